@@ -1,0 +1,65 @@
+# `make` alone lists the targets. Everything runs inside .venv, which is made on the first use.
+PYTHON ?= python3
+VENV ?= .venv
+# Extra arguments for pip, such as PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small, CPU-only torch.
+PIP_ARGS ?=
+# Arguments for the script of `demo`, `bench` or `pretrain`, such as ARGS="--help".
+ARGS ?=
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PY := $(VENV)/bin/python
+METADATA := settings.ini setup.py pyproject.toml constraints.txt
+
+EXTRAS_run :=
+EXTRAS_dev := [dev]
+EXTRAS_lab := [dev,notebooks]
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lab bench pretrain readme sync pin clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp-run ## learn a concept from one clip and edit it; writes out/demo/
+	$(PY) scripts/demo.py $(ARGS)
+
+test: check ## run every notebook and every test, and try the wheel in a clean environment
+	OMP_NUM_THREADS=1 $(VENV)/bin/nbdev-test --n-workers $(JOBS) --timing
+	$(PY) -m pytest
+
+check: $(VENV)/.stamp-dev ## the quick checks: metadata, clean notebooks, notebooks and library in step
+	$(PY) -m pytest -q tests/test_project.py tests/test_notebooks.py
+
+lab: $(VENV)/.stamp-lab ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab --notebook-dir nbs
+
+bench: $(VENV)/.stamp-run ## measure the method against its baselines
+	$(PY) scripts/bench.py $(ARGS)
+
+pretrain: $(VENV)/.stamp-run ## train the tiny model from scratch
+	$(PY) scripts/pretrain.py $(ARGS)
+
+readme: $(VENV)/.stamp-dev ## write README.md from nbs/index.ipynb
+	$(PY) scripts/readme.py
+
+sync: $(VENV)/.stamp-dev ## after editing a notebook: write sas_nb/, clean the notebooks, write README.md
+	$(VENV)/bin/nbdev-export
+	$(VENV)/bin/nbdev-clean
+	$(PY) scripts/readme.py
+
+pin: $(VENV)/.stamp-lab ## write constraints.txt from what is installed in .venv
+	$(PY) scripts/pin.py
+
+clean: ## remove build products and caches; keeps .venv and out/
+	rm -rf build dist _proc site *.egg-info .pytest_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+$(VENV)/.stamp-%: $(METADATA) | $(VENV)/bin/pip
+	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.$(EXTRAS_$*)'
+	@$(PY) -c 'import skia' || { echo "skia-python, which draws the clips, needs system libraries: apt install libgl1 libegl1 libexpat1"; exit 1; }
+	@touch $@
+
+$(VENV)/bin/pip:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or newer, or name yours with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "sas_nb needs Python 3.10 or newer and '$(PYTHON)' is $$($(PYTHON) --version 2>&1): name a newer one with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,39 @@
+"""What every test shares: no network, no windows, a fixed seed, and gpu or slow tests only where they can or should run."""
+import os, sys
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
+import pytest, torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    skips = []
+    if not config.getoption("--slow"): skips.append(("slow", pytest.mark.skip(reason="slow: run with --slow")))
+    if not torch.cuda.is_available(): skips.append(("gpu", pytest.mark.skip(reason="needs a CUDA device")))
+    for item in items:
+        for name, skip in skips:
+            if name in item.keywords: item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seeded(): torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path: return ROOT
+
+
+@pytest.fixture(scope="session")
+def files(root) -> list[Path]:
+    "The project's own files, relative to the top: those that git tracks and those that it would."
+    import subprocess
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, text=True)
+    if listed.returncode: pytest.skip("not a git checkout")
+    return [Path(f) for f in listed.stdout.split("\0") if f and (root / f).is_file()]

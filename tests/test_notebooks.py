@@ -1,0 +1,71 @@
+"""Every notebook keeps the house rules, and the lint that says so notices when one does not."""
+import nbformat, pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+import lint_notebooks, readme
+from lint_notebooks import lint, notebooks
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+def test_house_rules(path): assert not lint(path)
+
+
+@pytest.fixture
+def nbs(tmp_path, monkeypatch):
+    monkeypatch.setattr(lint_notebooks, "NBS", tmp_path)
+    return tmp_path
+
+
+def save(path, cells, **metadata):
+    nb = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}, **metadata})
+    path.write_text(nbformat.writes(nb))
+    return path
+
+
+def cells(*code, title="# Flow\n\n> Straight lines from noise to data.", end="## Exercises"):
+    return [new_markdown_cell(title), new_code_cell("#| default_exp flow"), *code, new_markdown_cell(end)]
+
+
+def picture(source): return new_code_cell(source, outputs=[new_output("display_data", {"image/png": PNG})])
+
+
+def test_a_good_notebook_passes(nbs):
+    assert lint(save(nbs / "03_flow.ipynb", cells(picture("#| fig-alt: A line\nplot()")))) == []
+
+
+@pytest.mark.parametrize("bad, says", [
+    (cells(title="# Flow"), "one-line description"),
+    (cells(end="the end"), "Exercises"),
+    (cells()[:1] + cells()[2:], "default_exp flow"),
+    (cells(new_code_cell("x = 1\n" * 26)), "26 lines"),
+    (cells(picture("plot()")), "fig-alt"),
+    (cells(new_code_cell("1/0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])])), "ZeroDivisionError"),
+    (cells(new_code_cell("p", outputs=[new_output("stream", text="saved /srv/ada/clip.mp4")])), "path of one machine"),
+    (cells(new_code_cell("p", outputs=[new_output("stream", text="0\n" * 3000)])), "6000 characters"),
+    (cells(new_code_cell("p", outputs=[new_output("display_data", {"text/html": "<img src='x'>"})])), "without alt"),
+])
+def test_lint_says_what_is_wrong_and_where(nbs, bad, says):
+    problems = lint(save(nbs / "03_flow.ipynb", bad))
+    assert len(problems) == 1 and says in problems[0] and "03_flow.ipynb" in problems[0]
+
+
+def test_lint_of_whole_files(nbs):
+    (nbs / "tutorials").mkdir()
+    assert "widgets" in lint(save(nbs / "03_flow.ipynb", cells(), widgets={}))[0]
+    assert "only numbered" in lint(save(nbs / "tutorials" / "train.ipynb", cells()))[0]
+    assert "over 200 KB" in lint(save(nbs / "03_flow.ipynb", cells(new_markdown_cell("a" * 204_800))))[0]
+
+
+def test_readme_shows_what_a_reader_needs(nbs):
+    index = save(nbs / "index.ipynb", [
+        new_markdown_cell("# sas_nb\n\n> Concepts from one video.\n\nSee [flow](03_flow.ipynb#loss), [licence](../LICENSE), [paper](https://arxiv.org/abs/2502.14844)."),
+        new_code_cell("#| hide\nsecret = 1"),
+        picture("#| fig-alt: A dancer\nshow()"),
+        picture("#| echo: false\n#| fig-alt: A wave\nquiet()"),
+        new_code_cell("clip", outputs=[new_output("execute_result", {"text/html": "<img alt='' src='data:image/png;base64,AAAA'>", "text/plain": "17 frames"})])])
+    body, images = readme.readme(index)
+    for part in ("(nbs/03_flow.ipynb#loss)", "(LICENSE)", "(https://arxiv.org/abs/2502.14844)", "![A dancer](nbs/images/", "![A wave](nbs/images/", "```python\nshow()", "17 frames"):
+        assert part in body
+    for part in ("secret", "#|", "quiet()", "```python\n\n```", "base64"): assert part not in body
+    assert len(images) == 2

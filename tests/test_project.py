@@ -1,0 +1,117 @@
+"""The project as a whole: metadata in step, library in step with the notebooks, sizes, and no traces of one machine."""
+import importlib.util, os, re, shutil, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+import sas_nb
+import readme
+
+if sys.version_info >= (3, 11): import tomllib
+else: import tomli as tomllib
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    config = ConfigParser(delimiters=["="])
+    config.read(root / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+@pytest.fixture(scope="module")
+def pyproject(root): return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def requirement_name(line): return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower()
+
+
+def test_settings_and_pyproject_say_the_same(settings, pyproject):
+    project = pyproject["project"]
+    assert project["name"] == settings["lib_name"] == sas_nb.__name__
+    assert project["requires-python"] == f">={settings['min_python']}"
+    assert project["license"] == settings["license"]
+    assert settings["version"] == sas_nb.__version__
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"]["attr"] == f"{settings['lib_name']}.__version__"
+
+
+def test_metadata_is_not_written_twice(pyproject):
+    single = {"version", "description", "authors", "keywords", "dependencies", "optional-dependencies", "scripts"}
+    assert single <= set(pyproject["project"]["dynamic"]) and not single & set(pyproject["project"])
+
+
+def test_nbdev_config(settings, pyproject):
+    nbdev = pyproject["tool"]["nbdev"]
+    assert nbdev["lib_path"] == settings["lib_name"] and nbdev["nbs_path"] == "nbs"
+    assert nbdev["tst_flags"].split() == ["notest", "slow", "gpu"]
+
+
+def test_constraints_pin_every_requirement(settings, root):
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (root / "constraints.txt").read_text(), re.M))
+    wanted = " ".join(settings[k] for k in ("requirements", "dev_requirements", "notebooks_requirements")).split()
+    assert not [w for w in wanted if requirement_name(w) not in pins]
+    assert not [p for p, version in pins.items() if "+" in version], "a local version cannot be found by pip elsewhere"
+
+
+def test_changelog_has_this_version(root):
+    assert f"## [{sas_nb.__version__}]" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def regenerated(root, tmp_path_factory):
+    "A copy of the project with notebooks cleaned and the library exported into an empty package."
+    copy = tmp_path_factory.mktemp("regenerated")
+    shutil.copy(root / "pyproject.toml", copy)
+    shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".*", "_*"))
+    (copy / "sas_nb").mkdir()
+    shutil.copy(root / "sas_nb" / "__init__.py", copy / "sas_nb")
+    for command in ("nbdev_clean", "nbdev_export"):
+        call = f"from nbdev.{'clean' if command == 'nbdev_clean' else 'cli'} import {command}; {command}()"
+        subprocess.run([sys.executable, "-c", call], cwd=copy, check=True, env={k: v for k, v in os.environ.items() if k != "IN_TEST"})
+    return copy
+
+
+def texts(folder, pattern): return {str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in folder.rglob(pattern) if ".ipynb_checkpoints" not in p.parts}
+
+
+def test_library_is_what_the_notebooks_export(root, regenerated):
+    here, exported = texts(root / "sas_nb", "*.py"), texts(regenerated / "sas_nb", "*.py")
+    assert not sorted(set(here) - set(exported)), "modules that no notebook exports"
+    assert not [name for name in exported if here.get(name) != exported[name]], "out of step with the notebooks: run `make sync`"
+
+
+def test_notebooks_are_clean(root, regenerated):
+    here, cleaned = texts(root / "nbs", "*.ipynb"), texts(regenerated / "nbs", "*.ipynb")
+    assert not [name for name in cleaned if here[name] != cleaned[name]], "not clean: run `make sync`"
+
+
+def test_readme_is_what_the_index_says(root):
+    if not readme.INDEX.exists(): pytest.skip("nbs/index.ipynb is not written yet")
+    assert not readme.stale(), "out of step with nbs/index.ipynb: run `make readme`"
+
+
+def test_sizes(root, files):
+    sizes = {f: (root / f).stat().st_size for f in files}
+    assert not {str(f): n for f, n in sizes.items() if n > 20 * 2**20}, "files over 20 MB"
+    assert sum(n for f, n in sizes.items() if f.parts[0] == "data") < 100 * 2**20
+
+
+def test_nothing_pickled_is_shipped(files):
+    assert not [str(f) for f in files if f.suffix in {".pt", ".pth", ".ckpt", ".pkl", ".bin", ".npy", ".npz", ".joblib"}], "use safetensors"
+
+
+def test_no_paths_of_one_machine(root, files):
+    "Neither this checkout's place nor anyone's home folder is written into a file."
+    places = [str(p) + os.sep for p in (root, root.parent, Path.home()) if p != Path(p.anchor)]
+    trace = re.compile((r"(?<![\w/.:-])(?:" + "|".join([*map(re.escape, places), r"/(?:home|Users)/[a-z]\w+/"]) + ")").encode())
+    binary = {".safetensors", ".mp4", ".png", ".gif", ".jpg"}
+    found = {str(f): m[0].decode() for f in files if f.suffix not in binary and (m := trace.search((root / f).read_bytes()))}
+    assert not found
+
+
+def test_modules_import_only_those_above_them(root):
+    "A flat house: the module of notebook NN imports only modules of lower numbers."
+    order = {re.sub(r"^\d+_", "", p.stem): p.stem for p in sorted((root / "nbs").glob("[0-9]*.ipynb"))}
+    names = list(order)
+    for i, name in enumerate(names):
+        source = (root / "sas_nb" / f"{name}.py").read_text(encoding="utf-8")
+        used = set(re.findall(r"^\s*(?:from|import) (?:sas_nb)?\.(\w+)", source, re.M))
+        assert not used - set(names[:i]), f"{order[name]} imports {used - set(names[:i])}"
