@@ -36,7 +36,7 @@ bench: $(VENV)/.stamp-run ## measure the method against its baselines
 	$(PY) scripts/bench.py $(ARGS)
 
 pretrain: $(VENV)/.stamp-run ## train the tiny model from scratch
-	$(PY) scripts/pretrain.py $(ARGS)
+	$(PY) -m sas_nb.pretrain $(ARGS)
 
 readme: $(VENV)/.stamp-dev ## write README.md from nbs/index.ipynb
 	$(PY) scripts/readme.py
@@ -44,6 +44,7 @@ readme: $(VENV)/.stamp-dev ## write README.md from nbs/index.ipynb
 sync: $(VENV)/.stamp-dev ## after editing a notebook: write sas_nb/, clean the notebooks, write README.md
 	$(VENV)/bin/nbdev-export
 	$(VENV)/bin/nbdev-clean
+	$(PY) scripts/strip.py
 	$(PY) scripts/readme.py
 
 pin: $(VENV)/.stamp-lab ## write constraints.txt from what is installed in .venv

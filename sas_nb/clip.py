@@ -35,8 +35,13 @@ _REFUSED = {
     errno.EEXIST: "a part of that path is a file and not a folder, so choose another path",
     errno.ENAMETOOLONG: "the name is too long, so choose a shorter one"}
 
-def _refused(path, e):
-    return UserError(f"Cannot write {path.name!r} to the folder {str(path.parent)!r}: {_REFUSED[e.errno]}.")
+def _refused(path, code):
+    return UserError(f"Cannot write {path.name!r} to the folder {str(path.parent)!r}: {_REFUSED[code]}.")
+
+def _code(e):
+    "The system's error number; safetensors has it only in its words."
+    if isinstance(e, OSError): return e.errno
+    return int(found[1]) if (found := re.search(r"\(os error (\d+)\)", str(e))) else None
 
 # %% ../nbs/00_clip.ipynb #4c62a9ea
 def _may_replace(path, marker):
@@ -78,10 +83,10 @@ def atomic(
         if marker: tmp.mkdir()
         yield tmp
         _swap(tmp, path)
-    except OSError as e:
-        name = str(e.filename or tmp)
+    except Exception as e:
+        name = str(getattr(e, "filename", None) or tmp)
         about_us = str(tmp).startswith(name) or name.startswith(str(tmp))
-        if about_us and e.errno in _REFUSED: raise _refused(given, e) from e
+        if about_us and _code(e) in _REFUSED: raise _refused(given, _code(e)) from e
         raise
     finally:
         with suppress(OSError): shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()

@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'Recommended', 'Wan',
            'VideoDiT', 'split_placeholders', 'add_tokens', 'fingerprint', 'cache_folder', 'cached']
 
-# %% ../nbs/02_dit.ipynb #edc7510e
+# %% ../nbs/02_dit.ipynb #57465e9b
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from .clip import Clip, UserError, atomic, contact_sheet
 
-# %% ../nbs/02_dit.ipynb #f21e464b
+# %% ../nbs/02_dit.ipynb #af7390b8
 def data_path(name:str, # such as `"tiny"` or `"clips/dancer.mp4"`
              )->Path:   # the file or folder on disk
     "Where data shipped with sas_nb lies: in the installed package, or in `data/` of a source checkout. Raises `UserError`."
@@ -33,7 +33,7 @@ def data_path(name:str, # such as `"tiny"` or `"clips/dancer.mp4"`
         if (path := root/"data"/name).exists(): return path
     raise UserError(f"{name!r} is not shipped with sas_nb: name a file or folder of its data/, such as 'tiny'.")
 
-# %% ../nbs/02_dit.ipynb #87721327
+# %% ../nbs/02_dit.ipynb #78c4adac
 class OnePad(WanAttnProcessor):
     "Cross-attention in which the last text token stands for all padding up to `length` tokens. Exact, not an approximation."
     def __init__(self, length:int=512): super().__init__(); self.length = length
@@ -49,7 +49,7 @@ def trim(text:Tensor, # (B, 512, D) padded with zeros
     longest = int((text.abs().sum(-1) > 0).sum(1).max())
     return text[:, :min(longest+1, text.shape[1])]
 
-# %% ../nbs/02_dit.ipynb #0ff63498
+# %% ../nbs/02_dit.ipynb #1716e478
 def best_device()->torch.device:
     "CUDA, Apple's MPS or the CPU, whatever is there, in this order."
     if torch.cuda.is_available(): return torch.device("cuda")
@@ -60,7 +60,7 @@ def best_dtype(device:torch.device)->torch.dtype:
     if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.float32
 
-# %% ../nbs/02_dit.ipynb #a7330453
+# %% ../nbs/02_dit.ipynb #13ab93f2
 @dataclass
 class Recommended:
     "What a checkpoint works best with; read from `sas_nb.json` in its folder, else Wan 2.1's own values."
@@ -81,7 +81,7 @@ class Recommended:
         said = json.loads(path.read_text()) if path and path.exists() else {}
         return cls(**{f.name: said[f.name] for f in fields(cls) if f.name in said})
 
-# %% ../nbs/02_dit.ipynb #46d9e233
+# %% ../nbs/02_dit.ipynb #4b6e338c
 class Wan:
     "What is particular to Wan pipelines."
     pipeline, text_length = WanPipeline, 512
@@ -103,7 +103,7 @@ class Wan:
 
 FAMILIES = {"WanPipeline": Wan}
 
-# %% ../nbs/02_dit.ipynb #c3f1d9f3
+# %% ../nbs/02_dit.ipynb #8cba2933
 class VideoDiT:
     "A text-to-video diffusion transformer with one interface, over a diffusers pipeline."
     def __init__(self,
@@ -126,7 +126,7 @@ class VideoDiT:
         n = sum(p.numel() for p in self.transformer.parameters())/1e6
         return f"VideoDiT({self.name!r}, {self.family.__name__}, {n:.1f}M weights, {self.dtype}, {self.device})"
 
-# %% ../nbs/02_dit.ipynb #4babae80
+# %% ../nbs/02_dit.ipynb #e2e8e39b
 def _folder(name):
     "The local folder that `name` means, or None for a hub id."
     if (path := Path(name).expanduser()).is_dir(): return path
@@ -144,6 +144,7 @@ def _quiet():
         with warnings.catch_warnings(): warnings.simplefilter("ignore", FutureWarning); yield
     finally: d.enable_progress_bar(); t.enable_progress_bar()
 
+# %% ../nbs/02_dit.ipynb #8f5d4f6a
 @patch(cls_method=True)
 def load(cls:VideoDiT,
          name:str|Path="tiny",           # "tiny", a folder, or a hub id in diffusers' layout
@@ -164,7 +165,7 @@ def load(cls:VideoDiT,
     pipe.set_progress_bar_config(disable=True)
     return cls(pipe.to(device), str(name), Recommended.read(folder))
 
-# %% ../nbs/02_dit.ipynb #f77a427c
+# %% ../nbs/02_dit.ipynb #9eb4509b
 @patch
 @torch.no_grad()
 def encode(self:VideoDiT,
@@ -181,6 +182,7 @@ def encode(self:VideoDiT,
     mean, std = self.family.statistics(vae, z)
     return ((z-mean)/std).float()
 
+# %% ../nbs/02_dit.ipynb #0a1b3032
 @patch
 @torch.no_grad()
 def decode(self:VideoDiT,
@@ -193,7 +195,7 @@ def decode(self:VideoDiT,
     x = torch.cat([vae.decode(b).sample for b in (z*std+mean).split(8)])
     return (x.float().transpose(1, 2)/2+.5).clamp(0, 1)
 
-# %% ../nbs/02_dit.ipynb #095f2060
+# %% ../nbs/02_dit.ipynb #62d0f34c
 @patch
 def _part(self:VideoDiT, name):
     "A part of the pipeline; a clear error after `free`."
@@ -207,7 +209,7 @@ def free(self:VideoDiT, *names:str):
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
-# %% ../nbs/02_dit.ipynb #0d035685
+# %% ../nbs/02_dit.ipynb #b4fffb5d
 PLACEHOLDERS = ("[v]", "[u]") # the new words of the method: who, and how they move
 
 def split_placeholders(prompt:str)->tuple[str, list[str]]: # the plain prompt, the placeholders in it
@@ -227,7 +229,7 @@ def check_words(self:VideoDiT, prompt:str):
     near = [f"{w!r}" + (f" (near: {', '.join(m)})" if (m := get_close_matches(w.lower(), known, 3, .5)) else "") for w in dict.fromkeys(strange)]
     raise UserError(f"{self.name!r} does not know {', '.join(near)}: use words of its vocabulary, which are {' '.join(known) if len(known) < 200 else 'listed in its tokenizer'}.")
 
-# %% ../nbs/02_dit.ipynb #9f0f70ff
+# %% ../nbs/02_dit.ipynb #6930c7d3
 @patch
 @torch.no_grad()
 def embed(self:VideoDiT,
@@ -252,7 +254,7 @@ def add_tokens(text:Tensor,                # (B, L, D) as `embed` gives it
     nothing = text.new_zeros(text.shape[-1])
     return torch.cat([torch.stack([torch.stack(g + [nothing]*(longest-len(g))) for g in given]), text], 1)
 
-# %% ../nbs/02_dit.ipynb #961a0bab
+# %% ../nbs/02_dit.ipynb #bc2012d1
 @patch(as_prop=True)
 def text_width(self:VideoDiT)->int:
     "D, the width of the text that the DiT reads."
@@ -264,7 +266,7 @@ def prompt_embeds(self:VideoDiT, prompts:str|list[str], tokens:dict[str, Tensor]
     text = self.embed(prompts, tokens)
     return F.pad(text, (0, 0, 0, self.family.text_length-text.shape[1]))
 
-# %% ../nbs/02_dit.ipynb #38c634f2
+# %% ../nbs/02_dit.ipynb #d50abf38
 def fingerprint(module:torch.nn.Module)->str:
     "Sixteen hex digits that name a module's weights: a hash over every tensor's name, shape and up to 64 of its values."
     h = hashlib.sha256()
@@ -294,7 +296,7 @@ def cached(make,   # () -> dict of tensors
     except UserError: pass
     return made
 
-# %% ../nbs/02_dit.ipynb #c34c2778
+# %% ../nbs/02_dit.ipynb #581ed494
 @patch
 def encode_once(self:VideoDiT, frames:Tensor)->Tensor:
     "`encode`, kept on disk by content; on the CPU."
@@ -305,7 +307,7 @@ def embed_once(self:VideoDiT, prompt:str)->Tensor: # (1, L, D)
     "`embed` of one prompt without placeholders' vectors, kept on disk by content; on the CPU."
     return cached(lambda: dict(text=self.embed(prompt)), "text", fingerprint(self._part("text_encoder")), split_placeholders(prompt)[0])["text"]
 
-# %% ../nbs/02_dit.ipynb #d19b7ae1
+# %% ../nbs/02_dit.ipynb #17d3cf01
 @patch
 def velocity(self:VideoDiT,
              x:Tensor,    # (B, C, t, h, w) noisy latents
@@ -325,13 +327,14 @@ def noise(self:VideoDiT,
     shape = (c.in_channels, ((num_frames or r.num_frames)-1)//self.time_factor+1, (height or r.height)//self.space_factor, (width or r.width)//self.space_factor)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(self.device)
 
-# %% ../nbs/02_dit.ipynb #ad24d44d
+# %% ../nbs/02_dit.ipynb #39a5dc88
 def _guided(self, x, t, text, scale, velocity):
     "Velocity with classifier-free guidance; `text` holds the prompts, then as many negatives, unless `scale` is 1."
     if scale == 1: return velocity(x, t, text)
     cond, uncond = velocity(torch.cat([x, x]), torch.cat([t, t]), text).float().chunk(2)
     return uncond + scale*(cond-uncond)
 
+# %% ../nbs/02_dit.ipynb #6d709db5
 @patch
 @torch.no_grad()
 def denoise(self:VideoDiT,
@@ -350,7 +353,7 @@ def denoise(self:VideoDiT,
         x = scheduler.step(v.float(), t, x, return_dict=False)[0]
     return x
 
-# %% ../nbs/02_dit.ipynb #69cfac7e
+# %% ../nbs/02_dit.ipynb #56a5fa18
 @patch
 def sample(self:VideoDiT,
            prompt:str|list[str],       # what to show; a list gives a list of clips, in one batch

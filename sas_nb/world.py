@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['SCENES', 'COLOURS', 'HATS', 'HELD', 'LIGHTS', 'CAMERAS', 'MOTIONS', 'THINGS', 'KINDS', 'CHANNELS', 'NAMED',
-           'IDENTITY', 'JOINTS', 'GROUND', 'Gait', 'random_gait', 'Person', 'Thing', 'Spec', 'random_person',
-           'random_thing', 'random_spec', 'joints', 'render_array', 'render', 'Caption', 'caption', 'edit', 'Truth',
-           'truth', 'vocabulary']
+           'IDENTITY', 'HELDOUT', 'JOINTS', 'GROUND', 'Gait', 'random_gait', 'Person', 'Thing', 'Spec', 'random_person',
+           'random_thing', 'random_spec', 'heldout_spec', 'joints', 'Caption', 'caption', 'render_array', 'render',
+           'edit', 'Truth', 'truth', 'vocabulary']
 
-# %% ../nbs/01_world.ipynb #85c6c1c7
-from dataclasses import dataclass, field, replace
+# %% ../nbs/01_world.ipynb #e17fb2d4
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import NamedTuple
 import math
 import numpy as np, skia, torch
-from .clip import Clip, UserError, contact_sheet
+from fastcore.basics import patch
+from .clip import Clip, UserError
 
-# %% ../nbs/01_world.ipynb #bde4f06b
+# %% ../nbs/01_world.ipynb #81790cff
 SCENES = dict(beach="on a beach", forest="in a forest", street="on a street", snow="in the snow", desert="in a desert",
               room="in a room", stage="on a stage", park="in a park", mountains="in the mountains")
 COLOURS = dict(red=(214, 48, 49), blue=(42, 96, 204), green=(46, 148, 68), yellow=(244, 206, 52), orange=(238, 132, 34),
@@ -28,79 +31,111 @@ MOTIONS = ("standing", "walking", "running", "jumping", "waving", "kicking", "sq
 THINGS = dict(waves="ocean waves", bonfire="a bonfire", flag="a flag in the wind", tree="a tree in the wind")
 KINDS = ("man", "woman")
 
-# %% ../nbs/01_world.ipynb #0f698803
+# %% ../nbs/01_world.ipynb #458d8816
+def _known_word(name, value, words):
+    "Raise `UserError` unless `value` is one of `words`."
+    if value not in tuple(words): raise UserError(f"The world has no {name} called {value!r}: choose one of {', '.join(words)}.")
+
+def _known_words(x, **options):
+    for name, words in options.items(): _known_word(name, getattr(x, name), words)
+
+def _field_names(kind): return [f.name for f in fields(kind) if f.name != "subjects"]
+
+def _known_fields(given, *kinds):
+    "Raise `UserError` for a name that is no field of any of these dataclasses."
+    names = [n for kind in kinds for n in _field_names(kind)]
+    if unknown := [name for name in given if name not in names]:
+        owners = " and ".join(f"a {kind.__name__.lower()}" for kind in kinds)
+        raise UserError(f"There is no field {unknown[0]!r} in {owners}: use one of {', '.join(dict.fromkeys(names))}.")
+
+# %% ../nbs/01_world.ipynb #247e9753
 CHANNELS = ("lean", "head", "shoulder_l", "elbow_l", "shoulder_r", "elbow_r", "hip_l", "knee_l", "hip_r", "knee_r", "step", "hop")
-_REST = dict(shoulder_l=-.25, shoulder_r=.25, hip_l=-.12, hip_r=.12)
 
 @dataclass(frozen=True)
 class Gait:
-    "Fourier coefficients of the twelve `CHANNELS`; angles in radians, `step` and `hop` in pixels of a 64-pixel stage."
+    "A movement: Fourier coefficients of the twelve `CHANNELS`; angles in radians, `step` and `hop` in pixels of a 64-pixel stage."
     base:tuple       # (12,) mean of each channel
     waves:tuple      # (12, 2, 2) channel, harmonic, (sin, cos)
     freq:float       # cycles per second
     travel:float=0.  # drift across the stage, pixels per second
     phase:float=0.   # where in its cycle the movement starts, in cycles
-    def at(self,
-           seconds:np.ndarray, # (T,) times
-           strength:float=1.,  # scales the movement, not the mean pose
-          )->np.ndarray:       # (T, 12) channel values
-        "Channel values over time; a hop cannot go below the ground."
-        k = np.arange(1, 3)
-        phase = 2*np.pi*(self.freq*np.asarray(seconds)[:, None]+self.phase)*k
-        basis = np.stack([np.sin(phase), np.cos(phase)], -1)
-        x = np.asarray(self.base) + strength*np.einsum("tkp,ckp->tc", basis, np.asarray(self.waves))
-        x[:, 11] = x[:, 11].clip(min=0)
-        return x
-    @property
-    def vector(self)->np.ndarray: # (63,)
-        "Everything that tells this movement from another one, as one vector."
-        return np.r_[np.asarray(self.base), np.asarray(self.waves).ravel(), self.freq, self.travel, self.phase]
 
-# %% ../nbs/01_world.ipynb #0dbf776e
+# %% ../nbs/01_world.ipynb #39e01bb4
+@patch
+def at(self:Gait,
+       seconds:np.ndarray, # (T,) times
+       strength:float=1.,  # scales the waves, not the mean pose
+      )->np.ndarray:       # (T, 12) channel values, order `CHANNELS`
+    "Channel values over time; a hop cannot go below the ground."
+    k = np.arange(1, 3)
+    phase = 2*np.pi*(self.freq*np.asarray(seconds)[:, None]+self.phase)*k
+    basis = np.stack([np.sin(phase), np.cos(phase)], -1)
+    x = np.asarray(self.base) + strength*np.einsum("tkp,ckp->tc", basis, np.asarray(self.waves))
+    x[:, 11] = x[:, 11].clip(min=0)
+    return x
+
+@patch(as_prop=True)
+def vector(self:Gait)->np.ndarray: # (63,)
+    "Everything that tells this movement from another one, as one vector."
+    return np.r_[np.asarray(self.base), np.asarray(self.waves).ravel(), self.freq, self.travel, self.phase]
+
+# %% ../nbs/01_world.ipynb #650e06e2
+_REST = dict(shoulder_l=-.25, shoulder_r=.25, hip_l=-.12, hip_r=.12)
+
+def _tuples(x): return tuple(map(_tuples, x)) if isinstance(x, list) else x
+
 def _gait(freq, travel=0., **channels):
     "Gait from `channel=(mean, sin1, cos1, sin2, cos2)`; missing channels rest."
-    base, waves = np.zeros(12), np.zeros((12, 2, 2))
-    for i, name in enumerate(CHANNELS):
-        v = np.zeros(5); given = np.atleast_1d(channels.get(name, _REST.get(name, 0.)))
-        v[:len(given)] = given
-        base[i], waves[i] = v[0], v[1:].reshape(2, 2)
-    return Gait(tuple(base.tolist()), tuple(tuple(map(tuple, w)) for w in waves.tolist()), freq, travel)
+    table = np.zeros((12, 5))
+    for row, name in zip(table, CHANNELS):
+        given = np.atleast_1d(channels.get(name, _REST.get(name, 0.)))
+        row[:len(given)] = given
+    return Gait(_tuples(table[:, 0].tolist()), _tuples(table[:, 1:].reshape(12, 2, 2).tolist()), freq, travel)
 
+# %% ../nbs/01_world.ipynb #2e81619e
 NAMED = dict(
     standing=_gait(.5, lean=(0, .03), shoulder_l=(-.22, .04), shoulder_r=(.22, -.04)),
-    walking=_gait(.8, 7., hip_l=(0, .5), hip_r=(0, -.5), knee_l=(-.3, 0, -.3), knee_r=(-.3, 0, .3), shoulder_l=(0, -.5), shoulder_r=(0, .5), elbow_l=.2, elbow_r=.2, lean=.05),
-    running=_gait(1.15, 12., hip_l=(.15, .85), hip_r=(.15, -.85), knee_l=(-.8, 0, -.6), knee_r=(-.8, 0, .6), shoulder_l=(0, -.8), shoulder_r=(0, .8), elbow_l=1.5, elbow_r=1.5, lean=.25, hop=(.8, 0, 0, 1.6)),
-    jumping=_gait(.8, hop=(1, 10), shoulder_l=(-1.3, -1.1), shoulder_r=(1.3, 1.1), hip_l=(-.25, .15), hip_r=(.25, -.15), knee_l=(.35, -.35), knee_r=(-.35, .35)),
+    walking=_gait(.8, 7., hip_l=(0, .5), hip_r=(0, -.5), knee_l=(-.3, 0, -.3), knee_r=(-.3, 0, .3),
+                  shoulder_l=(0, -.5), shoulder_r=(0, .5), elbow_l=.2, elbow_r=.2, lean=.05),
+    running=_gait(1.15, 12., hip_l=(.15, .85), hip_r=(.15, -.85), knee_l=(-.8, 0, -.6), knee_r=(-.8, 0, .6),
+                  shoulder_l=(0, -.8), shoulder_r=(0, .8), elbow_l=1.5, elbow_r=1.5, lean=.25, hop=(.8, 0, 0, 1.6)),
+    jumping=_gait(.8, hop=(1, 10), shoulder_l=(-1.3, -1.1), shoulder_r=(1.3, 1.1),
+                  hip_l=(-.25, .15), hip_r=(.25, -.15), knee_l=(.35, -.35), knee_r=(-.35, .35)),
     waving=_gait(1.1, shoulder_r=2.3, elbow_r=(.45, .65), lean=(0, .03)),
     kicking=_gait(.7, hip_r=(.65, .75), knee_r=(-.35, -.35, .2), shoulder_l=(-.9, -.3), shoulder_r=(.7, -.4), lean=(-.12, -.1)),
-    squatting=_gait(.7, hip_l=(-.5, 0, .42), knee_l=(.95, 0, -.85), hip_r=(.5, 0, -.42), knee_r=(-.95, 0, .85), shoulder_l=(-.9, 0, .6), shoulder_r=(.9, 0, -.6)),
+    squatting=_gait(.7, hip_l=(-.5, 0, .42), knee_l=(.95, 0, -.85), hip_r=(.5, 0, -.42), knee_r=(-.95, 0, .85),
+                    shoulder_l=(-.9, 0, .6), shoulder_r=(.9, 0, -.6)),
     bowing=_gait(.55, lean=(.55, 0, -.55), head=(.2, 0, -.2), shoulder_l=(-.1, 0, -.1), shoulder_r=(.5, 0, -.3)))
 
-# %% ../nbs/01_world.ipynb #53afe23b
-_SWING = np.array([.18, .25, .9, .7, .9, .7, .38, .42, .38, .42, 4., 3.])
+# %% ../nbs/01_world.ipynb #a98b387e
+_SWING = np.array([.18, .25, .9, .7, .9, .7, .38, .42, .38, .42, 4., 3.]) # how far each channel may go, order `CHANNELS`
 
-def random_gait(rng:np.random.Generator, # source of the dance
-                motion:str="dancing",     # one of `MOTIONS`
-               )->Gait:
-    "A movement of this name: a jittered table entry, or for 'dancing' a new random Fourier series."
-    if motion != "dancing":
-        g = NAMED[motion]; amp = rng.uniform(.88, 1.12)
-        waves = np.asarray(g.waves)*amp
-        return replace(g, waves=tuple(tuple(map(tuple, w)) for w in waves.tolist()), freq=g.freq*rng.uniform(.92, 1.08), phase=float(rng.random()))
+def _random_dance(rng):
     rest = np.array([_REST.get(c, 0.) for c in CHANNELS])
     raised = rng.uniform(.1, 1.5, 2)*[-1, 1]
     base = rest + rng.normal(0, .35, 12)*_SWING
     base[[2, 4]], base[[10, 11]] = raised, 0
     waves = rng.normal(0, 1, (12, 2, 2))*_SWING[:, None, None]*np.array([.62, .28])[None, :, None]
-    waves[11] *= rng.random() < .5
-    return Gait(tuple(base.tolist()), tuple(tuple(map(tuple, w)) for w in waves.tolist()), float(rng.uniform(.5, .95)))
+    waves[11] *= rng.random() < .5 # half of all dances stay on the ground
+    return Gait(_tuples(base.tolist()), _tuples(waves.tolist()), float(rng.uniform(.5, .95)))
 
-# %% ../nbs/01_world.ipynb #57697c81
-IDENTITY = ("head", "torso", "legs", "arms", "width", "limbs", "skin", "hair", "hair_length", "pattern", "pattern_colour", "pattern_scale")
+def random_gait(rng:np.random.Generator, # source of the dance
+                motion:str="dancing",    # one of `MOTIONS`
+               )->Gait:
+    "A movement of this name: a jittered table entry, or for 'dancing' a new random Fourier series. Raises `UserError`."
+    _known_word("motion", motion, MOTIONS)
+    if motion == "dancing": return _random_dance(rng)
+    g = NAMED[motion]
+    waves = np.asarray(g.waves)*rng.uniform(.88, 1.12)
+    return replace(g, waves=_tuples(waves.tolist()), freq=g.freq*rng.uniform(.92, 1.08), phase=float(rng.random()))
+
+# %% ../nbs/01_world.ipynb #4e33885c
+IDENTITY = ("head", "torso", "legs", "arms", "width", "limbs", "skin", "hair", "hair_length",
+            "pattern", "pattern_colour", "pattern_scale")
 
 @dataclass(frozen=True)
 class Person:
-    "One figure: words (kind, clothes, motion) and the wordless rest (identity, gait)."
+    "One figure: words (kind, clothes, motion) and the wordless rest (identity, gait). Raises `UserError` for an unknown word."
     kind:str="man"
     identity:tuple=(.5,)*12 # twelve numbers in [0, 1], see `IDENTITY`
     shirt:str="red"
@@ -109,312 +144,432 @@ class Person:
     held:str="none"
     motion:str="standing"
     gait:Gait=NAMED["standing"]
-    strength:float=1.       # motion strength: scales the gait's waves
+    strength:float=1.       # scales the movement; 0 freezes the mean pose
     x:float=32.             # where on stage, pixels of a 64-pixel stage
     size:float=1.           # 1 fills about two thirds of the picture's height
     facing:int=1            # 1 or -1: mirrors the gait
 
+    def __post_init__(self):
+        _known_words(self, kind=KINDS, shirt=COLOURS, trousers=COLOURS, hat=HATS, held=HELD, motion=MOTIONS)
+
+# %% ../nbs/01_world.ipynb #59cca653
 @dataclass(frozen=True)
 class Thing:
-    "A dynamic thing that is not a person: one of `THINGS` with four unnamed shape numbers in [0, 1]."
-    kind:str="bonfire"
-    shape:tuple=(.5,)*4
-    x:float=32.
-    strength:float=1.
+    "A dynamic thing that is not a person, with four unnamed shape numbers. Raises `UserError` for an unknown kind."
+    kind:str="bonfire"  # one of `THINGS`
+    shape:tuple=(.5,)*4 # in [0, 1]: how fast, how big, how wild, which colour or width
+    x:float=32.         # where on stage; waves fill it
+    strength:float=1.   # scales the movement; 0 freezes it
+
+    def __post_init__(self): _known_words(self, kind=THINGS)
 
 @dataclass(frozen=True)
 class Spec:
-    "A whole clip as data: `render`, `caption` and `truth` read nothing else."
-    subjects:tuple=(Person(),)
+    "A whole clip as data: `render`, `caption` and `truth` read nothing else. Raises `UserError` for an unknown word."
+    subjects:tuple=(Person(),) # people and things
     scene:str="park"
     light:str="day"
     camera:str="static"
-    backdrop:float=.5   # unnamed variation of the scene's layout
-    drift:float=1.      # camera direction and amount
+    backdrop:float=.5          # unnamed variation of the scene's layout, in [0, 1]
+    drift:float=1.             # which way and how far the camera pans, in [-1, 1]
 
-# %% ../nbs/01_world.ipynb #46ea48ad
-def random_person(rng, **fixed)->Person:
-    "A person nobody has met: words and wordless parts drawn at random, except the fields given."
+    def __post_init__(self): _known_words(self, scene=SCENES, light=LIGHTS, camera=CAMERAS)
+
+# %% ../nbs/01_world.ipynb #5192f440
+def random_person(rng:np.random.Generator, # source of the person
+                  **fixed,                 # fields of `Person` to hold fixed
+                 )->Person:
+    "A person nobody has met: words and wordless parts drawn at random, except the fields given. Raises `UserError`."
+    _known_fields(fixed, Person)
     pick = lambda options: options[rng.integers(len(options))]
     maybe = lambda options, p: pick(list(options)[1:]) if rng.random() < p else "none"
     motion = fixed.pop("motion", None) or (pick(MOTIONS[:-1]) if rng.random() < .65 else "dancing")
-    drawn = dict(kind=pick(KINDS), identity=tuple(rng.uniform(0, 1, 12).tolist()), shirt=pick(list(COLOURS)), trousers=pick(list(COLOURS)),
-                 hat=maybe(HATS, .45), held=maybe(HELD, .35), motion=motion, gait=random_gait(rng, motion),
+    drawn = dict(kind=pick(KINDS), identity=tuple(rng.uniform(0, 1, 12).tolist()),
+                 shirt=pick(list(COLOURS)), trousers=pick(list(COLOURS)), hat=maybe(HATS, .45), held=maybe(HELD, .35),
+                 motion=motion, gait=random_gait(rng, motion),
                  x=float(rng.uniform(27, 37)), size=float(rng.uniform(.93, 1.07)), facing=int(rng.choice([-1, 1])))
     return Person(**{**drawn, **fixed})
 
-def random_thing(rng, **fixed)->Thing:
-    "A dynamic thing with its own unnamed shape."
+def random_thing(rng:np.random.Generator, # source of the thing
+                 **fixed,                 # fields of `Thing` to hold fixed
+                )->Thing:
+    "A dynamic thing with its own unnamed shape, except the fields given. Raises `UserError`."
+    _known_fields(fixed, Thing)
     drawn = dict(kind=list(THINGS)[rng.integers(4)], shape=tuple(rng.uniform(0, 1, 4).tolist()), x=float(rng.uniform(24, 40)))
     return Thing(**{**drawn, **fixed})
 
-# %% ../nbs/01_world.ipynb #bd9be8d9
-def random_spec(seed:int,          # same seed, same spec
-                people:int|None=None, # 0, 1 or 2; drawn when None
-                things:int|None=None, # 0 or 1; drawn when None
-                **fixed,            # fields of `Spec` to hold fixed (scene=, light=, camera=)
-               )->Spec:
-    "A random clip of the world: mostly one person, sometimes two, sometimes a dynamic thing, alone or beside."
-    rng = np.random.default_rng(seed)
+# %% ../nbs/01_world.ipynb #b301bbf9
+HELDOUT = 2*10**9 # seeds of `random_spec` stay below; those of held-out concepts start here
+
+def _counts(rng, people, things):
+    "How many people and things: as asked, or drawn."
+    if people not in (None, 0, 1, 2) or things not in (None, 0, 1) or people == things == 0:
+        raise UserError(f"A stage holds 0, 1 or 2 people and 0 or 1 thing, and somebody must be on it: "
+                        f"people={people} with things={things} cannot be drawn, so ask for fewer or leave them out.")
     if people is None: people = int(rng.choice([0, 1, 2], p=[.1, .78, .12])) if things != 0 else int(rng.choice([1, 2], p=[.87, .13]))
     if things is None: things = 1 if people == 0 else int(people == 1 and rng.random() < .12)
-    if not 1 <= people+things <= 3: raise UserError(f"A stage holds one to three subjects, not {people+things}: ask for people=0, 1 or 2 and things=0 or 1.")
-    subjects = [random_person(rng) for _ in range(people)] + [random_thing(rng) for _ in range(things)]
-    if len(subjects) > 1:
-        places = np.linspace(17, 47, len(subjects)) + rng.uniform(-2, 2, len(subjects))
-        subjects = [replace(s, x=float(p), **(dict(size=s.size*.8) if isinstance(s, Person) else {})) for s, p in zip(subjects, places)]
+    return people, things
+
+def _placed(rng, subjects):
+    "Side by side, people a little smaller, when there are several."
+    if len(subjects) == 1: return subjects
+    places = np.linspace(17, 47, len(subjects)) + rng.uniform(-2, 2, len(subjects))
+    smaller = lambda s: dict(size=s.size*.8) if isinstance(s, Person) else {}
+    return [replace(s, x=float(p), **smaller(s)) for s, p in zip(subjects, places)]
+
+# %% ../nbs/01_world.ipynb #a90b674d
+def random_spec(seed:int,             # same seed, same spec; 0 or more and below `HELDOUT`
+                people:int|None=None, # 0, 1 or 2; drawn when None
+                things:int|None=None, # 0 or 1; drawn when None
+                **fixed,              # fields of `Spec` to hold fixed (scene=, light=, camera=, backdrop=, drift=)
+               )->Spec:
+    "A random clip: mostly one person, sometimes two, sometimes a dynamic thing, alone or beside. Raises `UserError`."
+    if not 0 <= seed < HELDOUT:
+        raise UserError(f"The seed {seed} is not between 0 and {HELDOUT-1}: use one that is; "
+                        "larger ones are kept for the held-out concepts of heldout_spec.")
+    _known_fields(fixed, Spec)
+    rng = np.random.default_rng(seed)
+    people, things = _counts(rng, people, things)
+    subjects = _placed(rng, [random_person(rng) for _ in range(people)] + [random_thing(rng) for _ in range(things)])
     drawn = dict(scene=list(SCENES)[rng.integers(len(SCENES))], light=str(rng.choice(list(LIGHTS), p=[.56, .22, .22])),
-                 camera=str(rng.choice(list(CAMERAS), p=[.7, .15, .15])), backdrop=float(rng.random()), drift=float(rng.choice([-1, 1])*rng.uniform(.7, 1)))
+                 camera=str(rng.choice(list(CAMERAS), p=[.7, .15, .15])), backdrop=float(rng.random()),
+                 drift=float(rng.choice([-1, 1])*rng.uniform(.7, 1)))
     return Spec(tuple(subjects), **{**drawn, **fixed})
 
-# %% ../nbs/01_world.ipynb #d4a1ff64
+# %% ../nbs/01_world.ipynb #df5bb5d2
+def heldout_spec(n:int, # which one, 0 or more
+                )->Spec:
+    "The `n`-th held-out concept: a dancing person, identity and dance from seeds that `random_spec` refuses. Raises `UserError`."
+    if n < 0: raise UserError(f"Held-out concepts are counted from 0, and {n} is below that: give 0 or more.")
+    rng = np.random.default_rng(HELDOUT+n)
+    return Spec((random_person(rng, motion="dancing", hat="none", held="none", x=32.),))
+
+# %% ../nbs/01_world.ipynb #56958e77
 JOINTS = ("head", "neck", "pelvis", "shoulder_l", "elbow_l", "hand_l", "shoulder_r", "elbow_r", "hand_r",
           "hip_l", "knee_l", "foot_l", "hip_r", "knee_r", "foot_r")
 GROUND = 57. # where feet stand, in pixels of a 64-pixel stage
 
-def _body(p:Person):
+def _body(p):
     "Lengths of a person's parts, in pixels of a 64-pixel stage."
-    i, s = dict(zip(IDENTITY, p.identity)), p.size
-    lerp = lambda name, lo, hi: s*(lo + (hi-lo)*i[name])
-    return dict(head=lerp("head", 3.8, 5.6), torso=lerp("torso", 10.5, 14.5), leg=lerp("legs", 7.2, 10.2), arm=lerp("arms", 6., 8.6),
-                width=lerp("width", 2.9, 5.1), limb=lerp("limbs", 2.9, 4.5))
+    ranges = dict(head=(3.8, 5.6), torso=(10.5, 14.5), legs=(7.2, 10.2), arms=(6., 8.6), width=(2.9, 5.1), limbs=(2.9, 4.5))
+    i = dict(zip(IDENTITY, p.identity))
+    return {name: p.size*(lo + (hi-lo)*i[name]) for name, (lo, hi) in ranges.items()}
 
-def _limb(root, angle1, length1, angle2, length2):
-    "Two-segment limb: its middle and end joints."
-    step = lambda a, l: np.stack([np.sin(a), np.cos(a)], -1)*l
-    mid = root + step(angle1, length1)
-    return mid, mid + step(angle1+angle2, length2)
+def _step(angle, length): return np.stack([np.sin(angle), np.cos(angle)], -1)*length
 
-# %% ../nbs/01_world.ipynb #acf61ffd
-def joints(p:Person,              # who
-           seconds:np.ndarray,    # (T,) times
-          )->np.ndarray:          # (T, 15, 2) x, y in pixels of a 64-pixel stage, order `JOINTS`
-    "Where every joint is at every moment."
+def _limb(root, angle1, angle2, length):
+    "A limb of two equal segments: its middle and end joints."
+    mid = root + _step(angle1, length)
+    return mid, mid + _step(angle1+angle2, length)
+
+# %% ../nbs/01_world.ipynb #8043b545
+def joints(p:Person,           # who
+           seconds:np.ndarray, # (T,) times
+          )->np.ndarray:       # (T, 15, 2) x, y in pixels of a 64-pixel stage, order `JOINTS`
+    "Where every joint is at every moment, before the camera."
+    seconds = np.asarray(seconds)
     b, c = _body(p), dict(zip(CHANNELS, p.gait.at(seconds, p.strength).T))
-    T, zero = len(seconds), np.zeros((len(seconds), 2))
-    up = np.stack([np.sin(c["lean"]), -np.cos(c["lean"])], -1)
-    side = np.stack([np.cos(c["lean"]), np.sin(c["lean"])], -1)
+    lean, tilt, pelvis = c["lean"], c["lean"]+c["head"], np.zeros((len(seconds), 2))
+    up, side = (np.stack(v, -1) for v in ((np.sin(lean), -np.cos(lean)), (np.cos(lean), np.sin(lean))))
     neck = up*b["torso"]
-    tilt = c["lean"]+c["head"]
     head = neck + np.stack([np.sin(tilt), -np.cos(tilt)], -1)*(b["head"]+.8)
-    sl, sr = neck - side*b["width"] + [0, 1.4], neck + side*b["width"] + [0, 1.4]
-    hl, hr = zero - [b["width"]*.5, 0], zero + [b["width"]*.5, 0]
-    el, al = _limb(sl, c["shoulder_l"]+c["lean"]*.5, b["arm"], c["elbow_l"], b["arm"])
-    er, ar = _limb(sr, c["shoulder_r"]+c["lean"]*.5, b["arm"], c["elbow_r"], b["arm"])
-    kl, fl = _limb(hl, c["hip_l"], b["leg"], c["knee_l"], b["leg"])
-    kr, fr = _limb(hr, c["hip_r"], b["leg"], c["knee_r"], b["leg"])
-    J = np.stack([head, neck, zero, sl, el, al, sr, er, ar, hl, kl, fl, hr, kr, fr], 1)
-    J[..., 0] = (J[..., 0] + (c["step"] + p.gait.travel*(np.asarray(seconds)-1))[:, None])*p.facing + p.x
-    J[..., 1] += (GROUND - np.maximum(fl, fr)[:, 1] - c["hop"]*p.size)[:, None]
+    found = [head, neck, pelvis]
+    for s, sign in (("l", -1), ("r", 1)):
+        shoulder = neck + sign*side*b["width"] + [0, 1.4]
+        found += [shoulder, *_limb(shoulder, c[f"shoulder_{s}"]+lean*.5, c[f"elbow_{s}"], b["arms"])]
+    for s, sign in (("l", -1), ("r", 1)):
+        hip = pelvis + [sign*b["width"]*.5, 0]
+        found += [hip, *_limb(hip, c[f"hip_{s}"], c[f"knee_{s}"], b["legs"])]
+    J = np.stack(found, 1)
+    lower_foot = np.maximum(J[:, 11], J[:, 14])[:, 1]
+    J[..., 0] = (J[..., 0] + (c["step"] + p.strength*p.gait.travel*(seconds-1))[:, None])*p.facing + p.x
+    J[..., 1] += (GROUND - lower_foot - c["hop"]*p.size)[:, None]
     return J
 
-# %% ../nbs/01_world.ipynb #eaf3fe67
-def _paint(rgb, stroke=None, alpha=1.):
-    "A fill, or with `stroke` a round-capped line of that width."
+# %% ../nbs/01_world.ipynb #72962f66
+@lru_cache(8192)
+def _paint(rgb, stroke=None):
+    "A fill, or with `stroke` a line of that width with round ends."
     r, g, b = (float(min(max(c, 0), 255))/255 for c in rgb)
-    p = skia.Paint(AntiAlias=True, Color4f=skia.Color4f(r, g, b, alpha))
-    if stroke: p.setStyle(skia.Paint.kStroke_Style); p.setStrokeWidth(stroke); p.setStrokeCap(skia.Paint.kRound_Cap); p.setStrokeJoin(skia.Paint.kRound_Join)
+    p = skia.Paint(AntiAlias=True, Color4f=skia.Color4f(r, g, b, 1.))
+    if stroke is not None:
+        p.setStyle(skia.Paint.kStroke_Style)
+        p.setStrokeWidth(stroke)
+        p.setStrokeCap(skia.Paint.kRound_Cap)
+        p.setStrokeJoin(skia.Paint.kRound_Join)
     return p
 
-def _line(canvas, points, paint):
-    canvas.drawPoints(skia.Canvas.PointMode.kPolygon_PointMode, [skia.Point(float(x), float(y)) for x, y in points], paint)
-
-def _poly(canvas, points, paint):
-    path = skia.Path(); path.addPoly([skia.Point(float(x), float(y)) for x, y in points], True)
-    canvas.drawPath(path, paint)
-
+def _points(xy): return [skia.Point(float(x), float(y)) for x, y in xy]
+def _line(canvas, xy, paint): canvas.drawPoints(skia.Canvas.PointMode.kPolygon_PointMode, _points(xy), paint)
+def _poly(canvas, xy, rgb): canvas.drawPath(skia.Path().addPoly(_points(xy), True), _paint(rgb))
+def _disc(canvas, x, y, r, rgb): canvas.drawCircle(float(x), float(y), r, _paint(rgb))
+def _box(canvas, x, y, w, h, rgb): canvas.drawRect(skia.Rect.MakeXYWH(x, y, w, h), _paint(rgb))
+def _oval(canvas, x, y, w, h, rgb): canvas.drawOval(skia.Rect.MakeXYWH(x, y, w, h), _paint(rgb))
+def _dome(canvas, x, y, w, h, rgb): canvas.drawArc(skia.Rect.MakeXYWH(x, y, w, h), 180, 180, True, _paint(rgb))
 def _mix(a, b, t): return tuple(x+(y-x)*t for x, y in zip(a, b))
 
-# %% ../nbs/01_world.ipynb #2e64d01e
-def _shirt(canvas, p, b, quad, tone):
-    "Torso with the person's own pattern: plain, hoops, stripes or a badge."
+# %% ../nbs/01_world.ipynb #db04ad8a
+def _shirt(canvas, p, b, quad):
+    "Torso with the person's own pattern."
     i = dict(zip(IDENTITY, p.identity))
-    colour = COLOURS[p.shirt]
-    _poly(canvas, quad, _paint(colour)); _line(canvas, [*quad, quad[0]], _paint(colour, b["limb"]*.6))
+    _poly(canvas, quad, COLOURS[p.shirt])
+    _line(canvas, [*quad, quad[0]], _paint(COLOURS[p.shirt], b["limbs"]*.6))
     kind, accent = int(i["pattern"]*3.999), _mix((250, 240, 200), (20, 30, 60), round(i["pattern_colour"]))
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = quad # left and right shoulder, right and left hip
-    at = lambda u, v: (ax+(bx-ax)*u + ((dx+(cx-dx)*u) - (ax+(bx-ax)*u))*v, ay+(by-ay)*u + ((dy+(cy-dy)*u) - (ay+(by-ay)*u))*v)
+    def at(u, v): # from the left shoulder, u across and v down
+        (x0, y0), (x1, y1) = (ax+(bx-ax)*u, ay+(by-ay)*u), (dx+(cx-dx)*u, dy+(cy-dy)*u)
+        return x0+(x1-x0)*v, y0+(y1-y0)*v
     w = 1.6 + 1.2*i["pattern_scale"]
-    if kind == 1: [_line(canvas, [at(-.05, v), at(1.05, v)], _paint(accent, w)) for v in (.28, .72)]
+    if kind == 1:
+        for v in (.28, .72): _line(canvas, [at(-.05, v), at(1.05, v)], _paint(accent, w))
     if kind == 2: _line(canvas, [at(.5, .05), at(.5, .95)], _paint(accent, w*1.3))
-    if kind == 3: canvas.drawCircle(*at(.5, .38), w*1.1, _paint(accent))
+    if kind == 3: _disc(canvas, *at(.5, .38), w*1.1, accent)
 
-def _hat(canvas, p, x, y, r, tilt):
-    "The hat, in the head's own frame."
-    canvas.save(); canvas.translate(x, y); canvas.rotate(math.degrees(tilt))
-    rect = lambda l, t, w, h, c: canvas.drawRect(skia.Rect.MakeXYWH(l, t, w, h), _paint(c))
-    if p.hat == "cap":
-        canvas.drawArc(skia.Rect.MakeXYWH(-r*1.1, -r*1.25, 2.2*r, 2*r), 180, 180, True, _paint((30, 70, 190)))
-        rect(-r*.2 if p.facing > 0 else -1.7*r, -r*.5, 1.9*r, r*.36, (20, 45, 130))
-    if p.hat == "beanie":
-        canvas.drawArc(skia.Rect.MakeXYWH(-r*1.15, -r*1.5, 2.3*r, 2.5*r), 180, 180, True, _paint((200, 40, 90)))
-        canvas.drawCircle(0, -r*1.5, r*.38, _paint((250, 250, 250)))
-    if p.hat == "tophat": rect(-r*.85, -r*2.2, 1.7*r, 1.8*r, (25, 25, 30)); rect(-r*1.5, -r*.65, 3*r, r*.4, (25, 25, 30))
-    if p.hat == "straw":
-        canvas.drawOval(skia.Rect.MakeXYWH(-r*1.9, -r*.95, 3.8*r, r*.75), _paint((232, 196, 96)))
-        canvas.drawArc(skia.Rect.MakeXYWH(-r, -r*1.5, 2*r, 1.8*r), 180, 180, True, _paint((214, 170, 70)))
+# %% ../nbs/01_world.ipynb #b359d828
+@contextmanager
+def _turned(canvas, x, y, angle):
+    "Draw in a frame that sits at (x, y), turned by `angle`."
+    canvas.save()
+    canvas.translate(x, y)
+    canvas.rotate(math.degrees(angle))
+    yield
     canvas.restore()
 
-# %% ../nbs/01_world.ipynb #026a6908
-def _held(canvas, p, hand, seconds):
+def _hat(canvas, p, r):
+    "The hat, in the head's own frame."
+    if p.hat == "cap":
+        _dome(canvas, -r*1.1, -r*1.25, 2.2*r, 2*r, (30, 70, 190))
+        _box(canvas, -r*.2 if p.facing > 0 else -1.7*r, -r*.5, 1.9*r, r*.36, (20, 45, 130))
+    if p.hat == "beanie":
+        _dome(canvas, -r*1.15, -r*1.5, 2.3*r, 2.5*r, (200, 40, 90))
+        _disc(canvas, 0, -r*1.5, r*.38, (250, 250, 250))
+    if p.hat == "tophat":
+        _box(canvas, -r*.85, -r*2.2, 1.7*r, 1.8*r, (25, 25, 30))
+        _box(canvas, -r*1.5, -r*.65, 3*r, r*.4, (25, 25, 30))
+    if p.hat == "straw":
+        _oval(canvas, -r*1.9, -r*.95, 3.8*r, r*.75, (232, 196, 96))
+        _dome(canvas, -r, -r*1.5, 2*r, 1.8*r, (214, 170, 70))
+
+# %% ../nbs/01_world.ipynb #3eef654b
+def _held(canvas, p, x, y, seconds):
     "What the right hand holds; balloons and flames have a life of their own."
-    x, y = hand; s = p.size; sway = math.sin(2*math.pi*.6*seconds)
-    if p.held == "ball": canvas.drawCircle(x, y+1.5*s, 3.4*s, _paint((240, 120, 30)))
+    s, wave = p.size, lambda f: math.sin(2*math.pi*f*seconds)
+    if p.held == "ball": _disc(canvas, x, y+1.5*s, 3.4*s, (240, 120, 30))
     if p.held == "balloon":
-        bx, by = x+2*s*sway, y-13*s
-        _line(canvas, [(x, y), (bx, by+4*s)], _paint((90, 90, 90), .8)); canvas.drawOval(skia.Rect.MakeXYWH(bx-3.6*s, by-4.4*s, 7.2*s, 8.8*s), _paint((226, 40, 60)))
+        bx, by = x+2*s*wave(.6), y-13*s
+        _line(canvas, [(x, y), (bx, by+4*s)], _paint((90, 90, 90), .8))
+        _oval(canvas, bx-3.6*s, by-4.4*s, 7.2*s, 8.8*s, (226, 40, 60))
     if p.held == "umbrella":
         _line(canvas, [(x, y+2*s), (x, y-11*s)], _paint((80, 60, 50), 1.2))
-        canvas.drawArc(skia.Rect.MakeXYWH(x-9*s, y-17*s, 18*s, 14*s), 180, 180, True, _paint((120, 50, 160)))
+        _dome(canvas, x-9*s, y-17*s, 18*s, 14*s, (120, 50, 160))
     if p.held == "torch":
         _line(canvas, [(x, y+2*s), (x, y-6*s)], _paint((110, 70, 40), 1.8))
-        flick = 1+.25*math.sin(2*math.pi*1.7*seconds)
-        canvas.drawOval(skia.Rect.MakeXYWH(x-2.4*s, y-(8+4.5*flick)*s, 4.8*s, 6.5*flick*s), _paint((255, 150, 30))); canvas.drawCircle(x, y-8.5*s, 1.5*s, _paint((255, 240, 150)))
+        flick = 1+.25*wave(1.7)
+        _oval(canvas, x-2.4*s, y-(8+4.5*flick)*s, 4.8*s, 6.5*flick*s, (255, 150, 30))
+        _disc(canvas, x, y-8.5*s, 1.5*s, (255, 240, 150))
 
-# %% ../nbs/01_world.ipynb #ff2f7f41
-def _person(canvas, p, J, seconds):
-    "One figure at one moment, back to front."
-    b, i = _body(p), dict(zip(IDENTITY, p.identity))
-    at = dict(zip(JOINTS, J))
-    skin, hair = _mix((248, 214, 184), (112, 70, 44), i["skin"]), _mix((30, 22, 20), (222, 186, 110), i["hair"])
-    shirt, legs = COLOURS[p.shirt], COLOURS[p.trousers]
-    tilt = math.atan2(at["head"][0]-at["neck"][0], at["neck"][1]-at["head"][1]); r = b["head"]
-    x, y = map(float, at["head"])
-    long = (.9 if p.kind == "woman" else 0.) + .25*i["hair_length"]
-    canvas.save(); canvas.translate(x, y); canvas.rotate(math.degrees(tilt))
-    if long > .5: canvas.drawRoundRect(skia.Rect.MakeXYWH(-r*1.25, -r*1.1, 2.5*r, r*(1.7+long)), r, r, _paint(hair))
-    canvas.restore()
-    for side in "lr":
-        _line(canvas, [at[f"hip_{side}"], at[f"knee_{side}"], at[f"foot_{side}"]], _paint(_mix(legs, (0, 0, 0), .12*(side == "l")), b["limb"]))
-        canvas.drawCircle(*map(float, at[f"foot_{side}"]), b["limb"]*.62, _paint((58, 40, 34)))
-    quad = [at["shoulder_l"], at["shoulder_r"], at["hip_r"]+[b["width"]*.25*p.facing, -.5], at["hip_l"]+[-b["width"]*.25*p.facing, -.5]]
-    _shirt(canvas, p, b, [tuple(map(float, q)) for q in quad], None)
-    canvas.drawCircle(x, y, r, _paint(skin))
-    _face(canvas, p, x, y, r, tilt, hair); _hat(canvas, p, x, y, r, tilt)
-    for side in "lr":
-        _line(canvas, [at[f"elbow_{side}"], at[f"hand_{side}"]], _paint(skin, b["limb"]*.8))
-        _line(canvas, [at[f"shoulder_{side}"], at[f"elbow_{side}"]], _paint(_mix(shirt, (0, 0, 0), .14), b["limb"]*.95))
-    _held(canvas, p, tuple(map(float, at["hand_r"])), seconds)
+# %% ../nbs/01_world.ipynb #36f4a928
+def _long_hair(canvas, p, r, hair):
+    length = (.9 if p.kind == "woman" else 0.) + .25*dict(zip(IDENTITY, p.identity))["hair_length"]
+    if length > .5: canvas.drawRoundRect(skia.Rect.MakeXYWH(-r*1.25, -r*1.1, 2.5*r, r*(1.7+length)), r, r, _paint(hair))
 
-def _face(canvas, p, x, y, r, tilt, hair):
-    "Hair on top and two eyes."
-    canvas.save(); canvas.translate(x, y); canvas.rotate(math.degrees(tilt))
+def _face(canvas, p, r, hair):
+    "Hair on top and two eyes that look where the person faces."
     canvas.drawArc(skia.Rect.MakeXYWH(-r*1.06, -r*1.12, 2.12*r, 2.1*r), 185, 170, False, _paint(hair))
-    for e in (-.36, .36): canvas.drawCircle(e*r + .15*r*p.facing, r*.18, max(r*.17, .7), _paint((20, 20, 25)))
-    canvas.restore()
+    for e in (-.36, .36): _disc(canvas, e*r + .15*r*p.facing, r*.18, max(r*.17, .7), (20, 20, 25))
 
-# %% ../nbs/01_world.ipynb #50c2306e
+def _legs(canvas, p, b, at):
+    for side, shade in (("l", .12), ("r", 0.)):
+        leg = [at[f"{joint}_{side}"] for joint in ("hip", "knee", "foot")]
+        _line(canvas, leg, _paint(_mix(COLOURS[p.trousers], (0, 0, 0), shade), b["limbs"]))
+        _disc(canvas, *leg[-1], b["limbs"]*.62, (58, 40, 34))
+
+def _arms(canvas, p, b, at, skin):
+    for side in "lr":
+        shoulder, elbow, hand = (at[f"{joint}_{side}"] for joint in ("shoulder", "elbow", "hand"))
+        _line(canvas, [elbow, hand], _paint(skin, b["limbs"]*.8))
+        _line(canvas, [shoulder, elbow], _paint(_mix(COLOURS[p.shirt], (0, 0, 0), .14), b["limbs"]*.95))
+
+# %% ../nbs/01_world.ipynb #e852cbb2
+def _person(canvas, p, J, seconds):
+    "One figure at one moment, back to front; `J` is (15, 2)."
+    b, i, at = _body(p), dict(zip(IDENTITY, p.identity)), dict(zip(JOINTS, J.tolist()))
+    skin = _mix((248, 214, 184), (112, 70, 44), i["skin"])
+    hair = _mix((30, 22, 20), (222, 186, 110), i["hair"])
+    (x, y), (nx, ny), r = at["head"], at["neck"], b["head"]
+    tilt = math.atan2(x-nx, ny-y)
+    with _turned(canvas, x, y, tilt): _long_hair(canvas, p, r, hair)
+    _legs(canvas, p, b, at)
+    hip = lambda side, sign: (at[f"hip_{side}"][0] + sign*b["width"]*.25*p.facing, at[f"hip_{side}"][1]-.5)
+    _shirt(canvas, p, b, [at["shoulder_l"], at["shoulder_r"], hip("r", 1), hip("l", -1)])
+    _disc(canvas, x, y, r, skin)
+    with _turned(canvas, x, y, tilt):
+        _face(canvas, p, r, hair)
+        _hat(canvas, p, r)
+    _arms(canvas, p, b, at, skin)
+    _held(canvas, p, *at["hand_r"], seconds)
+
+# %% ../nbs/01_world.ipynb #996e230b
+def _below(canvas, y, rgb): canvas.drawRect(skia.Rect.MakeLTRB(-32, y, 96, 96), _paint(rgb))
+
 def _bands(canvas, top, low, horizon, ground, edge=None):
-    "Sky gradient above the horizon, one ground colour below."
-    sky = skia.GradientShader.MakeLinear([skia.Point(0, 0), skia.Point(0, horizon)], [skia.Color(*map(int, top)), skia.Color(*map(int, low))])
+    "Sky gradient above the horizon, one ground colour below, and perhaps a skirting between."
+    sky = skia.GradientShader.MakeLinear([skia.Point(0, 0), skia.Point(0, horizon)], [skia.Color(*top), skia.Color(*low)])
     canvas.drawRect(skia.Rect.MakeLTRB(-32, -32, 96, horizon), skia.Paint(Shader=sky))
-    canvas.drawRect(skia.Rect.MakeLTRB(-32, horizon, 96, 96), _paint(ground))
+    _below(canvas, horizon, ground)
     if edge: canvas.drawRect(skia.Rect.MakeLTRB(-32, horizon, 96, horizon+2.5), _paint(edge))
 
-def _tree(canvas, x, y, h, leaf, trunk=(96, 66, 40)):
-    _line(canvas, [(x, y), (x, y-h*.5)], _paint(trunk, h*.14)); canvas.drawCircle(x, y-h*.68, h*.34, _paint(leaf))
+def _round_tree(canvas, x, y, h, leaf):
+    _line(canvas, [(x, y), (x, y-h*.5)], _paint((96, 66, 40), h*.14))
+    _disc(canvas, x, y-h*.68, h*.34, leaf)
 
-def _fir(canvas, x, y, h, leaf):
-    _poly(canvas, [(x-h*.3, y), (x+h*.3, y), (x, y-h)], _paint(leaf))
+def _fir(canvas, x, y, h, leaf): _poly(canvas, [(x-h*.3, y), (x+h*.3, y), (x, y-h)], leaf)
 
-# %% ../nbs/01_world.ipynb #adf2bccc
-def _scene(canvas, name, u):
-    "Paint the backdrop `name`; `u` in [0, 1] varies its layout."
-    j, h = (u-.5)*16, 36+6*(u-.5)
-    if name == "beach": _bands(canvas, (112, 190, 240), (206, 234, 250), h-6, (40, 130, 190)); canvas.drawRect(skia.Rect.MakeLTRB(-32, h+6, 96, 96), _paint((238, 216, 160))); canvas.drawCircle(50+j, 10, 5, _paint((255, 240, 150)))
-    if name == "forest":
-        _bands(canvas, (120, 180, 150), (170, 210, 160), h+6, (70, 104, 52))
-        for k in range(-3, 8): _fir(canvas, k*13+j, h+8+(k%2)*2, 34+(k*7%5)*2, (28, 84+8*(k%3), 48))
-    if name == "street":
-        _bands(canvas, (176, 196, 216), (214, 222, 230), h+8, (92, 94, 100), (170, 170, 172))
-        for k in range(-2, 6): canvas.drawRect(skia.Rect.MakeLTRB(k*17+j, 8+(k*11%4)*4, k*17+14+j, h+8), _paint([(150, 96, 84), (120, 122, 134), (176, 150, 120)][k%3])); [canvas.drawRect(skia.Rect.MakeXYWH(k*17+3+j+5*a, 16+(k*11%4)*4+9*c, 3, 4), _paint((250, 232, 170))) for a in (0, 1) for c in (0, 1)]
-    if name == "snow":
-        _bands(canvas, (190, 208, 226), (226, 234, 242), h+2, (246, 248, 252))
-        for k in range(-2, 6): _fir(canvas, k*19+j, h+3, 15+(k*5%4)*2, (92, 132, 128))
-    if name == "desert": _bands(canvas, (250, 196, 120), (254, 226, 170), h+4, (222, 168, 92)); [canvas.drawOval(skia.Rect.MakeXYWH(k*34-20+j, h-3, 44, 16), _paint((208, 150, 78))) for k in range(-1, 3)]; canvas.drawRoundRect(skia.Rect.MakeXYWH(8+j, h-8, 4, 18), 2, 2, _paint((60, 122, 64)))
-    if name == "room":
-        _bands(canvas, (228, 196, 166), (228, 196, 166), h+12, (146, 98, 62), (120, 76, 48))
-        canvas.drawRect(skia.Rect.MakeXYWH(6+j, 8, 18, 18), _paint((250, 250, 250))); canvas.drawRect(skia.Rect.MakeXYWH(8+j, 10, 14, 14), _paint((140, 196, 236))); canvas.drawRect(skia.Rect.MakeXYWH(44+j, 12, 14, 10), _paint((176, 60, 60)))
-    if name == "stage":
-        _bands(canvas, (70, 14, 30), (104, 20, 40), h+13, (150, 104, 62), (90, 56, 34))
-        for k in range(-3, 10): canvas.drawRect(skia.Rect.MakeXYWH(k*11+j, -32, 4, h+45), _paint((134, 26, 48)))
-    if name == "park": _bands(canvas, (128, 200, 244), (200, 232, 250), h+4, (110, 182, 82)); [_tree(canvas, x+j, h+8, 26, (60, 140, 62)) for x in (-14, 8, 58, 80)]
-    if name == "mountains": _bands(canvas, (140, 186, 232), (220, 232, 244), h+6, (126, 158, 104)); [(_poly(canvas, [(x-22+j, h+6), (x+22+j, h+6), (x+j, h-24)], _paint((110, 116, 138))), _poly(canvas, [(x-6+j, h-15.8), (x+6+j, h-15.8), (x+j, h-24)], _paint((250, 250, 252)))) for x in (-20, 14, 50, 84)]
+# %% ../nbs/01_world.ipynb #c3c40e06
+def _beach(canvas, j, h):
+    _bands(canvas, (112, 190, 240), (206, 234, 250), h-6, (40, 130, 190))
+    _below(canvas, h+6, (238, 216, 160))
+    _disc(canvas, 50+j, 10, 5, (255, 240, 150))
 
-# %% ../nbs/01_world.ipynb #1f6f79f9
+def _forest(canvas, j, h):
+    _bands(canvas, (120, 180, 150), (170, 210, 160), h+6, (70, 104, 52))
+    for k in range(-3, 8): _fir(canvas, k*13+j, h+8+(k%2)*2, 34+(k*7%5)*2, (28, 84+8*(k%3), 48))
+
+def _street(canvas, j, h):
+    _bands(canvas, (176, 196, 216), (214, 222, 230), h+8, (92, 94, 100), (170, 170, 172))
+    for k in range(-2, 6):
+        x, y = k*17+j, (k*11%4)*4
+        wall = [(150, 96, 84), (120, 122, 134), (176, 150, 120)][k%3]
+        canvas.drawRect(skia.Rect.MakeLTRB(x, 8+y, k*17+14+j, h+8), _paint(wall))
+        for column in (0, 1):
+            for row in (0, 1): _box(canvas, k*17+3+j+5*column, 16+y+9*row, 3, 4, (250, 232, 170))
+
+# %% ../nbs/01_world.ipynb #8c18d74c
+def _snow(canvas, j, h):
+    _bands(canvas, (190, 208, 226), (226, 234, 242), h+2, (246, 248, 252))
+    for k in range(-2, 6): _fir(canvas, k*19+j, h+3, 15+(k*5%4)*2, (92, 132, 128))
+
+def _desert(canvas, j, h):
+    _bands(canvas, (250, 196, 120), (254, 226, 170), h+4, (222, 168, 92))
+    for k in range(-1, 3): _oval(canvas, k*34-20+j, h-3, 44, 16, (208, 150, 78))
+    canvas.drawRoundRect(skia.Rect.MakeXYWH(8+j, h-8, 4, 18), 2, 2, _paint((60, 122, 64)))
+
+def _room(canvas, j, h):
+    _bands(canvas, (228, 196, 166), (228, 196, 166), h+12, (146, 98, 62), (120, 76, 48))
+    _box(canvas, 6+j, 8, 18, 18, (250, 250, 250))
+    _box(canvas, 8+j, 10, 14, 14, (140, 196, 236))
+    _box(canvas, 44+j, 12, 14, 10, (176, 60, 60))
+
+# %% ../nbs/01_world.ipynb #b3377a0b
+def _stage(canvas, j, h):
+    _bands(canvas, (70, 14, 30), (104, 20, 40), h+13, (150, 104, 62), (90, 56, 34))
+    for k in range(-3, 10): _box(canvas, k*11+j, -32, 4, h+45, (134, 26, 48))
+
+def _park(canvas, j, h):
+    _bands(canvas, (128, 200, 244), (200, 232, 250), h+4, (110, 182, 82))
+    for x in (-14, 8, 58, 80): _round_tree(canvas, x+j, h+8, 26, (60, 140, 62))
+
+def _mountains(canvas, j, h):
+    _bands(canvas, (140, 186, 232), (220, 232, 244), h+6, (126, 158, 104))
+    for x in (-20, 14, 50, 84):
+        _poly(canvas, [(x-22+j, h+6), (x+22+j, h+6), (x+j, h-24)], (110, 116, 138))
+        _poly(canvas, [(x-6+j, h-15.8), (x+6+j, h-15.8), (x+j, h-24)], (250, 250, 252))
+
+_BACKDROPS = dict(beach=_beach, forest=_forest, street=_street, snow=_snow, desert=_desert,
+                  room=_room, stage=_stage, park=_park, mountains=_mountains)
+
+# %% ../nbs/01_world.ipynb #739ebdf5
+def _waves(canvas, s, w, seconds):
+    a, b, c, d = s.shape
+    xs = np.arange(-32, 97, 4)
+    for row in range(3):
+        travelling = np.sin(2*np.pi*(xs/(18+14*d) + row*.3 - (.5+.5*a)*seconds))
+        crest = list(zip(xs, 46+row*6+2*b + s.strength*(1.5+2*c)*travelling))
+        _poly(canvas, [(-32, 96), *crest, (96, 96)], _mix((24, 110, 180), (90, 190, 220), row/3))
+        _line(canvas, crest, _paint((236, 248, 252), 1.4))
+
+def _bonfire(canvas, s, w, seconds):
+    a, b, c, d = s.shape
+    for dx in (-5, 5): _line(canvas, [(s.x-dx, 58), (s.x+dx, 53)], _paint((90, 56, 36), 3.2))
+    for n in range(4):
+        h = (12+9*b)*(1+.3*s.strength*w(n*.27, 1.4))*(1-.13*abs(n-1.5))
+        x = s.x+(n-1.5)*(3.5+c)
+        tip = x + 3*s.strength*w(n*.4+d)
+        _poly(canvas, [(x-4, 55), (x+4, 55), (tip, 55-h)], (250, 110, 24))
+        _poly(canvas, [(x-2, 55), (x+2, 55), (tip*.5+x*.5, 55-h*.55)], (255, 214, 80))
+
+# %% ../nbs/01_world.ipynb #198abe82
+def _flag(canvas, s, w, seconds):
+    a, b, c, d = s.shape
+    _line(canvas, [(s.x-12, 58), (s.x-12, 12)], _paint((120, 120, 126), 2.))
+    xs = np.arange(0, 27, 3)
+    ys = s.strength*(1.5+2.5*b)*np.sin(2*np.pi*(xs/(16+10*c)-(.5+.5*a)*seconds))*(xs/26)
+    cloth = [*zip(s.x-12+xs, 14+ys), *zip(s.x-12+xs[::-1], 30+ys[::-1])]
+    _poly(canvas, cloth, _mix((206, 40, 48), (40, 80, 190), d))
+    _line(canvas, list(zip(s.x-12+xs, 22+ys)), _paint((250, 250, 250), 3.))
+
+def _windy_tree(canvas, s, w, seconds):
+    a, b, c, d = s.shape
+    bend = s.strength*(2+5*b)*(.5+.5*w(0))
+    x, y = s.x+bend, 28
+    _line(canvas, [(s.x, 58), (s.x+bend*.3, 44), (x, y)], _paint((96, 66, 40), 4))
+    leaf = _mix((44, 120, 54), (150, 150, 40), d*.6)
+    for n in range(5):
+        sway = s.strength*w(n*.2, 1.5)
+        _disc(canvas, x+6*math.cos(n*1.26+d)+sway, y+5*math.sin(n*1.26+d)-3, 6+2*c, leaf)
+
+# %% ../nbs/01_world.ipynb #2e7be909
+_MOVERS = dict(waves=_waves, bonfire=_bonfire, flag=_flag, tree=_windy_tree)
+
 def _thing(canvas, s, seconds):
     "One dynamic thing at one moment."
-    a, b, c, d = s.shape; f, k = .5+.5*a, s.strength
-    w = lambda phase, rate=1.: math.sin(2*math.pi*(f*rate*seconds + phase))
-    if s.kind == "waves":
-        for row in range(3):
-            xs, y = np.arange(-32, 97, 4), 46+row*6+2*b
-            ys = y + k*(1.5+2*c)*np.sin(2*np.pi*(xs/(18+14*d) + row*.3 - f*seconds))
-            _poly(canvas, [(-32, 96), *zip(xs, ys), (96, 96)], _paint(_mix((24, 110, 180), (90, 190, 220), row/3))); _line(canvas, list(zip(xs, ys)), _paint((236, 248, 252), 1.4))
-    if s.kind == "bonfire":
-        for dx in (-5, 5): _line(canvas, [(s.x-dx, 58), (s.x+dx, 53)], _paint((90, 56, 36), 3.2))
-        for n in range(4):
-            h, x = (12+9*b)*(1+.3*k*w(n*.27, 1.4))*(1-.13*abs(n-1.5)), s.x+(n-1.5)*(3.5+c)
-            tip = x + 3*k*w(n*.4+d)
-            _poly(canvas, [(x-4, 55), (x+4, 55), (tip, 55-h)], _paint((250, 110, 24))); _poly(canvas, [(x-2, 55), (x+2, 55), (tip*.5+x*.5, 55-h*.55)], _paint((255, 214, 80)))
-    if s.kind == "flag":
-        _line(canvas, [(s.x-12, 58), (s.x-12, 12)], _paint((120, 120, 126), 2.)); xs = np.arange(0, 27, 3)
-        ys = k*(1.5+2.5*b)*np.sin(2*np.pi*(xs/(16+10*c)-f*seconds))*(xs/26)
-        _poly(canvas, [*zip(s.x-12+xs, 14+ys), *zip(s.x-12+xs[::-1], 30+ys[::-1])], _paint(_mix((206, 40, 48), (40, 80, 190), d))); _line(canvas, list(zip(s.x-12+xs, 22+ys)), _paint((250, 250, 250), 3.))
-    if s.kind == "tree":
-        bend = k*(2+5*b)*(.5+.5*w(0)); top = (s.x+bend, 28)
-        _line(canvas, [(s.x, 58), (s.x+bend*.3, 44), top], _paint((96, 66, 40), 4))
-        for n in range(5): canvas.drawCircle(top[0]+6*math.cos(n*1.26+d)+k*w(n*.2, 1.5), top[1]+5*math.sin(n*1.26+d)-3, 6+2*c, _paint(_mix((44, 120, 54), (150, 150, 40), d*.6)))
+    f = .5+.5*s.shape[0] # cycles per second
+    _MOVERS[s.kind](canvas, s, lambda phase, rate=1.: math.sin(2*math.pi*(f*rate*seconds + phase)), seconds)
 
-# %% ../nbs/01_world.ipynb #2ba6fdfe
-_LIGHT = dict(day=np.eye(3), sunset=np.array([[1.02, .06, 0], [.02, .80, .02], [.05, .04, .60]]), night=np.array([[.38, .04, 0], [.02, .44, .02], [.03, .08, .64]]))
+# %% ../nbs/01_world.ipynb #70106434
+_LIGHT = dict(sunset=np.array([[1.02, .06, 0], [.02, .80, .02], [.05, .04, .60]], np.float32),
+              night=np.array([[.38, .04, 0], [.02, .44, .02], [.03, .08, .64]], np.float32))
 
 def _camera(spec, u):
-    "Scale and shift of the picture at `u` in [0, 1] of a two-second clip."
+    "Zoom and sideways shift at `u`, time in units of two seconds."
     if spec.camera == "zoom": return 1+.32*u, 0.
-    if spec.camera == "pan": return 1., 11*spec.drift*(u-.5)*2
-    return 1., 0.
+    return 1., 11*spec.drift*(u-.5)*2 if spec.camera == "pan" else 0.
 
-def _view(canvas, spec, seconds):
+def _look(canvas, spec, seconds, size):
     zoom, shift = _camera(spec, seconds/2)
-    canvas.translate(32, 34); canvas.scale(zoom, zoom); canvas.translate(-32-shift, -34)
+    canvas.scale(size/64, size/64)
+    canvas.translate(32, 34)
+    canvas.scale(zoom, zoom)
+    canvas.translate(-32-shift, -34)
 
-# %% ../nbs/01_world.ipynb #947295a8
+def _order(spec):
+    "Subjects from back to front: things, then people."
+    return sorted(range(len(spec.subjects)), key=lambda k: isinstance(spec.subjects[k], Person))
+
+# %% ../nbs/01_world.ipynb #4318b8f4
+def _backdrop(spec):
+    "The scene, recorded once and played back for every frame."
+    recorder = skia.PictureRecorder()
+    canvas = recorder.beginRecording(skia.Rect.MakeLTRB(-32, -32, 96, 96))
+    _BACKDROPS[spec.scene](canvas, (spec.backdrop-.5)*16, 36+6*(spec.backdrop-.5))
+    return recorder.finishRecordingAsPicture()
+
 def _draw(spec, times, size, only=None):
     "Frames (T, size, size, 4) uint8; with `only`, that subject alone on a transparent stage."
-    scale, frames = size/64, np.zeros((len(times), size, size, 4), np.uint8)
+    frames = np.zeros((len(times), size, size, 4), np.uint8)
     poses = [joints(s, times) if isinstance(s, Person) else None for s in spec.subjects]
-    order = sorted(range(len(spec.subjects)), key=lambda n: not isinstance(spec.subjects[n], Thing))
-    if only is None:
-        recorder = skia.PictureRecorder(); _scene(recorder.beginRecording(skia.Rect.MakeLTRB(-32, -32, 96, 96)), spec.scene, spec.backdrop)
-        backdrop = recorder.finishRecordingAsPicture()
+    backdrop = None if only is not None else _backdrop(spec)
     for n, t in enumerate(times):
         canvas = skia.Surface(frames[n], colorType=skia.kRGBA_8888_ColorType).getCanvas()
-        canvas.scale(scale, scale); _view(canvas, spec, t)
-        if only is None: canvas.drawPicture(backdrop)
-        for k in order:
-            if only not in (None, k): continue
+        _look(canvas, spec, t, size)
+        if backdrop: canvas.drawPicture(backdrop)
+        for k in _order(spec) if only is None else [only]:
             s = spec.subjects[k]
             if isinstance(s, Person): _person(canvas, s, poses[k][n], t)
             else: _thing(canvas, s, t)
     return frames
 
-def render_array(spec:Spec,        # what to draw
-                 num_frames:int=17, # T
-                 fps:float=8.,      # frames a second
-                 size:int=64,       # pixels
-                )->np.ndarray:      # (T, size, size, 3) uint8
-    "The clip's pixels, lit."
-    rgb = _draw(spec, np.arange(num_frames)/fps, size)[..., :3]
-    if spec.light == "day": return rgb
-    return (rgb.astype(np.float32) @ _LIGHT[spec.light].T.astype(np.float32)).clip(0, 255).astype(np.uint8)
-
-def render(spec:Spec, num_frames:int=17, fps:float=8., size:int=64)->Clip: # frames (T, 3, size, size)
-    "Draw a spec: `num_frames` at `fps`, `size` x `size` pixels."
-    x = torch.from_numpy(render_array(spec, num_frames, fps, size))
-    return Clip(x.permute(0, 3, 1, 2).float()/255, fps, caption(spec).static)
-
-# %% ../nbs/01_world.ipynb #06719ee1
+# %% ../nbs/01_world.ipynb #4957a9dc
 class Caption(NamedTuple):
     "A prompt in two parts; `str` joins them."
     static:str
@@ -429,63 +584,112 @@ def _person_words(p, keep):
     if p.held != "none" and keep(.9): words.append(f"holding {HELD[p.held]}")
     return " ".join(words)
 
+def _actions(people, keep):
+    who = lambda p: f"the {p.kind}" if len(people) > 1 else "he" if p.kind == "man" else "she"
+    actions = [f"{who(p)} is {p.motion}" for p in people if keep(.9)]
+    together = len(actions) == 2 and people[0].motion == people[1].motion
+    return [f"they are {people[0].motion}"] if together else actions
+
+# %% ../nbs/01_world.ipynb #aa7801f8
 def caption(spec:Spec,                         # what to describe
-            rng:np.random.Generator|None=None, # None: the full caption; else attributes drop out and phrasing varies
+            rng:np.random.Generator|None=None, # None: everything that has a word; else attributes drop out and phrasing varies
            )->Caption:
     "Describe a spec in words. Identity, patterns, proportions and the steps of a dance have none."
-    keep = (lambda p: True) if rng is None else (lambda p: bool(rng.random() < p))
+    free = rng is not None # only then do words come that nobody needs, such as "in daylight"
+    keep = lambda p: not free or bool(rng.random() < p)
     people = [s for s in spec.subjects if isinstance(s, Person)]
-    nouns = [_person_words(s, keep) if isinstance(s, Person) else THINGS[s.kind] for s in spec.subjects]
-    place = " ".join([SCENES[spec.scene]]*keep(.92) + [LIGHTS[spec.light]]*(spec.light != "day" and keep(.92) or rng is not None and spec.light == "day" and keep(.3)))
-    subject, place_first = " and ".join(nouns), rng is not None and rng.random() < .25
-    static = (f"{place}, {subject}" if place_first and place else f"{subject} {place}").strip()
-    subjects = [f"{'the ' + p.kind if len(people) > 1 else 'he' if p.kind == 'man' else 'she'} is {p.motion}" for p in people if keep(.9)]
-    if len(people) == 2 and people[0].motion == people[1].motion and len(subjects) == 2: subjects = [f"they are {people[0].motion}"]
-    camera = [CAMERAS[spec.camera]] if (spec.camera != "static" and keep(.92)) or (rng is not None and keep(.2)) else []
-    return Caption(static, ", ".join(subjects+camera))
+    subject = " and ".join(_person_words(s, keep) if isinstance(s, Person) else THINGS[s.kind] for s in spec.subjects)
+    place = [SCENES[spec.scene]]*keep(.92)
+    if keep(.92) if spec.light != "day" else free and keep(.3): place.append(LIGHTS[spec.light])
+    place, place_first = " ".join(place), free and rng.random() < .25
+    static = f"{place}, {subject}" if place_first and place else f"{subject} {place}".strip()
+    actions = _actions(people, keep)
+    camera = (spec.camera != "static" and keep(.92)) or (free and keep(.2))
+    return Caption(static, ", ".join(actions + [CAMERAS[spec.camera]]*camera))
 
-# %% ../nbs/01_world.ipynb #9a8acc48
+# %% ../nbs/01_world.ipynb #eae1fe69
+def render_array(spec:Spec,         # what to draw
+                 num_frames:int=17, # T
+                 fps:float=8.,      # frames per second
+                 size:int=64,       # pixels
+                )->np.ndarray:      # (T, size, size, 3) uint8
+    "The pixels of a clip."
+    rgb = _draw(spec, np.arange(num_frames)/fps, size)[..., :3]
+    if spec.light == "day": return rgb
+    return (rgb.astype(np.float32) @ _LIGHT[spec.light].T).clip(0, 255).astype(np.uint8)
+
+def render(spec:Spec,         # what to draw
+           num_frames:int=17, # T
+           fps:float=8.,      # frames per second
+           size:int=64,       # pixels
+          )->Clip:            # frames (T, 3, size, size)
+    "Draw a spec as a clip named by its static caption."
+    x = torch.from_numpy(render_array(spec, num_frames, fps, size))
+    return Clip(x.permute(0, 3, 1, 2).float()/255, fps, caption(spec).static)
+
+# %% ../nbs/01_world.ipynb #824ece57
+def _edited(subject, changes):
+    "A changed subject. A new named motion brings its table entry; a new dance must be given."
+    _known_fields(changes, Spec, type(subject))
+    motion = changes.get("motion")
+    if motion and motion != subject.motion and "gait" not in changes:
+        if motion == "dancing": raise UserError("'dancing' does not say which dance: give one with gait=, such as random_gait(rng).")
+        if motion in NAMED: changes["gait"] = NAMED[motion]
+    return replace(subject, **changes)
+
 def edit(spec:Spec,    # the clip to change
-         who:int=0,    # which subject person-level changes apply to
+         who:int=0,    # which subject the subject-level changes apply to
          **changes,    # scene=, light=, camera=; shirt=, trousers=, hat=, held=, motion=, strength=, ...
         )->Spec:
-    "The same clip with these fields changed: exact ground truth for an edit. Raises `UserError` for an unknown field or word."
-    options = dict(scene=SCENES, light=LIGHTS, camera=CAMERAS, shirt=COLOURS, trousers=COLOURS, hat=HATS, held=HELD, motion=MOTIONS, kind=KINDS)
-    for key, value in changes.items():
-        if key in options and value not in options[key]: raise UserError(f"The world has no {key} called {value!r}; choose one of {', '.join(options[key])}.")
-    stage = {k: changes.pop(k) for k in list(changes) if k in Spec.__dataclass_fields__ and k != "subjects"}
-    subject = spec.subjects[who]
-    if unknown := [k for k in changes if k not in subject.__dataclass_fields__]:
-        raise UserError(f"A {type(subject).__name__.lower()} has no field {unknown[0]!r}; it has {', '.join(subject.__dataclass_fields__)}.")
-    if "motion" in changes and "gait" not in changes and changes["motion"] in NAMED: changes["gait"] = NAMED[changes["motion"]]
-    subjects = (*spec.subjects[:who], replace(subject, **changes), *spec.subjects[who+1:])
-    return replace(spec, subjects=subjects, **stage)
+    "The same clip with these fields changed: exact ground truth of an edit. Raises `UserError` for an unknown field, word or subject."
+    stage = {k: changes.pop(k) for k in _field_names(Spec) if k in changes}
+    if not changes: return replace(spec, **stage)
+    n = len(spec.subjects)
+    if not 0 <= who < n: raise UserError(f"who={who} is not on stage: this clip has {n} subject{'s'*(n != 1)}, counted from 0.")
+    subjects = list(spec.subjects)
+    subjects[who] = _edited(subjects[who], changes)
+    return replace(spec, subjects=tuple(subjects), **stage)
 
-# %% ../nbs/01_world.ipynb #8ef91e08
+# %% ../nbs/01_world.ipynb #69b77c9e
 class Truth(NamedTuple):
     "Ground truth of a clip."
     identity:list    # per person: (12,) array, see `IDENTITY`
     gait:list        # per person: (63,) array, see `Gait.vector`
-    joints:list      # per person: (T, 15, 2) picture coordinates in pixels
-    masks:np.ndarray # (S, T, size, size) bool: each subject's own visible pixels
-    attributes:dict  # the words: scene, light, camera, and per subject its own
+    joints:list      # per person: (T, 15, 2) x, y in pixels of the picture, order `JOINTS`
+    masks:np.ndarray # (S, T, size, size) bool: each subject's own visible pixels, order of `Spec.subjects`
+    attributes:dict  # the words: scene, light, camera, and under "subjects" one dictionary each
 
-def truth(spec:Spec, num_frames:int=17, fps:float=8., size:int=64)->Truth:
-    "Everything that is known about a clip, exactly. A pixel belongs to the front-most subject that covers it."
-    t = np.arange(num_frames)/fps; people = [s for s in spec.subjects if isinstance(s, Person)]
-    zoom, shift = np.array([_camera(spec, s/2) for s in t]).T[:, :, None]
-    def picture(J): return np.stack([(J[..., 0]-32-shift)*zoom+32, (J[..., 1]-34)*zoom+34], -1)*size/64
-    alpha = np.stack([_draw(spec, t, size, only=k)[..., 3] > 127 for k in range(len(spec.subjects))])
-    order = sorted(range(len(alpha)), key=lambda n: not isinstance(spec.subjects[n], Thing))
-    for back, k in enumerate(order):
-        for front in order[back+1:]: alpha[k] &= ~alpha[front]
-    words = [dict(kind=s.kind, **({k: getattr(s, k) for k in ("shirt", "trousers", "hat", "held", "motion")} if isinstance(s, Person) else {})) for s in spec.subjects]
-    return Truth([np.array(p.identity) for p in people], [p.gait.vector for p in people], [picture(joints(p, t)) for p in people],
-                 alpha, dict(scene=spec.scene, light=spec.light, camera=spec.camera, subjects=words))
+def _masks(spec, times, size):
+    "A pixel belongs to the front-most subject that covers more than half of it."
+    masks = np.zeros((len(spec.subjects), len(times), size, size), bool)
+    for k in _order(spec):
+        covered = _draw(spec, times, size, only=k)[..., 3] > 127
+        masks &= ~covered
+        masks[k] = covered
+    return masks
 
-# %% ../nbs/01_world.ipynb #3023e3a7
+def _words(s):
+    named = ("kind", "shirt", "trousers", "hat", "held", "motion") if isinstance(s, Person) else ("kind",)
+    return {name: getattr(s, name) for name in named}
+
+# %% ../nbs/01_world.ipynb #1db58e33
+def truth(spec:Spec,         # the clip
+          num_frames:int=17, # T
+          fps:float=8.,      # frames per second
+          size:int=64,       # pixels
+         )->Truth:
+    "Everything that is known about a clip, exactly."
+    times, people = np.arange(num_frames)/fps, [s for s in spec.subjects if isinstance(s, Person)]
+    zoom, shift = np.array([_camera(spec, t/2) for t in times]).T[:, :, None]
+    seen = lambda J: np.stack([(J[..., 0]-32-shift)*zoom+32, (J[..., 1]-34)*zoom+34], -1)*size/64
+    return Truth([np.array(p.identity) for p in people], [p.gait.vector for p in people], [seen(joints(p, times)) for p in people],
+                 _masks(spec, times, size),
+                 dict(scene=spec.scene, light=spec.light, camera=spec.camera, subjects=[_words(s) for s in spec.subjects]))
+
+# %% ../nbs/01_world.ipynb #2de912ed
 def vocabulary()->list[str]:
     "Every word and mark that a caption can contain, sorted."
-    text = [*SCENES.values(), *HATS.values(), *HELD.values(), *LIGHTS.values(), *CAMERAS.values(), *THINGS.values(), *KINDS, *MOTIONS, *COLOURS,
+    tables = (SCENES, HATS, HELD, LIGHTS, CAMERAS, THINGS)
+    text = [*(words for table in tables for words in table.values()), *KINDS, *MOTIONS, *COLOURS,
             "a in and wearing holding shirt trousers the he she is they are , ."]
     return sorted({w for t in text for w in t.split()})

@@ -58,6 +58,7 @@ def lint_output(out, source: str) -> Iterator[str]:
     data = out.get("data", {})
     shown = {k: text(v) for k, v in data.items() if k.startswith("text/")} | {"stream": text(out.get("text", ""))}
     if any(k.startswith("image/") for k in data) and not directive(source, "fig-alt"): yield "shows a picture: say what it shows in a '#| fig-alt: ...' line"
+    if {"image/png", "image/jpeg"} <= data.keys(): yield "holds a picture twice, as PNG and as JPEG: run `make sync`"
     if re.search(r"<img(?![^>]*\salt=)", shown.get("text/html", "")): yield "shows an <img> without alt text"
     for kind, value in shown.items():
         if found := ABSOLUTE.search(value): yield f"an output holds a path of one machine, {found[0]}"

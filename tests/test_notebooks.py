@@ -1,7 +1,7 @@
 """Every notebook keeps the house rules, and the lint that says so notices when one does not."""
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-import lint_notebooks, readme
+import lint_notebooks, readme, strip
 from lint_notebooks import lint, notebooks
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -44,6 +44,7 @@ def test_a_good_notebook_passes(nbs):
     (cells(new_code_cell("p", outputs=[new_output("stream", text="saved /srv/ada/clip.mp4")])), "path of one machine"),
     (cells(new_code_cell("p", outputs=[new_output("stream", text="0\n" * 3000)])), "6000 characters"),
     (cells(new_code_cell("p", outputs=[new_output("display_data", {"text/html": "<img src='x'>"})])), "without alt"),
+    (cells(new_code_cell("#| fig-alt: A line", outputs=[new_output("display_data", {"image/png": PNG, "image/jpeg": PNG})])), "picture twice"),
 ])
 def test_lint_says_what_is_wrong_and_where(nbs, bad, says):
     problems = lint(save(nbs / "03_flow.ipynb", bad))
@@ -55,6 +56,22 @@ def test_lint_of_whole_files(nbs):
     assert "widgets" in lint(save(nbs / "03_flow.ipynb", cells(), widgets={}))[0]
     assert "only numbered" in lint(save(nbs / "tutorials" / "train.ipynb", cells()))[0]
     assert "over 200 KB" in lint(save(nbs / "03_flow.ipynb", cells(new_markdown_cell("a" * 204_800))))[0]
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+def test_no_picture_is_saved_twice(path):
+    outputs = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
+    assert not [o for o in outputs if {"image/png", "image/jpeg"} <= o.get("data", {}).keys()], "run `make sync`"
+
+
+def test_strip_takes_second_pictures_and_widgets_and_nothing_else(nbs):
+    twice = new_code_cell("#| fig-alt: A line\nplot()", outputs=[new_output("display_data", {"image/png": PNG, "image/jpeg": PNG, "text/plain": "<Ünïcode>"})])
+    only = new_code_cell("#| fig-alt: A photo\nphoto()", outputs=[new_output("display_data", {"image/jpeg": PNG})])
+    path = save(nbs / "03_flow.ipynb", cells(twice, only), widgets={})
+    assert strip.strip_file(path) and lint(path) == []
+    kept = [set(o.data) for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
+    assert kept == [{"image/png", "text/plain"}, {"image/jpeg"}]
+    assert not strip.strip_file(path)
 
 
 def test_readme_shows_what_a_reader_needs(nbs):

@@ -1,0 +1,114 @@
+"""The whole road in one script: learn a dynamic concept from one short video, show it again, and edit it by prompt.
+
+    python scripts/demo.py           # or: make demo
+    python scripts/demo.py --fast    # a few steps only: everything runs, next to nothing is learned
+    python scripts/demo.py --help
+
+Everything is written to out/demo/. Ctrl-C stops it safely, and the same command goes on from there.
+"""
+import sys, time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+import torch, typer
+from rich.console import Console
+from rich.table import Table
+from sas_nb.cli import tidy
+from sas_nb.clip import Clip, contact_sheet
+from sas_nb.concept import Concept, learn, plot_history
+from sas_nb.dit import VideoDiT, data_path
+from sas_nb.frames import Settings
+from sas_nb.residual import motion_settings
+
+# What to learn, and what to ask of it afterwards. For a video of your own, change these and pass --clip.
+APPEARANCE = "a [v] woman in a red shirt and purple trousers in a park"
+MOTION = "she is [u] dancing"
+EDITS = {  # row of the contact sheet -> prompt
+    "in the snow": "a [v] woman in a red shirt and purple trousers in the snow. she is [u] dancing",
+    "at night": "a [v] woman in a red shirt and purple trousers in a park at night. she is [u] dancing",
+    "in a green shirt": "a [v] woman in a green shirt and purple trousers in a park. she is [u] dancing",
+}
+MODEL = "tiny"  # any model of `sas-nb models`
+STEPS1, STEPS2 = 600, 900  # the paper's, with regularisation
+FAST_STEPS, FAST_SAMPLING = 10, 4
+SEED = 0  # of the training and of every clip, so that edits start from the same noise
+
+
+def load(path: Path | None) -> tuple[VideoDiT, Clip]:
+    "The base model, and the video at the size that the model knows."
+    dit = VideoDiT.load(MODEL)
+    r = dit.recommended
+    return dit, Clip.load(path or data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
+
+
+def train(dit: VideoDiT, clip: Clip, steps1: int, steps2: int, out: Path) -> Concept:
+    "Both stages: the frames as a set teach the appearance, the clip as a sequence teaches the motion."
+    return learn(clip, APPEARANCE, MOTION, dit, out, stage1=Settings(steps=steps1, seed=SEED), stage2=motion_settings(steps=steps2, seed=SEED))
+
+
+def show(concept: Concept, sampling: int | None) -> dict[str, Clip]:
+    "The concept under its training prompt, then under each edit."
+    prompts = {"reconstruction": concept.prompt} | EDITS
+    return dict(zip(prompts, concept.generate(list(prompts.values()), SEED, sampling)))
+
+
+def write(concept: Concept, rows: dict[str, Clip], out: Path) -> dict[Path, str]:
+    "Loss curves, contact sheet, and a video of each row; what was written, with what it shows."
+    made = {out / "sheet.png": "all clips below, frame by frame", out / "loss.png": "the loss of both stages"}
+    contact_sheet(rows, title=concept.prompt).save(out / "sheet.png")
+    plot_history(concept).savefig(out / "loss.png", dpi=120, bbox_inches="tight")
+    for label, clip in rows.items(): made[clip.save(out / f"{label.replace(' ', '-')}.mp4")] = label
+    return made | {out / "concept" / "concept.safetensors": "the concept: A1, B1, B2 and the vectors of [v] and [u]", out / "concept" / "concept.json": "its prompts, settings and origin"}
+
+
+def peak_memory() -> str:
+    "The most memory this process has held so far."
+    parts = [f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU"] if torch.cuda.is_available() else []
+    if sys.platform != "win32":
+        import resource
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        parts.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory")
+    return ", ".join(parts)
+
+
+def report(made: dict[Path, str], seconds: dict[str, float]) -> list[Path]:  # what is missing
+    "Say what was made, how long each step took, and where to look."
+    files = Table("file", "shows", title="What was made")
+    missing = [path for path in made if not path.is_file() or not path.stat().st_size]
+    for path, what in made.items(): files.add_row(str(path), f"{what}{' (MISSING)' if path in missing else ''}")
+    times = Table("step", title="How long it took", show_footer=True)
+    times.columns[0].footer = f"total, at most {peak_memory()}"
+    times.add_column("seconds", justify="right", footer=f"{sum(seconds.values()):.1f}")
+    for step, s in seconds.items(): times.add_row(step, f"{s:.1f}")
+    Console().print(files, times)
+    return missing
+
+
+def main(
+    clip: Annotated[Path | None, typer.Option(help="A video to learn from, instead of the dancer that is shipped; change the prompts at the top of this script to fit it.")] = None,
+    steps1: Annotated[int, typer.Option(help="Optimiser steps of stage 1.", min=0)] = STEPS1,
+    steps2: Annotated[int, typer.Option(help="Optimiser steps of stage 2.", min=0)] = STEPS2,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; a run found there goes on.", show_default="out/demo, or out/demo-fast")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help=f"{FAST_STEPS} steps of each stage: everything runs, next to nothing is learned.")] = False,
+):
+    "Learn a dynamic concept from one video with the tiny model, show it again, and edit it by prompt."
+    if fast: steps1 = steps2 = FAST_STEPS
+    out, seconds = out or Path("out/demo-fast" if fast else "out/demo"), {}
+
+    @contextmanager
+    def timed(step):
+        print(f"{step} ...", flush=True)
+        began = time.perf_counter()
+        yield
+        seconds[step] = time.perf_counter() - began
+
+    with tidy():
+        with timed("load the model and the video"): dit, reference = load(clip)
+        with timed(f"learn: {steps1} steps of Set, {steps2} of Sequence"): concept = train(dit, reference, steps1, steps2, out)
+        with timed("generate: as trained, and three edits"): rows = {"reference": reference} | show(concept, FAST_SAMPLING if fast else None)
+        with timed("draw and write"): made = write(concept, rows, out)
+    if report(made, seconds): raise typer.Exit(1)
+    print(f"Look at {out / 'sheet.png'} first. More edits: sas-nb generate {out} \"{EDITS['in the snow']}\" --out edit.mp4")
+
+
+if __name__ == "__main__": typer.run(main)

@@ -1,0 +1,19 @@
+"""Draw the example clips of data/clips from the world's own specs. `python scripts/make_clips.py [folder]`"""
+import sys
+from pathlib import Path
+from sas_nb.world import Spec, Thing, caption, heldout_spec, render
+
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "clips"
+CLIPS = dict(
+    dancer=heldout_spec(6),
+    waves=Spec((Thing("waves", shape=(.4, .2, .9, .6)),), scene="beach", backdrop=.3))
+
+
+def make(folder: Path) -> dict[str, Path]:
+    "Write every clip, three seconds at 24 frames a second, 256 x 256 pixels."
+    return {name: render(spec, num_frames=72, fps=24, size=256).save(folder / f"{name}.mp4") for name, spec in CLIPS.items()}
+
+
+if __name__ == "__main__":
+    for name, path in make(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER).items():
+        print(f"{path.name}, {path.stat().st_size/1024:.0f} KB: {caption(CLIPS[name])}")

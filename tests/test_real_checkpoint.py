@@ -1,0 +1,223 @@
+"""The road on a folder with Wan 2.1 1.3B's configuration and keys, at reduced width and depth, with random weights: what runs here runs there."""
+import json, re
+from dataclasses import replace
+import pytest, torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+import wan_folder as wan
+from sas_nb.clip import Clip, UserError
+from sas_nb.concept import Concept, learn
+from sas_nb.dit import VideoDiT
+from sas_nb.frames import Settings
+from sas_nb.residual import motion_settings
+
+APPEARANCE, MOTION = "a [v] man in a red shirt in the park", "he is [u] dancing"
+SIZE = dict(num_frames=5, height=32, width=32)
+# The published names, written out by hand: a change of the library's own naming must not go unseen.
+NAMES = dict(
+    transformer=r"blocks\.\d+\.(attn[12]\.(norm_[qk]\.weight|to_([qkv]|out\.0)\.(weight|bias))|ffn\.net\.(0\.proj|2)\.(weight|bias)|norm2\.(weight|bias)|scale_shift_table)|"
+                r"condition_embedder\.((time_embedder|text_embedder)\.linear_[12]|time_proj)\.(weight|bias)|(patch_embedding|proj_out)\.(weight|bias)|scale_shift_table",
+    text_encoder=r"shared\.weight|encoder\.final_layer_norm\.weight|encoder\.block\.\d+\.layer\.(0\.(SelfAttention\.([qkvo]|relative_attention_bias)|layer_norm)|1\.(DenseReluDense\.(wi_[01]|wo)|layer_norm))\.weight",
+    vae=r"(quant_conv|post_quant_conv)\.(weight|bias)|(encoder|decoder)\.(conv_in\.(weight|bias)|conv_out\.(weight|bias)|norm_out\.gamma|mid_block\..+|down_blocks\..+|up_blocks\..+)")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return wan.write(tmp_path_factory.mktemp("models")/"wan")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch): monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path/"cache"))
+
+
+@pytest.fixture
+def clip(): return Clip(torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1)), 16., "noise")
+
+
+def load(folder, dtype=torch.float32):
+    "The checkpoint, with fewer sampling steps for its prior than the 50 that Wan recommends."
+    dit = VideoDiT.load(folder, device="cpu", dtype=dtype)
+    dit.recommended = replace(dit.recommended, steps=2)
+    return dit
+
+
+def settings(**changes): return dict(stage1=Settings(steps=2, batch=4, lr=1e-2, **changes), stage2=motion_settings(steps=2, batch=4, lr=1e-2, **changes))
+def teach(dit, clip, **kwargs): return learn(clip, APPEARANCE, MOTION, dit, progress=False, rank=2, **kwargs)
+
+
+# The folder is what it says it is
+
+def test_keys_are_the_published_ones(folder):
+    stored, real = wan.stored_keys(folder), wan.real_keys()
+    real["text_encoder"].pop("encoder.embed_tokens.weight") # tied to shared.weight, and not stored
+    assert {k: len(v) for k, v in real.items()} == dict(transformer=825, text_encoder=242, vae=194)
+    assert sum(torch.Size(s).numel() for s in real["transformer"].values()) == 1_418_996_800
+    for part, keys in real.items():
+        assert not [k for k in (*keys, *stored[part]) if not re.fullmatch(NAMES[part], k)]
+        layer = lambda k: int(m[1]) if (m := re.search(r"^(?:encoder\.)?blocks?\.(\d+)\.", k)) else 0
+        assert set(stored[part]) == {k for k in keys if layer(k) < 2}, "the first layers, and all that is no layer"
+        assert all(len(stored[part][k]) == len(keys[k]) for k in stored[part])
+
+
+def test_configuration_differs_only_in_width_and_depth(folder):
+    for part, file, real, narrow in (("transformer", "config", wan.TRANSFORMER, wan.NARROW["transformer"]), ("text_encoder", "config", wan.TEXT, wan.NARROW["text"] | dict(vocab_size=...)),
+                                     ("vae", "config", wan.VAE, wan.NARROW["vae"]), ("scheduler", "scheduler_config", wan.SCHEDULER, {})):
+        said = json.loads((folder/part/f"{file}.json").read_text())
+        assert {k: said[k] for k in real if k not in narrow} == {k: v for k, v in real.items() if k not in narrow}
+    index = json.loads((folder/"model_index.json").read_text())
+    assert [index[k][1] for k in ("transformer", "text_encoder", "vae", "scheduler")] == ["WanTransformer3DModel", "UMT5EncoderModel", "AutoencoderKLWan", "UniPCMultistepScheduler"]
+
+
+def test_every_linear_of_the_real_model_gets_its_adapter(folder):
+    dit, real = load(folder), wan.real_keys()["transformer"]
+    layers = {m[1] for k in real if (m := re.fullmatch(rf"({dit.family.lora_layers})\.weight", k))}
+    assert len(layers) == 30*10
+
+
+# Reading it
+
+def test_recommended_values_are_wans_own(folder):
+    r = VideoDiT.load(folder, device="cpu").recommended
+    assert (r.height, r.width, r.num_frames, r.fps, r.steps, r.guidance, r.lr) == (480, 832, 81, 16., 50, 5., 1e-4)
+
+
+def test_text_embeddings_are_those_of_the_file(folder):
+    "Early transformers 5 left the input embeddings of this checkpoint unread, because its config says that they are not tied."
+    dit = load(folder)
+    shared = wan.load_file(folder/"text_encoder"/"model.safetensors")["shared.weight"]
+    assert torch.equal(dit.pipe.text_encoder.get_input_embeddings().weight, shared)
+    assert torch.equal(dit.pipe.text_encoder.encoder.embed_tokens.weight, shared)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_precision(folder, dtype):
+    dit = VideoDiT.load(folder, device="cpu", dtype=dtype)
+    assert dit.dtype == dit.pipe.text_encoder.dtype == dtype and dit.pipe.vae.dtype == torch.float32
+    assert dit.embed("a man").dtype == dtype and dit.encode(torch.rand(1, 5, 3, 32, 32)).dtype == torch.float32
+
+
+def test_encoding_is_the_pipelines(folder):
+    "Unit-variance latents are (mode - mean) / std, and decoding them gives what the pipeline's own code gives."
+    dit, frames = load(folder), torch.rand(2, 5, 3, 32, 32)
+    z, vae = dit.encode(frames), dit.pipe.vae
+    assert z.shape == (2, 16, 2, 4, 4)
+    mean, std = (torch.tensor(v).view(1, 16, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    with torch.no_grad(): raw = vae.encode(frames.transpose(1, 2)*2-1).latent_dist.mode()
+    torch.testing.assert_close(z*std+mean, raw, atol=1e-5, rtol=1e-5)
+
+
+# Sampling
+
+def stock(pipe, text, noise, guidance, negative=None, steps=4):
+    "The pipeline's own output, and not ours."
+    return pipe(prompt_embeds=text, negative_prompt_embeds=negative, latents=noise, guidance_scale=guidance, num_inference_steps=steps, output_type="latent", **SIZE).frames
+
+
+@pytest.mark.parametrize("guidance", [1., 5.])
+@pytest.mark.parametrize("scheduler", [UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler])
+def test_denoise_is_the_stock_pipeline(folder, scheduler, guidance):
+    dit, pipe = load(folder), WanPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    for p in (dit.pipe, pipe): p.scheduler = scheduler.from_config(p.scheduler.config, **(dict(shift=3.) if scheduler is FlowMatchEulerDiscreteScheduler else {}))
+    noise, prompts = dit.noise([0], **SIZE), ["a man dancing", ""]
+    text = dit.embed(prompts if guidance > 1 else prompts[:1])
+    full = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)[0]
+    ours, theirs = dit.denoise(noise, text, 4, guidance), stock(pipe, full[:1], noise, guidance, full[1:])
+    assert (theirs-noise).std() > .1, "the velocity is not nothing"
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
+
+
+def test_time_is_sigma_for_the_published_scheduler():
+    "x_t = (1 - sigma) x0 + sigma noise, and the model's timestep is 1000 sigma, cut to a whole number."
+    s = UniPCMultistepScheduler(**wan.SCHEDULER)
+    s.set_timesteps(20)
+    assert s.sigmas[-1] == 0 and s.sigmas[0] > .99
+    assert ((s.timesteps/1000-s.sigmas[:-1]).abs() <= 1e-3).all()
+    x0, noise, t = torch.randn(2, 3), torch.randn(2, 3), s.timesteps[5:6]
+    torch.testing.assert_close(s.add_noise(x0, noise, t), (1-s.sigmas[5])*x0 + s.sigmas[5]*noise, atol=1e-6, rtol=1e-5)
+
+
+# Learning
+
+@pytest.mark.parametrize("dtype, checkpointing", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)])
+def test_learn(folder, clip, tmp_path, dtype, checkpointing):
+    concept = teach(load(folder, dtype), clip, out=tmp_path/"run", **settings(checkpointing=checkpointing))
+    assert len(concept.layers) == 20 and all(torch.isfinite(t).all() and t.dtype == torch.float32 for t in concept.weights.values())
+    assert all(min(n) > 0 for n in concept.norms().values()), "both stages moved every layer"
+    made = concept.generate(steps=2, guidance=1., **SIZE)
+    assert made.shape == (5, 3, 32, 32) and torch.isfinite(made.frames).all()
+    again = Concept.load(tmp_path/"run"/"concept", load(folder, dtype)).generate(steps=2, guidance=1., **SIZE)
+    assert torch.equal(made.frames, again.frames)
+
+
+def test_checkpointing_changes_nothing_but_memory(folder, clip):
+    plain, saved = (teach(load(folder), clip, **settings(checkpointing=c)).weights for c in (False, True))
+    for k in plain: torch.testing.assert_close(plain[k], saved[k], atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    "How often each encoder was asked, on any model."
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5EncoderModel
+    count = dict(vae=0, text=0)
+    def counted(cls, method, name):
+        original = getattr(cls, method)
+        def f(self, *args, **kwargs): count[name] += 1; return original(self, *args, **kwargs)
+        monkeypatch.setattr(cls, method, f)
+    counted(AutoencoderKLWan, "encode", "vae"); counted(UMT5EncoderModel, "forward", "text")
+    return count
+
+
+def test_a_second_run_asks_no_encoder(folder, clip, calls):
+    first = teach(load(folder), clip, **settings())
+    assert calls["vae"] and calls["text"]
+    calls.update(vae=0, text=0)
+    second = teach(load(folder), clip, **settings())
+    assert calls == dict(vae=0, text=0)
+    for k in first.weights: assert torch.equal(first.weights[k], second.weights[k])
+
+
+def test_free_drops_the_encoders_before_training(folder, clip):
+    dit = load(folder)
+    freed, kept = teach(dit, clip, free=True, **settings()), teach(load(folder), clip, **settings())
+    assert dit.pipe.vae is None and dit.pipe.text_encoder is None
+    with pytest.raises(UserError, match="freed"): freed.generate(steps=2, **SIZE)
+    freed.dit = None
+    for k in kept.weights: assert torch.equal(freed.weights[k], kept.weights[k])
+
+
+def test_a_concept_made_in_bf16_lives_on_the_same_base_in_fp32(folder, clip, tmp_path):
+    "A GPU trains in bf16 and a laptop samples in fp32: it is the same base."
+    teach(load(folder, torch.bfloat16), clip, out=tmp_path/"run", **settings())
+    made = Concept.load(tmp_path/"run"/"concept", load(folder)).generate(steps=2, guidance=1., **SIZE)
+    assert torch.isfinite(made.frames).all()
+
+
+def test_samples_while_training_have_the_clips_size(folder, clip, tmp_path):
+    teach(load(folder), clip, out=tmp_path/"run", **settings(sample_every=2))
+    sample = Clip.load(tmp_path/"run"/"samples"/"motion-00002.mp4", size=(32, 32))
+    assert len(sample) == 5
+
+
+def test_a_size_that_does_not_fit_is_refused(folder):
+    with pytest.raises(UserError, match="multiples of 16"): teach(load(folder), Clip(torch.rand(5, 3, 40, 40)), **settings())
+
+
+# And away
+
+@pytest.mark.parametrize("split", [False, True])
+def test_export_runs_in_the_stock_pipeline(folder, clip, tmp_path, split):
+    dit = load(folder)
+    concept = teach(dit, clip, **settings())
+    paths = concept.at(motion=.5).export(tmp_path/"lora", "diffusers", split=split)
+    pipe = WanPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    for path in paths: pipe.load_lora_weights(path, adapter_name=path.name)
+    pipe.set_adapters([p.name for p in paths])
+    noise, text = dit.noise([3], **SIZE), dit.prompt_embeds(concept.prompt, concept.tokens)
+    theirs = stock(pipe, text, noise, 1.)
+    concept.at(motion=.5).put_on()
+    ours = dit.denoise(noise, dit.embed(concept.prompt, concept.tokens), 4, 1.)
+    concept.at(0, 0).put_on()
+    bare = dit.denoise(noise, dit.embed(concept.prompt, concept.tokens), 4, 1.)
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
+    assert (ours-bare).abs().max() > 10*(ours-theirs).abs().max(), "the adapter does something"
