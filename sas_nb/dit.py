@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'Recommended', 'Wan',
            'VideoDiT', 'split_placeholders', 'add_tokens', 'fingerprint', 'cache_folder', 'cached']
 
-# %% ../nbs/02_dit.ipynb #57465e9b
+# %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from .clip import Clip, UserError, atomic, contact_sheet
 
-# %% ../nbs/02_dit.ipynb #af7390b8
+# %% ../nbs/02_dit.ipynb #d2c25cc9
 def data_path(name:str, # such as `"tiny"` or `"clips/dancer.mp4"`
              )->Path:   # the file or folder on disk
     "Where data shipped with sas_nb lies: in the installed package, or in `data/` of a source checkout. Raises `UserError`."
@@ -33,7 +33,7 @@ def data_path(name:str, # such as `"tiny"` or `"clips/dancer.mp4"`
         if (path := root/"data"/name).exists(): return path
     raise UserError(f"{name!r} is not shipped with sas_nb: name a file or folder of its data/, such as 'tiny'.")
 
-# %% ../nbs/02_dit.ipynb #78c4adac
+# %% ../nbs/02_dit.ipynb #b43797c9
 class OnePad(WanAttnProcessor):
     "Cross-attention in which the last text token stands for all padding up to `length` tokens. Exact, not an approximation."
     def __init__(self, length:int=512): super().__init__(); self.length = length
@@ -49,7 +49,7 @@ def trim(text:Tensor, # (B, 512, D) padded with zeros
     longest = int((text.abs().sum(-1) > 0).sum(1).max())
     return text[:, :min(longest+1, text.shape[1])]
 
-# %% ../nbs/02_dit.ipynb #1716e478
+# %% ../nbs/02_dit.ipynb #4c7eab36
 def best_device()->torch.device:
     "CUDA, Apple's MPS or the CPU, whatever is there, in this order."
     if torch.cuda.is_available(): return torch.device("cuda")
@@ -60,7 +60,7 @@ def best_dtype(device:torch.device)->torch.dtype:
     if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.float32
 
-# %% ../nbs/02_dit.ipynb #13ab93f2
+# %% ../nbs/02_dit.ipynb #30827228
 @dataclass
 class Recommended:
     "What a checkpoint works best with; read from `sas_nb.json` in its folder, else Wan 2.1's own values."
@@ -81,7 +81,7 @@ class Recommended:
         said = json.loads(path.read_text()) if path and path.exists() else {}
         return cls(**{f.name: said[f.name] for f in fields(cls) if f.name in said})
 
-# %% ../nbs/02_dit.ipynb #4b6e338c
+# %% ../nbs/02_dit.ipynb #bfe87a5f
 class Wan:
     "What is particular to Wan pipelines."
     pipeline, text_length = WanPipeline, 512
@@ -103,7 +103,7 @@ class Wan:
 
 FAMILIES = {"WanPipeline": Wan}
 
-# %% ../nbs/02_dit.ipynb #8cba2933
+# %% ../nbs/02_dit.ipynb #e5cb983e
 class VideoDiT:
     "A text-to-video diffusion transformer with one interface, over a diffusers pipeline."
     def __init__(self,
@@ -126,7 +126,7 @@ class VideoDiT:
         n = sum(p.numel() for p in self.transformer.parameters())/1e6
         return f"VideoDiT({self.name!r}, {self.family.__name__}, {n:.1f}M weights, {self.dtype}, {self.device})"
 
-# %% ../nbs/02_dit.ipynb #e2e8e39b
+# %% ../nbs/02_dit.ipynb #834f77d5
 def _folder(name):
     "The local folder that `name` means, or None for a hub id."
     if (path := Path(name).expanduser()).is_dir(): return path
@@ -144,7 +144,7 @@ def _quiet():
         with warnings.catch_warnings(): warnings.simplefilter("ignore", FutureWarning); yield
     finally: d.enable_progress_bar(); t.enable_progress_bar()
 
-# %% ../nbs/02_dit.ipynb #8f5d4f6a
+# %% ../nbs/02_dit.ipynb #aad72481
 @patch(cls_method=True)
 def load(cls:VideoDiT,
          name:str|Path="tiny",           # "tiny", a folder, or a hub id in diffusers' layout
@@ -165,7 +165,14 @@ def load(cls:VideoDiT,
     pipe.set_progress_bar_config(disable=True)
     return cls(pipe.to(device), str(name), Recommended.read(folder))
 
-# %% ../nbs/02_dit.ipynb #9eb4509b
+# %% ../nbs/02_dit.ipynb #368d6ec6
+@patch
+def check_size(self:VideoDiT, T:int, H:int, W:int):
+    "Raise `UserError` for a clip that the model cannot hold: frames must be 4n+1, sides multiples of 16 (Wan's numbers)."
+    step = self.space_factor*self.transformer.config.patch_size[1]
+    if (T-1) % self.time_factor or H % step or W % step:
+        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {self.time_factor}n+1 and sides multiples of {step}; load it with num_frames and size.")
+
 @patch
 @torch.no_grad()
 def encode(self:VideoDiT,
@@ -174,15 +181,13 @@ def encode(self:VideoDiT,
     "Clips to latents. A batch of images is a batch of clips with T = 1. Raises `UserError` for sizes that do not fit."
     vae = self._part("vae")
     B, T, _, H, W = frames.shape
-    step = self.space_factor*self.transformer.config.patch_size[1]
-    if (T-1) % self.time_factor or H % step or W % step:
-        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {self.time_factor}n+1 and sides multiples of {step}; load it with num_frames and size.")
+    self.check_size(T, H, W)
     x = frames.to(vae.device, vae.dtype).transpose(1, 2)*2-1
     z = torch.cat([vae.encode(b).latent_dist.mode() for b in x.split(8)])
     mean, std = self.family.statistics(vae, z)
     return ((z-mean)/std).float()
 
-# %% ../nbs/02_dit.ipynb #0a1b3032
+# %% ../nbs/02_dit.ipynb #35bdde90
 @patch
 @torch.no_grad()
 def decode(self:VideoDiT,
@@ -195,7 +200,7 @@ def decode(self:VideoDiT,
     x = torch.cat([vae.decode(b).sample for b in (z*std+mean).split(8)])
     return (x.float().transpose(1, 2)/2+.5).clamp(0, 1)
 
-# %% ../nbs/02_dit.ipynb #62d0f34c
+# %% ../nbs/02_dit.ipynb #404c8bc6
 @patch
 def _part(self:VideoDiT, name):
     "A part of the pipeline; a clear error after `free`."
@@ -209,7 +214,7 @@ def free(self:VideoDiT, *names:str):
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
-# %% ../nbs/02_dit.ipynb #b4fffb5d
+# %% ../nbs/02_dit.ipynb #a5b364db
 PLACEHOLDERS = ("[v]", "[u]") # the new words of the method: who, and how they move
 
 def split_placeholders(prompt:str)->tuple[str, list[str]]: # the plain prompt, the placeholders in it
@@ -229,7 +234,7 @@ def check_words(self:VideoDiT, prompt:str):
     near = [f"{w!r}" + (f" (near: {', '.join(m)})" if (m := get_close_matches(w.lower(), known, 3, .5)) else "") for w in dict.fromkeys(strange)]
     raise UserError(f"{self.name!r} does not know {', '.join(near)}: use words of its vocabulary, which are {' '.join(known) if len(known) < 200 else 'listed in its tokenizer'}.")
 
-# %% ../nbs/02_dit.ipynb #6930c7d3
+# %% ../nbs/02_dit.ipynb #3acf3d0c
 @patch
 @torch.no_grad()
 def embed(self:VideoDiT,
@@ -254,7 +259,7 @@ def add_tokens(text:Tensor,                # (B, L, D) as `embed` gives it
     nothing = text.new_zeros(text.shape[-1])
     return torch.cat([torch.stack([torch.stack(g + [nothing]*(longest-len(g))) for g in given]), text], 1)
 
-# %% ../nbs/02_dit.ipynb #bc2012d1
+# %% ../nbs/02_dit.ipynb #876e5476
 @patch(as_prop=True)
 def text_width(self:VideoDiT)->int:
     "D, the width of the text that the DiT reads."
@@ -266,20 +271,21 @@ def prompt_embeds(self:VideoDiT, prompts:str|list[str], tokens:dict[str, Tensor]
     text = self.embed(prompts, tokens)
     return F.pad(text, (0, 0, 0, self.family.text_length-text.shape[1]))
 
-# %% ../nbs/02_dit.ipynb #d50abf38
+# %% ../nbs/02_dit.ipynb #bc25fe1b
 def fingerprint(module:torch.nn.Module)->str:
-    "Sixteen hex digits that name a module's weights: a hash over every tensor's name, shape and up to 64 of its values."
+    "Sixteen hex digits that name a module's weights, the same in any precision: a hash over every tensor's name, shape and up to 64 of its values, rounded to bf16."
     h = hashlib.sha256()
     for name, p in sorted(module.state_dict().items()):
         if "lora_" in name: continue
         flat = p.detach().flatten()
-        h.update(f"{name.replace('.base_layer', '')}{tuple(p.shape)}".encode()); h.update(flat[::max(1, len(flat)//64)][:64].float().cpu().numpy().tobytes())
+        h.update(f"{name.replace('.base_layer', '')}{tuple(p.shape)}".encode()); h.update(flat[::max(1, len(flat)//64)][:64].bfloat16().float().cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
 def cache_folder()->Path:
     "Where encoded clips and prompts are kept: `$SAS_NB_CACHE`, else `~/.cache/sas_nb`."
     return Path(os.environ.get("SAS_NB_CACHE", "~/.cache/sas_nb")).expanduser()
 
+# %% ../nbs/02_dit.ipynb #3fc25b02
 def cached(make,   # () -> dict of tensors
            *what,  # everything the result depends on: strings, numbers, tensors
           )->dict: # what `make` returned, now or in an earlier run
@@ -296,18 +302,18 @@ def cached(make,   # () -> dict of tensors
     except UserError: pass
     return made
 
-# %% ../nbs/02_dit.ipynb #581ed494
+# %% ../nbs/02_dit.ipynb #c044cdc8
 @patch
 def encode_once(self:VideoDiT, frames:Tensor)->Tensor:
     "`encode`, kept on disk by content; on the CPU."
-    return cached(lambda: dict(z=self.encode(frames)), "latents", fingerprint(self._part("vae")), frames)["z"]
+    return cached(lambda: dict(z=self.encode(frames)), "latents", fingerprint(self._part("vae")), str(self.pipe.vae.dtype), frames)["z"]
 
 @patch
 def embed_once(self:VideoDiT, prompt:str)->Tensor: # (1, L, D)
     "`embed` of one prompt without placeholders' vectors, kept on disk by content; on the CPU."
-    return cached(lambda: dict(text=self.embed(prompt)), "text", fingerprint(self._part("text_encoder")), split_placeholders(prompt)[0])["text"]
+    return cached(lambda: dict(text=self.embed(prompt)), "text", fingerprint(self._part("text_encoder")), str(self.dtype), split_placeholders(prompt)[0])["text"]
 
-# %% ../nbs/02_dit.ipynb #17d3cf01
+# %% ../nbs/02_dit.ipynb #7717faf4
 @patch
 def velocity(self:VideoDiT,
              x:Tensor,    # (B, C, t, h, w) noisy latents
@@ -322,19 +328,21 @@ def noise(self:VideoDiT,
           seeds:list[int],        # one clip per seed
           num_frames:int|None=None, height:int|None=None, width:int|None=None, # recommended ones when None
          )->Tensor:               # (B, C, t, h, w)
-    "Seeded starting noise: the same on every device, and for a seed the same in every batch."
+    "Seeded starting noise: the same on every device, and for a seed the same in every batch. Raises `UserError` for sizes that do not fit."
     r, c = self.recommended, self.transformer.config
-    shape = (c.in_channels, ((num_frames or r.num_frames)-1)//self.time_factor+1, (height or r.height)//self.space_factor, (width or r.width)//self.space_factor)
+    T, H, W = num_frames or r.num_frames, height or r.height, width or r.width
+    self.check_size(T, H, W)
+    shape = (c.in_channels, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(self.device)
 
-# %% ../nbs/02_dit.ipynb #39a5dc88
+# %% ../nbs/02_dit.ipynb #40b2e435
 def _guided(self, x, t, text, scale, velocity):
     "Velocity with classifier-free guidance; `text` holds the prompts, then as many negatives, unless `scale` is 1."
     if scale == 1: return velocity(x, t, text)
     cond, uncond = velocity(torch.cat([x, x]), torch.cat([t, t]), text).float().chunk(2)
     return uncond + scale*(cond-uncond)
 
-# %% ../nbs/02_dit.ipynb #6d709db5
+# %% ../nbs/02_dit.ipynb #ec8e5c0f
 @patch
 @torch.no_grad()
 def denoise(self:VideoDiT,
@@ -353,7 +361,15 @@ def denoise(self:VideoDiT,
         x = scheduler.step(v.float(), t, x, return_dict=False)[0]
     return x
 
-# %% ../nbs/02_dit.ipynb #56a5fa18
+# %% ../nbs/02_dit.ipynb #8f6596e7
+def _pairs(prompt, seed)->tuple[list[str], list[int]]:
+    "One prompt and one seed per clip, whichever of them came as a list."
+    seeds = [seed]*(1 if isinstance(prompt, str) else len(prompt)) if isinstance(seed, int) else list(seed)
+    prompts = [prompt]*len(seeds) if isinstance(prompt, str) else list(prompt)
+    if len(seeds) != len(prompts): raise UserError(f"There are {len(prompts)} prompts and {len(seeds)} seeds: give one seed, or as many as prompts.")
+    return prompts, seeds
+
+# %% ../nbs/02_dit.ipynb #b6ce82af
 @patch
 def sample(self:VideoDiT,
            prompt:str|list[str],       # what to show; a list gives a list of clips, in one batch
@@ -367,9 +383,7 @@ def sample(self:VideoDiT,
           )->Clip|list[Clip]:
     "Generate clips from prompts. Raises `UserError` for words that the tokenizer does not know."
     r, many = self.recommended, not (isinstance(prompt, str) and isinstance(seed, int))
-    seeds = [seed]*(1 if isinstance(prompt, str) else len(prompt)) if isinstance(seed, int) else list(seed)
-    prompts = [prompt]*len(seeds) if isinstance(prompt, str) else list(prompt)
-    if len(seeds) != len(prompts): raise UserError(f"There are {len(prompts)} prompts and {len(seeds)} seeds: give one seed, or as many as prompts.")
+    prompts, seeds = _pairs(prompt, seed)
     guidance = r.guidance if guidance is None else guidance
     text = self.embed(prompts + ([r.negative if negative is None else negative]*len(prompts) if guidance != 1 else []), tokens)
     x = self.denoise(self.noise(seeds, num_frames, height, width), text, steps or r.steps, guidance, progress, velocity)

@@ -6,7 +6,7 @@
 __all__ = ['frame_set', 'Settings', 'check_settings', 'Trainer', 'read_log', 'Log', 'stop_gently', 'plot_history',
            'train_identity', 'check_folder']
 
-# %% ../nbs/07_frames.ipynb #3685d198
+# %% ../nbs/07_frames.ipynb #759c5d2f
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from .flow import clean_estimate, interpolate, loss_per_sample, quantile_losses,
 from .basis import Basis
 from .regularize import Examples, SelfConditioning, mask_tokens
 
-# %% ../nbs/07_frames.ipynb #f8064702
+# %% ../nbs/07_frames.ipynb #247421ff
 def frame_set(dit:VideoDiT,
               clip:Clip,      # T frames
               prompt:str,     # static: how it looks, with `[v]`
@@ -31,7 +31,7 @@ def frame_set(dit:VideoDiT,
     "The video as a *set*: every frame encoded by itself, as an image, so that no order is left in it (section 3.2)."
     return Examples(dit.encode_once(clip.frames[:, None]), [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
 
-# %% ../nbs/07_frames.ipynb #d97549da
+# %% ../nbs/07_frames.ipynb #235cf973
 @dataclass
 class Settings:
     "How one stage is trained. Defaults are the paper's (appendix 8, table 6) for stage 1; `lr=None` is the checkpoint's own."
@@ -56,7 +56,7 @@ class Settings:
     sample_prompt:str|None=None   # the training prompt when None
     checkpointing:bool=False      # recompute activations in the backward pass: less memory, a third more time
 
-# %% ../nbs/07_frames.ipynb #e419f6da
+# %% ../nbs/07_frames.ipynb #fe52c893
 _WHOLE = dict(steps=(0, 10**7), batch=(1, 10**4), log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7))
 _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), self_conditioning=(0, 1), token_lr=(0, 10), clip_norm=(0, 1e9),
              weight_decay=(0, 10), shift=(1e-3, 1e3))
@@ -71,7 +71,7 @@ def check_settings(s:Settings)->Settings:
     if s.times not in ("uniform", "logit_normal"): raise UserError(f"times is {s.times!r}, and must be 'uniform' or 'logit_normal': correct it in the settings.")
     return s
 
-# %% ../nbs/07_frames.ipynb #cc0fe56f
+# %% ../nbs/07_frames.ipynb #07b59b7f
 class Trainer:
     "One stage's training loop: what both stages share. Make one, call `run`."
     def __init__(self,
@@ -95,7 +95,7 @@ class Trainer:
         self.optimiser = self._optimiser()
         self.run_id = self._run_id() if self.out else ""
 
-# %% ../nbs/07_frames.ipynb #62bf9f2e
+# %% ../nbs/07_frames.ipynb #2f9c43e4
 @patch
 def _optimiser(self:Trainer):
     "AdamW over what this stage trains: basis weights, its own token, and the self-conditioning projection in stage 1."
@@ -111,7 +111,7 @@ def _optimiser(self:Trainer):
     groups = [dict(params=list(self.weights.values()), lr=self.lr), dict(params=list(self.extra.values()), lr=s.token_lr, weight_decay=0.)]
     return torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas, weight_decay=s.weight_decay)
 
-# %% ../nbs/07_frames.ipynb #d9e01e1e
+# %% ../nbs/07_frames.ipynb #82100996
 @patch
 def _batch(self:Trainer)->tuple[Tensor, Tensor]: # latents (B, C, t, h, w), text (B, L, D)
     "This step's examples: the concept's, and a share of the prior's; their placeholders filled in, some of their tokens masked."
@@ -126,7 +126,7 @@ def _batch(self:Trainer)->tuple[Tensor, Tensor]: # latents (B, C, t, h, w), text
     mask = mask_tokens(torch.ones(*text.shape[:2], 1), s.token_mask, g)
     return torch.cat(x).to(self.dit.device), text*mask.to(text)
 
-# %% ../nbs/07_frames.ipynb #18aa1092
+# %% ../nbs/07_frames.ipynb #cadaf436
 @patch
 def _velocity(self:Trainer, x_t, t, text):
     "The DiT's velocity, self-conditioned on its own first guess with the set probability."
@@ -137,7 +137,7 @@ def _velocity(self:Trainer, x_t, t, text):
         with torch.no_grad(): previous = clean_estimate(x_t, self.conditioning.velocity(x_t, t, text).float(), t)
     return self.conditioning.velocity(x_t, t, text, previous)
 
-# %% ../nbs/07_frames.ipynb #2fb8b180
+# %% ../nbs/07_frames.ipynb #96847281
 @patch
 def _one_step(self:Trainer):
     "One optimiser step: flow matching (eq. 5 and 9) on one batch. Raises `UserError` if the loss is not finite; no weight has changed then."
@@ -162,7 +162,7 @@ def _not_finite(self:Trainer):
     return (f"The loss of stage {self.stage!r} became NaN or infinite at step {self.step+1}, so training stopped, and {kept}: "
             f"lower lr (now {self.lr:g}) or use fp32, and train into a new folder.")
 
-# %% ../nbs/07_frames.ipynb #bd7227b9
+# %% ../nbs/07_frames.ipynb #241ee48d
 @patch
 def _checkpoint(self:Trainer)->Path: return self.out/f"{self.stage}.ckpt.safetensors"
 
@@ -180,7 +180,7 @@ def _run_id(self:Trainer)->str:
     for t in [t for e in sets for t in (e.latents, *e.texts)] + frozen: h.update(t.detach().float().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/07_frames.ipynb #7d729413
+# %% ../nbs/07_frames.ipynb #bfa939e4
 @patch
 def _tensors(self:Trainer)->dict:
     "All that changes while training, as one dict of tensors: weights, optimiser, random state, and the steps since the last log line."
@@ -198,7 +198,7 @@ def save(self:Trainer):
     about = dict(step=self.step, run=self.run_id, history=self.history)
     with atomic(self._checkpoint()) as tmp: tmp.write_bytes(to_bytes(self._tensors(), {"sas_nb": json.dumps(about)}))
 
-# %% ../nbs/07_frames.ipynb #732e08fd
+# %% ../nbs/07_frames.ipynb #af384431
 def _read(path:Path)->tuple[dict, dict]: # what it says of itself, its tensors
     "A checkpoint's content. Raises `UserError` if it is damaged."
     try:
@@ -221,7 +221,7 @@ def resume(self:Trainer)->bool: # whether there was something to resume
     self.generator.set_state(state["random"]); self.step, self.history = about["step"], about["history"]
     return True
 
-# %% ../nbs/07_frames.ipynb #1ef024fe
+# %% ../nbs/07_frames.ipynb #6874d4be
 def read_log(path:Path)->list[dict]:
     "The rows of a `log.jsonl`; a line that a crash cut short is left out."
     rows = []
@@ -241,13 +241,15 @@ class Log:
         self.board = SummaryWriter(out/"tensorboard"/stage, purge_step=step+1)
     def write(self, row:dict):
         if self.path is None: return
-        with open(self.path, "a") as f: f.write(json.dumps(row)+"\n")
+        try:
+            with open(self.path, "a") as f: f.write(json.dumps(row)+"\n")
+        except OSError as e: raise UserError(f"The log {self.path} could not be written ({e.strerror}): free some space or choose another disk, and run the same again to go on from the last checkpoint.") from e
         for k, v in row.items():
             if isinstance(v, (int, float)) and k != "step": self.board.add_scalar(f"{self.stage}/{k}", v, row["step"])
     def close(self):
         if self.board: self.board.close()
 
-# %% ../nbs/07_frames.ipynb #f98594b9
+# %% ../nbs/07_frames.ipynb #cef64bac
 @patch
 def _record(self:Trainer, log)->dict:
     "One log line over the steps since the last."
@@ -270,7 +272,7 @@ def _sample(self:Trainer):
     if not image: return clip.save(path.with_suffix(".mp4"))
     with atomic(path.with_suffix(".png")) as tmp: clip.thumbnail(256).save(tmp)
 
-# %% ../nbs/07_frames.ipynb #695c2d22
+# %% ../nbs/07_frames.ipynb #2cf28b8e
 @contextmanager
 def stop_gently():
     "Turn Ctrl-C into a wish: yields a function that says whether it was pressed, so that a step is never cut in half. Pressed twice, it stops at once."
@@ -283,7 +285,7 @@ def stop_gently():
     try: yield pressed.is_set
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/07_frames.ipynb #6685139c
+# %% ../nbs/07_frames.ipynb #7ff80841
 @patch
 def run(self:Trainer)->list: # history: rows of step, loss, and the loss in four quarters of time
     "Train to the last step, resuming if `out` holds a checkpoint. Ctrl-C saves and raises `KeyboardInterrupt`; a finished run returns at once."
@@ -313,7 +315,7 @@ def _train(self:Trainer):
         bar.close(); log.close()
         if s.checkpointing: transformer.disable_gradient_checkpointing()
 
-# %% ../nbs/07_frames.ipynb #92a9ecbf
+# %% ../nbs/07_frames.ipynb #6621ed5f
 @patch
 def _after_step(self:Trainer, log, bar):
     "Log, sample and save, when it is time to; in this order, so that a checkpoint knows what was logged."
@@ -327,7 +329,7 @@ def _stopped(self:Trainer):
     then = f"; everything is saved: run the same again to go on from {self.out}" if self.out else "; nothing was saved, because no folder was given with out"
     return f"Stopped after step {self.step} of {self.settings.steps} of stage {self.stage!r}{then}."
 
-# %% ../nbs/07_frames.ipynb #7b6d5308
+# %% ../nbs/07_frames.ipynb #933d541c
 _STYLES = (("all times", "-", "o", 2.2), ("t 0 to ¼, almost clean", "--", "", 1.2), ("t ¼ to ½", "-.", "", 1.2), ("t ½ to ¾", ":", "", 1.6), ("t ¾ to 1, almost noise", (0, (1, 4)), "x", 1.2))
 
 def plot_history(history, # a concept, its history (stage -> rows), or the rows that `Trainer.run` returns
@@ -346,7 +348,7 @@ def plot_history(history, # a concept, its history (stage -> rows), or the rows 
         if ax.lines: ax.legend(fontsize=8, title="noise time", title_fontsize=8)
     return fig
 
-# %% ../nbs/07_frames.ipynb #72eaf007
+# %% ../nbs/07_frames.ipynb #7950f7d2
 def train_identity(dit:VideoDiT, basis:Basis,
                    clip:Clip|Examples,       # the clip, or its `frame_set`
                    prompt:str,               # static, with `[v]`
@@ -357,7 +359,7 @@ def train_identity(dit:VideoDiT, basis:Basis,
     data = clip if isinstance(clip, Examples) else frame_set(dit, clip, prompt)
     return Trainer(dit, basis, "identity", data, settings or Settings(), prompt=prompt, **kwargs).run()
 
-# %% ../nbs/07_frames.ipynb #11b2d85b
+# %% ../nbs/07_frames.ipynb #f1d206d8
 def check_folder(out:Path,     # where a run wants to write
                  need:int=0):  # bytes that it will write
     "Raise `UserError` now, and not after hours of training, if `out` cannot take what a run writes."

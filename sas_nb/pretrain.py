@@ -13,7 +13,7 @@ __all__ = ['FPS', 'HELD_OUT', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', 'd
 from contextlib import contextmanager
 from pathlib import Path
 from dataclasses import dataclass, asdict
-import argparse, json, math, os, time
+import argparse, copy, json, math, os, time
 import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -353,7 +353,7 @@ def ship(pipe:WanPipeline, folder:Path, **about):
     "Save a pipeline in half precision with its recommended settings, whole or not at all."
     with atomic(folder, marker="model_index.json") as tmp:
         for name, part in (("vae", pipe.vae), ("text_encoder", pipe.text_encoder), ("transformer", pipe.transformer)):
-            part.save_pretrained(tmp/name, state_dict={k: v.half().contiguous() for k, v in part.state_dict().items()})
+            copy.deepcopy(part).half().save_pretrained(tmp/name)
         pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler"); pipe.save_config(tmp)
         (tmp/"sas_nb.json").write_text(json.dumps({**RECOMMENDED, **about}, indent=1))
 

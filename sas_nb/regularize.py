@@ -45,7 +45,7 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     if not (prompts := list(prompts or r.prior)): raise UserError("Prior preservation needs prompts and got none: pass some, or set prior=0.")
     steps, guidance, used = steps or r.steps, r.guidance if guidance is None else guidance, [prompts[i % len(prompts)] for i in range(n)]
     size = (1 if frames else num_frames or r.num_frames, height or r.height, width or r.width)
-    z = cached(lambda: dict(z=_generate(dit, used, size, steps, guidance, seed, batch, progress)), "prior", fingerprint(dit.transformer),
+    z = cached(lambda: dict(z=_generate(dit, used, size, steps, guidance, seed, batch, progress)), "prior", fingerprint(dit.transformer), str(dit.dtype),
                fingerprint(dit._part("text_encoder")), used, size, steps, guidance, seed, r.negative, repr(dit.pipe.scheduler.config))["z"]
     texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
     return Examples(z, [texts[p] for p in used], [split_placeholders(p)[1] for p in used])

@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['motion_settings', 'sequence', 'train_motion']
 
-# %% ../nbs/08_residual.ipynb #98b22028
+# %% ../nbs/08_residual.ipynb #013b7099
 from dataclasses import replace
-import torch
 from .clip import Clip
 from .dit import VideoDiT, split_placeholders
 from .basis import Basis
 from .regularize import Examples
 from .frames import Settings, Trainer
 
-# %% ../nbs/08_residual.ipynb #35932828
+# %% ../nbs/08_residual.ipynb #2ab4e4a4
 def motion_settings(**changes)->Settings:
-    "The paper's settings of stage 2: 900 steps, coefficient dropout 0.5; the rest as in stage 1."
+    "The paper's settings of stage 2: 900 steps, coefficient dropout 0.5; the rest as in stage 1 (appendix 8, table 6)."
     return replace(Settings(steps=900, dropout=.5), **changes)
 
 def sequence(dit:VideoDiT,
@@ -26,9 +25,13 @@ def sequence(dit:VideoDiT,
     "The video as a *sequence*: one clip, encoded as a clip."
     return Examples(dit.encode_once(clip.frames[None]), [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
 
-# %% ../nbs/08_residual.ipynb #11d62f00
-def train_motion(dit:VideoDiT, basis:Basis, clip:Clip, prompt:str, settings:Settings|None=None, **kwargs)->list:
-    "Stage 2, *Sequence*: train B2 alone (and `[u]`) on the clip (eq. 6). A1 and B1 do not change by a bit. `kwargs` go to `Trainer`."
-    trainer = Trainer(dit, basis, "motion", sequence(dit, clip, prompt), settings or motion_settings(), **kwargs)
-    trainer.sample_prompt = prompt
-    return trainer.run()
+# %% ../nbs/08_residual.ipynb #99ed6c4b
+def train_motion(dit:VideoDiT, basis:Basis,
+                 clip:Clip|Examples,     # the clip, or its `sequence`
+                 prompt:str,             # static and dynamic, with `[v]` and `[u]`
+                 settings:Settings|None=None,
+                 **kwargs,               # further arguments of `Trainer`
+                )->list:                 # history, as `Trainer.run` gives it
+    "Stage 2, *Sequence*: train B2 alone (and `[u]`) on the clip (eq. 6). A1 and B1 do not change by a bit."
+    data = clip if isinstance(clip, Examples) else sequence(dit, clip, prompt)
+    return Trainer(dit, basis, "motion", data, settings or motion_settings(), prompt=prompt, **kwargs).run()

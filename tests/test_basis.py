@@ -106,7 +106,7 @@ def test_equal_to_stock_peft(dit, basis, inputs, bare, appearance, motion):
         assert m.forward.__func__ is type(m).forward
         m.set_adapter(["identity", "motion"]); m.set_scale("identity", appearance); m.set_scale("motion", motion)
     assert (ours-bare).abs().max() > 1e-3
-    torch.testing.assert_close(ours, dit.velocity(*inputs), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours, dit.velocity(*inputs), atol=1e-4, rtol=1e-3)
 
 
 def test_A1_x_is_computed_once(basis, monkeypatch):
@@ -189,7 +189,7 @@ def test_the_seed_alone_decides_A(dit):
 def test_mask_keeps_one_minus_p_and_the_mean(p):
     B = torch.ones(500, 400)
     M = dropout_mask(B, p, rng())
-    assert set(M.unique().tolist()) == {0., pytest.approx(1/(1-p))}
+    assert M.unique().tolist() == [0., pytest.approx(1/(1-p))]
     assert (M > 0).float().mean().item() == pytest.approx(1-p, abs=.005) and M.mean().item() == pytest.approx(1, abs=.015)
     assert set(dropout_mask(B, p, rng(), rescale=False).unique().tolist()) == {0., 1.}
     assert torch.equal(M, dropout_mask(B, p, rng())) and not torch.equal(M, dropout_mask(B, p, rng(1)))

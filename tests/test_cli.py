@@ -95,7 +95,7 @@ def test_settings_are_the_papers_unless_told():
     first, second = cli.stages(True, {}, {}, {})
     assert (first.steps, second.steps, first.dropout, second.dropout, first.prior) == (600, 900, .8, .5, .25)
     first, second = cli.stages(False, dict(lr=None, batch=3), dict(steps=None), dict(steps=7))
-    assert (first.steps, second.steps, first.dropout, second.prior, first.batch, second.batch) == (150, 7, 0, 0, 3, 3)
+    assert (first.steps, second.steps, first.batch, second.batch) == (150, 7, 3, 3)
     with pytest.raises(typer.BadParameter, match="prior"): cli.stages(False, dict(prior=.5), {}, {})
 
 

@@ -76,7 +76,7 @@ def test_prior_is_the_bases_own_samples(dit):
     prompts = ["a man in a red shirt in a park. he is walking", "a woman on a beach. she is waving"]
     made = prior_examples(dit, True, prompts, n=3, steps=2, guidance=3., seed=4)
     with torch.no_grad(): own = dit.denoise(dit.noise([5], 1), dit.embed([prompts[1], dit.recommended.negative]), 2, 3.)
-    torch.testing.assert_close(made.latents[1:2], own, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(made.latents[1:2], own, atol=1e-3, rtol=1e-3)
     for i, p in enumerate([*prompts, prompts[0]]): assert torch.equal(made.texts[i], dit.embed(p))
     assert made.texts[0] is made.texts[2]
     assert torch.equal(prior_examples(dit, True, prompts[:1], n=1, steps=2, guidance=1., seed=4).latents,
@@ -111,7 +111,7 @@ def test_masks_differ_between_samples_and_draws(text):
 def test_a_masked_token_is_padding(dit, text, x):
     gone = text.clone(); gone[:, 3] = 0
     shorter = torch.cat([text[:, :3], text[:, 4:]], 1)
-    torch.testing.assert_close(dit.velocity(x, HALF, gone), dit.velocity(x, HALF, shorter), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dit.velocity(x, HALF, gone), dit.velocity(x, HALF, shorter), atol=1e-4, rtol=1e-3)
     assert not torch.allclose(dit.velocity(x, HALF, gone), dit.velocity(x, HALF, text), atol=1e-6)
 
 

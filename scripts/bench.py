@@ -1,0 +1,276 @@
+"""How fast the training is: against the straightforward loop, against the machine, and in minutes. Prints tables and writes out/bench.json.
+
+    python scripts/bench.py            # or: make bench; a few minutes
+    python scripts/bench.py --quick    # under a minute: fewer repeats, wider errors
+    python scripts/bench.py --full     # also trains 150 + 400 and 600 + 900 steps, instead of extrapolating
+
+Both sides of a ratio run in this one process, in turns, at the same shapes, in the same precision, with the same number of threads.
+"""
+import json, os, platform, subprocess, sys, time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+import torch, typer
+from peft import LoraConfig
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from sas_nb.basis import Basis
+from sas_nb.clip import Clip, atomic
+from sas_nb.dit import VideoDiT, data_path
+from sas_nb.frames import Settings, Trainer, frame_set
+from sas_nb.regularize import Examples
+from sas_nb.residual import motion_settings, sequence
+from sas_nb.world import random_spec, render_array
+
+WHO, HOW = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
+PROMPT, RANK, BATCH = f"{WHO}. {HOW}", 8, 8
+STAGES = {"identity": "stage 1, Set", "motion": "stage 2, Sequence"}
+TARGETS = {"identity": 3., "motion": 2.}  # times faster than the straightforward loop
+
+
+# The two loops
+
+def ours(dit: VideoDiT, clip: Clip, stage: str):
+    "One training step of this library, all regularisers but self-conditioning on (the default)."
+    settings = Settings(batch=BATCH) if stage == "identity" else motion_settings(batch=BATCH)
+    data = frame_set(dit, clip, WHO) if stage == "identity" else sequence(dit, clip, PROMPT)
+    prompts = dit.recommended.prior
+    prior = Examples(torch.randn(len(prompts), *data.latents.shape[1:]), [dit.embed_once(p) for p in prompts], [[]] * len(prompts))
+    tokens = {t: nn.Parameter(torch.zeros(dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}
+    trainer = Trainer(dit, getattr(dit, "basis", None) or Basis(dit, RANK), stage, data, settings, prior, tokens, progress=False)
+
+    def step():
+        trainer.basis.train_only(stage)  # two stages take turns here
+        trainer._one_step()
+    return step
+
+
+def straightforward(dit: VideoDiT, clip: Clip, stage: str, encode_whole_batch: bool = True):
+    """One training step as diffusers' and peft's own examples do it: each batch comes from the data loader as pixels and goes through the
+    VAE, each prompt through the text encoder, padded to 512 tokens; then an ordinary LoRA on the same layers with `lora_dropout`.
+    With `encode_whole_batch=False` a batch that repeats one clip or prompt encodes it only once: the kindest reading."""
+    pipe, transformer = dit.pipe, dit.pipe.transformer
+    if not hasattr(transformer, "peft_config"):
+        for b in transformer.blocks: b.attn2.set_processor(type(b.attn1.processor)())  # the stock one
+        transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=dit.family.lora_layers, lora_dropout=.5))
+        transformer.train()
+    params = [p for p in transformer.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(params, lr=dit.recommended.lr, betas=(.9, .99), weight_decay=.01)
+    prompt = (WHO if stage == "identity" else PROMPT).replace("[v] ", "").replace("[u] ", "")
+    mean, std = dit.family.statistics(pipe.vae, torch.zeros((), device=dit.device))
+
+    def step():
+        frames = clip.frames[torch.randint(len(clip), (BATCH,)), None] if stage == "identity" else clip.frames[None].repeat(BATCH, 1, 1, 1, 1)
+        whole = encode_whole_batch or stage == "identity"
+        pixels = (frames if whole else frames[:1]).to(dit.device).transpose(1, 2) * 2 - 1
+        with torch.no_grad():
+            x0 = ((pipe.vae.encode(pixels).latent_dist.sample() - mean) / std).expand(BATCH, -1, -1, -1, -1)
+            text = pipe.encode_prompt([prompt] * (BATCH if encode_whole_batch else 1), do_classifier_free_guidance=False, max_sequence_length=512)[0].expand(BATCH, -1, -1)
+        t, noise = torch.rand(BATCH, device=dit.device), torch.randn_like(x0)
+        s = t.view(-1, 1, 1, 1, 1)
+        v = transformer(hidden_states=(1 - s) * x0 + s * noise, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
+        nn.functional.mse_loss(v, noise - x0).backward()
+        nn.utils.clip_grad_norm_(params, .05)
+        optimiser.step()
+        optimiser.zero_grad()
+    return step
+
+
+# Measuring
+
+def wait():
+    "Let a GPU finish what was asked of it."
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+
+
+def seconds(f, n: int = 1) -> float:
+    "Seconds a call, over `n` calls."
+    wait(); began = time.perf_counter()
+    for _ in range(n): f()
+    wait()
+    return (time.perf_counter() - began) / n
+
+
+def interleaved(fs: dict, repeats: int, n: int) -> dict[str, list[float]]:
+    "Each function in turn, `repeats` times, after one warm-up: a slow minute of the machine falls on all alike."
+    for f in fs.values(): f()
+    times = {name: [] for name in fs}
+    for _ in range(repeats):
+        for name, f in fs.items(): times[name].append(seconds(f, n))
+    return times
+
+
+def spread(xs, unit="", scale=1.) -> str: return f"{median(xs) * scale:.3g} ({min(xs) * scale:.3g} to {max(xs) * scale:.3g}){unit}"
+def ratios(slow: list, fast: list) -> list[float]: return [a / b for a, b in zip(slow, fast)]
+
+
+class Products(TorchDispatchMode):
+    "Count the matrix products of what runs inside: (kind, shapes, strides of both factors) -> how often."
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        name = f.overloadpacket.__name__
+        if name in ("mm", "addmm", "bmm", "baddbmm"):
+            a, b = args[-2:]
+            self.seen[name.removeprefix("add").removeprefix("badd"), tuple(a.shape), tuple(a.stride()), tuple(b.shape), tuple(b.stride()), a.dtype] += 1
+        return f(*args, **(kwargs or {}))
+
+
+def product_seconds(seen: Counter, device, repeats: int) -> float:
+    "How long this machine takes for these products and nothing else, one after another, each at its own shape and layout."
+    total = 0.
+    for (kind, sa, ta, sb, tb, dtype), count in seen.items():
+        make = lambda size, stride: torch.empty_strided(size, [max(s, 0) for s in stride], dtype=dtype, device=device).normal_() if 0 not in stride else torch.randn(size, dtype=dtype, device=device)
+        a, b = make(sa, ta), make(sb, tb)
+        f = lambda: (torch.mm if kind == "mm" else torch.bmm)(a, b)
+        f()
+        total += count * median(seconds(f, 3) for _ in range(repeats))
+    return total
+
+
+def against_machine(f, step_seconds: float, device, repeats: int) -> dict:
+    "FLOPs of a call, the rate it reaches, the rate its own products would reach alone, and where the rest of its time goes."
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, Products() as products: f()
+    alone = product_seconds(products.seen, device, repeats)
+    with profile() as p: f()
+    times = Counter()
+    for e in p.key_averages():
+        if e.self_cpu_time_total > 0: times[group(e.key)] += e.self_cpu_time_total
+    total = sum(times.values())
+    return dict(gflop=flops.get_total_flops() / 1e9, achieved=flops.get_total_flops() / 1e9 / step_seconds, achievable=flops.get_total_flops() / 1e9 / alone,
+                share=alone / step_seconds, profile={k: v / total for k, v in times.most_common()})
+
+
+def group(op: str) -> str:
+    "A profiler row as a word that says something."
+    op = op.lower()
+    for name, words in (("matrix products", ("mm", "linear", "mkl")), ("attention", ("attention",)), ("norms", ("norm", "rsqrt", "mean", "var")), ("convolutions", ("conv",)),
+                        ("optimiser", ("adam", "_foreach")), ("activations", ("gelu", "silu", "softmax")), ("elementwise", ("add", "mul", "sub", "div", "pow", "sum", "neg")),
+                        ("copies", ("copy", "cat", "clone", "stack", "index", "fill", "zero", "empty", "slice", "view", "reshape"))):
+        if any(w in op for w in words): return name
+    return "other"
+
+
+CHILD = """
+import resource, sys, tempfile, torch
+from sas_nb.clip import Clip
+from sas_nb.concept import learn
+from sas_nb.dit import data_path
+from sas_nb.frames import Settings
+from sas_nb.residual import motion_settings
+n = int(sys.argv[1])
+learn(Clip.load(data_path("clips/dancer.mp4"), num_frames=17, fps=float(sys.argv[2]), size=(64, 64)), *sys.argv[3:5], stage1=Settings(steps=n, prior=0.), stage2=motion_settings(steps=n, prior=0.), free=True, progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def peak_memory(fps: float, steps: int) -> float | None:
+    "Bytes at the height of a process that imports, loads, encodes and trains both stages; None where the system does not tell."
+    if sys.platform == "win32": return None
+    run = subprocess.run([sys.executable, "-c", CHILD, str(steps), str(fps), WHO, HOW], capture_output=True, text=True)
+    if run.returncode: raise RuntimeError(run.stderr[-2000:])
+    return float(run.stdout.split()[-1])
+
+
+def draw(seed: int) -> int: return render_array(random_spec(seed)).size
+
+
+def clips_a_second(n: int) -> float:
+    "Clips that the world draws a second, on two processes."
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(draw, range(8)))  # both have started
+        began = time.perf_counter()
+        list(pool.map(draw, range(n), chunksize=8))
+        return n / (time.perf_counter() - began)
+
+
+# The tables
+
+def table(title: str, *columns: str) -> Table:
+    t = Table(*columns[:1], title=title, title_justify="left")
+    for c in columns[1:]: t.add_column(c, justify="right")
+    return t
+
+
+def loops(clip: Clip, repeats: int, n: int, console: Console) -> tuple[dict, dict]:
+    "(a) Seconds a step of each loop and stage; and our own steps, for what follows."
+    dit, other = VideoDiT.load("tiny"), VideoDiT.load("tiny")
+    steps, result = {}, {}
+    t = table("Against the straightforward loop, seconds a step: median (least to most)", "", "sas_nb", "straightforward", "ratio", "target", "ratio, each clip and prompt encoded once a step")
+    for stage, label in STAGES.items():
+        fs = dict(ours=ours(dit, clip, stage), loop=straightforward(other, clip, stage), kind=straightforward(other, clip, stage, encode_whole_batch=False))
+        times = interleaved(fs, repeats, n)
+        ratio, kind = ratios(times["loop"], times["ours"]), ratios(times["kind"], times["ours"])
+        steps[stage], result[stage] = fs["ours"], dict(seconds=times, ratio=ratio, ratio_encoded_once=kind, target=TARGETS[stage])
+        t.add_row(label, spread(times["ours"]), spread(times["loop"]), spread(ratio, "x"), f"{TARGETS[stage]:g}x", spread(kind, "x"))
+    console.print(t)
+    return result, dict(dit=dit, steps=steps)
+
+
+def machine(made: dict, result: dict, repeats: int, console: Console) -> tuple[dict, dict]:
+    "(b) Rates against what the machine does at the same shapes; and the time of a sampled clip."
+    dit = made["dit"]
+    dit.basis.appearance = dit.basis.motion = 1.
+    sample = lambda: dit.sample("a man in a park. he is dancing", steps=20)
+    text, x = dit.embed(["a man in a park. he is dancing", ""]), dit.noise([0])
+    call = lambda: dit.denoise(x, text, 1, dit.recommended.guidance)
+    call(); sampling = [seconds(sample) for _ in range(repeats)]
+    rows = {STAGES[s]: (made["steps"][s], median(result[s]["seconds"]["ours"])) for s in STAGES} | {"sampling, one guided step": (call, median(seconds(call, 3) for _ in range(repeats)))}
+    t = table("Against the machine, GFLOP and GFLOP a second", "", "GFLOP", "achieved", "its own matrix products alone", "share of the time that they need", "where a step's time goes")
+    out = {}
+    for label, (f, s) in rows.items():
+        r = out[label] = against_machine(f, s, dit.device, repeats)
+        t.add_row(label, f"{r['gflop']:.1f}", f"{r['achieved']:.1f}", f"{r['achievable']:.1f}", f"{r['share']:.0%}", ", ".join(f"{k} {v:.0%}" for k, v in list(r["profile"].items())[:5]))
+    console.print(t)
+    return out, dict(sample=sampling)
+
+
+def minutes(clip: Clip, result: dict, made: dict, sampling: list, repeats: int, full: bool, quick: bool, console: Console) -> dict:
+    "(c) What a person waits for."
+    dit, step = made["dit"], {s: median(result[s]["seconds"]["ours"]) for s in STAGES}
+    frames = clip.frames[None].repeat(8, 1, 1, 1, 1)
+    z = dit.encode(frames)
+    coding = {k: [seconds(f) / 8 for _ in range(repeats)] for k, f in dict(encode=lambda: dit.encode(frames), decode=lambda: dit.decode(z)).items()}
+    out = dict(sample=sampling, **coding, render_per_second=clips_a_second(64 if quick else 400), peak_bytes=peak_memory(clip.fps, 2 if quick else 10))
+    t = table("In seconds, minutes and bytes", "", "")
+    for n1, n2 in ((150, 400), (600, 900)):
+        out[f"train_{n1}_{n2}"] = dict(extrapolated=n1 * step["identity"] + n2 * step["motion"])
+        if full: out[f"train_{n1}_{n2}"]["measured"] = sum(seconds(made["steps"][s], n) * n for s, n in zip(STAGES, (n1, n2)))
+        t.add_row(f"training, {n1} + {n2} steps", ", ".join(f"{v / 60:.1f} min {k}" for k, v in out[f"train_{n1}_{n2}"].items()))
+    t.add_row("a clip, 20 steps with guidance, decoded", spread(sampling, " s"))
+    for k, v in coding.items(): t.add_row(f"{k} a clip, in a batch of 8", spread(v, " ms", 1000))
+    t.add_row("clips drawn a second, two processes", f"{out['render_per_second']:.0f}")
+    if out["peak_bytes"]: t.add_row("most memory of a training process", f"{out['peak_bytes'] / 1e9:.2f} GB")
+    console.print(t)
+    return out
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two idle cores: fewer repeats.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train all steps of both recipes instead of extrapolating.")] = False,
+    out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path("out/bench.json"),
+):
+    "Measure speed: against the straightforward loop, against the machine, and in minutes."
+    torch.manual_seed(0)
+    repeats, n, console = (2, 1, Console()) if quick else (7, 5, Console())
+    r = VideoDiT.load("tiny").recommended
+    clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
+    where = dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                 load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None)
+    console.print(f"batch {BATCH}, rank {RANK}, fp32 on the CPU; " + ", ".join(f"{k} {v}" for k, v in where.items() if v is not None))
+    result, made = loops(clip, repeats, n, console)
+    rates, sampling = machine(made, result, repeats, console)
+    figures = dict(where=where, loops=result, machine=rates, minutes=minutes(clip, result, made, sampling["sample"], repeats, full, quick, console))
+    with atomic(out) as tmp: tmp.write_text(json.dumps(figures, indent=1))
+    console.print(f"written: {out}")
+
+
+if __name__ == "__main__": typer.run(main)

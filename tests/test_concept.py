@@ -1,0 +1,271 @@
+"A concept: learnt in one call, kept whole, reweighted, and the same video in stock diffusers and peft."
+import errno, json, shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest, torch
+from diffusers import WanPipeline
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from sas_nb import concept as concept_module
+from sas_nb.clip import UserError
+from sas_nb.concept import Concept, learn, plot_history
+from sas_nb.dit import VideoDiT, data_path
+from sas_nb.frames import Settings, Trainer
+from sas_nb.lowrank import delta
+from sas_nb.regularize import Examples
+from sas_nb.residual import motion_settings
+from sas_nb.world import heldout_spec, render
+
+STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
+TINY = dict(num_frames=5, height=64, width=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+@pytest.fixture(scope="module")
+def dit(): return VideoDiT.load("tiny", device="cpu")
+
+@pytest.fixture(scope="module")
+def clip(): return render(heldout_spec(1), fps=12)[:5]
+
+def few(**changes): return dict(batch=2, prior=0, lr=1e-2, dropout=0., token_lr=1e-1) | changes
+
+def quick(clip, dit, out=None, steps=2, **kwargs):
+    return learn(clip, STATIC, DYNAMIC, dit, out=out, **dict(rank=2, progress=False, stage1=Settings(**few(steps=steps)), stage2=motion_settings(**few(steps=steps))) | kwargs)
+
+@pytest.fixture(scope="module")
+def concept(dit, clip): return quick(clip, dit)
+
+@pytest.fixture(scope="module")
+def made(concept): return concept.generate(seed=3, steps=3, guidance=4., num_frames=5, negative="").frames
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# one call
+
+def test_learn_gives_a_concept(concept, dit):
+    assert concept.rank == 2 and len(concept.layers) == len(dit.basis.modules)
+    assert set(concept.tokens) == {"[v]", "[u]"} and all(v.any() for v in concept.tokens.values())
+    assert all(w.dtype == torch.float32 and w.device.type == "cpu" and w.any() for w in concept.weights.values())
+    assert {"base", "fingerprint", "settings", "versions", "history", "lr", "clip", "made"} <= set(concept.info)
+
+def test_the_prior_of_each_stage_is_made_like_its_data(dit, clip, monkeypatch):
+    asked = []
+    def prior(dit, images, prompts, **size):
+        asked.append((images, prompts, size.pop("progress"), size))
+        return Examples(torch.zeros(1, dit.transformer.config.in_channels, 1 if images else 2, 8, 8), [dit.embed_once("a man in a park")], [[]])
+    monkeypatch.setattr(concept_module, "prior_examples", prior)
+    quick(clip, dit, stage1=Settings(**few(steps=1, prior=.5)), stage2=motion_settings(**few(steps=1, prior=.5)), prior_prompts=["a man in a park. he is walking"])
+    assert asked == [(images, ["a man in a park. he is walking"], False, TINY) for images in (True, False)]
+
+def test_without_regularisation_all_four_are_off():
+    one, two = concept_module._settings(None, None, False, False)
+    assert (one.steps, two.steps) == (150, 400)
+    for s in (one, two): assert s.dropout == s.token_mask == s.prior == s.self_conditioning == 0
+    assert [s.steps for s in concept_module._settings(None, None, True, False)] == [600, 900]
+
+def test_free_encodes_then_frees_then_trains(clip, monkeypatch):
+    mine, held, run = VideoDiT.load("tiny", device="cpu"), [], Trainer.run
+    monkeypatch.setattr(concept_module, "_LOADED", {"tiny": mine})
+    monkeypatch.setattr(Trainer, "run", lambda self: held.append((self.dit.pipe.vae, self.dit.pipe.text_encoder)) or run(self))
+    freed = quick(clip, "tiny", free=True, steps=1)
+    assert held == [(None, None)]*2 and freed.dit is None and mine.basis is None and not concept_module._LOADED
+    assert len(freed.generate(steps=1, num_frames=5)) == 5
+    assert freed.dit is not mine and freed.dit.pipe.vae is not None
+
+def test_progress_is_told_by_stage(dit, clip, capfd):
+    quick(clip, dit, steps=1, progress=True)
+    out, err = capfd.readouterr()
+    assert "encoding 5 frames" in out and "stage 1 of 2, identity" in err and "stage 2 of 2, motion" in err
+
+
+# wrong input is told before any work
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(appearance="a man in a park"), r"no \[v\]"), (dict(motion="he is dancing"), r"no \[u\]"), (dict(appearance="a [v] man [u] dancing"), r"holds \[u\]"),
+    (dict(appearance="a [w] [v] man"), r"placeholder \[w\]"), (dict(appearance="a [v] man on a beech"), "near: .*beach"), (dict(rank=0), "at least one vector"),
+    (dict(layers="nothing"), "No layer"), (dict(stage1=Settings(steps=-1)), "steps is -1"), (dict(free=True, stage2=Settings(sample_every=5)), "sample_every=0"),
+    (dict(clip="nowhere.mp4"), "nowhere.mp4"), (dict(model="tinny"), "tinny")], ids=str)
+def test_learn_refuses(dit, clip, monkeypatch, wrong, says):
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
+    with pytest.raises(UserError, match=says): learn(**(dict(clip=clip, appearance=STATIC, motion=DYNAMIC, model=dit, progress=False) | wrong))
+
+def test_learn_refuses_a_still(dit, clip):
+    with pytest.raises(UserError, match="one frame"): quick(clip[:1], dit)
+
+def test_learn_refuses_a_folder_that_cannot_take_it(dit, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
+    monkeypatch.setattr(VideoDiT, "encode_once", lambda self, frames: pytest.fail("encoded"))
+    (tmp_path/"file").write_text("")
+    with pytest.raises(UserError, match="a file and not a folder"): quick(clip, dit, tmp_path/"file"/"run")
+    (tmp_path/"run"/"concept").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not a concept"): quick(clip, dit, tmp_path/"run")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(UserError, match="free some space"): quick(clip, dit, tmp_path/"full")
+    def refuse(code): raise OSError(code, "refused")
+    for code, says in ((errno.EROFS, "read-only"), (errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission")):
+        monkeypatch.setattr(Path, "write_bytes", lambda self, data: refuse(code))
+        with pytest.raises(UserError, match=says): quick(clip, dit, tmp_path/"other")
+
+
+# kept whole
+
+def test_saved_and_loaded_it_is_the_same(concept, made, dit, tmp_path):
+    folder = concept.at(motion=.5).save(tmp_path/"c")
+    again = Concept.load(folder, dit)
+    assert same(again.weights, concept.weights) and same(again.tokens, concept.tokens) and again.info == concept.info
+    assert (again.appearance, again.motion) == (1, .5) and again.prompt == concept.prompt
+    assert torch.equal(again.at(motion=1).generate(seed=3, steps=3, guidance=4., num_frames=5, negative="").frames, made)
+
+def test_self_conditioning_travels(dit, clip, tmp_path):
+    one = quick(clip, dit, stage1=Settings(**few(steps=2, self_conditioning=1.)))
+    again = Concept.load(one.save(tmp_path/"c"), dit)
+    assert one.conditioning.any() and torch.equal(again.conditioning, one.conditioning)
+    assert torch.equal(again.generate(steps=2, num_frames=5).frames, one.generate(steps=2, num_frames=5).frames)
+    with pytest.raises(UserError, match="self-conditioning"): one.export(tmp_path/"e")
+
+def test_a_failed_save_leaves_the_old_one(concept, tmp_path, monkeypatch):
+    concept.save(tmp_path/"c")
+    before = {f.name: f.read_bytes() for f in (tmp_path/"c").iterdir()}
+    def full(self, data): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="disk is full"): concept.at(motion=0).save(tmp_path/"c")
+    assert {f.name: f.read_bytes() for f in (tmp_path/"c").iterdir()} == before and [p.name for p in tmp_path.iterdir()] == ["c"]
+
+def test_save_does_not_replace_somebody_elses_folder(concept, tmp_path):
+    (tmp_path/"thesis.tex").write_text("years")
+    with pytest.raises(UserError, match="Will not replace"): concept.save(tmp_path)
+
+def spoil(folder, kind):
+    weights, about = folder/"concept.safetensors", folder/"concept.json"
+    if kind == "short": weights.write_bytes(weights.read_bytes()[:500])
+    if kind == "gone": weights.unlink()
+    if kind == "json": about.write_text("{")
+    if kind == "no rank": about.write_text(json.dumps({k: v for k, v in json.loads(about.read_text()).items() if k != "rank"}))
+
+@pytest.mark.parametrize("kind", ["short", "gone", "json", "no rank"])
+def test_a_damaged_concept_says_so(concept, tmp_path, kind):
+    spoil(concept.save(tmp_path/"c"), kind)
+    with pytest.raises(UserError, match="damaged"): Concept.load(tmp_path/"c")
+
+def test_not_a_concept(tmp_path):
+    with pytest.raises(UserError, match="not a concept"): Concept.load(tmp_path)
+
+@pytest.mark.parametrize("change, says", [(lambda w: {k: v for k, v in w.items() if not k.endswith("B2")}, "incomplete"), (lambda w: {k: v*float("nan") for k, v in w.items()}, "finite")])
+def test_incomplete_or_broken_weights_are_refused(concept, tmp_path, change, says):
+    replace(concept, weights=change(concept.weights)).save(tmp_path/"c")
+    with pytest.raises(UserError, match=says): Concept.load(tmp_path/"c")
+
+def test_another_base_or_rank_is_refused(concept):
+    with pytest.raises(UserError, match="another base"): replace(concept, info=concept.info | dict(fingerprint="0"*16)).generate(steps=1)
+    with pytest.raises(UserError, match="rank"): replace(concept, info=concept.info | dict(rank=3), weights=dict(concept.weights)).generate(steps=1)
+
+def test_the_history_kept_is_small():
+    rows = [[10*k, 1/3, None, 2/3, 1/7, 1/9] for k in range(1, 1001)]
+    brief = concept_module._brief(rows)
+    assert 50 <= len(brief) <= 100 and brief[-1] == [10000, .3333, None, .6667, .1429, .1111]
+    assert concept_module._brief(rows[:3])[0] == [10, .3333, None, .6667, .1429, .1111] and concept_module._brief([]) == []
+
+
+# used
+
+def test_both_parts_are_weighed_apart(concept, dit):
+    x, t, text = dit.noise([0], 5), torch.tensor([.5]), dit.embed(concept.prompt, concept.tokens)
+    def velocity(*scales):
+        concept.at(*scales).put_on()
+        with torch.no_grad(): return dit.velocity(x, t, text)
+    full, look, move, none = (velocity(*s) for s in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    assert len({v.sum().item() for v in (full, look, move, none)}) == 4 and torch.equal(velocity(1, 1), full)
+    dit.basis.detach()
+    with torch.no_grad(): assert torch.equal(dit.velocity(x, t, text), none)
+
+def test_weights_are_copied_once(concept):
+    basis = concept.put_on()
+    basis.load = lambda weights: pytest.fail("copied again")
+    assert concept.at(.5, 2).put_on() is basis and (basis.appearance, basis.motion) == (.5, 2)
+    del basis.load
+    other = replace(concept, weights={k: torch.zeros_like(v) for k, v in concept.weights.items()})
+    assert not any(p.any() for p in other.put_on().parameters().values())
+    assert same({k: p.detach() for k, p in concept.put_on().parameters().items()}, concept.weights)
+
+def test_words_of_the_prompt(concept, dit):
+    plain = concept.prompt.replace("[v] ", "").replace("[u] ", "")
+    assert not torch.equal(dit.embed(concept.prompt, concept.tokens), dit.embed(concept.prompt)) and torch.equal(dit.embed(concept.prompt), dit.embed(plain))
+    assert len(concept.generate([plain, "a man on a beach"], steps=1, num_frames=5)) == 2
+    with pytest.raises(UserError, match="near: .*beach"): concept.generate("a [v] man on a beech")
+    with pytest.raises(UserError, match="placeholder"): concept.generate("a [x] man")
+
+def test_norms_are_those_of_the_updates(concept):
+    layer, (identity, motion) = next(iter(concept.norms().items()))
+    A, B1, B2 = (concept.weights[f"{layer}.{k}"] for k in ("A", "B1", "B2"))
+    assert identity == pytest.approx(delta(A, B1).norm().item(), rel=1e-4) and motion == pytest.approx(delta(A, B2).norm().item(), rel=1e-4)
+
+def test_a_concept_shows_itself(concept):
+    page = replace(concept, info=concept.info | dict(motion="he is [u] <b>"))._repr_html_()
+    assert "<caption>" in page and page.count('scope="row"') == page.count("<tr>") and "&lt;b&gt;" in page and "<b>" not in page
+    assert concept._repr_markdown_().count("\n") == page.count("<tr>")+2
+    assert concept.info["base"] in repr(concept)
+
+def test_the_loss_curves(concept):
+    figure = plot_history(concept)
+    assert [ax.get_title() for ax in figure.axes] == ["Loss of stage 'identity'", "Loss of stage 'motion'"]
+    assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
+
+
+# exported: the same video elsewhere
+
+def stock():
+    pipe = WanPipeline.from_pretrained(data_path("tiny"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+def video(pipe, dit, concept, tokens=None):
+    return pipe(prompt_embeds=dit.prompt_embeds(concept.prompt, concept.tokens if tokens is None else tokens), negative_prompt_embeds=dit.prompt_embeds(""), latents=dit.noise([3], 5),
+                num_inference_steps=3, guidance_scale=4., output_type="pt", **TINY).frames[0].float()
+
+def test_stock_diffusers_makes_the_same_video(concept, made, dit, tmp_path):
+    folder, = concept.export(tmp_path/"e")
+    pipe = stock()
+    without = video(pipe, dit, concept)
+    pipe.load_lora_weights(folder)
+    tokens = load_file(folder/"tokens.safetensors")
+    assert same(tokens, concept.tokens) and (video(pipe, dit, concept, tokens) - made).abs().max() < 1e-3
+    assert (without - made).abs().max() > 1e-2, "a test that the LoRA does something"
+
+def test_stock_peft_makes_the_same_video(concept, made, dit, tmp_path):
+    pipe = stock()
+    pipe.transformer = PeftModel.from_pretrained(pipe.transformer, concept.export(tmp_path/"e", "peft")[0])
+    assert (video(pipe, dit, concept) - made).abs().max() < 1e-3
+
+def test_the_halves_can_be_weighed_in_stock_diffusers(concept, dit, tmp_path):
+    pipe = stock()
+    for folder in concept.export(tmp_path/"e", split=True): pipe.load_lora_weights(folder, adapter_name=folder.name)
+    pipe.set_adapters(["identity", "motion"], [1., .5])
+    ours = concept.at(motion=.5).generate(seed=3, steps=3, guidance=4., num_frames=5, negative="").frames
+    assert (video(pipe, dit, concept) - ours).abs().max() < 1e-3
+
+def test_one_adapter_holds_the_scales(concept):
+    (_, one), = concept.at(.5, 2).adapters().items()
+    two = concept.at(.5, 2).adapters(split=True)
+    for layer, (A, B) in one.items():
+        assert B.shape[1] == concept.rank and torch.allclose(B, two["identity"][layer][1] + two["motion"][layer][1])
+        assert torch.equal(B, .5*concept.weights[f"{layer}.B1"] + 2*concept.weights[f"{layer}.B2"])
+
+def test_export_explains_itself_and_is_whole(concept, tmp_path, monkeypatch):
+    for split, format in ((False, "diffusers"), (True, "peft")):
+        folder = tmp_path/f"{format}"
+        made = concept.export(folder, format, split)
+        words = (folder/"README.md").read_text()
+        assert ("load_lora_weights" if format == "diffusers" else "PeftModel") in words and concept.prompt in words and concept.info["base"] in words
+        assert [m.name for m in made] == (["identity", "motion"] if split else [format])
+    with pytest.raises(UserError, match="choose diffusers or peft"): concept.export(tmp_path/"x", "gguf")
+    (tmp_path/"notes").mkdir()
+    (tmp_path/"notes"/"a.txt").write_text("mine")
+    with pytest.raises(UserError, match="Will not replace"): concept.export(tmp_path/"notes")

@@ -1,0 +1,381 @@
+"Both stages: what each trains and reads, and that a run which was killed ends as if it had not been."
+import errno, functools, json, multiprocessing, os, random, shutil, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest, torch
+from torch import nn
+
+from sas_nb import concept as concept_module, frames
+from sas_nb.basis import Basis
+from sas_nb.clip import UserError
+from sas_nb.concept import learn
+from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.frames import Log, Settings, Trainer, check_folder, check_settings, frame_set, plot_history, read_log, stop_gently, train_identity
+from sas_nb.regularize import Examples, SelfConditioning
+from sas_nb.residual import motion_settings, sequence, train_motion
+from sas_nb.world import heldout_spec, render
+
+STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
+FULL = f"{STATIC}. {DYNAMIC}"
+processes = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory):
+    "One thread, so that sums are always in the same order, and a cache that nobody else fills."
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+    torch.set_num_threads(n)
+
+
+@functools.cache
+def base(): return VideoDiT.load("tiny", device="cpu")
+
+@functools.cache
+def five(): return render(heldout_spec(1), fps=12)[:5]
+
+@pytest.fixture(scope="module")
+def dit(): return base()
+
+@pytest.fixture(scope="module")
+def clip(): return five()
+
+
+def new_tokens(dit): return {t: nn.Parameter(torch.zeros(dit.text_width)) for t in ("[v]", "[u]")}
+
+def trainer(stage="identity", basis=None, tokens=None, settings={}, dit=None, seed=0, **kwargs):
+    dit = dit or base()
+    settings = Settings(**(dict(steps=2, batch=2, prior=0, log_every=2, save_every=3) | settings))
+    data = frame_set(dit, five(), STATIC) if stage == "identity" else sequence(dit, five(), FULL)
+    return Trainer(dit, basis or Basis(dit, 2, seed=seed), stage, data, settings, tokens=new_tokens(dit) if tokens is None else tokens, progress=False, **kwargs)
+
+def copies(parameters): return {k: p.detach().clone() for k, p in parameters.items()}
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def rows(out): return [{k: v for k, v in r.items() if k != "steps_per_second"} for r in read_log(Path(out)/"log.jsonl")]
+
+
+# a set is not a sequence
+
+def test_the_set_holds_images_and_no_order(dit, clip):
+    data, order = frame_set(dit, clip, STATIC), torch.tensor([3, 0, 4, 2, 1])
+    channels = dit.transformer.config.in_channels
+    assert data.latents.shape == (5, channels, 1, 8, 8) and len(data) == 5
+    shuffled = frame_set(dit, replace(clip, frames=clip.frames[order]), STATIC)
+    torch.testing.assert_close(shuffled.latents, data.latents[order], atol=1e-4, rtol=1e-4)
+
+def test_the_sequence_is_one_clip(dit, clip):
+    data = sequence(dit, clip, FULL)
+    assert data.latents.shape == (1, dit.transformer.config.in_channels, 2, 8, 8) and data.placeholders == [["[v]", "[u]"]]
+
+
+# what is trained
+
+def test_stage_one_trains_a_and_b1_and_its_word(dit):
+    tokens = new_tokens(dit)
+    t = trainer(tokens=tokens, settings=dict(dropout=0))
+    before = t.basis.tensors()
+    t.run()
+    for k, p in t.basis.tensors().items(): assert torch.equal(p, before[k]) == k.endswith("B2"), k
+    assert tokens["[v]"].abs().max() > 0 and not tokens["[u]"].any()
+    assert not any(p.requires_grad for p in [*t.basis.parameters().values(), *tokens.values()]), "left ready to sample"
+
+def test_stage_two_trains_b2_alone(dit):
+    basis, tokens = Basis(dit, 2), new_tokens(dit)
+    trainer(basis=basis, tokens=tokens).run()
+    before, word = basis.tensors(), tokens["[v]"].detach().clone()
+    x, when, text = dit.noise([0], 5), torch.tensor([.5]), dit.embed(FULL, tokens)
+    with torch.no_grad():
+        after_stage_one = dit.velocity(x, when, text)
+        t = trainer("motion", basis, tokens, dict(dropout=0))
+        assert torch.equal(dit.velocity(x, when, text), after_stage_one), "B2 = 0 is stage 1"
+        with torch.enable_grad(): t.run()
+        assert not torch.equal(dit.velocity(x, when, text), after_stage_one)
+        basis.motion = 0
+        assert torch.equal(dit.velocity(x, when, text), after_stage_one), "without B2, stage 1 again"
+    for k, p in basis.tensors().items(): assert torch.equal(p, before[k]) != k.endswith("B2"), k
+    assert torch.equal(tokens["[v]"], word) and tokens["[u]"].abs().max() > 0
+
+def test_the_two_coefficients_are_different_tensors_over_one_basis(dit):
+    for m in Basis(dit, 2).modules.values():
+        assert m.lora_A["identity"] is m.lora_A["motion"] and m.lora_B["identity"].weight is not m.lora_B["motion"].weight
+
+@pytest.mark.parametrize("lr", [0, 1e-3])
+def test_words_have_their_own_rate_or_none(dit, lr):
+    t = trainer(settings=dict(token_lr=lr, steps=1))
+    assert [g["lr"] for g in t.optimiser.param_groups if g["weight_decay"] == 0] == [lr]*bool(lr)
+    t.run()
+    assert bool(t.tokens["[v]"].any()) == bool(lr)
+
+def test_steps_are_optimiser_steps(monkeypatch):
+    t, calls = trainer(settings=dict(steps=3)), []
+    step = t.optimiser.step
+    monkeypatch.setattr(t.optimiser, "step", lambda: (calls.append(1), step()))
+    t.run()
+    assert len(calls) == 3 == t.step
+
+def test_both_stages_use_one_base(monkeypatch, dit, clip):
+    loads, seen, run = [], [], Trainer.run
+    monkeypatch.setattr(concept_module, "_LOADED", {})
+    monkeypatch.setattr(VideoDiT, "load", classmethod(lambda cls, name="tiny": loads.append(name) or dit))
+    monkeypatch.setattr(Trainer, "run", lambda self: seen.append((id(self.dit), id(self.basis), fingerprint(self.dit.transformer))) or run(self))
+    learn(clip, STATIC, DYNAMIC, progress=False, stage1=Settings(steps=1, batch=2, prior=0), stage2=motion_settings(steps=1, batch=2, prior=0))
+    assert loads == ["tiny"] and len(seen) == 2 and seen[0] == seen[1]
+    assert fingerprint(dit.transformer) == seen[0][2]
+
+
+# every regulariser is read and used
+
+@pytest.mark.parametrize("batch, share", [(8, .25), (2, .25), (1, .5), (4, 0)])
+def test_the_prior_is_a_share_of_the_batch(dit, batch, share):
+    own = frame_set(dit, five(), STATIC)
+    prior = replace(own, latents=torch.full_like(own.latents, 7.), placeholders=[[]])
+    t = trainer(settings=dict(batch=batch, prior=share), prior=prior)
+    taken = [int((t._batch()[0] == 7).flatten(1).all(1).sum()) for _ in range(200)]
+    assert abs(sum(taken)/200/batch - share) < .08
+    if batch == 8: assert set(taken) == {2}
+
+@pytest.mark.parametrize("p", [0, .9])
+def test_tokens_are_masked(dit, p):
+    t = trainer(settings=dict(batch=8, token_mask=p), tokens={})
+    given = (dit.embed(STATIC)[0, :-1].abs().sum(-1) > 0).float().mean()
+    kept = (t._batch()[1][:, :-1].abs().sum(-1) > 0).float().mean()
+    assert abs(kept - given*(1-p)) < .1 and (p or kept == given)
+
+@pytest.mark.parametrize("p", [0., 1.])
+def test_self_conditioning_is_fed(dit, monkeypatch, p):
+    conditioning, fed = SelfConditioning(dit), []
+    velocity = conditioning.velocity
+    monkeypatch.setattr(conditioning, "velocity", lambda x, t, text, previous=None: (fed.append(previous is not None), velocity(x, t, text, previous))[1])
+    t = trainer(self_conditioning=conditioning, settings=dict(self_conditioning=p))
+    t.run()
+    assert fed == ([False, True]*2 if p else [])
+    assert bool(conditioning.project.weight.any()) == bool(p)
+
+@pytest.mark.parametrize("stage", ["identity", "motion"])
+def test_coefficients_are_dropped_in_training_only(dit, monkeypatch, stage):
+    t, shares = trainer(stage, settings=dict(dropout=.8, steps=1)), []
+    velocity = dit.velocity
+    monkeypatch.setattr(dit, "velocity", lambda *a: (shares.append((t.basis.masked, torch.cat([m.flatten() for m in t.basis.masks.values()]))), velocity(*a))[1])
+    t.run()
+    (masked, mask), = shares
+    assert masked == stage and abs((mask == 0).float().mean()-.8) < .02 and torch.isclose(mask.max(), torch.tensor(5.))
+    assert t.basis.masked is None
+
+@pytest.mark.parametrize("change", [dict(dropout=0), dict(token_mask=0), dict(prior=.5), dict(self_conditioning=1.)], ids=str)
+def test_each_regulariser_changes_the_loss(dit, change):
+    prior = Examples(torch.zeros(1, dit.transformer.config.in_channels, 1, 8, 8), [dit.embed_once("a man in a park")], [[]])
+    def loss(**changes):
+        t = trainer(settings=dict(steps=3, log_every=1, token_mask=.5, lr=1e-2) | changes, prior=prior, self_conditioning=SelfConditioning(dit))
+        return [r[1] for r in t.run()]
+    assert loss() == loss() != loss(**change)
+
+
+# to the bit, whatever happens
+
+def die_in_step(t, n):
+    one_step = t._one_step
+    def step():
+        if t.step+1 == n: raise SystemExit
+        one_step()
+    t._one_step = step
+
+@pytest.mark.parametrize("stage", ["identity", "motion"])
+def test_resume_is_exact(tmp_path, stage):
+    many = dict(steps=7, log_every=4, save_every=3, token_lr=1e-3) # the checkpoint is of step 3, in the middle of a log window
+    whole = trainer(stage, settings=many, out=tmp_path/"whole")
+    whole.run()
+    cut = trainer(stage, settings=many, out=tmp_path/"cut")
+    die_in_step(cut, 6)
+    with pytest.raises(SystemExit): cut.run()
+    with open(tmp_path/"cut"/"log.jsonl", "a") as f: f.write('{"stage": "' + stage + '", "step": 5, "lo')
+    again = trainer(stage, settings=many, out=tmp_path/"cut", seed=7 if stage == "identity" else 0)
+    assert again.resume() and again.step == 3 and len(again.recent) == 3
+    again.run()
+    assert same(copies(again.trained), copies(whole.trained))
+    assert again.history == whole.history and rows(tmp_path/"cut") == rows(tmp_path/"whole") and [r["step"] for r in rows(tmp_path/"cut")] == [4, 7]
+    assert torch.equal(again.generator.get_state(), whole.generator.get_state())
+
+def small(**changes): return dict(batch=2, prior=0, log_every=1, save_every=2, token_lr=1e-3) | changes
+
+def learn_into(out, **changes):
+    torch.set_num_threads(1)
+    return learn(five(), STATIC, DYNAMIC, base(), out=out, rank=2, progress=False, stage1=Settings(**small(steps=6, **changes)), stage2=motion_settings(**small(steps=6, **changes)))
+
+def as_child(out, changes):
+    try: learn_into(out, **changes)
+    except KeyboardInterrupt as e: (Path(out)/"said.txt").write_text(str(e)); sys.exit(130)
+
+def wait_for(out, stage, step, child, seconds=240):
+    "Until the log of a running child holds this step."
+    end = time.monotonic()+seconds
+    while not any(r["stage"] == stage and r["step"] >= step for r in read_log(Path(out)/"log.jsonl")):
+        assert child.is_alive() and time.monotonic() < end, f"the child never logged step {step} of {stage}"
+        time.sleep(.002)
+
+def test_killed_in_both_stages_and_the_same_to_the_bit(tmp_path):
+    chance = random.SystemRandom()
+    whole, where = learn_into(tmp_path/"whole"), []
+    for stage, step in (("identity", random.Random(3).randint(1, 4)), ("motion", chance.randint(1, 4))):
+        child = processes.Process(target=as_child, args=(tmp_path/"cut", {}))
+        child.start()
+        wait_for(tmp_path/"cut", stage, step, child)
+        time.sleep(pause := chance.random()*.1)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        where.append((stage, step, pause, child.exitcode))
+    ran, one_step = [], Trainer._one_step
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Trainer, "_one_step", lambda self: (ran.append(self.stage), one_step(self)))
+        concept = learn_into(tmp_path/"cut")
+    assert where[0][3] == -signal.SIGKILL
+    assert "identity" not in ran, f"stage 1 was trained again, after {where}"
+    assert same(concept.weights, whole.weights) and same(concept.tokens, whole.tokens), where
+    assert rows(tmp_path/"cut") == rows(tmp_path/"whole") and concept.info["history"] == whole.info["history"], where
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    child = processes.Process(target=as_child, args=(tmp_path, dict(save_every=1000)))
+    child.start()
+    wait_for(tmp_path, "identity", 2, child)
+    os.kill(child.pid, signal.SIGINT)
+    child.join(60)
+    said = (tmp_path/"said.txt").read_text()
+    about, _ = frames._read(tmp_path/"identity.ckpt.safetensors")
+    assert child.exitcode == 130 and "run the same again" in said and str(tmp_path) in said
+    if "'identity'" in said: assert f"after step {about['step']} of 6" in said
+
+def test_ctrl_c_waits_for_the_step_and_twice_does_not():
+    with pytest.raises(KeyboardInterrupt):
+        with stop_gently() as stopped:
+            assert not stopped()
+            signal.raise_signal(signal.SIGINT)
+            assert stopped()
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+def test_a_finished_run_returns_at_once_and_a_longer_one_goes_on(tmp_path, monkeypatch):
+    first = trainer(out=tmp_path)
+    history = first.run()
+    stamp = (tmp_path/"identity.ckpt.safetensors").stat().st_mtime_ns
+    again = trainer(out=tmp_path)
+    monkeypatch.setattr(again, "_one_step", lambda: pytest.fail("trained again"))
+    assert again.run() == history and (tmp_path/"identity.ckpt.safetensors").stat().st_mtime_ns == stamp
+    assert same(copies(again.trained), copies(first.trained)) and not any(p.requires_grad for p in again.trained.values())
+    longer = trainer(out=tmp_path, settings=dict(steps=3))
+    assert [r[0] for r in longer.run()] == [2, 3]
+
+def test_what_must_not_be_continued_is_refused(tmp_path):
+    trainer(out=tmp_path).run()
+    for changes in (dict(settings=dict(dropout=.1)), dict(settings=dict(lr=1e-5)), dict(basis=Basis(base(), 3))):
+        with pytest.raises(UserError, match="another clip, prompt, base or settings"): trainer(out=tmp_path, **changes).run()
+    with pytest.raises(UserError, match="at step 2 already"): trainer(out=tmp_path, settings=dict(steps=1)).run()
+    (tmp_path/"identity.ckpt.safetensors").write_bytes(b"x"*50)
+    with pytest.raises(UserError, match="damaged.*delete it"): trainer(out=tmp_path).run()
+
+def test_stage_two_over_another_stage_one_is_refused(tmp_path, dit):
+    trainer("motion", Basis(dit, 2, seed=0), out=tmp_path).run()
+    with pytest.raises(UserError, match="choose another folder"): trainer("motion", Basis(dit, 2, seed=1), out=tmp_path).run()
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, where):
+    t, n = trainer(out=tmp_path, settings=dict(steps=9)), [0]
+    owner, name = (frames, "loss_per_sample") if where == "loss" else (nn.utils, "clip_grad_norm_")
+    real, good = getattr(owner, name), {}
+    def broken(*args):
+        n[0] += 1
+        if n[0] < 5: return real(*args)
+        good.update(copies(t.trained))
+        return real(*args)*float("nan")
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(UserError, match="NaN or infinite at step 5.*identity.ckpt.*lower lr"): t.run()
+    assert same(copies(t.trained), good) and all(torch.isfinite(p).all() and p.grad is None for p in t.trained.values())
+    assert frames._read(tmp_path/"identity.ckpt.safetensors")[0]["step"] == 3
+
+def test_a_disk_that_fills_up_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    t = trainer(out=tmp_path, settings=dict(steps=1))
+    t.run()
+    def full(self, data): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="disk is full"): t.save()
+    assert frames._read(tmp_path/"identity.ckpt.safetensors")[0]["step"] == 1 and not list(tmp_path.glob(".*"))
+
+
+# precision and memory
+
+@pytest.mark.parametrize("stage", ["identity", "motion"])
+def test_gradient_checkpointing_changes_no_loss(dit, stage):
+    plain, saving = (trainer(stage, settings=dict(steps=3, log_every=1, checkpointing=c)) for c in (False, True))
+    a = plain.run()
+    saving = trainer(stage, settings=dict(steps=3, log_every=1, checkpointing=True))
+    used, enable = [], dit.transformer.enable_gradient_checkpointing
+    b = saving.run()
+    assert torch.allclose(torch.tensor([r[1] for r in a]), torch.tensor([r[1] for r in b]), rtol=1e-5)
+    assert not dit.transformer.is_gradient_checkpointing and not dit.transformer.training
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_trains_full_precision_adapters(dtype):
+    half = VideoDiT.load("tiny", device="cpu", dtype=dtype)
+    basis, tokens = Basis(half, 2), new_tokens(half)
+    for stage in ("identity", "motion"):
+        t = trainer(stage, basis, tokens, dict(dropout=0), dit=half)
+        assert all(torch.isfinite(torch.tensor(r[1])) for r in t.run())
+        assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in t.trained.values())
+    assert all(p.any() for k, p in basis.parameters().items())
+
+
+# logs, samples, settings
+
+def test_the_log_is_cut_back_and_keeps_the_other_stage(tmp_path):
+    lines = [json.dumps(dict(stage=s, step=k)) for s in ("identity", "motion") for k in (1, 2, 3)]
+    (tmp_path/"log.jsonl").write_text("\n".join(lines)+'\n{"stage": "mo')
+    log = Log(tmp_path, "motion", 2)
+    log.write(dict(stage="motion", step=3, loss=1.))
+    log.close()
+    assert [(r["stage"][0], r["step"]) for r in read_log(tmp_path/"log.jsonl")] == [("i", 1), ("i", 2), ("i", 3), ("m", 1), ("m", 2), ("m", 3)]
+    assert list((tmp_path/"tensorboard"/"motion").glob("events.*"))
+
+@pytest.mark.parametrize("stage, suffix", [("identity", "png"), ("motion", "mp4")])
+def test_samples_are_written_and_change_nothing(tmp_path, monkeypatch, dit, stage, suffix):
+    monkeypatch.setattr(dit.recommended, "steps", 1)
+    monkeypatch.setattr(dit.recommended, "num_frames", 5)
+    plain = trainer(stage)
+    plain.run()
+    seen = trainer(stage, settings=dict(sample_every=1), out=tmp_path, prompt=FULL)
+    seen.run()
+    assert [p.name for p in sorted((tmp_path/"samples").iterdir())] == [f"{stage}-0000{k}.{suffix}" for k in (1, 2)]
+    assert same(copies(seen.trained), copies(plain.trained))
+
+@pytest.mark.parametrize("wrong", [dict(steps=-1), dict(steps=2.5), dict(steps="600"), dict(batch=0), dict(lr=0), dict(lr=float("nan")), dict(dropout=1), dict(prior=1),
+                                   dict(log_every=0), dict(save_every=0), dict(times="cosine"), dict(shift=0), dict(token_mask=float("nan"))], ids=str)
+def test_wrong_settings_are_told_at_once(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))): check_settings(Settings(**wrong))
+
+def test_defaults_are_the_papers():
+    one, two = Settings(), motion_settings()
+    assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
+    for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_lr, s.token_mask) == (8, (.9, .99), .01, .05, 1e-5, .1)
+
+def test_a_folder_that_cannot_be_written_is_found_early(tmp_path, monkeypatch):
+    check_folder(tmp_path/"new")
+    assert not list((tmp_path/"new").iterdir())
+    (tmp_path/"file").write_text("")
+    with pytest.raises(UserError, match="a file and not a folder"): check_folder(tmp_path/"file"/"out")
+    with pytest.raises(UserError, match="MB left.*free some space"): check_folder(tmp_path, 10**15)
+    def read_only(self, data): raise OSError(errno.EROFS, "Read-only file system", str(self))
+    monkeypatch.setattr(Path, "write_bytes", read_only)
+    with pytest.raises(UserError, match="read-only"): check_folder(tmp_path)
+
+def test_the_calls_of_both_stages(dit, clip):
+    basis, tokens, few = Basis(dit, 2), new_tokens(dit), Settings(steps=1, batch=2, prior=0)
+    one = train_identity(dit, basis, clip, STATIC, few, tokens=tokens, progress=False)
+    two = train_motion(dit, basis, sequence(dit, clip, FULL), FULL, few, tokens=tokens, progress=False)
+    figure = plot_history(dict(identity=one, motion=two))
+    assert len(figure.axes) == 2
+    for ax in figure.axes:
+        assert ax.get_title() and "step" in ax.get_xlabel() and "squared error" in ax.get_ylabel()
+        assert len({(l.get_linestyle(), l.get_marker()) for l in ax.lines}) == len(ax.lines), "lines differ in more than colour"
