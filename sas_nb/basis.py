@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Basis', 'dropout_mask']
 
-# %% ../nbs/05_basis.ipynb #fa89862a
+# %% ../nbs/05_basis.ipynb #bfc3cdad
 from contextlib import contextmanager
 import re, types, warnings
 import torch
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from .clip import UserError
 from .dit import VideoDiT
 
-# %% ../nbs/05_basis.ipynb #e668ac3d
+# %% ../nbs/05_basis.ipynb #12c8c4be
 def _check_layers(transformer:nn.Module, layers:str):
     "Raise `UserError` unless the regular expression `layers` names linear layers and nothing else."
     try: found = [m for n, m in transformer.named_modules() if re.fullmatch(layers, n)]
@@ -27,7 +27,7 @@ def _check_layers(transformer:nn.Module, layers:str):
     if odd := next((m for m in found if not isinstance(m, nn.Linear)), None):
         raise UserError(f"layers={layers!r} matches a {type(odd).__name__}, and only linear layers can have an adapter: name these alone, as in 'blocks.0.attn1.to_q'.")
 
-# %% ../nbs/05_basis.ipynb #ce7f7bfb
+# %% ../nbs/05_basis.ipynb #871fc0a7
 class Basis:
     """The paper's adapter on a DiT: a basis A1 with identity coefficients B1 and motion coefficients B2 (eq. 3 and 6), as two peft
     adapters, "identity" and "motion", that share `lora_A`. Weights are float32. Raises `UserError` for a rank or layers that cannot be."""
@@ -48,7 +48,7 @@ class Basis:
         for m in self.modules.values(): self._share(m)
         dit.basis = self
 
-# %% ../nbs/05_basis.ipynb #410791da
+# %% ../nbs/05_basis.ipynb #3141a320
 def _inject(transformer:nn.Module, layers:str, rank:int, seed:int):
     "Put both peft adapters on. peft draws A on the CPU: only its generator is seeded, and then put back."
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, lora_dropout=0.)
@@ -65,7 +65,7 @@ def _share(self:Basis, m:LoraLayer):
     m.forward = types.MethodType(_shared_forward, m)
     m.basis = self
 
-# %% ../nbs/05_basis.ipynb #3dff206c
+# %% ../nbs/05_basis.ipynb #84f7c87a
 def _shared_forward(self, x:Tensor, *args, **kwargs)->Tensor:
     "y = W x + (a B1 + m B2) A1 x: both adapters in one low-rank product, since they share A1 (eq. 3 and 6)."
     y, B = self.base_layer(x, *args, **kwargs), self.basis.coefficients(self)
@@ -84,7 +84,7 @@ def coefficients(self:Basis, m:LoraLayer)->Tensor|None: # (out, r)
         total = b*scale if total is None else total + b*scale
     return total
 
-# %% ../nbs/05_basis.ipynb #b4615396
+# %% ../nbs/05_basis.ipynb #49fdae05
 @patch
 def parameters(self:Basis)->dict[str, nn.Parameter]:
     "`layer.A` (r, in), `layer.B1` and `layer.B2` (out, r) of every layer: the parameters themselves."
@@ -105,7 +105,7 @@ def train_only(self:Basis,
     for key, p in self.parameters().items(): p.requires_grad_(key.rsplit(".", 1)[1] in wanted)
     return [p for p in self.parameters().values() if p.requires_grad]
 
-# %% ../nbs/05_basis.ipynb #31fb5758
+# %% ../nbs/05_basis.ipynb #d2592098
 def dropout_mask(like:Tensor,                # coefficients B, any shape
                  p:float,                    # probability that an entry is dropped, in [0, 1)
                  generator:torch.Generator,  # source of chance, on the CPU
@@ -116,7 +116,7 @@ def dropout_mask(like:Tensor,                # coefficients B, any shape
     keep = torch.rand(like.shape, generator=generator) >= p
     return (keep/(1-p) if rescale else keep).to(like)
 
-# %% ../nbs/05_basis.ipynb #daa9c9ae
+# %% ../nbs/05_basis.ipynb #6044fccf
 @patch
 def draw_masks(self:Basis,
                adapter:str,               # "identity" or "motion": the one in training
@@ -135,7 +135,7 @@ def undropped(self:Basis):
     try: yield self
     finally: self.masked = masked
 
-# %% ../nbs/05_basis.ipynb #a70c918e
+# %% ../nbs/05_basis.ipynb #419e2298
 @patch
 @torch.no_grad()
 def load(self:Basis,
@@ -151,6 +151,7 @@ def load(self:Basis,
     for k, p in mine.items(): p.copy_(tensors[k])
     return self
 
+# %% ../nbs/05_basis.ipynb #cc86eae8
 @patch
 def detach(self:Basis):
     "Take the adapters off; the DiT is then exactly what it was."

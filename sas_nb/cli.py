@@ -8,7 +8,7 @@ __all__ = ['app', 'HUB', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Steps1', '
            'SaveEvery', 'ConceptFolder', 'sentence', 'show', 'complain', 'tidy', 'command', 'main', 'models', 'inspect',
            'check_writable', 'stages', 'train', 'generate', 'info', 'export']
 
-# %% ../nbs/16_cli.ipynb #f2560542
+# %% ../nbs/16_cli.ipynb #06764a38
 import errno, json, os
 from contextlib import contextmanager
 from functools import wraps
@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from . import __version__
 
-# %% ../nbs/16_cli.ipynb #809e9408
+# %% ../nbs/16_cli.ipynb #66e957e2
 def sentence(e:BaseException, # what went wrong
             )->str:           # one line for the person at the terminal
     "A `UserError` speaks for itself; memory and disk get advice; anything else is our fault and says how to see more."
@@ -41,7 +41,7 @@ def complain(message:str):
     typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(message, err=True)
 
-# %% ../nbs/16_cli.ipynb #20ab41e4
+# %% ../nbs/16_cli.ipynb #55ea21fc
 @contextmanager
 def tidy():
     "Turn exceptions into one line and an exit code. With `SAS_NB_DEBUG=1` errors keep their traceback."
@@ -55,7 +55,7 @@ def tidy():
         complain(sentence(e))
         raise typer.Exit(1) from None
 
-# %% ../nbs/16_cli.ipynb #136f4a32
+# %% ../nbs/16_cli.ipynb #ed7af710
 app = typer.Typer(name="sas-nb", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
                   context_settings=dict(help_option_names=["-h", "--help"]))
 
@@ -69,7 +69,7 @@ def command(*examples:str): # command lines to show at the foot of the help
         return f
     return register
 
-# %% ../nbs/16_cli.ipynb #6050f7b4
+# %% ../nbs/16_cli.ipynb #6fbb8334
 def _version(wanted):
     if wanted:
         typer.echo(f"sas-nb {__version__}")
@@ -81,7 +81,7 @@ def _version(wanted):
 def main(version:Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")]=False):
     "Learn how a subject looks and moves from one video; then generate, edit and export it."
 
-# %% ../nbs/16_cli.ipynb #09c880c6
+# %% ../nbs/16_cli.ipynb #b1525bbe
 HUB = {"Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "1.3 billion weights", "Wan-AI/Wan2.1-T2V-14B-Diffusers": "14 billion weights"} # examples, not a limit
 
 def _is_local(hub_id):
@@ -95,7 +95,7 @@ def _clip_size(model):
     from sas_nb.dit import Recommended, _folder
     return Recommended.read(_folder(model))
 
-# %% ../nbs/16_cli.ipynb #bd0841d6
+# %% ../nbs/16_cli.ipynb #99e95ade
 @command("sas-nb models", "sas-nb train dancer.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers ...")
 def models():
     "List models to train on, and say which are on this machine."
@@ -109,7 +109,7 @@ def models():
     show(table)
     typer.echo(f"Any checkpoint in diffusers' format of these families can be loaded, by folder or hub id: {', '.join(FAMILIES)}.")
 
-# %% ../nbs/16_cli.ipynb #1c3e94ef
+# %% ../nbs/16_cli.ipynb #8e1c7f24
 def _load(path, model, frames=None, fps=None, start=0.):
     "The clip, at the size the model was trained on."
     from sas_nb.clip import Clip
@@ -122,7 +122,7 @@ Fps = Annotated[Optional[float], typer.Option(help="Frames per second to read; t
 Start = Annotated[float, typer.Option(help="Where in the video to start, in seconds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
-# %% ../nbs/16_cli.ipynb #102515aa
+# %% ../nbs/16_cli.ipynb #2bd7f2a3
 @command("sas-nb inspect dancer.mp4", "sas-nb inspect dancer.mp4 --start 2.5 --fps 8", "sas-nb inspect frames/ --json")
 def inspect(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a folder of images.", show_default=False)],
             model:Model="tiny", frames:Frames=None, fps:Fps=None, start:Start=0.,
@@ -131,7 +131,7 @@ def inspect(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video, o
     report = _load(clip, model, frames, fps, start).report
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
 
-# %% ../nbs/16_cli.ipynb #73fad276
+# %% ../nbs/16_cli.ipynb #3167565c
 def check_writable(path:Path): # a file or folder to be written later
     "Raise `UserError` now if `path` could not be written then."
     path = Path(os.path.abspath(path.expanduser()))
@@ -141,7 +141,7 @@ def check_writable(path:Path): # a file or folder to be written later
     with atomic(probe) as tmp: tmp.write_bytes(bytes(4096))
     probe.unlink()
 
-# %% ../nbs/16_cli.ipynb #154081ba
+# %% ../nbs/16_cli.ipynb #da46bad8
 def stages(regularize:bool, # with the four regularisers, or without any
            both:dict,       # options of both stages
            first:dict, second:dict, # options of one stage; None means not given
@@ -155,7 +155,7 @@ def stages(regularize:bool, # with the four regularisers, or without any
     if off and not regularize: raise typer.BadParameter(f"--no-regularize turns {off[0].replace('_', '-')} off, and it is also set: give one of the two.")
     return tuple(make(**dict(steps=n) | given(**both, **own)) for make, n, own in zip((Settings, motion_settings), steps, (first, second)))
 
-# %% ../nbs/16_cli.ipynb #9054546f
+# %% ../nbs/16_cli.ipynb #8fad1000
 def _option(type, help, panel, *names, **kwargs): return Annotated[Optional[type], typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **kwargs)]
 
 _T, _R, _L = "Training", "Regularisation", "What is written"
@@ -174,7 +174,7 @@ SelfCond = _option(float, "Probability of self-conditioning \\[0]; the concept t
 SampleEvery = _option(int, "Write a sample every so many steps \\[never].", _L, min=0)
 SaveEvery = _option(int, "Write a checkpoint every so many steps \\[50].", _L, min=1)
 
-# %% ../nbs/16_cli.ipynb #c2d6b2c2
+# %% ../nbs/16_cli.ipynb #56ccf80f
 @command('sas-nb train dancer.mp4 --appearance "a [v] woman in a red shirt in a park" --motion "she is [u] dancing" --out run',
          'sas-nb train dancer.mp4 --appearance "a [v] woman" --motion "she is [u] dancing" --out quick --steps1 50 --steps2 50',
          'sas-nb train dancer.mp4 --appearance "a [v] woman" --motion "she is [u] dancing" --out big --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --checkpointing')
@@ -195,7 +195,7 @@ def train(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video of t
     settings = stages(regularize, both, dict(steps=steps1, dropout=dropout1), dict(steps=steps2, dropout=dropout2))
     _learned(_train(_load(clip, model, frames, fps, start), appearance, motion, model, out, rank, settings, regularize, prior_prompt, not quiet), out)
 
-# %% ../nbs/16_cli.ipynb #6b2bbea0
+# %% ../nbs/16_cli.ipynb #f8321628
 def _train(clip, appearance, motion, model, out, rank, settings, regularize, prior_prompts, progress):
     from sas_nb.concept import learn
     for w in clip.report.warnings: typer.secho(f"Warning: {w}.", fg="yellow", err=True)
@@ -209,7 +209,7 @@ def _learned(concept, out):
         typer.echo(f"Stage {stage}: " + (f"loss {ends}" if ends else "no steps"))
     typer.echo(f"The concept is in {out/'concept'}. See it: sas-nb generate {out} --out clip.mp4")
 
-# %% ../nbs/16_cli.ipynb #3dd5109b
+# %% ../nbs/16_cli.ipynb #e7ae545c
 def _concept(folder, model=None):
     "The concept in a folder, or in the `concept` folder that `train` put there."
     from sas_nb.concept import Concept, base_model
@@ -223,7 +223,7 @@ def _check_name(path):
 
 ConceptFolder = Annotated[Path, typer.Argument(metavar="CONCEPT", help="The folder that train wrote, or a saved concept.", show_default=False)]
 
-# %% ../nbs/16_cli.ipynb #8048c34d
+# %% ../nbs/16_cli.ipynb #60950356
 @command("sas-nb generate run --out again.mp4",
          'sas-nb generate run "a [v] woman in a red shirt in the snow. she is [u] dancing" --out snow.mp4 --seed 3',
          "sas-nb generate run --motion 0.5 --appearance 1.2 --out calmer.mp4")
@@ -242,7 +242,7 @@ def generate(concept:ConceptFolder,
     made = _concept(concept, model).at(appearance, motion).generate(prompt, seed, steps, guidance, negative=negative, num_frames=frames, progress=not quiet)
     typer.echo(f"Wrote {made.save(out)}: {len(made)} frames, {made.fps:g} per second.")
 
-# %% ../nbs/16_cli.ipynb #fc243fc2
+# %% ../nbs/16_cli.ipynb #c3ba36ed
 def _norms_table(norms):
     table = Table("layer", title="How far each layer was moved", show_footer=True)
     table.columns[0].footer = "all layers"
@@ -261,7 +261,7 @@ def _provenance(concept):
     yield "scales", f"appearance {concept.appearance:g}, motion {concept.motion:g}"
     yield from (("made", i["made"]), ("with", ", ".join(f"{k} {v}" for k, v in i["versions"].items())))
 
-# %% ../nbs/16_cli.ipynb #3b2d5600
+# %% ../nbs/16_cli.ipynb #fe99f2e4
 @command("sas-nb info run", "sas-nb info run --json")
 def info(concept:ConceptFolder, as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False):
     "Show a concept: how far each layer was moved, and where it all came from."
@@ -269,10 +269,10 @@ def info(concept:ConceptFolder, as_json:Annotated[bool, typer.Option("--json", h
     norms = c.norms()
     if as_json: return typer.echo(json.dumps(c.info | dict(norms=norms), indent=1))
     table = Table("", "", title="Provenance", show_header=False)
-    for name, words in _provenance(c): table.add_row(name, Text(str(words)))
+    for name, words in _provenance(c): table.add_row(Text(name), Text(str(words)))
     show(_norms_table(norms), table)
 
-# %% ../nbs/16_cli.ipynb #f8f7b433
+# %% ../nbs/16_cli.ipynb #54662201
 @command("sas-nb export run --format diffusers --out lora", "sas-nb export run --format peft --split --out adapters")
 def export(concept:ConceptFolder,
            out:Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
@@ -282,5 +282,5 @@ def export(concept:ConceptFolder,
     made = _concept(concept).export(out, format, split)
     typer.echo("Wrote " + " and ".join(map(str, made)) + f". How to load: {out/'README.md'}")
 
-# %% ../nbs/16_cli.ipynb #abe3b659
+# %% ../nbs/16_cli.ipynb #0ca130c6
 if __name__ == "__main__" and "__file__" in globals(): app()

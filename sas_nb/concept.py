@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['base_model', 'Concept', 'learn', 'plot_history']
 
-# %% ../nbs/09_concept.ipynb #263bcf64
+# %% ../nbs/09_concept.ipynb #86015556
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from .frames import Settings, check_folder, check_settings, frame_set, plot_hist
 from .residual import motion_settings, sequence, train_motion
 _all_ = ["plot_history"]
 
-# %% ../nbs/09_concept.ipynb #d3327b8d
+# %% ../nbs/09_concept.ipynb #65aeb2e9
 _LOADED = {} # models by name, so that concepts of one base share it
 
 def base_model(name:str)->VideoDiT:
@@ -48,7 +48,7 @@ class Concept:
     prompt = property(lambda self: f"{self.info['appearance']}. {self.info['motion']}")
     def __repr__(self): return f"Concept({self.info['appearance']!r}, {self.info['motion']!r}; base {self.info['base']!r}, rank {self.rank}, appearance {self.appearance:g}, motion {self.motion:g})"
 
-# %% ../nbs/09_concept.ipynb #fd5f4108
+# %% ../nbs/09_concept.ipynb #cf3f2e8e
 def _check_prompts(appearance, motion):
     if "[v]" not in appearance: raise UserError(f"The appearance prompt {appearance!r} has no [v]: put it before the subject, as in 'a [v] man in a red shirt in a park'.")
     if "[u]" not in motion: raise UserError(f"The motion prompt {motion!r} has no [u]: put it before the movement, as in 'he is [u] dancing'.")
@@ -71,7 +71,7 @@ def _fit(dit, clip):
     if len(clip) < 2: raise UserError("The clip has one frame, and the sequence stage learns movement: give a clip of at least five frames.")
     return clip
 
-# %% ../nbs/09_concept.ipynb #40a0eaf0
+# %% ../nbs/09_concept.ipynb #49b9121b
 def learn(clip:Clip|str|Path,         # one video of the subject: a file, a folder of images, or a `Clip`
           appearance:str,             # how it looks, with `[v]`: "a [v] man in a red shirt in a park"
           motion:str,                 # how it moves, with `[u]`: "he is [u] dancing"
@@ -96,7 +96,7 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
     if out: concept.save(out/"concept")
     return concept
 
-# %% ../nbs/09_concept.ipynb #b5b6b190
+# %% ../nbs/09_concept.ipynb #2c893394
 def _settings(stage1, stage2, regularize, free):
     "The paper's two recipes, checked: 600 + 900 steps with regularisation, 150 + 400 without."
     off = {} if regularize else dict(dropout=0., token_mask=0., prior=0., self_conditioning=0.)
@@ -122,7 +122,7 @@ def _free(dit):
     dit.free("vae", "text_encoder")
     for name in [n for n, d in _LOADED.items() if d is dit]: del _LOADED[name]
 
-# %% ../nbs/09_concept.ipynb #4fe08a50
+# %% ../nbs/09_concept.ipynb #ad8521e5
 def _two_stages(dit, appearance, motion, settings, out, rank, layers, progress, clip, data, priors):
     "Set, then sequence, over one basis on one base."
     placeholders = dict.fromkeys(split_placeholders(f"{appearance} {motion}")[1])
@@ -149,7 +149,22 @@ def _provenance(dit, clip, appearance, motion, rank, layers, settings, history):
                 versions=dict(sas_nb=__version__, torch=str(torch.__version__), **{p: version(p) for p in ("diffusers", "peft", "transformers")}),
                 made=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
-# %% ../nbs/09_concept.ipynb #e4ad46e0
+# %% ../nbs/09_concept.ipynb #0132f339
+def _json(info):
+    "Readable JSON, lists of numbers on one line."
+    return re.sub(r"\[[^\[\]{}\"]*\]", lambda m: " ".join(m[0].split()), json.dumps(info, indent=1))
+
+@patch
+def save(self:Concept, folder:str|Path)->Path:
+    "Write `concept.safetensors` and `concept.json` into a folder, whole or not at all. Raises `UserError` if the disk refuses."
+    tensors = {f"weights/{k}": v.contiguous() for k, v in self.weights.items()} | {f"tokens/{k}": v.contiguous() for k, v in self.tokens.items()}
+    if self.conditioning is not None: tensors["conditioning"] = self.conditioning.contiguous()
+    with atomic(Path(folder), marker="concept.json") as tmp:
+        (tmp/"concept.safetensors").write_bytes(to_bytes(tensors))
+        (tmp/"concept.json").write_text(_json(self.info | dict(scales=[self.appearance, self.motion])))
+    return Path(folder)
+
+# %% ../nbs/09_concept.ipynb #d27f94e8
 @patch
 def norms(self:Concept)->dict[str, tuple[float, float]]: # layer -> (|A1 B1|, |A1 B2|)
     "Frobenius norm of each layer's identity and motion update, without forming them; before the two scales."
@@ -173,7 +188,7 @@ def _repr_html_(self:Concept):
 def _repr_markdown_(self:Concept):
     return "| dynamic concept | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in self.summary().items())
 
-# %% ../nbs/09_concept.ipynb #7d2b19b3
+# %% ../nbs/09_concept.ipynb #cad22685
 @patch
 def base(self:Concept)->VideoDiT:
     "The model this concept lives on. Raises `UserError` if its weights are not those it was trained on."
@@ -191,12 +206,12 @@ def put_on(self:Concept)->Basis:
     basis.appearance, basis.motion = self.appearance, self.motion
     return basis
 
-# %% ../nbs/09_concept.ipynb #148675bc
+# %% ../nbs/09_concept.ipynb #23c652f7
 @patch
 def generate(self:Concept,
              prompt:str|list[str]|None=None, # the training prompt when None; edits change it
              seed:int|list[int]=0, steps:int|None=None, guidance:float|None=None,
-             **kwargs,                       # further arguments of `VideoDiT.sample`
+             **kwargs,                       # further arguments of `VideoDiT.sample`; the size is the training clip's unless given
             )->Clip|list[Clip]:
     "Generate videos of the concept. The prompt may hold `[v]` and `[u]`. Raises `UserError` for words the base does not know."
     self.put_on()
@@ -205,9 +220,11 @@ def generate(self:Concept,
         conditioning = SelfConditioning(self.dit)
         conditioning.project.weight.data.copy_(self.conditioning)
         velocity = conditioning.sampler()
-    return self.dit.sample(self.prompt if prompt is None else prompt, seed, steps, guidance, tokens=self.tokens, velocity=velocity, **kwargs)
+    size = dict(zip(("num_frames", "channels", "height", "width"), self.info.get("clip", {}).get("shape", ())))
+    size.pop("channels", None)
+    return self.dit.sample(self.prompt if prompt is None else prompt, seed, steps, guidance, tokens=self.tokens, velocity=velocity, **size | kwargs)
 
-# %% ../nbs/09_concept.ipynb #a4639d9a
+# %% ../nbs/09_concept.ipynb #fa9c5781
 @patch
 def at(self:Concept,
        appearance:float|None=None, # scale of A1 B1, the identity
@@ -216,22 +233,7 @@ def at(self:Concept,
     "The same concept with its two parts reweighted (eq. 6 with scales)."
     return replace(self, appearance=self.appearance if appearance is None else appearance, motion=self.motion if motion is None else motion)
 
-# %% ../nbs/09_concept.ipynb #ad659458
-def _json(info):
-    "Readable JSON, lists of numbers on one line."
-    return re.sub(r"\[[^\[\]{}\"]*\]", lambda m: " ".join(m[0].split()), json.dumps(info, indent=1))
-
-@patch
-def save(self:Concept, folder:str|Path)->Path:
-    "Write `concept.safetensors` and `concept.json` into a folder, whole or not at all. Raises `UserError` if the disk refuses."
-    tensors = {f"weights/{k}": v.contiguous() for k, v in self.weights.items()} | {f"tokens/{k}": v.contiguous() for k, v in self.tokens.items()}
-    if self.conditioning is not None: tensors["conditioning"] = self.conditioning.contiguous()
-    with atomic(Path(folder), marker="concept.json") as tmp:
-        (tmp/"concept.safetensors").write_bytes(to_bytes(tensors))
-        (tmp/"concept.json").write_text(_json(self.info | dict(scales=[self.appearance, self.motion])))
-    return Path(folder)
-
-# %% ../nbs/09_concept.ipynb #cb03e804
+# %% ../nbs/09_concept.ipynb #e190be08
 @patch(cls_method=True)
 def load(cls:Concept, folder:str|Path, dit:VideoDiT|None=None)->Concept:
     "Read a saved concept. Raises `UserError` if the folder is not one or a file in it is damaged."
@@ -252,7 +254,7 @@ def _check(self:Concept):
     if not self.layers or set(self.weights) != {f"{l}.{k}" for l in self.layers for k in ("A", "B1", "B2")}: raise ValueError("its weights are incomplete")
     if not all(torch.isfinite(t).all() for t in self.weights.values()): raise ValueError("its weights are not all finite")
 
-# %% ../nbs/09_concept.ipynb #f7953404
+# %% ../nbs/09_concept.ipynb #71b86cc6
 @patch
 def adapters(self:Concept, split:bool=False)->dict[str, dict]: # name -> {layer: (A, B)}
     "The concept as ordinary LoRAs: one, A1 (a B1 + m B2) of the same rank, or with `split` two."
@@ -280,7 +282,7 @@ def export(self:Concept,
             (_diffusers if format == "diffusers" else _peft)(target, layers, self)
     return made
 
-# %% ../nbs/09_concept.ipynb #52d39217
+# %% ../nbs/09_concept.ipynb #1c88674b
 def _lora(layers, prefix):
     "The bytes of a LoRA file in peft's names."
     return to_bytes({f"{prefix}{l}.lora_{k}.weight": t.contiguous() for l, (A, B) in layers.items() for k, t in (("A", A), ("B", B))}, {"format": "pt"})

@@ -266,9 +266,10 @@ def _record(self:Trainer, log)->dict:
 def _sample(self:Trainer):
     "A clip, or in stage 1 an image, as the model stands now, always from the same noise."
     image, path = self.stage == "identity", self.out/"samples"/f"{self.stage}-{self.step:05d}"
+    (t, h, w), f = self.data.latents.shape[2:], self.dit.space_factor
     with self.basis.undropped():
-        clip = self.dit.sample(self.settings.sample_prompt or self.prompt, seed=0, num_frames=1 if image else None, tokens=self.tokens,
-                               velocity=self.conditioning and self.conditioning.sampler())
+        clip = self.dit.sample(self.settings.sample_prompt or self.prompt, seed=0, num_frames=(t-1)*self.dit.time_factor+1, height=f*h, width=f*w,
+                               tokens=self.tokens, velocity=self.conditioning and self.conditioning.sampler())
     if not image: return clip.save(path.with_suffix(".mp4"))
     with atomic(path.with_suffix(".png")) as tmp: clip.thumbnail(256).save(tmp)
 

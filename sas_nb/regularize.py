@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Examples', 'prior_examples', 'mask_tokens', 'SelfConditioning', 'stitch', 'join_prompts']
 
-# %% ../nbs/06_regularize.ipynb #3315c265
+# %% ../nbs/06_regularize.ipynb #e0f18d63
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from fastcore.basics import patch
 from .clip import Clip, UserError
 from .dit import VideoDiT, cached, fingerprint, split_placeholders
 from .flow import clean_estimate
 
-# %% ../nbs/06_regularize.ipynb #66c01fec
+# %% ../nbs/06_regularize.ipynb #3cf4d6ef
 @dataclass
 class Examples:
     "Latents with their text: what a training step draws from. Text is stored once per prompt."
@@ -29,7 +30,7 @@ class Examples:
         text = torch.cat([F.pad(self.texts[i], (0, 0, 0, longest-self.texts[i].shape[1])) for i in pick])
         return self.latents[list(index)], text, [self.placeholders[i] for i in pick]
 
-# %% ../nbs/06_regularize.ipynb #9c7a5f83
+# %% ../nbs/06_regularize.ipynb #74be2867
 def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
                    frames:bool,            # images (stage 1) or clips (stage 2)
                    prompts:list[str]|None=None, # two-part prompts "appearance. motion"; the checkpoint's own when None
@@ -50,7 +51,7 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
     return Examples(z, [texts[p] for p in used], [split_placeholders(p)[1] for p in used])
 
-# %% ../nbs/06_regularize.ipynb #6690d9c5
+# %% ../nbs/06_regularize.ipynb #11d3b2a5
 def _generate(dit, prompts, size, steps, guidance, seed, batch, progress)->Tensor: # (N, C, t, h, w)
     "Latents the model samples for these prompts, a few at a time; on the CPU."
     made = []
@@ -60,7 +61,7 @@ def _generate(dit, prompts, size, steps, guidance, seed, batch, progress)->Tenso
         made.append(dit.denoise(dit.noise(range(seed+i, seed+i+len(some)), *size), text, steps, guidance, progress).cpu())
     return torch.cat(made)
 
-# %% ../nbs/06_regularize.ipynb #0b59fc3f
+# %% ../nbs/06_regularize.ipynb #54ffe748
 def mask_tokens(text:Tensor,                # (B, L, D), last token the padding
                 p:float,                    # probability that a token is masked; the paper's is 0.1
                 generator:torch.Generator,  # source of chance, on the CPU
@@ -70,7 +71,7 @@ def mask_tokens(text:Tensor,                # (B, L, D), last token the padding
     keep = torch.rand(text.shape[:2], generator=generator) >= p
     return text*keep[..., None].to(text)
 
-# %% ../nbs/06_regularize.ipynb #8216e3cc
+# %% ../nbs/06_regularize.ipynb #be8005f3
 class SelfConditioning(nn.Module):
     "A zero-initialised projection of the previous clean estimate, added to the patch tokens (section 3.4; after Chen et al., arXiv 2208.04202)."
     def __init__(self, dit:VideoDiT): # the model it is for
@@ -89,17 +90,20 @@ class SelfConditioning(nn.Module):
         hook = self.dit[0].transformer.patch_embedding.register_forward_hook(add)
         try: return self.dit[0].velocity(x, t, text)
         finally: hook.remove()
-    def sampler(self):
-        "A velocity function for `VideoDiT.denoise` that feeds each step's clean estimate to the next. Make a new one for each sample."
-        previous = None
-        def velocity(x, t, text):
-            nonlocal previous
-            v = self.velocity(x, t, text, previous)
-            previous = clean_estimate(x.float(), v.float(), t)
-            return v
-        return velocity
 
-# %% ../nbs/06_regularize.ipynb #da5704b2
+# %% ../nbs/06_regularize.ipynb #eeea5bfa
+@patch
+def sampler(self:SelfConditioning):
+    "A velocity function for `VideoDiT.denoise` that feeds each step's clean estimate to the next. Make a new one for each sample."
+    previous = None
+    def velocity(x, t, text):
+        nonlocal previous
+        v = self.velocity(x, t, text, previous)
+        previous = clean_estimate(x.float(), v.float(), t)
+        return v
+    return velocity
+
+# %% ../nbs/06_regularize.ipynb #59b3ea65
 def stitch(clips:list[Clip],            # of one size, length and frame rate
            at:list[float]|None=None,    # where each subject stands, 0 left to 1 right; in the middle when None
           )->Clip:                      # as large as one of them
@@ -114,7 +118,7 @@ def stitch(clips:list[Clip],            # of one size, length and frame rate
     frames = torch.cat([strip(c, where, b-a) for c, where, a, b in zip(clips, at, edges, edges[1:])], -1)
     return Clip(frames, clips[0].fps, " | ".join(c.name for c in clips))
 
-# %% ../nbs/06_regularize.ipynb #bcea5bea
+# %% ../nbs/06_regularize.ipynb #0baa0501
 def join_prompts(prompts:list[str], # two-part prompts "appearance. motion"; placeholders allowed
                 )->str:             # "appearance and appearance. motion, motion"
     "One prompt for a stitched clip: looks joined by 'and', movements by commas, each movement once."

@@ -58,7 +58,7 @@ def write(concept: Concept, rows: dict[str, Clip], out: Path) -> dict[Path, str]
     contact_sheet(rows, title=concept.prompt).save(out / "sheet.png")
     plot_history(concept).savefig(out / "loss.png", dpi=120, bbox_inches="tight")
     for label, clip in rows.items(): made[clip.save(out / f"{label.replace(' ', '-')}.mp4")] = label
-    return made | {out / "concept" / "concept.safetensors": "the concept: A1, B1, B2 and the vectors of [v] and [u]", out / "concept" / "concept.json": "its prompts, settings and origin"}
+    return made | {out / "concept" / "concept.safetensors": "the concept: A1, B1, B2 and the vectors of its two words", out / "concept" / "concept.json": "its prompts, settings and origin"}
 
 
 def peak_memory() -> str:

@@ -139,7 +139,7 @@ def test_names_and_formats_that_do_not_exist(trained, tmp_path):
 
 # runs that cannot go on
 
-def test_a_folder_with_another_run(dancer, trained): assert "another clip, prompt or settings" in refused("train", dancer, *PROMPTS, "--out", trained, *SHORT, "--lr", .5)
+def test_a_folder_with_another_run(dancer, trained): assert "holds a run with another clip" in refused("train", dancer, *PROMPTS, "--out", trained, *SHORT, "--lr", .5)
 
 
 def test_a_damaged_checkpoint(dancer, trained, tmp_path):
@@ -187,7 +187,13 @@ def test_a_full_disk(disk, dancer, trained):
     assert [p.name for p in disk.rglob("*")] == ["full"]
 
 
-def test_a_disk_that_fills_up_while_training(disk, dancer):
+def test_a_disk_too_small_for_the_run(disk, dancer):
+    assert "free some space" in refused("train", dancer, *PROMPTS, "--out", disk / "run", *SHORT)
+    assert not half_written(disk)
+
+
+def test_a_disk_that_fills_up_while_training(disk, dancer, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 2**40))
     assert "disk is full" in refused("train", dancer, *PROMPTS, "--out", disk / "run", *SHORT)
     assert not half_written(disk)
 

@@ -1,5 +1,7 @@
 """The command line: what each command prints, writes and answers with, in this process and in a real one."""
 import json, os, re, subprocess, sys
+
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # or typer colours its help where it believes to be on GitHub
 import pytest, typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -16,7 +18,7 @@ FEW = ["--steps", 2, "--frames", 5, "--quiet"]
 
 def call(*words):
     "Run a command in this process."
-    return CliRunner(env=dict(COLUMNS="120")).invoke(cli.app, [str(w) for w in words])
+    return CliRunner(env=dict(COLUMNS="120", FORCE_COLOR=None, CLICOLOR_FORCE=None)).invoke(cli.app, [str(w) for w in words])
 
 
 def ok(*words):

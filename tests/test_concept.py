@@ -109,10 +109,9 @@ def test_learn_refuses_a_folder_that_cannot_take_it(dit, clip, tmp_path, monkeyp
     with pytest.raises(UserError, match="is not a concept"): quick(clip, dit, tmp_path/"run")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(UserError, match="free some space"): quick(clip, dit, tmp_path/"full")
-    def refuse(code): raise OSError(code, "refused")
-    for code, says in ((errno.EROFS, "read-only"), (errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission")):
-        monkeypatch.setattr(Path, "write_bytes", lambda self, data: refuse(code))
-        with pytest.raises(UserError, match=says): quick(clip, dit, tmp_path/"other")
+    def read_only(self, data): raise OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(Path, "write_bytes", read_only)
+    with pytest.raises(UserError, match="read-only"): quick(clip, dit, tmp_path/"other")
 
 
 # kept whole

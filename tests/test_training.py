@@ -1,9 +1,9 @@
 "Both stages: what each trains and reads, and that a run which was killed ends as if it had not been."
-import errno, functools, json, multiprocessing, os, random, shutil, signal, sys, time
+import errno, functools, json, multiprocessing, os, random, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest, torch
+import pytest, torch, torch.utils.checkpoint
 from torch import nn
 
 from sas_nb import concept as concept_module, frames
@@ -309,11 +309,12 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stage", ["identity", "motion"])
 def test_gradient_checkpointing_changes_no_loss(dit, stage):
-    plain, saving = (trainer(stage, settings=dict(steps=3, log_every=1, checkpointing=c)) for c in (False, True))
-    a = plain.run()
-    saving = trainer(stage, settings=dict(steps=3, log_every=1, checkpointing=True))
-    used, enable = [], dit.transformer.enable_gradient_checkpointing
-    b = saving.run()
+    a = trainer(stage, settings=dict(steps=3, log_every=1)).run()
+    used, checkpoint = [], torch.utils.checkpoint.checkpoint
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: (used.append(1), checkpoint(*a, **k))[1])
+        b = trainer(stage, settings=dict(steps=3, log_every=1, checkpointing=True)).run()
+    assert len(used) == 3*len(dit.transformer.blocks)
     assert torch.allclose(torch.tensor([r[1] for r in a]), torch.tensor([r[1] for r in b]), rtol=1e-5)
     assert not dit.transformer.is_gradient_checkpointing and not dit.transformer.training
 
@@ -360,15 +361,16 @@ def test_defaults_are_the_papers():
     assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
     for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_lr, s.token_mask) == (8, (.9, .99), .01, .05, 1e-5, .1)
 
-def test_a_folder_that_cannot_be_written_is_found_early(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code, says", [(errno.EROFS, "read-only"), (errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission")])
+def test_a_folder_that_cannot_be_written_is_found_early(tmp_path, monkeypatch, code, says):
     check_folder(tmp_path/"new")
     assert not list((tmp_path/"new").iterdir())
     (tmp_path/"file").write_text("")
     with pytest.raises(UserError, match="a file and not a folder"): check_folder(tmp_path/"file"/"out")
     with pytest.raises(UserError, match="MB left.*free some space"): check_folder(tmp_path, 10**15)
-    def read_only(self, data): raise OSError(errno.EROFS, "Read-only file system", str(self))
-    monkeypatch.setattr(Path, "write_bytes", read_only)
-    with pytest.raises(UserError, match="read-only"): check_folder(tmp_path)
+    def refuse(self, data): raise OSError(code, "refused", str(self))
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(UserError, match=says): check_folder(tmp_path)
 
 def test_the_calls_of_both_stages(dit, clip):
     basis, tokens, few = Basis(dit, 2), new_tokens(dit), Settings(steps=1, batch=2, prior=0)
