@@ -36,7 +36,7 @@ bench: $(VENV)/.stamp-run ## measure the method against its baselines
 	$(PY) scripts/bench.py $(ARGS)
 
 pretrain: $(VENV)/.stamp-run ## train the tiny model from scratch
-	$(PY) -m sas_nb.pretrain $(ARGS)
+	$(PY) -c "from sas_nb.pretrain import main; main()" $(ARGS)
 
 readme: $(VENV)/.stamp-dev ## write README.md from nbs/index.ipynb
 	$(PY) scripts/readme.py

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['base_model', 'Concept', 'learn', 'plot_history']
 
-# %% ../nbs/09_concept.ipynb #86015556
+# %% ../nbs/09_concept.ipynb #99986713
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from .frames import Settings, check_folder, check_settings, frame_set, plot_hist
 from .residual import motion_settings, sequence, train_motion
 _all_ = ["plot_history"]
 
-# %% ../nbs/09_concept.ipynb #65aeb2e9
+# %% ../nbs/09_concept.ipynb #ed68478d
 _LOADED = {} # models by name, so that concepts of one base share it
 
 def base_model(name:str)->VideoDiT:
@@ -48,12 +48,13 @@ class Concept:
     prompt = property(lambda self: f"{self.info['appearance']}. {self.info['motion']}")
     def __repr__(self): return f"Concept({self.info['appearance']!r}, {self.info['motion']!r}; base {self.info['base']!r}, rank {self.rank}, appearance {self.appearance:g}, motion {self.motion:g})"
 
-# %% ../nbs/09_concept.ipynb #cf3f2e8e
+# %% ../nbs/09_concept.ipynb #7606333a
 def _check_prompts(appearance, motion):
     if "[v]" not in appearance: raise UserError(f"The appearance prompt {appearance!r} has no [v]: put it before the subject, as in 'a [v] man in a red shirt in a park'.")
     if "[u]" not in motion: raise UserError(f"The motion prompt {motion!r} has no [u]: put it before the movement, as in 'he is [u] dancing'.")
     if "[u]" in appearance: raise UserError(f"The appearance prompt {appearance!r} holds [u], which names the movement: move it to the motion prompt.")
 
+# %% ../nbs/09_concept.ipynb #0bd7004c
 def _check_out(dit, out, rank, layers, seed):
     "The rank and layers exist, and `out` can take what this run will write."
     basis = Basis(dit, rank, layers, seed)
@@ -71,7 +72,7 @@ def _fit(dit, clip):
     if len(clip) < 2: raise UserError("The clip has one frame, and the sequence stage learns movement: give a clip of at least five frames.")
     return clip
 
-# %% ../nbs/09_concept.ipynb #49b9121b
+# %% ../nbs/09_concept.ipynb #6997ee0a
 def learn(clip:Clip|str|Path,         # one video of the subject: a file, a folder of images, or a `Clip`
           appearance:str,             # how it looks, with `[v]`: "a [v] man in a red shirt in a park"
           motion:str,                 # how it moves, with `[u]`: "he is [u] dancing"
@@ -85,18 +86,18 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
           free:bool=False,            # drop both encoders before training; the concept then loads its base anew to generate
           progress:bool=True,
          )->Concept:
-    "Learn a dynamic concept from one video in two stages: *Set*, then *Sequence*. Raises `UserError` for anything a person can put right."
+    "Learn a dynamic concept from one video: *Set*, then *Sequence*. Raises `UserError` for what a person can put right."
     _check_prompts(appearance, motion)
     settings, out = _settings(stage1, stage2, regularize, free), Path(out) if out else None
     dit = model if isinstance(model, VideoDiT) else base_model(str(model))
     prepared = _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, progress)
     if free: _free(dit)
     concept = _two_stages(dit, appearance, motion, settings, out, rank, layers, progress, *prepared)
-    if free: concept.dit.basis.detach(); concept.dit = None
+    if free: dit.basis.detach(); concept.dit = None
     if out: concept.save(out/"concept")
     return concept
 
-# %% ../nbs/09_concept.ipynb #2c893394
+# %% ../nbs/09_concept.ipynb #27932995
 def _settings(stage1, stage2, regularize, free):
     "The paper's two recipes, checked: 600 + 900 steps with regularisation, 150 + 400 without."
     off = {} if regularize else dict(dropout=0., token_mask=0., prior=0., self_conditioning=0.)
@@ -122,7 +123,7 @@ def _free(dit):
     dit.free("vae", "text_encoder")
     for name in [n for n, d in _LOADED.items() if d is dit]: del _LOADED[name]
 
-# %% ../nbs/09_concept.ipynb #ad8521e5
+# %% ../nbs/09_concept.ipynb #9c64ead2
 def _two_stages(dit, appearance, motion, settings, out, rank, layers, progress, clip, data, priors):
     "Set, then sequence, over one basis on one base."
     placeholders = dict.fromkeys(split_placeholders(f"{appearance} {motion}")[1])
@@ -135,6 +136,7 @@ def _two_stages(dit, appearance, motion, settings, out, rank, layers, progress, 
     info = _provenance(dit, clip, appearance, motion, rank, layers, settings, history)
     return Concept(basis.tensors(), {k: v.detach().cpu() for k, v in tokens.items()}, info, conditioning and conditioning.project.weight.detach().cpu(), dit=dit)
 
+# %% ../nbs/09_concept.ipynb #36f12d46
 def _brief(rows, most=100):
     "At most about `most` rows of a history, the last one among them, in four digits."
     kept = rows[::-1][::-(-len(rows)//most) or 1][::-1]
@@ -149,7 +151,7 @@ def _provenance(dit, clip, appearance, motion, rank, layers, settings, history):
                 versions=dict(sas_nb=__version__, torch=str(torch.__version__), **{p: version(p) for p in ("diffusers", "peft", "transformers")}),
                 made=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
-# %% ../nbs/09_concept.ipynb #0132f339
+# %% ../nbs/09_concept.ipynb #423f487c
 def _json(info):
     "Readable JSON, lists of numbers on one line."
     return re.sub(r"\[[^\[\]{}\"]*\]", lambda m: " ".join(m[0].split()), json.dumps(info, indent=1))
@@ -164,7 +166,7 @@ def save(self:Concept, folder:str|Path)->Path:
         (tmp/"concept.json").write_text(_json(self.info | dict(scales=[self.appearance, self.motion])))
     return Path(folder)
 
-# %% ../nbs/09_concept.ipynb #d27f94e8
+# %% ../nbs/09_concept.ipynb #be276dc5
 @patch
 def norms(self:Concept)->dict[str, tuple[float, float]]: # layer -> (|A1 B1|, |A1 B2|)
     "Frobenius norm of each layer's identity and motion update, without forming them; before the two scales."
@@ -188,7 +190,7 @@ def _repr_html_(self:Concept):
 def _repr_markdown_(self:Concept):
     return "| dynamic concept | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in self.summary().items())
 
-# %% ../nbs/09_concept.ipynb #cad22685
+# %% ../nbs/09_concept.ipynb #9bff7b99
 @patch
 def base(self:Concept)->VideoDiT:
     "The model this concept lives on. Raises `UserError` if its weights are not those it was trained on."
@@ -206,7 +208,7 @@ def put_on(self:Concept)->Basis:
     basis.appearance, basis.motion = self.appearance, self.motion
     return basis
 
-# %% ../nbs/09_concept.ipynb #23c652f7
+# %% ../nbs/09_concept.ipynb #25a4ce3f
 @patch
 def generate(self:Concept,
              prompt:str|list[str]|None=None, # the training prompt when None; edits change it
@@ -224,7 +226,7 @@ def generate(self:Concept,
     size.pop("channels", None)
     return self.dit.sample(self.prompt if prompt is None else prompt, seed, steps, guidance, tokens=self.tokens, velocity=velocity, **size | kwargs)
 
-# %% ../nbs/09_concept.ipynb #fa9c5781
+# %% ../nbs/09_concept.ipynb #5a9f4fff
 @patch
 def at(self:Concept,
        appearance:float|None=None, # scale of A1 B1, the identity
@@ -233,7 +235,7 @@ def at(self:Concept,
     "The same concept with its two parts reweighted (eq. 6 with scales)."
     return replace(self, appearance=self.appearance if appearance is None else appearance, motion=self.motion if motion is None else motion)
 
-# %% ../nbs/09_concept.ipynb #e190be08
+# %% ../nbs/09_concept.ipynb #d32e1894
 @patch(cls_method=True)
 def load(cls:Concept, folder:str|Path, dit:VideoDiT|None=None)->Concept:
     "Read a saved concept. Raises `UserError` if the folder is not one or a file in it is damaged."
@@ -254,7 +256,7 @@ def _check(self:Concept):
     if not self.layers or set(self.weights) != {f"{l}.{k}" for l in self.layers for k in ("A", "B1", "B2")}: raise ValueError("its weights are incomplete")
     if not all(torch.isfinite(t).all() for t in self.weights.values()): raise ValueError("its weights are not all finite")
 
-# %% ../nbs/09_concept.ipynb #71b86cc6
+# %% ../nbs/09_concept.ipynb #8eac79fe
 @patch
 def adapters(self:Concept, split:bool=False)->dict[str, dict]: # name -> {layer: (A, B)}
     "The concept as ordinary LoRAs: one, A1 (a B1 + m B2) of the same rank, or with `split` two."
@@ -263,6 +265,7 @@ def adapters(self:Concept, split:bool=False)->dict[str, dict]: # name -> {layer:
     if split: return dict(identity=pair(lambda b1, b2: a*b1), motion=pair(lambda b1, b2: m*b2))
     return dict(concept=pair(lambda b1, b2: a*b1+m*b2))
 
+# %% ../nbs/09_concept.ipynb #0a3ae22b
 @patch
 def export(self:Concept,
            folder:str|Path,
@@ -282,7 +285,7 @@ def export(self:Concept,
             (_diffusers if format == "diffusers" else _peft)(target, layers, self)
     return made
 
-# %% ../nbs/09_concept.ipynb #1c88674b
+# %% ../nbs/09_concept.ipynb #59b8f54f
 def _lora(layers, prefix):
     "The bytes of a LoRA file in peft's names."
     return to_bytes({f"{prefix}{l}.lora_{k}.weight": t.contiguous() for l, (A, B) in layers.items() for k, t in (("A", A), ("B", B))}, {"format": "pt"})
@@ -295,6 +298,7 @@ def _peft(folder, layers, concept):
                   target_modules=sorted(layers), bias="none", fan_in_fan_out=False, inference_mode=True)
     (folder/"adapter_config.json").write_text(json.dumps(config, indent=1))
 
+# %% ../nbs/09_concept.ipynb #87df9b56
 def _usage(concept, format, split):
     where = "each of identity/ and motion/" if split else "this folder"
     load = 'pipe.load_lora_weights("PATH")' if format == "diffusers" else 'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "PATH")'

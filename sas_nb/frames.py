@@ -6,7 +6,7 @@
 __all__ = ['frame_set', 'Settings', 'check_settings', 'Trainer', 'read_log', 'Log', 'stop_gently', 'plot_history',
            'train_identity', 'check_folder']
 
-# %% ../nbs/07_frames.ipynb #759c5d2f
+# %% ../nbs/07_frames.ipynb #77eda863
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from .flow import clean_estimate, interpolate, loss_per_sample, quantile_losses,
 from .basis import Basis
 from .regularize import Examples, SelfConditioning, mask_tokens
 
-# %% ../nbs/07_frames.ipynb #247421ff
+# %% ../nbs/07_frames.ipynb #86757454
 def frame_set(dit:VideoDiT,
               clip:Clip,      # T frames
               prompt:str,     # static: how it looks, with `[v]`
@@ -31,7 +31,7 @@ def frame_set(dit:VideoDiT,
     "The video as a *set*: every frame encoded by itself, as an image, so that no order is left in it (section 3.2)."
     return Examples(dit.encode_once(clip.frames[:, None]), [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
 
-# %% ../nbs/07_frames.ipynb #235cf973
+# %% ../nbs/07_frames.ipynb #f75e774c
 @dataclass
 class Settings:
     "How one stage is trained. Defaults are the paper's (appendix 8, table 6) for stage 1; `lr=None` is the checkpoint's own."
@@ -56,7 +56,7 @@ class Settings:
     sample_prompt:str|None=None   # the training prompt when None
     checkpointing:bool=False      # recompute activations in the backward pass: less memory, a third more time
 
-# %% ../nbs/07_frames.ipynb #fe52c893
+# %% ../nbs/07_frames.ipynb #90ed26fd
 _WHOLE = dict(steps=(0, 10**7), batch=(1, 10**4), log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7))
 _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), self_conditioning=(0, 1), token_lr=(0, 10), clip_norm=(0, 1e9),
              weight_decay=(0, 10), shift=(1e-3, 1e3))
@@ -71,7 +71,7 @@ def check_settings(s:Settings)->Settings:
     if s.times not in ("uniform", "logit_normal"): raise UserError(f"times is {s.times!r}, and must be 'uniform' or 'logit_normal': correct it in the settings.")
     return s
 
-# %% ../nbs/07_frames.ipynb #07b59b7f
+# %% ../nbs/07_frames.ipynb #e629241d
 class Trainer:
     "One stage's training loop: what both stages share. Make one, call `run`."
     def __init__(self,
@@ -95,7 +95,7 @@ class Trainer:
         self.optimiser = self._optimiser()
         self.run_id = self._run_id() if self.out else ""
 
-# %% ../nbs/07_frames.ipynb #2f9c43e4
+# %% ../nbs/07_frames.ipynb #a4e77852
 @patch
 def _optimiser(self:Trainer):
     "AdamW over what this stage trains: basis weights, its own token, and the self-conditioning projection in stage 1."
@@ -111,7 +111,7 @@ def _optimiser(self:Trainer):
     groups = [dict(params=list(self.weights.values()), lr=self.lr), dict(params=list(self.extra.values()), lr=s.token_lr, weight_decay=0.)]
     return torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas, weight_decay=s.weight_decay)
 
-# %% ../nbs/07_frames.ipynb #82100996
+# %% ../nbs/07_frames.ipynb #2f956516
 @patch
 def _batch(self:Trainer)->tuple[Tensor, Tensor]: # latents (B, C, t, h, w), text (B, L, D)
     "This step's examples: the concept's, and a share of the prior's; their placeholders filled in, some of their tokens masked."
@@ -126,7 +126,7 @@ def _batch(self:Trainer)->tuple[Tensor, Tensor]: # latents (B, C, t, h, w), text
     mask = mask_tokens(torch.ones(*text.shape[:2], 1), s.token_mask, g)
     return torch.cat(x).to(self.dit.device), text*mask.to(text)
 
-# %% ../nbs/07_frames.ipynb #cadaf436
+# %% ../nbs/07_frames.ipynb #dcfe8215
 @patch
 def _velocity(self:Trainer, x_t, t, text):
     "The DiT's velocity, self-conditioned on its own first guess with the set probability."
@@ -137,7 +137,7 @@ def _velocity(self:Trainer, x_t, t, text):
         with torch.no_grad(): previous = clean_estimate(x_t, self.conditioning.velocity(x_t, t, text).float(), t)
     return self.conditioning.velocity(x_t, t, text, previous)
 
-# %% ../nbs/07_frames.ipynb #96847281
+# %% ../nbs/07_frames.ipynb #917b2cf0
 @patch
 def _one_step(self:Trainer):
     "One optimiser step: flow matching (eq. 5 and 9) on one batch. Raises `UserError` if the loss is not finite; no weight has changed then."
@@ -162,7 +162,7 @@ def _not_finite(self:Trainer):
     return (f"The loss of stage {self.stage!r} became NaN or infinite at step {self.step+1}, so training stopped, and {kept}: "
             f"lower lr (now {self.lr:g}) or use fp32, and train into a new folder.")
 
-# %% ../nbs/07_frames.ipynb #241ee48d
+# %% ../nbs/07_frames.ipynb #beb0da2c
 @patch
 def _checkpoint(self:Trainer)->Path: return self.out/f"{self.stage}.ckpt.safetensors"
 
@@ -180,7 +180,7 @@ def _run_id(self:Trainer)->str:
     for t in [t for e in sets for t in (e.latents, *e.texts)] + frozen: h.update(t.detach().float().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/07_frames.ipynb #bfa939e4
+# %% ../nbs/07_frames.ipynb #32245db6
 @patch
 def _tensors(self:Trainer)->dict:
     "All that changes while training, as one dict of tensors: weights, optimiser, random state, and the steps since the last log line."
@@ -198,7 +198,7 @@ def save(self:Trainer):
     about = dict(step=self.step, run=self.run_id, history=self.history)
     with atomic(self._checkpoint()) as tmp: tmp.write_bytes(to_bytes(self._tensors(), {"sas_nb": json.dumps(about)}))
 
-# %% ../nbs/07_frames.ipynb #af384431
+# %% ../nbs/07_frames.ipynb #90a8cbde
 def _read(path:Path)->tuple[dict, dict]: # what it says of itself, its tensors
     "A checkpoint's content. Raises `UserError` if it is damaged."
     try:
@@ -221,7 +221,7 @@ def resume(self:Trainer)->bool: # whether there was something to resume
     self.generator.set_state(state["random"]); self.step, self.history = about["step"], about["history"]
     return True
 
-# %% ../nbs/07_frames.ipynb #6874d4be
+# %% ../nbs/07_frames.ipynb #d923d09d
 def read_log(path:Path)->list[dict]:
     "The rows of a `log.jsonl`; a line that a crash cut short is left out."
     rows = []
@@ -230,6 +230,7 @@ def read_log(path:Path)->list[dict]:
         except json.JSONDecodeError: pass
     return rows
 
+# %% ../nbs/07_frames.ipynb #2f70ac30
 class Log:
     "Training curves for people and programs: `log.jsonl` and TensorBoard, both cut back to the checkpoint on resume."
     def __init__(self, out:Path|None, stage:str, step:int):
@@ -249,7 +250,7 @@ class Log:
     def close(self):
         if self.board: self.board.close()
 
-# %% ../nbs/07_frames.ipynb #cef64bac
+# %% ../nbs/07_frames.ipynb #b0be0861
 @patch
 def _record(self:Trainer, log)->dict:
     "One log line over the steps since the last."
@@ -273,7 +274,7 @@ def _sample(self:Trainer):
     if not image: return clip.save(path.with_suffix(".mp4"))
     with atomic(path.with_suffix(".png")) as tmp: clip.thumbnail(256).save(tmp)
 
-# %% ../nbs/07_frames.ipynb #2cf28b8e
+# %% ../nbs/07_frames.ipynb #847a4385
 @contextmanager
 def stop_gently():
     "Turn Ctrl-C into a wish: yields a function that says whether it was pressed, so that a step is never cut in half. Pressed twice, it stops at once."
@@ -286,7 +287,7 @@ def stop_gently():
     try: yield pressed.is_set
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/07_frames.ipynb #7ff80841
+# %% ../nbs/07_frames.ipynb #db1a4d4c
 @patch
 def run(self:Trainer)->list: # history: rows of step, loss, and the loss in four quarters of time
     "Train to the last step, resuming if `out` holds a checkpoint. Ctrl-C saves and raises `KeyboardInterrupt`; a finished run returns at once."
@@ -299,6 +300,7 @@ def run(self:Trainer)->list: # history: rows of step, loss, and the loss in four
         for p in self.tokens.values(): p.requires_grad_(False)
     return self.history
 
+# %% ../nbs/07_frames.ipynb #9b60e1ee
 @patch
 def _train(self:Trainer):
     s, transformer, number = self.settings, self.dit.transformer, 1 if self.stage == "identity" else 2
@@ -316,7 +318,7 @@ def _train(self:Trainer):
         bar.close(); log.close()
         if s.checkpointing: transformer.disable_gradient_checkpointing()
 
-# %% ../nbs/07_frames.ipynb #6621ed5f
+# %% ../nbs/07_frames.ipynb #d2e5a7df
 @patch
 def _after_step(self:Trainer, log, bar):
     "Log, sample and save, when it is time to; in this order, so that a checkpoint knows what was logged."
@@ -330,7 +332,7 @@ def _stopped(self:Trainer):
     then = f"; everything is saved: run the same again to go on from {self.out}" if self.out else "; nothing was saved, because no folder was given with out"
     return f"Stopped after step {self.step} of {self.settings.steps} of stage {self.stage!r}{then}."
 
-# %% ../nbs/07_frames.ipynb #933d541c
+# %% ../nbs/07_frames.ipynb #9768142e
 _STYLES = (("all times", "-", "o", 2.2), ("t 0 to ¼, almost clean", "--", "", 1.2), ("t ¼ to ½", "-.", "", 1.2), ("t ½ to ¾", ":", "", 1.6), ("t ¾ to 1, almost noise", (0, (1, 4)), "x", 1.2))
 
 def plot_history(history, # a concept, its history (stage -> rows), or the rows that `Trainer.run` returns
@@ -339,7 +341,7 @@ def plot_history(history, # a concept, its history (stage -> rows), or the rows 
     from matplotlib.figure import Figure
     history = getattr(history, "info", {}).get("history") or history
     if not isinstance(history, dict): history = {"training": history}
-    fig = Figure(figsize=(5.2*len(history), 3.6), dpi=80, layout="constrained")
+    fig = Figure(figsize=(5*len(history), 3.6), dpi=65, layout="constrained")
     for ax, (stage, rows) in zip(fig.subplots(1, len(history), squeeze=False)[0], history.items()):
         for i, (label, style, marker, width) in enumerate(_STYLES):
             points = [(r[0], r[i+1]) for r in rows if r[i+1] is not None]
@@ -349,7 +351,7 @@ def plot_history(history, # a concept, its history (stage -> rows), or the rows 
         if ax.lines: ax.legend(fontsize=8, title="noise time", title_fontsize=8)
     return fig
 
-# %% ../nbs/07_frames.ipynb #7950f7d2
+# %% ../nbs/07_frames.ipynb #e99c89e5
 def train_identity(dit:VideoDiT, basis:Basis,
                    clip:Clip|Examples,       # the clip, or its `frame_set`
                    prompt:str,               # static, with `[v]`
@@ -360,7 +362,7 @@ def train_identity(dit:VideoDiT, basis:Basis,
     data = clip if isinstance(clip, Examples) else frame_set(dit, clip, prompt)
     return Trainer(dit, basis, "identity", data, settings or Settings(), prompt=prompt, **kwargs).run()
 
-# %% ../nbs/07_frames.ipynb #f1d206d8
+# %% ../nbs/07_frames.ipynb #0bf2cbb2
 def check_folder(out:Path,     # where a run wants to write
                  need:int=0):  # bytes that it will write
     "Raise `UserError` now, and not after hours of training, if `out` cannot take what a run writes."

@@ -9,7 +9,7 @@ __all__ = ['FPS', 'HELD_OUT', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', 'd
            'make_tokenizer', 'tiny_pipeline', 'Latents', 'text_of', 'prompts_of', 'float_attention', 'dit_loss',
            'train_dit', 'ship', 'main']
 
-# %% ../nbs/17_pretrain.ipynb #174e21fe
+# %% ../nbs/17_pretrain.ipynb #85545f08
 from contextlib import contextmanager
 from pathlib import Path
 from dataclasses import dataclass, asdict
@@ -29,7 +29,7 @@ from .world import Spec, caption, random_spec, render_array, vocabulary
 from .dit import PLACEHOLDERS, OnePad, best_device
 from .flow import interpolate, sample_times, velocity_target
 
-# %% ../nbs/17_pretrain.ipynb #6e05de5c
+# %% ../nbs/17_pretrain.ipynb #6dc56d21
 def _resample_whole(self, x, feat_cache=None, feat_idx=None):
     "`WanResample.forward` for a whole clip: the first frame is never mixed in time."
     if self.mode == "upsample3d" and x.shape[2] > 1:
@@ -48,14 +48,14 @@ def whole_clip():
     try: yield
     finally: WanResample.forward = old
 
-# %% ../nbs/17_pretrain.ipynb #14616225
+# %% ../nbs/17_pretrain.ipynb #f7e0849e
 def encode(vae, x:Tensor)->Tensor: # (B, 3, T, H, W) in [-1, 1] -> raw latent means (B, C, t, h, w)
     with whole_clip(): return vae.quant_conv(vae.encoder(patchify(x, vae.config.patch_size)))[:, :vae.config.z_dim]
 
 def decode(vae, z:Tensor)->Tensor:
     with whole_clip(): return unpatchify(vae.decoder(vae.post_quant_conv(z), first_chunk=True), vae.config.patch_size)
 
-# %% ../nbs/17_pretrain.ipynb #ba6cc877
+# %% ../nbs/17_pretrain.ipynb #c6557f17
 def tiny_autoencoder(**changes)->AutoencoderKLWan:
     "A small Wan autoencoder: 4x8x8 compression, 16 channels, 1.9 million weights. Its posterior is almost without noise."
     config = dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, attn_scales=[], temperal_downsample=[True, True],
@@ -64,7 +64,7 @@ def tiny_autoencoder(**changes)->AutoencoderKLWan:
     with torch.no_grad(): vae.quant_conv.weight[vae.config.z_dim:] = 0; vae.quant_conv.bias[vae.config.z_dim:] = -9
     return vae
 
-# %% ../nbs/17_pretrain.ipynb #7afe72ae
+# %% ../nbs/17_pretrain.ipynb #07f06e94
 class Muon(torch.optim.Optimizer):
     "Momentum, orthogonalised by five Newton-Schulz steps in bf16 (Jordan et al., 2024); matrices of one shape go in one batch. Convolutions count as matrices."
     def __init__(self, params, lr:float=.02, momentum:float=.95, weight_decay:float=.01):
@@ -84,7 +84,7 @@ class Muon(torch.optim.Optimizer):
         m.mul_(beta).add_(p.grad)
         return p.grad + beta*m
 
-# %% ../nbs/17_pretrain.ipynb #66356b93
+# %% ../nbs/17_pretrain.ipynb #28a8d7a5
 def orthogonalise(u:Tensor)->Tensor: # (N, rows, cols) -> the same, singular values near 1
     "Newton-Schulz iteration towards the orthogonal factor of each matrix."
     x = (u/(u.norm(dim=(1, 2), keepdim=True)+1e-7)).bfloat16()
@@ -94,7 +94,7 @@ def orthogonalise(u:Tensor)->Tensor: # (N, rows, cols) -> the same, singular val
         x = 3.4445*x + (-4.7750*a + 2.0315*a@a)@x
     return (x.mT if tall else x).float()
 
-# %% ../nbs/17_pretrain.ipynb #66230823
+# %% ../nbs/17_pretrain.ipynb #1f535570
 def save_state(path:Path, modules:dict, optimisers:dict, about:dict):
     "All weights and optimiser tensors in one file, written whole or not at all."
     state = {f"{m}/{k}": v for m, module in modules.items() for k, v in module.state_dict().items()}
@@ -114,7 +114,7 @@ def load_state(path:Path, modules:dict, optimisers:dict)->dict: # what `about` w
             o.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
     return about
 
-# %% ../nbs/17_pretrain.ipynb #e87e3f79
+# %% ../nbs/17_pretrain.ipynb #17bd8712
 class Clock:
     "Where training is between 0 and 1 of its minutes, over all its pieces; and the learning rate's factor there."
     def __init__(self, minutes:float, spent:float=0., warmup:int=100): self.minutes, self.start, self.warmup = minutes, time.time()-60*spent, warmup
@@ -132,7 +132,7 @@ def set_rates(opts, rates, factor):
     for o, r in zip(opts.values(), rates):
         for g in o.param_groups: g["lr"] = r*factor
 
-# %% ../nbs/17_pretrain.ipynb #b7e96a16
+# %% ../nbs/17_pretrain.ipynb #dc40150d
 FPS = 12.
 HELD_OUT = 10**9 # seeds from here on are never trained on
 
@@ -154,7 +154,7 @@ def _count(start, step):
 
 def to_signed(x:Tensor, device="cpu")->Tensor: return (x.to(device).float()/127.5-1).contiguous(memory_format=torch.channels_last_3d)
 
-# %% ../nbs/17_pretrain.ipynb #9d15bcad
+# %% ../nbs/17_pretrain.ipynb #416494cb
 def interest(x:Tensor)->Tensor: # (B, 3, T, H, W) -> (B, 1, T, H, W)
     "Where a clip is worth looking at: local contrast plus twice the deviation from the mean over time."
     c = (x-F.avg_pool3d(x, (1, 9, 9), 1, (0, 4, 4))).abs().mean(1, keepdim=True) + 2*(x-x.mean(2, keepdim=True)).abs().mean(1, keepdim=True)
@@ -168,7 +168,7 @@ def busy_crops(x:Tensor, c:Tensor, each:int=2, side:int=32)->tuple[Tensor, Tenso
     picks = [(n, q) for n in range(len(x)) for q in torch.multinomial(chance[n], each).tolist()]
     return torch.stack([cut(x[n], q) for n, q in picks]), torch.stack([cut(c[n], q) for n, q in picks])
 
-# %% ../nbs/17_pretrain.ipynb #d26712e5
+# %% ../nbs/17_pretrain.ipynb #f39353cb
 def reconstruction_loss(vae, x:Tensor, c:Tensor, mean_interest:Tensor, frozen_encoder:bool=False)->Tensor:
     "Weighted squared and absolute error; the first frame counts double, and latents carry a little noise."
     x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -186,7 +186,7 @@ def reconstruction_psnr(vae, n:int=24)->tuple[float, float]: # clips, and their 
     db = lambda v: sum(-10*(((b-decode(vae, encode(vae, b)).clamp(-1, 1))/2).pow(2).mean((1, 2, 3, 4)).log10()).sum().item() for b in v.split(8))/n
     return db(x), db(x[:, :, :1])
 
-# %% ../nbs/17_pretrain.ipynb #678b658b
+# %% ../nbs/17_pretrain.ipynb #24c0f253
 def train_autoencoder(out:Path, minutes:float, batch:int=6, lr:float=.01, workers:int=1, device=None, seed:int=0, frozen_encoder:bool=False, start:Path|None=None)->AutoencoderKLWan:
     "Train, or go on training, the autoencoder kept in `out`, from nothing or from the pipeline folder `start`. With `frozen_encoder` only the decoder learns, and latents stay what they were."
     device = torch.device(device or best_device()); torch.manual_seed(seed)
@@ -211,7 +211,7 @@ def _report(path, **row):
     with open(path, "a") as f: f.write(json.dumps(row)+"\n")
     print(row, flush=True)
 
-# %% ../nbs/17_pretrain.ipynb #a5d77695
+# %% ../nbs/17_pretrain.ipynb #31d65e23
 def make_tokenizer()->PreTrainedTokenizerFast:
     "T5's tokenizer (padding 0, end 1, unknown 2) over the world's vocabulary, lower case, with `[v]` and `[u]`."
     pieces = [("<pad>", 0.), ("</s>", 0.), ("<unk>", 0.), ("▁", -12.)] + [(w if w in ".," else "▁"+w, -6.) for w in vocabulary()]
@@ -219,7 +219,7 @@ def make_tokenizer()->PreTrainedTokenizerFast:
     inner.normalizer = normalizers.Lowercase()
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_special_tokens=list(PLACEHOLDERS), model_max_length=512)
 
-# %% ../nbs/17_pretrain.ipynb #e00c6335
+# %% ../nbs/17_pretrain.ipynb #9694b84c
 def tiny_pipeline(vae:AutoencoderKLWan)->WanPipeline:
     "A Wan pipeline of 5.5 million weights around a trained autoencoder: 8 layers of width 192, a two-layer text encoder."
     tokenizer = make_tokenizer()
@@ -232,7 +232,7 @@ def tiny_pipeline(vae:AutoencoderKLWan)->WanPipeline:
         dit.proj_out.weight.zero_(); dit.proj_out.bias.zero_()
     return WanPipeline(tokenizer=tokenizer, text_encoder=text, vae=vae, transformer=dit, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.))
 
-# %% ../nbs/17_pretrain.ipynb #1cdbf00f
+# %% ../nbs/17_pretrain.ipynb #15eda44f
 class Latents:
     "A growing store of encoded clips (and one random frame of each, as an image), with their specs."
     def __init__(self, vae, seed:int=50_000_000, most:int=100_000): self.vae, self.seed, self.most, self.clips, self.images, self.specs = vae, seed, most, [], [], []
@@ -250,7 +250,7 @@ class Latents:
         with torch.autocast(x.device.type, torch.bfloat16): z, zi = encode(self.vae, x), encode(self.vae, image)
         self.clips += list(z.half().cpu()); self.images += list(zi.half().cpu()); self.specs += specs
 
-# %% ../nbs/17_pretrain.ipynb #33f780fc
+# %% ../nbs/17_pretrain.ipynb #b91c9673
 def text_of(pipe, prompts)->Tensor: # (B, L, D), last token the padding
     "Prompts to text with gradients: what `VideoDiT.embed` computes, for training."
     t = pipe.tokenizer(prompts, padding=True, return_tensors="pt").to(pipe.text_encoder.device)
@@ -265,7 +265,7 @@ def prompts_of(specs, rng, images:int)->list[str]: # for the last `images` specs
         made.append("" if rng.random() < .1 else c.static if n >= len(specs)-images and rng.random() < .7 else str(c))
     return made
 
-# %% ../nbs/17_pretrain.ipynb #6f4be317
+# %% ../nbs/17_pretrain.ipynb #4aef512d
 @contextmanager
 def float_attention():
     "Under bf16 autocast, keep attention in fp32: PyTorch's bf16 attention is slow backwards on CPUs."
@@ -282,7 +282,7 @@ def dit_loss(pipe, x0:Tensor, text:Tensor)->Tensor:
     with torch.autocast(x0.device.type, torch.bfloat16): v = pipe.transformer(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
     return (v.float()-velocity_target(x0, noise)).pow(2).mean()
 
-# %% ../nbs/17_pretrain.ipynb #1a06e4a2
+# %% ../nbs/17_pretrain.ipynb #010cb893
 def _whitener(vae):
     "Latents in half precision to unit variance, on the autoencoder's device."
     mean, std = (torch.tensor(v, device=vae.device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
@@ -307,7 +307,7 @@ def _copy_weights(start, pipe):
     pipe.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(start, subfolder="transformer").state_dict())
     pipe.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(start, subfolder="text_encoder").state_dict())
 
-# %% ../nbs/17_pretrain.ipynb #6870e2a2
+# %% ../nbs/17_pretrain.ipynb #c08cde04
 def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=28, images:int=32, first:int=1500, fresh:int=3, lr:float=.02,
               seed:int=1, device=None, start:Path|None=None)->WanPipeline:
     "Train, or go on training, the DiT and its text encoder on clips and images jointly; keeps a pipeline folder in `out`."
@@ -332,7 +332,7 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=28, image
             if time.time()-last > 240 or clock.fraction >= 1: _keep(out, pipe, modules, opts, step, clock, store); last = time.time()
     return pipe
 
-# %% ../nbs/17_pretrain.ipynb #000b03d2
+# %% ../nbs/17_pretrain.ipynb #31e0858b
 def _keep(out, pipe, modules, opts, step, clock, store):
     "Checkpoint, and the pipeline as it stands."
     statistics = {k: list(pipe.vae.config[k]) for k in ("latents_mean", "latents_std")}
@@ -340,7 +340,7 @@ def _keep(out, pipe, modules, opts, step, clock, store):
     save_state(out/"dit.safetensors", modules, opts, about)
     ship(pipe, out/"pipeline", trained=about)
 
-# %% ../nbs/17_pretrain.ipynb #960c8540
+# %% ../nbs/17_pretrain.ipynb #b5755731
 PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a woman in a green shirt and white trousers on a beach. she is waving",
          "a man in a yellow shirt and black trousers in the snow. he is jumping", "a woman in a purple shirt and red trousers in a forest. she is dancing",
          "a man in a white shirt and green trousers on a street at night. he is standing", "a woman in a blue shirt and orange trousers in a room. she is squatting",
@@ -357,7 +357,7 @@ def ship(pipe:WanPipeline, folder:Path, **about):
         pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler"); pipe.save_config(tmp)
         (tmp/"sas_nb.json").write_text(json.dumps({**RECOMMENDED, **about}, indent=1))
 
-# %% ../nbs/17_pretrain.ipynb #99bd3f73
+# %% ../nbs/17_pretrain.ipynb #965a0dc0
 def main(args=None):
     "`make pretrain`: the autoencoder, then the DiT; each goes on where it stopped."
     p = argparse.ArgumentParser(description=main.__doc__)
@@ -368,5 +368,3 @@ def main(args=None):
     vae = train_autoencoder(a.out, a.autoencoder_minutes, a.batch, workers=a.workers, device=a.device, frozen_encoder=a.frozen_encoder, start=a.start)
     train_dit(a.out, vae, a.dit_minutes, a.clips, a.images, device=a.device, start=a.start)
     print(f"Done: {a.out/'pipeline'} is a model folder; try VideoDiT.load({str(a.out/'pipeline')!r}).")
-
-if __name__ == "__main__": main()

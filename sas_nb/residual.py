@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['motion_settings', 'sequence', 'train_motion']
 
-# %% ../nbs/08_residual.ipynb #5bb663ef
+# %% ../nbs/08_residual.ipynb #4140ee1f
 from dataclasses import replace
 from .clip import Clip
 from .dit import VideoDiT, split_placeholders
@@ -13,7 +13,7 @@ from .basis import Basis
 from .regularize import Examples
 from .frames import Settings, Trainer
 
-# %% ../nbs/08_residual.ipynb #62b7de22
+# %% ../nbs/08_residual.ipynb #2cce5828
 def motion_settings(**changes)->Settings:
     "The paper's settings of stage 2: 900 steps, coefficient dropout 0.5; the rest as in stage 1 (appendix 8, table 6)."
     return replace(Settings(steps=900, dropout=.5), **changes)
@@ -25,7 +25,7 @@ def sequence(dit:VideoDiT,
     "The video as a *sequence*: one clip, encoded as a clip."
     return Examples(dit.encode_once(clip.frames[None]), [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
 
-# %% ../nbs/08_residual.ipynb #cca16b82
+# %% ../nbs/08_residual.ipynb #c3e91574
 def train_motion(dit:VideoDiT, basis:Basis,
                  clip:Clip|Examples,     # the clip, or its `sequence`
                  prompt:str,             # static and dynamic, with `[v]` and `[u]`

@@ -29,7 +29,7 @@ EDITS = {  # row of the contact sheet -> prompt
     "in a green shirt": "a [v] woman in a green shirt and purple trousers in a park. she is [u] dancing",
 }
 MODEL = "tiny"  # any model of `sas-nb models`
-STEPS1, STEPS2 = 600, 900  # the paper's, with regularisation
+STEPS1, STEPS2 = 300, 450  # half of the paper's 600 + 900 (with regularisation)
 FAST_STEPS, FAST_SAMPLING = 10, 4
 SEED = 0  # of the training and of every clip, so that edits start from the same noise
 

@@ -221,7 +221,7 @@ def test_the_loss_curves(concept):
 # exported: the same video elsewhere
 
 def stock():
-    pipe = WanPipeline.from_pretrained(data_path("tiny"))
+    pipe = WanPipeline.from_pretrained(data_path("tiny"), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -171,7 +171,7 @@ def test_coefficients_are_dropped_in_training_only(dit, monkeypatch, stage):
 def test_each_regulariser_changes_the_loss(dit, change):
     prior = Examples(torch.zeros(1, dit.transformer.config.in_channels, 1, 8, 8), [dit.embed_once("a man in a park")], [[]])
     def loss(**changes):
-        t = trainer(settings=dict(steps=3, log_every=1, token_mask=.5, lr=1e-2) | changes, prior=prior, self_conditioning=SelfConditioning(dit))
+        t = trainer(settings=dict(steps=2, log_every=1, token_mask=.5, lr=1e-2) | changes, prior=prior, self_conditioning=SelfConditioning(dit))
         return [r[1] for r in t.run()]
     assert loss() == loss() != loss(**change)
 
