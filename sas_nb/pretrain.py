@@ -350,10 +350,11 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a w
 RECOMMENDED = dict(height=64, width=64, num_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3, negative="", prior=PRIOR)
 
 def ship(pipe:WanPipeline, folder:Path, **about):
-    "Save a pipeline in half precision with its recommended settings, whole or not at all."
+    "Save a pipeline, autoencoder and DiT in half precision, with its recommended settings, whole or not at all."
     with atomic(folder, marker="model_index.json") as tmp:
         for name, part in (("vae", pipe.vae), ("text_encoder", pipe.text_encoder), ("transformer", pipe.transformer)):
-            copy.deepcopy(part).half().save_pretrained(tmp/name)
+            # transformers loads what it finds, diffusers loads fp32: a half text encoder would not fit in a plain `from_pretrained`
+            (part.float() if name == "text_encoder" else copy.deepcopy(part).half()).save_pretrained(tmp/name)
         pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler"); pipe.save_config(tmp)
         (tmp/"sas_nb.json").write_text(json.dumps({**RECOMMENDED, **about}, indent=1))
 
