@@ -250,7 +250,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert child.exitcode == 130 and "run the same again" in said and str(tmp_path) in said
     if "'identity'" in said: assert f"after step {about['step']} of 6" in said
 
-def test_ctrl_c_waits_for_the_step_and_twice_does_not():
+@pytest.fixture
+def ctrl_c():
+    "Ctrl-C as in a terminal: a process started in the background inherits that it is ignored."
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+def test_ctrl_c_waits_for_the_step_and_twice_does_not(ctrl_c):
     with pytest.raises(KeyboardInterrupt):
         with stop_gently() as stopped:
             assert not stopped()
