@@ -265,6 +265,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'sas_nb.pretrain._statistics': ('pretrain.html#_statistics', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain._whitener': ('pretrain.html#_whitener', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.busy_crops': ('pretrain.html#busy_crops', 'sas_nb/pretrain.py'),
+                                 'sas_nb.pretrain.channels_last': ('pretrain.html#channels_last', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.decode': ('pretrain.html#decode', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.dit_loss': ('pretrain.html#dit_loss', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.encode': ('pretrain.html#encode', 'sas_nb/pretrain.py'),
