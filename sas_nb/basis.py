@@ -81,7 +81,8 @@ def coefficients(self:Basis, m:LoraLayer)->Tensor|None: # (out, r)
         if scale == 0: continue
         b = m.lora_B[adapter].weight
         if self.masked == adapter: b = b*self.masks[m]
-        total = b*scale if total is None else total + b*scale
+        if scale != 1: b = b*scale
+        total = b if total is None else total + b
     return total
 
 # %% ../nbs/05_basis.ipynb #49fdae05
@@ -117,6 +118,12 @@ def dropout_mask(like:Tensor,                # coefficients B, any shape
     return (keep/(1-p) if rescale else keep).to(like)
 
 # %% ../nbs/05_basis.ipynb #6044fccf
+def _masks(layers, p, generator, rescale)->dict:
+    "One draw for all layers: 80 small ones take longer."
+    sizes = [B.numel() for _, B in layers]
+    flat = dropout_mask(layers[0][1].new_empty(sum(sizes)), p, generator, rescale)
+    return {m: part.view_as(B) for (m, B), part in zip(layers, flat.split(sizes))}
+
 @patch
 def draw_masks(self:Basis,
                adapter:str,               # "identity" or "motion": the one in training
@@ -124,8 +131,7 @@ def draw_masks(self:Basis,
                generator:torch.Generator, # source of chance, on the CPU
                rescale:bool=True):        # divide kept ones by 1-p
     "New coefficient-dropout masks, for the coming step (section 3.4). Raises `UserError` for a `p` that cannot be."
-    masks = {m: dropout_mask(m.lora_B[adapter].weight, p, generator, rescale) for m in self.modules.values()} if p else {}
-    self.masks, self.masked = masks, adapter if p else None
+    self.masks, self.masked = (_masks([(m, m.lora_B[adapter].weight) for m in self.modules.values()], p, generator, rescale), adapter) if p else ({}, None)
 
 @patch
 @contextmanager

@@ -276,9 +276,9 @@ def info(concept:ConceptFolder, as_json:Annotated[bool, typer.Option("--json", h
 @command("sas-nb export run --format diffusers --out lora", "sas-nb export run --format peft --split --out adapters")
 def export(concept:ConceptFolder,
            out:Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
-           format:Annotated[str, typer.Option(help="diffusers or peft.")]="diffusers",
+           format:Annotated[str, typer.Option(help="diffusers, peft or comfyui.")]="diffusers",
            split:Annotated[bool, typer.Option("--split", help="Two adapters, identity and motion, instead of one.")]=False):
-    "Write a concept as an ordinary LoRA for stock diffusers or peft, with a README that says how to load it."
+    "Write a concept as an ordinary LoRA for stock diffusers, peft or ComfyUI, with a README that says how to load it."
     made = _concept(concept).export(out, format, split)
     typer.echo("Wrote " + " and ".join(map(str, made)) + f". How to load: {out/'README.md'}")
 

@@ -9,6 +9,7 @@ __all__ = ['base_model', 'Concept', 'learn', 'plot_history']
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from functools import reduce
 from pathlib import Path
 import html, json, re
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
 from . import __version__
 from .clip import Clip, UserError, atomic
-from .dit import VideoDiT, fingerprint, split_placeholders
+from .dit import FAMILIES, VideoDiT, fingerprint, split_placeholders
 from .lowrank import norm
 from .basis import Basis
 from .regularize import SelfConditioning, prior_examples
@@ -144,7 +145,7 @@ def _brief(rows, most=100):
 
 def _provenance(dit, clip, appearance, motion, rank, layers, settings, history):
     stages = ("identity", "motion")
-    return dict(format=1, base=dit.name, fingerprint=fingerprint(dit.transformer), appearance=appearance, motion=motion, rank=rank,
+    return dict(format=1, base=dit.name, family=type(dit.pipe).__name__, fingerprint=fingerprint(dit.transformer), appearance=appearance, motion=motion, rank=rank,
                 layers=layers or dit.family.lora_layers, clip=dict(name=clip.name, shape=list(clip.shape), fps=clip.fps), dtype=str(dit.dtype),
                 settings={k: asdict(s) | dict(betas=list(s.betas)) for k, s in zip(stages, settings)}, lr=[s.lr or dit.recommended.lr for s in settings],
                 history={k: _brief(h) for k, h in history.items()},
@@ -269,11 +270,11 @@ def adapters(self:Concept, split:bool=False)->dict[str, dict]: # name -> {layer:
 @patch
 def export(self:Concept,
            folder:str|Path,
-           format:str="diffusers", # or "peft"
+           format:str="diffusers", # or "peft", or "comfyui": the layer names of the model's own authors
            split:bool=False,       # two adapters, identity and motion, instead of one
           )->list[Path]:           # the adapters' folders
-    "Write ordinary LoRA files for stock diffusers (`load_lora_weights`) or peft (`PeftModel.from_pretrained`), and the tokens' vectors beside them. Raises `UserError`."
-    if format not in ("diffusers", "peft"): raise UserError(f"There is no export format {format!r}: choose diffusers or peft.")
+    "Write ordinary LoRA files for stock diffusers (`load_lora_weights`), peft (`PeftModel.from_pretrained`) or ComfyUI, and the tokens' vectors beside them. Raises `UserError`."
+    if format not in _FORMATS: raise UserError(f"There is no export format {format!r}: choose {', '.join(_FORMATS)}.")
     if self.conditioning is not None: raise UserError("This concept was trained with self-conditioning, which stock samplers cannot feed: generate with sas_nb, or train with self_conditioning=0 to export.")
     folder, made = Path(folder), []
     with atomic(folder, marker="tokens.safetensors") as tmp:
@@ -282,7 +283,7 @@ def export(self:Concept,
         for name, layers in self.adapters(split).items():
             target = tmp/name if split else tmp
             target.mkdir(exist_ok=True); made.append(folder/name if split else folder)
-            (_diffusers if format == "diffusers" else _peft)(target, layers, self)
+            _FORMATS[format](target, layers, self)
     return made
 
 # %% ../nbs/09_concept.ipynb #59b8f54f
@@ -298,10 +299,19 @@ def _peft(folder, layers, concept):
                   target_modules=sorted(layers), bias="none", fan_in_fan_out=False, inference_mode=True)
     (folder/"adapter_config.json").write_text(json.dumps(config, indent=1))
 
+def _comfyui(folder, layers, concept):
+    "ComfyUI reads the names of the authors' own code."
+    names = FAMILIES[concept.info.get("family", "WanPipeline")].original_names
+    rename = lambda l: reduce(lambda s, pair: s.replace(*pair), names, l)
+    (folder/"lora.safetensors").write_bytes(_lora({rename(l): pair for l, pair in layers.items()}, "diffusion_model."))
+
+_FORMATS = dict(diffusers=_diffusers, peft=_peft, comfyui=_comfyui)
+
 # %% ../nbs/09_concept.ipynb #87df9b56
 def _usage(concept, format, split):
     where = "each of identity/ and motion/" if split else "this folder"
-    load = 'pipe.load_lora_weights("PATH")' if format == "diffusers" else 'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "PATH")'
+    load = dict(diffusers='pipe.load_lora_weights("PATH")', peft='pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "PATH")',
+                comfyui="copy lora.safetensors into ComfyUI/models/loras (ComfyUI itself cannot read the new words' vectors)")[format]
     return (f"# {concept.prompt}\n\nAn ordinary rank-{concept.rank} LoRA for `{concept.info['base']}`, made by sas_nb {__version__}. Load {where}:\n\n    {load}\n\n"
             "The new words have vectors of their own (tokens.safetensors). Give the pipeline their text as embeddings:\n\n"
             "    from sas_nb.dit import VideoDiT\n    from safetensors.torch import load_file\n"

@@ -57,7 +57,7 @@ def best_device()->torch.device:
 
 def best_dtype(device:torch.device)->torch.dtype:
     "bf16 on a GPU that has it, else fp16 on a GPU; fp32 elsewhere."
-    if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float32
 
 # %% ../nbs/02_dit.ipynb #30827228
@@ -86,6 +86,7 @@ class Wan:
     "What is particular to Wan pipelines."
     pipeline, text_length = WanPipeline, 512
     lora_layers = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
+    original_names = ("attn1.to_out.0", "self_attn.o"), ("attn2.to_out.0", "cross_attn.o"), ("attn1.to_", "self_attn."), ("attn2.to_", "cross_attn."), ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2") # diffusers' layer names, and those of the authors' own code
     @staticmethod
     def prepare(pipe, length):
         for b in pipe.transformer.blocks: b.attn2.set_processor(OnePad(length))

@@ -109,7 +109,7 @@ def _optimiser(self:Trainer):
         if project.requires_grad: self.weights["self_conditioning"] = project
     self.trained = self.weights | self.extra
     groups = [dict(params=list(self.weights.values()), lr=self.lr), dict(params=list(self.extra.values()), lr=s.token_lr, weight_decay=0.)]
-    return torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas, weight_decay=s.weight_decay)
+    return torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas, weight_decay=s.weight_decay, fused=True)
 
 # %% ../nbs/07_frames.ipynb #2f956516
 @patch

@@ -264,7 +264,8 @@ def main(
 ):
     "Measure speed: against the straightforward loop, against the machine, and in minutes."
     torch.manual_seed(0)
-    repeats, n, console = (2, 1, Console()) if quick else (7, 5, Console())
+    repeats, n = (2, 1) if quick else (7, 5)
+    console = Console(width=max(Console().width, 150))
     r = VideoDiT.load("tiny").recommended
     clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
     where = dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,

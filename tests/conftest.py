@@ -1,9 +1,10 @@
-"""What every test shares: no network, no windows, a fixed seed, and gpu or slow tests only where they can or should run."""
+"""What every test shares: no network, no windows, one thread, a fixed seed, and gpu or slow tests only where they can or should run."""
 import os, sys
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 import pytest, torch
+torch.set_num_threads(1) # tiny tensors go faster on one thread, and sums keep their order
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -14,14 +14,6 @@ from sas_nb.dit import VideoDiT, fingerprint
 FEW = r"blocks\.[01]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "The tiny model goes no slower on one thread, and a busy machine is spared."
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def dit(): return VideoDiT.load("tiny", "cpu", torch.float32)
 

@@ -8,15 +8,6 @@ from PIL import Image
 from sas_nb import clip as clip_module
 from sas_nb.clip import Clip, UserError, atomic, contact_sheet, cover_box, fit_length, preflight, resample
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Tiny tensors go faster on one thread, most of all on a busy machine."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
-
 RED, GREEN, BLUE, WHITE = (.9, .1, .1), (.1, .8, .2), (.1, .2, .9), (.95, .95, .95)
 
 

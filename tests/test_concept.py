@@ -243,6 +243,13 @@ def test_stock_peft_makes_the_same_video(concept, made, dit, tmp_path):
     pipe.transformer = PeftModel.from_pretrained(pipe.transformer, concept.export(tmp_path/"e", "peft")[0])
     assert (video(pipe, dit, concept) - made).abs().max() < 1e-3
 
+def test_the_authors_own_names_mean_the_same(concept, made, dit, tmp_path):
+    folder, = concept.export(tmp_path/"e", "comfyui")
+    assert "diffusion_model.blocks.0.self_attn.q.lora_A.weight" in load_file(folder/"lora.safetensors")
+    pipe = stock()
+    pipe.load_lora_weights(folder, weight_name="lora.safetensors") # diffusers renames them back, with a table of its own
+    assert (video(pipe, dit, concept) - made).abs().max() < 1e-3
+
 def test_the_halves_can_be_weighed_in_stock_diffusers(concept, dit, tmp_path):
     pipe = stock()
     for folder in concept.export(tmp_path/"e", split=True): pipe.load_lora_weights(folder, adapter_name=folder.name)
@@ -264,7 +271,7 @@ def test_export_explains_itself_and_is_whole(concept, tmp_path, monkeypatch):
         words = (folder/"README.md").read_text()
         assert ("load_lora_weights" if format == "diffusers" else "PeftModel") in words and concept.prompt in words and concept.info["base"] in words
         assert [m.name for m in made] == (["identity", "motion"] if split else [format])
-    with pytest.raises(UserError, match="choose diffusers or peft"): concept.export(tmp_path/"x", "gguf")
+    with pytest.raises(UserError, match="choose diffusers, peft, comfyui"): concept.export(tmp_path/"x", "gguf")
     (tmp_path/"notes").mkdir()
     (tmp_path/"notes"/"a.txt").write_text("mine")
     with pytest.raises(UserError, match="Will not replace"): concept.export(tmp_path/"notes")

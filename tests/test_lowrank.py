@@ -12,13 +12,6 @@ from sas_nb.lowrank import (canonical, change_gauge, delta, effective_rank, gram
 
 check = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Matrices this small lose more by sharing threads than they gain."
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 sizes, seeds = st.integers(1, 12), st.integers(0, 2**31)
 
 def close(x, y, scale=1.):

@@ -12,14 +12,6 @@ from sas_nb.regularize import Examples, SelfConditioning, join_prompts, mask_tok
 FEW = r"blocks\.0\.attn1\.to_q"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "The tiny model goes no slower on one thread, and a busy machine is spared."
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path/"cache"))

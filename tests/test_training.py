@@ -24,13 +24,10 @@ processes = multiprocessing.get_context("fork" if sys.platform == "linux" and no
 
 @pytest.fixture(scope="module", autouse=True)
 def alone(tmp_path_factory):
-    "One thread, so that sums are always in the same order, and a cache that nobody else fills."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
+    "A cache that nobody else fills."
     with pytest.MonkeyPatch.context() as m:
         m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-    torch.set_num_threads(n)
 
 
 @functools.cache
