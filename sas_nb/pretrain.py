@@ -12,10 +12,11 @@ __all__ = ['FPS', 'TEST_SEED', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', '
 # %% ../nbs/17_pretrain.ipynb #85545f08
 from contextlib import contextmanager
 from pathlib import Path
-import argparse, copy, json, time
+import argparse, copy, json, shutil, time
 import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -202,6 +203,7 @@ def train_autoencoder(out:Path, minutes:float, batch:int=6, lr:float=.01, worker
     about = load_state(path, dict(vae=vae), {} if frozen_encoder else opts)
     clock, step = Clock(minutes, 0 if frozen_encoder else about.get("minutes", 0)), about.get("step", 0)
     clips, log = iter(DataLoader(Clips(seed+step*batch), batch_size=batch, num_workers=workers)), out/"autoencoder.jsonl"
+    _go_on(start, log)
     while clock.fraction < 1:
         set_rates(opts, (lr, lr/10), clock.rate(step))
         x = to_signed(next(clips), device); c = interest(x)
@@ -211,8 +213,12 @@ def train_autoencoder(out:Path, minutes:float, batch:int=6, lr:float=.01, worker
         if step % 200 == 0 or clock.fraction >= 1: _report(log, step=step, minutes=clock.spent, loss=loss.item(), psnr=reconstruction_psnr(vae)); save_state(path, dict(vae=vae), opts, dict(step=step, minutes=clock.spent, clips=step*batch, device=str(device)))
     return vae.eval().requires_grad_(False)
 
+def _go_on(start, log):
+    "A run that begins with another folder's weights goes on with that folder's curves."
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if start and not log.exists() and (Path(start)/log.name).exists(): shutil.copy(Path(start)/log.name, log)
+
 def _report(path, **row):
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as f: f.write(json.dumps(row)+"\n")
     print(row, flush=True)
 
@@ -322,10 +328,12 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=28, image
     modules = dict(dit=pipe.transformer.requires_grad_(True), text=pipe.text_encoder.requires_grad_(True))
     matrix = lambda n, p: p.ndim == 2 and ("attn" in n or "ffn" in n or "encoder.block" in n) and "relative" not in n
     opts = optimisers([x for m in modules.values() for x in m.named_parameters()], lr, 1.5e-3, matrix)
-    about = load_state(out/"dit.safetensors", modules, opts)
+    averages = {f"average_{k}": AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(.998)) for k, m in modules.items()}
+    about = load_state(out/"dit.safetensors", modules | averages, opts)
     step, clock, store = about.get("step", 0), Clock(minutes, about.get("minutes", 0)), Latents(vae, 50_000_000+about.get("seen", 0))
+    _go_on(start, out/"dit.jsonl")
     while len(store) < first: store.add(16, rng)
-    if not start: vae.register_to_config(**(about.get("statistics") or _statistics(store)))
+    vae.register_to_config(**(about.get("statistics") or _statistics(store)))
     whiten, last, losses = _whitener(vae), time.time(), []
     with float_attention():
         while clock.fraction < 1:
@@ -333,17 +341,21 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=28, image
             losses.append(_backward(pipe, store, rng, clips, images, whiten)); step += 1
             nn.utils.clip_grad_norm_([p for g in opts["adam"].param_groups for p in g["params"]], 1.)
             for o in opts.values(): o.step(); o.zero_grad(set_to_none=True)
+            for average, m in zip(averages.values(), modules.values()): average.update_parameters(m)
             if step % 50 == 0: _report(out/"dit.jsonl", step=step, minutes=clock.spent, loss=np.mean(losses, 0).tolist(), clips=len(store)); losses = []
-            if time.time()-last > 240 or clock.fraction >= 1: _keep(out, pipe, modules, opts, step, clock, store); last = time.time()
-    return pipe
+            if time.time()-last > 240 or clock.fraction >= 1: _keep(out, pipe, modules, averages, opts, step, clock, store, clips+images); last = time.time()
+    return _averaged(pipe, averages)
 
 # %% ../nbs/17_pretrain.ipynb #31e0858b
-def _keep(out, pipe, modules, opts, step, clock, store):
+def _averaged(pipe, averages):
+    "The pipeline with the running averages of its weights: they look better than the weights of any one step."
+    return WanPipeline(**{**pipe.components, "transformer": averages["average_dit"].module, "text_encoder": averages["average_text"].module})
+
+def _keep(out, pipe, modules, averages, opts, step, clock, store, batch):
     "Checkpoint, and the pipeline as it stands."
-    statistics = {k: list(pipe.vae.config[k]) for k in ("latents_mean", "latents_std")}
-    about = dict(step=step, minutes=clock.spent, statistics=statistics, seen=store.seed-50_000_000, device=str(pipe.device))
-    save_state(out/"dit.safetensors", modules, opts, about)
-    ship(pipe, out/"pipeline", trained=about)
+    about = dict(step=step, minutes=clock.spent, samples=step*batch, clips=len(store), device=str(pipe.device), seen=store.seed-50_000_000)
+    save_state(out/"dit.safetensors", modules | averages, opts, about | dict(statistics={k: list(pipe.vae.config[k]) for k in ("latents_mean", "latents_std")}))
+    ship(_averaged(pipe, averages), out/"pipeline", logs=[out/"autoencoder.jsonl", out/"dit.jsonl"], trained=about)
 
 # %% ../nbs/17_pretrain.ipynb #b5755731
 PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a woman in a green shirt and white trousers on a beach. she is waving",
@@ -354,14 +366,16 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a w
          "a man in a blue shirt and white trousers on a beach at sunset. he is dancing", "a woman in a red shirt and green trousers wearing a straw hat on a street. she is walking")
 RECOMMENDED = dict(height=64, width=64, num_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3, negative="", prior=PRIOR)
 
-def ship(pipe:WanPipeline, folder:Path, **about):
-    "Save a pipeline, autoencoder and DiT in half precision, with its recommended settings, whole or not at all."
+def ship(pipe:WanPipeline, folder:Path, logs=(), **about):
+    "Save a pipeline, autoencoder and DiT in half precision, with its recommended settings and the logs of its training, whole or not at all."
     with atomic(folder, marker="model_index.json") as tmp:
         for name, part in (("vae", pipe.vae), ("text_encoder", pipe.text_encoder), ("transformer", pipe.transformer)):
             # transformers loads what it finds, diffusers loads fp32: a half text encoder would not fit in a plain `from_pretrained`
             (part.float() if name == "text_encoder" else copy.deepcopy(part).half()).save_pretrained(tmp/name)
         pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler"); pipe.save_config(tmp)
         (tmp/"sas_nb.json").write_text(json.dumps({**RECOMMENDED, **about}, indent=1))
+        for log in logs:
+            if log.exists(): shutil.copy(log, tmp/log.name)
 
 # %% ../nbs/17_pretrain.ipynb #965a0dc0
 def main(args=None):
