@@ -36,6 +36,7 @@ class Basis:
                  rank:int=8,             # r, the number of basis vectors in each layer
                  layers:str|None=None,   # regular expression over module names; self-, cross-attention and feed-forward when None
                  seed:int=0,             # of A1's random start
+                 A:dict[str, Tensor]|None=None, # a basis made elsewhere, "layer.A" -> (r, in): used as it is, never trained
                 ):
         if rank < 1: raise UserError(f"The rank is {rank}, and a basis needs at least one vector: choose 1 or more.")
         if old := getattr(dit, "basis", None): old.detach()
@@ -46,6 +47,8 @@ class Basis:
         _inject(dit.transformer, self.layers, rank, seed)
         self.modules = {n: m for n, m in dit.transformer.named_modules() if isinstance(m, LoraLayer)}
         for m in self.modules.values(): self._share(m)
+        self.given = A is not None
+        if A: self.load(self.tensors() | A)
         dit.basis = self
 
 # %% ../nbs/05_basis.ipynb #3141a320
@@ -99,10 +102,10 @@ def tensors(self:Basis)->dict[str, Tensor]:
 
 @patch
 def train_only(self:Basis,
-               stage:str, # "identity" trains A1 and B1, "motion" trains B2 alone, "none" freezes all
+               stage:str, # "identity" trains A1 (unless it was given) and B1, "motion" trains B2 alone, "none" freezes all
               )->list[nn.Parameter]: # what is to be trained
     "Let gradients flow to just what this stage trains (eq. 3 and 6)."
-    wanted = dict(identity=("A", "B1"), motion=("B2",), none=())[stage]
+    wanted = dict(identity=("B1",) if self.given else ("A", "B1"), motion=("B2",), none=())[stage]
     for key, p in self.parameters().items(): p.requires_grad_(key.rsplit(".", 1)[1] in wanted)
     return [p for p in self.parameters().values() if p.requires_grad]
 

@@ -11,7 +11,7 @@ from sas_nb.basis import Basis
 from sas_nb.clip import UserError
 from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT, fingerprint
-from sas_nb.frames import Log, Settings, Trainer, check_folder, check_settings, frame_set, plot_history, read_log, stop_gently, train_identity
+from sas_nb.frames import Log, Settings, Trainer, check_folder, check_settings, draw, frame_set, plot_history, read_log, stop_gently, train_identity
 from sas_nb.regularize import Examples, SelfConditioning
 from sas_nb.residual import motion_settings, sequence, train_motion
 from sas_nb.world import heldout_spec, render
@@ -29,6 +29,8 @@ def alone(tmp_path_factory):
         m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
+
+def drawn(t): return draw(t.settings, t.generator, t.data, t.prior, t.tokens, t.dit.device)
 
 @functools.cache
 def base(): return VideoDiT.load("tiny", device="cpu")
@@ -134,7 +136,7 @@ def test_the_prior_is_a_share_of_the_batch(dit, batch, share):
     own = frame_set(dit, five(), STATIC)
     prior = replace(own, latents=torch.full_like(own.latents, 7.), placeholders=[[]])
     t = trainer(settings=dict(batch=batch, prior=share), prior=prior)
-    taken = [int((t._batch()[0] == 7).flatten(1).all(1).sum()) for _ in range(200)]
+    taken = [int((drawn(t)[0] == 7).flatten(1).all(1).sum()) for _ in range(200)]
     assert abs(sum(taken)/200/batch - share) < .08
     if batch == 8: assert set(taken) == {2}
 
@@ -142,7 +144,7 @@ def test_the_prior_is_a_share_of_the_batch(dit, batch, share):
 def test_tokens_are_masked(dit, p):
     t = trainer(settings=dict(batch=8, token_mask=p), tokens={})
     given = (dit.embed(STATIC)[0, :-1].abs().sum(-1) > 0).float().mean()
-    kept = (t._batch()[1][:, :-1].abs().sum(-1) > 0).float().mean()
+    kept = (drawn(t)[2][:, :-1].abs().sum(-1) > 0).float().mean()
     assert abs(kept - given*(1-p)) < .1 and (p or kept == given)
 
 @pytest.mark.parametrize("p", [0., 1.])
