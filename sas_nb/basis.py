@@ -48,8 +48,9 @@ class Basis:
         self.modules = {n: m for n, m in dit.transformer.named_modules() if isinstance(m, LoraLayer)}
         for m in self.modules.values(): self._share(m)
         self.given = A is not None
-        if A: self.load(self.tensors() | A)
         dit.basis = self
+        try: self.load(self.tensors() | (A or {}))
+        except UserError: self.detach(); raise
 
 # %% ../nbs/05_basis.ipynb #3141a320
 def _inject(transformer:nn.Module, layers:str, rank:int, seed:int):

@@ -174,10 +174,16 @@ def _checkpoint(self:Trainer)->Path: return self.out/f"{self.stage}.ckpt.safeten
 _FREE = ("steps", "log_every", "save_every", "sample_every", "sample_prompt", "checkpointing", "lr") # may change when a run goes on
 
 @patch
+def _examples(self:Trainer)->list[Examples]: return [e for e in (self.data, self.prior) if e is not None]
+
+@patch
+def _words(self:Trainer)->list: return [] # what else decides the result
+
+@patch
 def _run_id(self:Trainer)->str:
     "A hash of everything that decides the result and stays fixed: a checkpoint of another run must not be continued."
-    sets = [e for e in (self.data, self.prior) if e is not None]
-    words = [{k: v for k, v in asdict(self.settings).items() if k not in _FREE}, self.lr, self.stage, self.basis.rank, self.basis.layers,
+    sets = self._examples()
+    words = [*self._words(), {k: v for k, v in asdict(self.settings).items() if k not in _FREE}, self.lr, self.stage, self.basis.rank, self.basis.layers,
              [e.placeholders for e in sets], sorted(self.tokens), str(self.dit.dtype), fingerprint(self.dit.transformer)]
     h = hashlib.sha256(json.dumps(words, default=str).encode())
     everything = self.basis.parameters() | self.tokens | ({"self_conditioning": self.conditioning.project.weight} if self.conditioning else {})
