@@ -83,16 +83,14 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
           stage1:Settings|None=None, stage2:Settings|None=None, # the paper's when None
           regularize:bool=True,       # False turns all four regularisers off, with 150 + 400 steps
           prior_prompts:list[str]|None=None, # two-part prompts for prior preservation; the checkpoint's own when None
-          layers:str|None=None,       # which linear layers; all of attention and feed-forward when None
-          basis:"dict[str, Tensor]|Concept|None"=None, # a ready A1 to learn over, or the concept to take it from; rank and layers are then its own
+          layers:str|None=None, basis:"dict[str, Tensor]|Concept|None"=None, # which linear layers (all of attention and feed-forward when None); a ready A1 to learn over, or the concept that has it
           free:bool=False,            # drop both encoders before training; the concept then loads its base anew to generate
           progress:bool=True,
          )->Concept:
     "Learn a dynamic concept from one video: *Set*, then *Sequence*. Raises `UserError` for what a person can put right."
     check_prompts(appearance, motion)
     settings, out = _settings(stage1, stage2, regularize, free), Path(out) if out else None
-    if isinstance(basis, Concept): layers, basis = basis.info["layers"], {k: v for k, v in basis.weights.items() if k.endswith(".A")}
-    if basis: rank = len(next(iter(basis.values())))
+    rank, layers, basis = _given(basis, rank, layers)
     dit = model if isinstance(model, VideoDiT) else base_model(str(model))
     prepared = _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, basis, progress)
     if free: _free(dit)
@@ -100,6 +98,12 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
     if free: dit.basis.detach(); concept.dit = None
     if out: concept.save(out/"concept")
     return concept
+
+# %% ../nbs/09_concept.ipynb #f900fbae
+def _given(basis, rank, layers):
+    "A given basis decides the rank, and a concept's also the layers."
+    if isinstance(basis, Concept): layers, basis = basis.info["layers"], {k: v for k, v in basis.weights.items() if k.endswith(".A")}
+    return len(next(iter(basis.values()))) if basis else rank, layers, basis
 
 # %% ../nbs/09_concept.ipynb #27932995
 def _settings(stage1, stage2, regularize, free):
