@@ -86,13 +86,14 @@ def detach(self:Fleet):
     self.hooks = []
     if getattr(self.dit, "basis", None) is self: self.dit.basis = None
 
-# %% ../nbs/15_fleet.ipynb #b946c4dc
+# %% ../nbs/15_fleet.ipynb #cbef3548
 class Chances(list):
     "The members' random generators, whose states are saved and restored as one tensor (N, bytes)."
     def get_state(self)->Tensor: return torch.stack([g.get_state() for g in self])
     def set_state(self, states:Tensor):
         for g, s in zip(self, states): g.set_state(s.clone()) # PyTorch reads a state from the start of its storage
 
+# %% ../nbs/15_fleet.ipynb #b946c4dc
 class FleetTrainer(Trainer):
     "One stage's training loop for all members of a fleet at once. The identity stage also trains A1, for all together, unless the fleet was given one."
     def __init__(self, fleet:Fleet, stage:str,
@@ -101,12 +102,11 @@ class FleetTrainer(Trainer):
                  prior:Examples|None=None,         # the base's own samples, for all
                  tokens:dict[str, Tensor]|None=None, # placeholder -> vectors (N, D)
                  out:Path|None=None, progress:bool=True,
-                 seeds:list[int]|None=None,        # one for each member; the settings' seed for all when None
-                 at_once:int=64,                   # most samples in one forward pass
+                 seeds:list[int]|None=None, at_once:int=64, # one seed for each member, the settings' for all when None; most samples in a forward pass
                 ):
         if len(data) != fleet.n: raise UserError(f"There are {len(data)} data sets for a fleet of {fleet.n}: give one for each member.")
-        if settings.sample_every or settings.self_conditioning: raise UserError("A fleet trains without samples and self-conditioning: set sample_every=0 and self_conditioning=0.")
         self.seeds, self.group = seeds or [settings.seed]*fleet.n, max(1, at_once//settings.batch)
+        if settings.sample_every or settings.self_conditioning: raise UserError("A fleet trains without samples and self-conditioning: set sample_every=0 and self_conditioning=0.")
         super().__init__(fleet.dit, fleet, stage, data, settings, prior, tokens, None, out, progress)
         self.generator = Chances(torch.Generator().manual_seed(s) for s in self.seeds)
 
@@ -125,6 +125,7 @@ def _one_step(self:FleetTrainer):
     self.step += 1
     self.recent.append((torch.cat(times).cpu(), torch.cat(losses).cpu(), float(norms.mean())))
 
+# %% ../nbs/15_fleet.ipynb #95748c14
 @patch
 def _losses(self:FleetTrainer, members:range)->tuple[Tensor, Tensor]: # losses and times, (members, batch) each
     s, fleet, device = self.settings, self.basis, self.dit.device
@@ -174,9 +175,8 @@ def learn_many(clips:list[Clip|str|Path],
                model:VideoDiT|str="tiny",
                out:str|Path|None=None,         # folder for checkpoints and logs; a run found there goes on
                basis:dict[str, Tensor]|None=None, # a ready A1, as `universal_basis` gives it; made from these clips when None
-               rank:int=8, layers:str|None=None,
+               rank:int=8, layers:str|None=None, at_once:int=64, progress:bool=True,
                settings:Settings|None=None, stage1:Settings|None=None, stage2:Settings|None=None, # of the basis and the two stages; the paper's when None
-               at_once:int=64, progress:bool=True,
               )->list[Concept]:
     "Learn many concepts at once, over one basis. Raises `UserError` for what a person can put right."
     if len(clips) != len(prompts) or not clips: raise UserError(f"There are {len(clips)} clips and {len(prompts)} pairs of prompts: give as many, and at least one.")
