@@ -10,7 +10,7 @@ __all__ = ['FPS', 'TEST_SEED', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', '
            'float_attention', 'dit_loss', 'train_dit', 'ship', 'main']
 
 # %% ../nbs/17_pretrain.ipynb #85545f08
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import argparse, copy, json, shutil, time
 import numpy as np, torch
@@ -142,12 +142,12 @@ def training_spec(seed:int)->Spec|None:
     return None if (len(spec.subjects) > 1 and r < .5) or (spec.camera != "static" and r < .6) else spec
 
 class Clips(IterableDataset):
-    "Endless rendered clips, uint8 (3, 17, 64, 64); workers take turns with the seeds."
+    "Endless rendered clips, each with its seed: uint8 (3, 17, 64, 64). Workers take turns with the seeds."
     def __init__(self, seed:int=0): self.seed = seed
     def __iter__(self):
         w = get_worker_info()
         for seed in _count(self.seed + (w.id if w else 0), w.num_workers if w else 1):
-            if spec := training_spec(seed): yield torch.from_numpy(render_array(spec, fps=FPS)).permute(3, 0, 1, 2)
+            if spec := training_spec(seed): yield seed, torch.from_numpy(render_array(spec, fps=FPS)).permute(3, 0, 1, 2)
 
 def _count(start, step):
     while True: yield start; start += step
@@ -158,6 +158,7 @@ def channels_last(model:nn.Module)->nn.Module:
         if p.ndim > 3: p.data = p.data.contiguous(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
     return model
 
+# %% ../nbs/17_pretrain.ipynb #f7306850
 def to_signed(x:Tensor, device="cpu")->Tensor: return (x.to(device).float()/127.5-1).contiguous(memory_format=torch.channels_last_3d)
 
 # %% ../nbs/17_pretrain.ipynb #416494cb
@@ -206,7 +207,7 @@ def train_autoencoder(out:Path, minutes:float, batch:int=6, lr:float=.01, worker
     _go_on(start, log)
     while clock.fraction < 1:
         set_rates(opts, (lr, lr/10), clock.rate(step))
-        x = to_signed(next(clips), device); c = interest(x)
+        x = to_signed(next(clips)[1], device); c = interest(x)
         crops, interests = busy_crops(x, c)
         loss = .75*reconstruction_loss(vae, crops, interests, c.mean(), frozen_encoder) + .25*reconstruction_loss(vae, x[:1], c[:1], c.mean(), frozen_encoder)
         loss.backward(); [o.step() for o in opts.values()]; vae.zero_grad(set_to_none=True); step += 1
@@ -218,6 +219,7 @@ def _go_on(start, log):
     log.parent.mkdir(parents=True, exist_ok=True)
     if start and not log.exists() and (Path(start)/log.name).exists(): shutil.copy(Path(start)/log.name, log)
 
+# %% ../nbs/17_pretrain.ipynb #b7f7b220
 def _report(path, **row):
     with open(path, "a") as f: f.write(json.dumps(row)+"\n")
     print(row, flush=True)
@@ -245,21 +247,24 @@ def tiny_pipeline(vae:AutoencoderKLWan)->WanPipeline:
 
 # %% ../nbs/17_pretrain.ipynb #15eda44f
 class Latents:
-    "A growing store of encoded clips (and one random frame of each, as an image), with their specs."
-    def __init__(self, vae, seed:int=50_000_000, most:int=100_000): self.vae, self.seed, self.most, self.clips, self.images, self.specs = vae, seed, most, [], [], []
+    "A store of encoded clips (and one random frame of each, as an image) with their specs, in half precision; when it is full, new ones take the place of the oldest."
+    def __init__(self, vae, seed:int=50_000_000, most:int=100_000, batch:int=16, workers:int=0):
+        self.vae, self.seed, self.most, self.batch, self.made, self.specs = vae, seed, most, batch, 0, []
+        self.drawn = iter(DataLoader(Clips(seed), batch_size=batch, num_workers=workers))
+        store = lambda frames: torch.empty(most, vae.config.z_dim, frames, 8, 8, dtype=torch.half, device=vae.device) # takes memory only as it is filled
+        self.clips, self.images = store(5), store(1)
     def __len__(self): return len(self.specs)
     @torch.no_grad()
-    def add(self, n:int, rng):
-        "Draw and encode `n` new clips."
-        if len(self) >= self.most: return
-        specs = []
-        while len(specs) < n:
-            if spec := training_spec(self.seed): specs.append(spec)
-            self.seed += 1
-        x = to_signed(torch.stack([torch.from_numpy(render_array(s, fps=FPS)).permute(3, 0, 1, 2) for s in specs]), self.vae.device)
-        image = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, 17, n))])
+    def add(self, rng):
+        "Encode one batch of new clips."
+        seeds, x = next(self.drawn)
+        x, seeds = to_signed(x, self.vae.device), seeds.tolist()
+        image = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
         with torch.autocast(x.device.type, torch.bfloat16): z, zi = encode(self.vae, x), encode(self.vae, image)
-        self.clips += list(z.half().cpu()); self.images += list(zi.half().cpu()); self.specs += specs
+        at = self.made % (self.most-self.batch+1)
+        self.clips[at:at+len(x)], self.images[at:at+len(x)] = z.half(), zi.half()
+        self.specs[at:at+len(x)] = [random_spec(s) for s in seeds]
+        self.made, self.seed = self.made+len(x), max(self.seed, *seeds)+1
 
 # %% ../nbs/17_pretrain.ipynb #b91c9673
 def text_of(pipe, prompts)->Tensor: # (B, L, D), last token the padding
@@ -297,18 +302,17 @@ def dit_loss(pipe, x0:Tensor, text:Tensor)->Tensor:
 def _whitener(vae):
     "Latents in half precision to unit variance, on the autoencoder's device."
     mean, std = (torch.tensor(v, device=vae.device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
-    return lambda z: (torch.stack(z).float().to(vae.device)-mean)/std
+    return lambda z: (z.float()-mean)/std
 
 def _statistics(store):
-    z = torch.stack(store.clips).float()
+    z = store.clips[:len(store)].float()
     return dict(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())
 
 def _backward(pipe, store, rng, clips, images, whiten)->list[float]: # loss on clips, loss on images
     "One batch of clips and images, and its gradients; the new words stay zero."
     i = rng.integers(0, len(store), clips+images)
     text = text_of(pipe, prompts_of([store.specs[k] for k in i], rng, images))
-    losses = [dit_loss(pipe, whiten([store.clips[k] for k in i[:clips]]), text[:clips]),
-              dit_loss(pipe, whiten([store.images[k] for k in i[clips:]]), text[clips:])]
+    losses = [dit_loss(pipe, whiten(store.clips[i[:clips]]), text[:clips]), dit_loss(pipe, whiten(store.images[i[clips:]]), text[clips:])]
     (losses[0]+.5*losses[1]).backward()
     pipe.text_encoder.shared.weight.grad[pipe.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = 0
     return [l.item() for l in losses]
@@ -320,33 +324,41 @@ def _copy_weights(start, pipe):
 
 # %% ../nbs/17_pretrain.ipynb #c08cde04
 def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=28, images:int=32, first:int=1500, fresh:int=3, lr:float=.02,
-              seed:int=1, device=None, start:Path|None=None)->WanPipeline:
+              seed:int=1, workers:int=0, device=None, start:Path|None=None)->WanPipeline:
     "Train, or go on training, the DiT and its text encoder on clips and images jointly; keeps a pipeline folder in `out`."
     device = torch.device(device or best_device()); torch.manual_seed(seed); rng = np.random.default_rng(seed)
     pipe = tiny_pipeline(vae).to(device)
     if start: _copy_weights(start, pipe)
-    modules = dict(dit=pipe.transformer.requires_grad_(True), text=pipe.text_encoder.requires_grad_(True))
-    matrix = lambda n, p: p.ndim == 2 and ("attn" in n or "ffn" in n or "encoder.block" in n) and "relative" not in n
-    opts = optimisers([x for m in modules.values() for x in m.named_parameters()], lr, 1.5e-3, matrix)
-    averages = {f"average_{k}": AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(.998)) for k, m in modules.items()}
+    modules, averages, opts = _learners(pipe, lr)
     about = load_state(out/"dit.safetensors", modules | averages, opts)
-    step, clock, store = about.get("step", 0), Clock(minutes, about.get("minutes", 0)), Latents(vae, 50_000_000+about.get("seen", 0))
+    step, clock, store = about.get("step", 0), Clock(minutes, about.get("minutes", 0)), Latents(vae, 50_000_000+about.get("seen", 0), workers=workers)
     _go_on(start, out/"dit.jsonl")
-    while len(store) < first: store.add(16, rng)
+    while store.made < first: store.add(rng)
     vae.register_to_config(**(about.get("statistics") or _statistics(store)))
     whiten, last, losses = _whitener(vae), time.time(), []
-    with float_attention():
+    with float_attention() if device.type == "cpu" else nullcontext():
         while clock.fraction < 1:
-            set_rates(opts, (lr, 1.5e-3), clock.rate(step)); store.add(fresh, rng)
+            set_rates(opts, (lr, 1.5e-3), clock.rate(step))
+            while store.made < first+fresh*(step-about.get("step", 0)): store.add(rng)
             losses.append(_backward(pipe, store, rng, clips, images, whiten)); step += 1
-            nn.utils.clip_grad_norm_([p for g in opts["adam"].param_groups for p in g["params"]], 1.)
-            for o in opts.values(): o.step(); o.zero_grad(set_to_none=True)
-            for average, m in zip(averages.values(), modules.values()): average.update_parameters(m)
+            _update(modules, averages, opts)
             if step % 50 == 0: _report(out/"dit.jsonl", step=step, minutes=clock.spent, loss=np.mean(losses, 0).tolist(), clips=len(store)); losses = []
             if time.time()-last > 240 or clock.fraction >= 1: _keep(out, pipe, modules, averages, opts, step, clock, store, clips+images); last = time.time()
     return _averaged(pipe, averages)
 
 # %% ../nbs/17_pretrain.ipynb #31e0858b
+def _learners(pipe, lr):
+    "Both modules that learn, running averages of their weights, and their optimisers."
+    modules = dict(dit=pipe.transformer.requires_grad_(True), text=pipe.text_encoder.requires_grad_(True))
+    matrix = lambda n, p: p.ndim == 2 and ("attn" in n or "ffn" in n or "encoder.block" in n) and "relative" not in n
+    averages = {f"average_{k}": AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(.998)) for k, m in modules.items()}
+    return modules, averages, optimisers([x for m in modules.values() for x in m.named_parameters()], lr, 1.5e-3, matrix)
+
+def _update(modules, averages, opts):
+    nn.utils.clip_grad_norm_([p for g in opts["adam"].param_groups for p in g["params"]], 1.)
+    for o in opts.values(): o.step(); o.zero_grad(set_to_none=True)
+    for average, m in zip(averages.values(), modules.values()): average.update_parameters(m)
+
 def _averaged(pipe, averages):
     "The pipeline with the running averages of its weights: they look better than the weights of any one step."
     return WanPipeline(**{**pipe.components, "transformer": averages["average_dit"].module, "text_encoder": averages["average_text"].module})
@@ -386,5 +398,5 @@ def main(args=None):
     p.add_argument("--workers", type=int, default=1); p.add_argument("--batch", type=int, default=6); p.add_argument("--clips", type=int, default=28); p.add_argument("--images", type=int, default=32); p.add_argument("--device")
     a = p.parse_args(args)
     vae = train_autoencoder(a.out, a.autoencoder_minutes, a.batch, workers=a.workers, device=a.device, frozen_encoder=a.frozen_encoder, start=a.start)
-    train_dit(a.out, vae, a.dit_minutes, a.clips, a.images, device=a.device, start=a.start)
+    train_dit(a.out, vae, a.dit_minutes, a.clips, a.images, workers=a.workers, device=a.device, start=a.start)
     print(f"Done: {a.out/'pipeline'} is a model folder; try VideoDiT.load({str(a.out/'pipeline')!r}).")
