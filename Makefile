@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Extra arguments for pip, such as PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small, CPU-only torch.
 PIP_ARGS ?=
-# Arguments for the script of `demo`, `bench` or `pretrain`, such as ARGS="--help".
+# Arguments for the script of `demo`, `bench`, `report` or `pretrain`, such as ARGS="--help".
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PY := $(VENV)/bin/python
@@ -14,7 +14,7 @@ EXTRAS_dev := [dev]
 EXTRAS_lab := [dev,notebooks]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lab bench pretrain readme sync pin clean
+.PHONY: help demo test check lab bench bench-quick report pretrain readme sync pin clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,17 @@ check: $(VENV)/.stamp-dev ## the quick checks: metadata, clean notebooks, notebo
 lab: $(VENV)/.stamp-lab ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab --notebook-dir nbs
 
-bench: $(VENV)/.stamp-run ## measure the method against its baselines
+bench: $(VENV)/.stamp-run ## measure speed: against the straightforward loop, against the machine, in minutes
 	$(PY) scripts/bench.py $(ARGS)
 
-pretrain: $(VENV)/.stamp-run ## train the tiny model from scratch
-	$(PY) -c "from sas_nb.pretrain import main; main()" $(ARGS)
+bench-quick: $(VENV)/.stamp-run ## compare three methods on three held-out people; a quarter of an hour
+	$(PY) scripts/table.py --quick $(ARGS)
+
+report: $(VENV)/.stamp-run ## the tiny model's report card, by oracles: 500 prompts; writes out/report/
+	$(PY) scripts/report.py $(ARGS)
+
+pretrain: $(VENV)/.stamp-run ## train the tiny model: autoencoder, DiT, oracles, report card
+	$(PY) scripts/pretrain.py $(ARGS)
 
 readme: $(VENV)/.stamp-dev ## write README.md from nbs/index.ipynb
 	$(PY) scripts/readme.py

@@ -7,12 +7,12 @@ __all__ = ['FPS', 'TEST_SEED', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', '
            'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'set_rates', 'training_spec', 'Clips',
            'channels_last', 'to_signed', 'interest', 'busy_crops', 'reconstruction_loss', 'reconstruction_psnr',
            'train_autoencoder', 'make_tokenizer', 'tiny_pipeline', 'Latents', 'text_of', 'prompts_of',
-           'float_attention', 'dit_loss', 'train_dit', 'ship', 'main']
+           'float_attention', 'dit_loss', 'train_dit', 'ship']
 
 # %% ../nbs/17_pretrain.ipynb #85545f08
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-import argparse, copy, json, shutil, time
+import copy, json, shutil, time
 import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -261,7 +261,7 @@ class Latents:
         x, seeds = to_signed(x, self.vae.device), seeds.tolist()
         image = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
         with torch.autocast(x.device.type, torch.bfloat16): z, zi = encode(self.vae, x), encode(self.vae, image)
-        at = self.made % (self.most-self.batch+1)
+        at = self.made % (self.most//self.batch*self.batch)
         self.clips[at:at+len(x)], self.images[at:at+len(x)] = z.half(), zi.half()
         self.specs[at:at+len(x)] = [random_spec(s) for s in seeds]
         self.made, self.seed = self.made+len(x), max(self.seed, *seeds)+1
@@ -388,15 +388,3 @@ def ship(pipe:WanPipeline, folder:Path, logs=(), **about):
         (tmp/"sas_nb.json").write_text(json.dumps({**RECOMMENDED, **about}, indent=1))
         for log in logs:
             if log.exists(): shutil.copy(log, tmp/log.name)
-
-# %% ../nbs/17_pretrain.ipynb #965a0dc0
-def main(args=None):
-    "`make pretrain`: the autoencoder, then the DiT; each goes on where it stopped."
-    p = argparse.ArgumentParser(description=main.__doc__)
-    p.add_argument("--out", type=Path, default=Path("runs/tiny")); p.add_argument("--autoencoder-minutes", type=float, default=60); p.add_argument("--dit-minutes", type=float, default=90)
-    p.add_argument("--start", type=Path, help="a pipeline folder to begin with, such as data/tiny"); p.add_argument("--frozen-encoder", action="store_true", help="sharpen the decoder only: the DiT's latents stay valid")
-    p.add_argument("--workers", type=int, default=1); p.add_argument("--batch", type=int, default=6); p.add_argument("--clips", type=int, default=28); p.add_argument("--images", type=int, default=32); p.add_argument("--device")
-    a = p.parse_args(args)
-    vae = train_autoencoder(a.out, a.autoencoder_minutes, a.batch, workers=a.workers, device=a.device, frozen_encoder=a.frozen_encoder, start=a.start)
-    train_dit(a.out, vae, a.dit_minutes, a.clips, a.images, workers=a.workers, device=a.device, start=a.start)
-    print(f"Done: {a.out/'pipeline'} is a model folder; try VideoDiT.load({str(a.out/'pipeline')!r}).")

@@ -1,0 +1,35 @@
+"""Train a tiny model from nothing, or go on training one: autoencoder, DiT, oracles, report card, each going on where it stopped.
+
+    python scripts/pretrain.py                                                   # or: make pretrain; hours on a laptop
+    python scripts/pretrain.py --start data/tiny --autoencoder-minutes 0         # the shipped model, its DiT longer
+    python scripts/pretrain.py --workers 14 --autoencoder-batch 64 --clips 512 --images 512 --autoencoder-minutes 10 --dit-minutes 10   # a large GPU
+
+The result is OUT/pipeline, a model folder, with its curves; beside it OUT/oracles, and OUT/report.
+"""
+from pathlib import Path
+from typing import Annotated
+import typer
+from sas_nb.cli import tidy
+from sas_nb.oracles import train_oracles
+from sas_nb.pretrain import train_autoencoder, train_dit
+from sas_nb.report import report_card
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints, curves and results.")] = Path("runs/tiny"),
+    start: Annotated[Path | None, typer.Option(help="A model folder to begin with, such as data/tiny.")] = None,
+    autoencoder_minutes: float = 60, dit_minutes: float = 90, oracle_minutes: float = 30,
+    frozen_encoder: Annotated[bool, typer.Option("--frozen-encoder", help="Sharpen the decoder only: latents stay what they were.")] = False,
+    autoencoder_batch: int = 6, clips: Annotated[int, typer.Option(help="Clips in a step of the DiT.")] = 28, images: int = 32,
+    workers: Annotated[int, typer.Option(help="Processes that draw clips.")] = 1, device: Annotated[str | None, typer.Option(show_default="the best there is")] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts of the report card; 0 for none.")] = 500,
+):
+    with tidy():
+        vae = train_autoencoder(out, autoencoder_minutes, autoencoder_batch, workers=workers, device=device, frozen_encoder=frozen_encoder, start=start)
+        train_dit(out, vae, dit_minutes, clips, images, workers=workers, device=device, start=start)
+        if oracle_minutes: train_oracles(out / "oracle-training", vae, oracle_minutes, workers=workers, device=device)
+        if prompts: report_card(str(out / "pipeline"), out / "report", prompts, progress=True)
+    print(f"Done: {out / 'pipeline'} is a model folder; try VideoDiT.load({str(out / 'pipeline')!r}).")
+
+
+if __name__ == "__main__": typer.run(main)

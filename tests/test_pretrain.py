@@ -1,0 +1,102 @@
+"Pre-training: the whole-clip passes equal the stock ones, a run goes on where it stopped, and what is shipped loads anywhere."
+import json
+import numpy as np, pytest, torch
+from diffusers import WanPipeline
+from sas_nb.dit import VideoDiT, data_path
+from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, channels_last, decode, encode, interest, load_state, make_tokenizer, optimisers,
+                             orthogonalise, prompts_of, reconstruction_psnr, save_state, set_rates, text_of, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec)
+from sas_nb.world import random_spec, vocabulary
+
+
+@pytest.fixture(scope="module")
+def vae(): torch.manual_seed(0); return tiny_autoencoder().eval().requires_grad_(False)
+
+@pytest.mark.parametrize("T", [1, 5, 17])
+def test_whole_clips_pass_as_stock_code_passes_them_in_pieces(vae, T):
+    x = torch.rand(2, 3, T, 32, 32)*2-1
+    z = encode(vae, x)
+    torch.testing.assert_close(z, vae.encode(x).latent_dist.mode(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(decode(vae, z).clamp(-1, 1), vae.decode(z).sample, atol=1e-4, rtol=1e-3)
+
+def test_channels_last_changes_no_number(vae):
+    x = torch.rand(1, 3, 5, 32, 32)
+    before = encode(vae, x)
+    torch.testing.assert_close(encode(channels_last(vae), x), before, atol=1e-5, rtol=1e-4)
+
+def test_newton_schulz_brings_singular_values_near_one():
+    for shape in ((3, 8, 40), (2, 40, 8), (1, 16, 16)):
+        s = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert s.min() > .4 and s.max() < 1.4
+
+def test_muon_learns_a_matrix():
+    target, w = torch.randn(12, 20), torch.nn.Parameter(torch.zeros(12, 20))
+    opt = Muon([w], lr=.1, weight_decay=0.)
+    losses = []
+    for _ in range(80):
+        loss = (w-target).pow(2).mean(); loss.backward(); opt.step(); opt.zero_grad(); losses.append(loss.item())
+    assert losses[-1] < .1*losses[0]
+
+def test_the_clock_warms_up_holds_and_falls():
+    c = Clock(10, spent=1, warmup=10)
+    assert c.rate(0) == pytest.approx(.1, rel=.01) and c.rate(100) == 1
+    assert Clock(10, spent=9).rate(1000) == pytest.approx(.1/.75, rel=.01) and Clock(10, spent=11).rate(1000) == 0
+
+def test_training_never_sees_test_seeds_twice_or_out_of_turn():
+    first = [s for s, _ in zip((seed for seed, _ in Clips(7)), range(4))]
+    assert first == sorted(set(first)) and all(7 <= s < TEST_SEED and training_spec(s) for s in first)
+
+def test_crops_lie_on_the_latent_grid_where_things_move():
+    x = torch.zeros(1, 3, 5, 64, 64); x[..., 40:56, 40:56] = torch.rand(5, 1, 1)
+    crops, c = busy_crops(x, interest(x), each=6)
+    assert crops.shape == (6, 3, 5, 32, 32) and c.shape == (6, 1, 5, 32, 32)
+    assert (crops.flatten(1).abs().sum(1) > 0).all()
+
+def test_the_tokenizer_knows_every_word_and_the_placeholders():
+    t = make_tokenizer()
+    ids = t(" ".join(w for w in vocabulary() if w not in ".,")).input_ids
+    assert t.unk_token_id not in ids and t.unk_token_id in t("cowboy").input_ids
+    assert t("A MAN").input_ids == t("a man").input_ids
+
+def test_a_full_store_forgets_the_oldest(vae):
+    store, rng = Latents(vae, seed=100, most=24, batch=8), np.random.default_rng(0)
+    for _ in range(3): store.add(rng)
+    first = store.specs[0]
+    assert len(store) == store.made == 24
+    store.add(rng)
+    assert len(store) == 24 and store.made == 32 and first not in store.specs
+    k = next(i for i, s in enumerate(store.specs) if s == random_spec(store.seed-1))
+    assert store.clips[k].isfinite().all() and store.images.shape[2:] == (1, 8, 8)
+
+def test_optimiser_state_survives_a_file(tmp_path):
+    def made(): torch.manual_seed(0); net = torch.nn.Linear(4, 3); return net, optimisers(net.named_parameters(), .1, .01, lambda n, p: p.ndim == 2)
+    def step(net, opts):
+        net(torch.ones(2, 4)).pow(2).sum().backward()
+        for o in opts.values(): o.step(); o.zero_grad()
+    net, opts = made(); step(net, opts); save_state(tmp_path/"s.safetensors", dict(net=net), opts, dict(step=1)); step(net, opts)
+    again, opts2 = made(); assert load_state(tmp_path/"s.safetensors", dict(net=again), opts2) == dict(step=1); step(again, opts2)
+    for a, b in zip(net.parameters(), again.parameters()): assert torch.equal(a, b)
+    set_rates(opts2, (1., 2.), .5)
+    assert [o.param_groups[0]["lr"] for o in opts2.values()] == [.5, 1.]
+
+def test_a_few_seconds_of_everything_and_on_from_there(tmp_path):
+    vae = train_autoencoder(tmp_path, minutes=.02, batch=2, workers=0, device="cpu")
+    step = json.loads((tmp_path/"autoencoder.jsonl").read_text().splitlines()[-1])["step"]
+    train_autoencoder(tmp_path, minutes=.2, batch=2, workers=0, device="cpu")
+    assert json.loads((tmp_path/"autoencoder.jsonl").read_text().splitlines()[-1])["step"] > step
+    train_dit(tmp_path, vae, minutes=.03, clips=2, images=2, first=16, device="cpu")
+    pipe = WanPipeline.from_pretrained(tmp_path/"pipeline")
+    assert pipe.vae.config.latents_std and all(s > 0 for s in pipe.vae.config.latents_std)
+    clip = VideoDiT.load(tmp_path/"pipeline").sample("a man in a park", steps=1)
+    assert clip.frames.isfinite().all() and clip.fps == FPS
+    about = json.loads((tmp_path/"pipeline"/"sas_nb.json").read_text())["trained"]
+    assert about["samples"] == 4*about["step"] and (tmp_path/"pipeline"/"dit.jsonl").exists() == (tmp_path/"dit.jsonl").exists()
+    more = train_dit(tmp_path, vae, minutes=.2, clips=2, images=2, first=16, device="cpu")
+    assert json.loads((tmp_path/"pipeline"/"sas_nb.json").read_text())["trained"]["step"] > about["step"]
+    placeholders = pipe.tokenizer.convert_tokens_to_ids(["[v]", "[u]"])
+    assert not more.text_encoder.shared.weight[placeholders].any(), "new words start as nothing"
+
+def test_prompts_drop_out_and_text_ends_in_padding():
+    pipe = WanPipeline.from_pretrained(data_path("tiny"))
+    prompts = prompts_of([random_spec(i) for i in range(60)], np.random.default_rng(0), 30)
+    assert 0 < prompts.count("") < 20
+    assert not text_of(pipe, prompts[:4])[:, -1].any()
