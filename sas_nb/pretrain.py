@@ -7,7 +7,7 @@ __all__ = ['FPS', 'TEST_SEED', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', '
            'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'set_rates', 'training_spec', 'Clips',
            'channels_last', 'to_signed', 'interest', 'busy_crops', 'reconstruction_loss', 'reconstruction_psnr',
            'train_autoencoder', 'make_tokenizer', 'tiny_pipeline', 'Latents', 'text_of', 'prompts_of',
-           'float_attention', 'dit_loss', 'train_dit', 'ship']
+           'float_attention', 'dit_loss', 'train_dit', 'pieces', 'ship']
 
 # %% ../nbs/10_pretrain.ipynb #85545f08
 from contextlib import contextmanager, nullcontext
@@ -343,7 +343,7 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=28, image
             losses.append(_backward(pipe, store, rng, clips, images, whiten)); step += 1
             _update(modules, averages, opts)
             if step % 50 == 0: _report(out/"dit.jsonl", step=step, minutes=clock.spent, loss=np.mean(losses, 0).tolist(), clips=len(store)); losses = []
-            if time.time()-last > 240 or clock.fraction >= 1: _keep(out, pipe, modules, averages, opts, step, clock, store, clips+images); last = time.time()
+            if time.time()-last > 240 or clock.fraction >= 1: _keep(out, start, pipe, modules, averages, opts, step, clock, store, clips+images); last = time.time()
     return _averaged(pipe, averages)
 
 # %% ../nbs/10_pretrain.ipynb #31e0858b
@@ -363,11 +363,18 @@ def _averaged(pipe, averages):
     "The pipeline with the running averages of its weights: they look better than the weights of any one step."
     return WanPipeline(**{**pipe.components, "transformer": averages["average_dit"].module, "text_encoder": averages["average_text"].module})
 
-def _keep(out, pipe, modules, averages, opts, step, clock, store, batch):
+def _keep(out, start, pipe, modules, averages, opts, step, clock, store, batch):
     "Checkpoint, and the pipeline as it stands."
-    about = dict(step=step, minutes=clock.spent, samples=step*batch, clips=len(store), device=str(pipe.device), seen=store.seed-50_000_000)
+    about = dict(step=step, minutes=clock.spent, samples=step*batch, clips=store.made, device=str(pipe.device), seen=store.seed-50_000_000)
     save_state(out/"dit.safetensors", modules | averages, opts, about | dict(statistics={k: list(pipe.vae.config[k]) for k in ("latents_mean", "latents_std")}))
-    ship(_averaged(pipe, averages), out/"pipeline", logs=[out/"autoencoder.jsonl", out/"dit.jsonl"], trained=about)
+    ship(_averaged(pipe, averages), out/"pipeline", logs=[out/"autoencoder.jsonl", out/"dit.jsonl"], trained=pieces(start, out, about))
+
+# %% ../nbs/10_pretrain.ipynb #877aa236
+def pieces(start:Path|None, out:Path, dit:dict)->list[dict]: # one for each run, the latest last
+    "What made these weights: the runs that `start` was made by, and this one."
+    before = json.loads((Path(start)/"sas_nb.json").read_text()).get("trained", []) if start else []
+    rows = (out/"autoencoder.jsonl").read_text().splitlines() if (out/"autoencoder.jsonl").exists() else []
+    return (before if isinstance(before, list) else [dict(dit=before)]) + [dict(autoencoder=json.loads(rows[-1]) if rows else None, dit=dit)]
 
 # %% ../nbs/10_pretrain.ipynb #b5755731
 PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a woman in a green shirt and white trousers on a beach. she is waving",
