@@ -82,7 +82,8 @@ def test_a_few_seconds_of_everything_and_on_from_there(tmp_path):
     vae = train_autoencoder(tmp_path, minutes=.02, batch=2, workers=0, device="cpu")
     last = lambda: json.loads((tmp_path/"autoencoder.jsonl").read_text().splitlines()[-1])
     first = last()
-    train_autoencoder(tmp_path, minutes=first["minutes"]+.1, batch=2, workers=0, device="cpu")
+    spent = load_state(tmp_path/"autoencoder.safetensors", {}, {})["minutes"]
+    train_autoencoder(tmp_path, minutes=spent+.02, batch=2, workers=0, device="cpu")
     assert last()["step"] > first["step"]
     train_dit(tmp_path, vae, minutes=.03, clips=2, images=2, first=16, device="cpu")
     pipe = WanPipeline.from_pretrained(tmp_path/"pipeline")
