@@ -6,7 +6,7 @@
 __all__ = ['app', 'HUB', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Steps1', 'Steps2', 'Lr', 'TokenLr', 'Batch',
            'Checkpointing', 'Prior', 'PriorPrompt', 'Dropout1', 'Dropout2', 'TokenMask', 'SelfCond', 'SampleEvery',
            'SaveEvery', 'ConceptFolder', 'sentence', 'show', 'complain', 'tidy', 'command', 'main', 'models', 'inspect',
-           'check_writable', 'stages', 'train', 'generate', 'info', 'export']
+           'check_writable', 'stages', 'train', 'generate', 'info', 'export', 'explore']
 
 # %% ../nbs/16_cli.ipynb #06764a38
 import errno, json, os
@@ -281,6 +281,17 @@ def export(concept:ConceptFolder,
     "Write a concept as an ordinary LoRA for stock diffusers, peft or ComfyUI, with a README that says how to load it."
     made = _concept(concept).export(out, format, split)
     typer.echo("Wrote " + " and ".join(map(str, made)) + f". How to load: {out/'README.md'}")
+
+# %% ../nbs/16_cli.ipynb #b7d24e90
+@command("sas-nb explore run-of-ann run-of-bob run-of-cleo", "sas-nb explore runs/* --port 9000 --no-browser")
+def explore(concepts:Annotated[list[Path], typer.Argument(metavar="CONCEPTS...", help="Folders that train wrote, or saved concepts.", show_default=False)],
+            port:Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)]=8866,
+            host:Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]="127.0.0.1",
+            browser:Annotated[bool, typer.Option(help="Open the page in a browser.")]=True,
+            out:Annotated[Path, typer.Option(help="Folder for what is saved on the page.")]=Path("explored")):
+    "Open a page with maps and sliders over concepts: mix looks and dances, compare, save."
+    from sas_nb.explore import serve
+    serve(concepts, browser, host=host, port=port, out=out)
 
 # %% ../nbs/16_cli.ipynb #0ca130c6
 if __name__ == "__main__" and "__file__" in globals(): app()

@@ -331,11 +331,11 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=28, image
     if start: _copy_weights(start, pipe)
     modules, averages, opts = _learners(pipe, lr)
     about = load_state(out/"dit.safetensors", modules | averages, opts)
-    step, clock, store = about.get("step", 0), Clock(minutes, about.get("minutes", 0)), Latents(vae, 50_000_000+about.get("seen", 0), workers=workers)
+    step, store = about.get("step", 0), Latents(vae, 50_000_000+about.get("seen", 0), workers=workers)
     _go_on(start, out/"dit.jsonl")
     while store.made < first: store.add(rng)
     vae.register_to_config(**(about.get("statistics") or _statistics(store)))
-    whiten, last, losses = _whitener(vae), time.time(), []
+    whiten, last, losses, clock = _whitener(vae), time.time(), [], Clock(minutes, about.get("minutes", 0))
     with float_attention() if device.type == "cpu" else nullcontext():
         while clock.fraction < 1:
             set_rates(opts, (lr, 1.5e-3), clock.rate(step))
