@@ -391,7 +391,8 @@ def ship(pipe:WanPipeline, folder:Path, logs=(), **about):
         for name, part in (("vae", pipe.vae), ("text_encoder", pipe.text_encoder), ("transformer", pipe.transformer)):
             # transformers loads what it finds, diffusers loads fp32: a half text encoder would not fit in a plain `from_pretrained`
             (part.float() if name == "text_encoder" else copy.deepcopy(part).half()).save_pretrained(tmp/name)
-        pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler"); pipe.save_config(tmp)
+        pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler")
+        pipe.register_to_config(_name_or_path=""); pipe.save_config(tmp) # where it was loaded from is nobody's business
         (tmp/"sas_nb.json").write_text(json.dumps({**RECOMMENDED, **about}, indent=1))
         for log in logs:
             if log.exists(): shutil.copy(log, tmp/log.name)
