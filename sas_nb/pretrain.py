@@ -391,8 +391,9 @@ def ship(pipe:WanPipeline, folder:Path, logs=(), **about):
         for name, part in (("vae", pipe.vae), ("text_encoder", pipe.text_encoder), ("transformer", pipe.transformer)):
             # transformers loads what it finds, diffusers loads fp32: a half text encoder would not fit in a plain `from_pretrained`
             (part.float() if name == "text_encoder" else copy.deepcopy(part).half()).save_pretrained(tmp/name)
-        pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler")
-        pipe.register_to_config(_name_or_path=""); pipe.save_config(tmp) # where it was loaded from is nobody's business
+        pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler"); pipe.save_config(tmp)
         (tmp/"sas_nb.json").write_text(json.dumps({**RECOMMENDED, **about}, indent=1))
+        for config in [tmp/"model_index.json", *tmp.glob("*/config.json")]: # where it was loaded from is nobody's business
+            config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}, indent=2))
         for log in logs:
             if log.exists(): shutil.copy(log, tmp/log.name)
