@@ -49,8 +49,9 @@ class Basis:
         for m in self.modules.values(): self._share(m)
         self.given = A is not None
         dit.basis = self
-        try: self.load(self.tensors() | (A or {}))
-        except UserError: self.detach(); raise
+        if self.given:
+            try: self.load(self.tensors() | A)
+            except UserError: self.detach(); raise
 
 # %% ../nbs/05_basis.ipynb #3141a320
 def _inject(transformer:nn.Module, layers:str, rank:int, seed:int):
