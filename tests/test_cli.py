@@ -9,7 +9,7 @@ from sas_nb import __version__, cli
 from sas_nb.clip import Clip
 from sas_nb.dit import data_path
 
-COMMANDS = ("models", "inspect", "train", "generate", "info", "export")
+COMMANDS = ("models", "inspect", "train", "generate", "info", "export", "explore")
 LOOK, MOVE = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
 PROMPTS = ["--appearance", LOOK, "--motion", MOVE]
 SHORT = ["--steps1", 1, "--steps2", 1, "--batch", 1, "--frames", 5, "--prior", 0, "--rank", 2, "--quiet"]

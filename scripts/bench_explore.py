@@ -1,0 +1,81 @@
+"""How long the explorer lets a hand wait: previews, full videos and kept ones, with the tiny model. Prints a table and writes out/bench_explore.json.
+
+    python scripts/bench_explore.py                    # four made-up concepts, two threads, fifteen positions; under a minute on idle cores
+    python scripts/bench_explore.py run1 run2 run3     # over concepts of your own
+
+The targets are for two idle cores: a preview in 0.4 s, a full video in 2.5 s, a kept one in 0.05 s. All times are from the change of a widget's trait to the bytes on the screen's trait, so they
+include snapping, mixing, copying coefficients, sampling, decoding, encoding and the worker thread, and not the browser. The load of the machine is printed, for a busy one is slower.
+"""
+import json, os, time
+from pathlib import Path
+from typing import Annotated
+import numpy as np
+import torch, typer
+from rich.console import Console
+from rich.table import Table
+from sas_nb.atlas import synthetic
+from sas_nb.basis import Basis
+from sas_nb.clip import atomic
+from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.explore import Explorer, Position, Studio
+
+TARGETS = {"preview": .4, "full video": 2.5, "kept video": .05}
+
+
+def made_up(n: int = 4, rank: int = 8) -> dict:
+    "Concepts of random coefficients on the tiny model: time does not depend on what they show."
+    dit = VideoDiT.load("tiny")
+    basis = Basis(dit, rank)
+    sizes = {l: (m.lora_B["identity"].weight.shape[0], m.lora_A["identity"].weight.shape[1]) for l, m in basis.modules.items()}
+    layers = basis.layers
+    basis.detach()
+    concepts, _ = synthetic(n, rank=rank, sizes=sizes, base="tiny", fingerprint=fingerprint(dit.transformer), layers=layers)
+    for c in concepts:
+        c.dit, c.tokens = dit, {k: torch.zeros(dit.text_width) for k in c.tokens}
+        c.weights = {k: w if k.endswith(".A") else .01 * w for k, w in c.weights.items()}
+    return {f"concept {i + 1}": c for i, c in enumerate(concepts)}
+
+
+def seconds(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure(explorer: Explorer, positions: int) -> dict[str, list[float]]:
+    "Seconds for each kind of answer, at positions along a walk over the map."
+    pad, places, found = explorer.pad["appearance"], [], {k: [] for k in TARGETS}
+    x, y = pad.point
+    def to(point):
+        def work(): pad.point = point; explorer.worker.wait()
+        return work
+    for k in range(1, positions + 1):
+        places.append([x - k * pad.step, y + k * pad.step / 2])
+        pad.dragging = True
+        found["preview"].append(seconds(to(places[-1])))
+        pad.dragging = False  # the full video follows
+        explorer.worker.wait()
+    for place in places: found["kept video"].append(seconds(to(place)))
+    explorer.studio.kept.clear()
+    render = explorer.studio.render
+    found["full video"] = [seconds(lambda: render(Position(*[explorer.studio.names[0]] * 2, look_by=(0, k * pad.step)))) for k in range(1, positions + 1)]
+    return found
+
+
+def main(concepts: Annotated[list[Path], typer.Argument(help="Folders of concepts; made up when not given.")] = None, threads: int = 2, positions: int = 15, out: Path = Path("out/bench_explore.json")):
+    torch.set_num_threads(threads)
+    load = os.getloadavg()[0]
+    explorer = Explorer(Studio(concepts or made_up()), faces=0)
+    explorer.worker.wait(300)
+    s, found = explorer.studio, measure(explorer, positions)
+    parts = {"mixing": [seconds(lambda: s.concept(explorer.position)) for _ in range(positions)]}
+    c = s.concept(explorer.position)
+    parts["copying coefficients"] = [seconds(lambda: (setattr(s.dit.basis, "holds", None), c.put_on())) for _ in range(positions)]
+    table = Table("what", "median", "worst", "target on two idle cores", title=f"Explorer, {len(s.atlas)} concepts, {s.preview} and {s.steps} steps, {threads} threads; load {load:.1f} on {os.cpu_count()} cores")
+    for k, v in (found | parts).items(): table.add_row(k, f"{1000 * np.median(v):.1f} ms", f"{1000 * max(v):.1f} ms", f"{1000 * TARGETS[k]:.0f} ms" if k in TARGETS else "")
+    Console().print(table)
+    if load > .5: print(f"The machine was busy (load {load:.1f}): on idle cores these times are shorter.")
+    with atomic(out) as tmp: tmp.write_text(json.dumps(dict(seconds=found | parts, load=load, cores=os.cpu_count(), threads=threads, steps=[s.preview, s.steps]), indent=1))
+
+
+if __name__ == "__main__": typer.run(main)

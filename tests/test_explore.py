@@ -1,0 +1,311 @@
+"The explorer without a browser: positions and their videos, cancelling, and every widget by its traits."
+import base64, threading, time
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+import pytest, torch
+from PIL import Image
+from sas_nb.basis import Basis
+from sas_nb.clip import UserError
+from sas_nb.concept import Concept
+from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.explore import AVERAGE, Cancelled, Explorer, Position, Studio, Worker, describe, known_words, offers, page, site
+
+LAYERS, SMALL = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)", dict(steps=3, preview=1, guidance=1, num_frames=5)
+PROMPT = ("a [v] man in a red shirt in a park", "he is [u] dancing")
+
+
+@pytest.fixture(scope="module")
+def dit(): return VideoDiT.load("tiny", "cpu", torch.float32)
+
+def made(dit, n, seed=0, A=None):
+    "Concepts as training would leave them, with random coefficients; over one basis unless each has an A of its own."
+    basis = Basis(dit, 2, LAYERS); start = basis.tensors(); basis.detach()
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda k, v: v if k.endswith(".A") and not A else torch.randn(v.shape, generator=g)*(.3 if k.endswith(".A") else .15)
+    info = lambda i: dict(format=1, base="tiny", family="WanPipeline", fingerprint=fingerprint(dit.transformer), appearance=PROMPT[0].replace("red", ("red", "blue", "green", "white")[i]),
+                          motion=PROMPT[1], rank=2, layers=LAYERS, clip=dict(name="c", shape=[5, 3, 64, 64], fps=12.), versions={})
+    return {n_: Concept({k: draw(k, v) for k, v in start.items()}, {t: torch.randn(dit.text_width, generator=g)*.1 for t in ("[v]", "[u]")}, info(i), dit=dit) for i, n_ in enumerate(("ann", "bob", "cleo", "dan")[:n])}
+
+@pytest.fixture(scope="module")
+def concepts(dit): return made(dit, 4)
+
+@pytest.fixture(scope="module")
+def studio(concepts): return Studio(concepts, **SMALL)
+
+@pytest.fixture
+def explorer(studio, tmp_path):
+    e = Explorer(studio, out=tmp_path/"out", faces=0)
+    assert e.worker.wait()
+    yield e
+    e.close(); e.worker.wait()
+
+
+# Positions
+
+def test_a_start_is_exactly_that_concept(studio, concepts):
+    c = studio.concept(Position("bob", "cleo", appearance=.5, motion=1.5))
+    for k, w in c.weights.items(): assert w.equal(concepts["cleo" if k.endswith("B2") else "bob"].weights[k])
+    assert (c.appearance, c.motion, c.prompt) == (.5, 1.5, concepts["bob"].prompt)
+    assert c.tokens["[v]"].equal(concepts["bob"].tokens["[v]"]) and c.tokens["[u]"].equal(concepts["cleo"].tokens["[u]"])
+
+
+def test_an_offset_moves_one_part_by_its_norm(studio):
+    start, step = Position("ann", "ann"), 3*studio.span("appearance")/40
+    moved = studio.concept(replace(start, look_by=(step, 0))).weights
+    change = {k: moved[k]-w for k, w in studio.concept(start).weights.items()}
+    assert not any(d.any() for k, d in change.items() if not k.endswith("B1"))
+    square = sum(((change[f"{k[:-2]}.B1"] @ w)**2).sum() for k, w in moved.items() if k.endswith(".A"))
+    assert float(square)**.5 == pytest.approx(step, rel=1e-3)
+
+
+def test_the_average_is_the_average(studio, concepts):
+    c = studio.concept(Position())
+    for k, w in c.weights.items(): torch.testing.assert_close(w, sum(x.weights[k] for x in concepts.values())/4)
+
+
+def test_snapping(studio):
+    p = studio.snap(Position("ann", look_by=(1e-5, -1e-5), appearance=1.01, motion=.98, prompt=" a man "))
+    assert p == Position("ann", prompt="a man") and studio.snap(p) == p and "-0" not in repr(p)
+    near = studio.span("motion")/40
+    assert studio.snap(Position(dance_by=(near*1.4, near*1.6))).dance_by == pytest.approx((near, 2*near))
+    with pytest.raises(UserError, match="no 'zoe' here: choose ann"): studio.snap(Position("zoe"))
+
+
+def test_concepts_with_bases_of_their_own_are_put_over_one(dit):
+    apart = made(dit, 2, A=True)
+    s = Studio(apart, **SMALL)
+    c = s.concept(Position("ann", "bob"))
+    assert s.atlas.one_basis and c.rank == 4
+    for l in c.layers:
+        for b, who in (("B1", "ann"), ("B2", "bob")):
+            w = apart[who].weights
+            torch.testing.assert_close(c.weights[f"{l}.{b}"] @ c.weights[f"{l}.A"], w[f"{l}.{b}"] @ w[f"{l}.A"], atol=1e-5, rtol=1e-4)
+
+
+def test_one_concept_has_the_base_model_for_company(dit):
+    (name, c), = made(dit, 1).items()
+    s = Studio({name: c}, **SMALL)
+    assert s.names == [name, "the base model", AVERAGE]
+    base = s.concept(Position("the base model", "the base model"))
+    assert not any(w.any() for k, w in base.weights.items() if not k.endswith(".A")) and not any(t.any() for t in base.tokens.values())
+    assert s.concept(Position(name, name, look_by=(s.span("appearance")/8, 99.))).weights # one axis: the second number means nothing
+    e = Explorer(s, faces=0); e.worker.wait()
+    assert e.pad["appearance"].axes[1] == "" and e.screen.note.startswith("full")
+    e.close()
+
+
+# Videos
+
+def test_render_is_pure_and_kept(studio):
+    p = Position("ann", "dan", look_by=(.1, .1))
+    first = studio.render(p)
+    assert studio.ready(p) and studio.render(replace(p, appearance=1.004)) is first
+    studio.kept.clear()
+    studio.render(Position("bob", "bob"))
+    assert not studio.ready(p) and studio.render(p) == first # made again, after another: the same bytes
+    assert studio.render(replace(p, seed=1)) != first and studio.render(replace(p, motion=0.)) != first
+
+
+def test_what_is_rendered_is_what_the_concept_generates(studio):
+    p = Position("ann", "dan", motion=1.5, prompt="a [v] man in the snow. he is [u] dancing")
+    clip = studio.concept(p).generate(p.prompt, 0, 3, 1, num_frames=5)
+    assert studio.render(p) == clip.to_mp4()
+    preview = Image.open(BytesIO(studio.render(p, quick=True)))
+    assert (preview.format, preview.n_frames, preview.size) == ("WEBP", 5, (64, 64))
+
+
+def test_the_oldest_video_is_forgotten(concepts):
+    s = Studio(concepts, **SMALL | dict(most=2))
+    places = [Position(n) for n in ("ann", "bob", "cleo")]
+    for p in (*places[:2], places[0], places[2]): s.render(p, True)
+    assert [s.ready(p, True) for p in places] == [True, False, True]
+
+
+def test_watch_sees_every_step_and_stops(studio):
+    seen, p = [], Position("cleo", seed=5)
+    def stop(share):
+        seen.append(share)
+        if share > .5: raise Cancelled
+    with pytest.raises(Cancelled): studio.render(p, watch=stop)
+    assert seen == pytest.approx([0, 1/3, 2/3]) and not studio.ready(p)
+    hooks = len(studio.dit.transformer._forward_pre_hooks)
+    studio.render(p, watch=seen.append)
+    assert len(seen) == 6 and len(studio.dit.transformer._forward_pre_hooks) == hooks
+
+
+# The worker
+
+def test_the_newest_wish_wins():
+    worker, begun, done, first = Worker(), threading.Event(), [], []
+    def long(stale):
+        begun.set()
+        while not stale(): time.sleep(.002)
+        first.append("stopped")
+    worker.ask(long); assert begun.wait(5)
+    for n in range(3): worker.ask(lambda stale, n=n: done.append(n)) # the last may overtake the others, never the other way
+    assert worker.wait(5) and first == ["stopped"] and done[-1] == 2
+
+
+def test_errands_wait_for_wishes():
+    worker, order, gate = Worker(), [], threading.Event()
+    worker.ask(lambda stale: gate.wait(5))
+    worker.ask(errands=[lambda stale: order.append("errand")])
+    worker.ask(lambda stale: order.append("wish"))
+    gate.set()
+    assert worker.wait(5) and order == ["wish", "errand"]
+
+
+# The widgets, by their traits
+
+def test_it_opens_on_the_first_concept(explorer):
+    assert explorer.position == Position("ann", "ann") and explorer.screen.film and explorer.screen.note.startswith("full video, 3 steps")
+    assert explorer.screen.progress == -1 and "look of ann" in explorer.screen.label
+    assert explorer.prompt.placeholder == "a [v] man in a red shirt in a park. he is [u] dancing"
+
+
+def test_a_strength_changes_the_video(explorer):
+    before = explorer.screen.data
+    explorer.strength["motion"].value = 0.; explorer.worker.wait()
+    assert explorer.position.motion == 0 and explorer.screen.data == explorer.studio.render(explorer.position) != before
+
+
+def test_drag_and_release(explorer):
+    pad, x = explorer.pad["appearance"], explorer.pad["appearance"].point[0]
+    pad.dragging = True
+    for k in (1, 2, 3): pad.point = [x+k*pad.step, pad.point[1]]
+    explorer.worker.wait()
+    assert explorer.position.look_by == pytest.approx((3*pad.step, 0), abs=1e-5)
+    assert not explorer.screen.film and explorer.screen.data == explorer.studio.render(explorer.position, True)
+    pad.dragging = False; explorer.worker.wait()
+    assert explorer.screen.film and explorer.screen.data == explorer.studio.render(explorer.position)
+
+
+def test_start_and_mark_and_home(explorer):
+    explorer.start["motion"].value = "cleo"; explorer.worker.wait()
+    pad = explorer.pad["motion"]
+    mark = next(m for m in pad.marks if m["name"] == "cleo")
+    assert pad.here == "cleo" and pad.point == [mark["x"], mark["y"]] and explorer.position == Position("ann", "cleo")
+    pad.point = [mark["x"]+5*pad.step, mark["y"]]
+    assert explorer.position.dance_by[0] > 0 and "cleo +" in describe(explorer.position)
+    pad._handle_custom_msg(dict(go="cleo"), []) # what a click on the mark sends
+    assert explorer.position == Position("ann", "cleo")
+    pad._handle_custom_msg(dict(go=AVERAGE), [])
+    assert explorer.start["motion"].value == AVERAGE and pad.point == [0, 0] and explorer.position.dance == AVERAGE
+
+
+def test_prompt_offers_words_and_says_what_it_does_not_know(explorer):
+    explorer.prompt.value = "a [v] man in the sn"; explorer.worker.wait()
+    assert explorer.prompt.options == ("a [v] man in the snow",) and "does not know 'sn'" in explorer.screen.note
+    before = explorer.screen.data
+    explorer.prompt.value = "a [v] man in the snow"; explorer.worker.wait()
+    assert explorer.screen.note.startswith("full") and explorer.screen.data != before and explorer.position.prompt == "a [v] man in the snow"
+
+
+def test_vocabulary(dit):
+    words = known_words(dit)
+    assert {"[v]", "[u]", "dancing", "snow"} <= set(words) and not [w for w in words if "▁" in w]
+    assert offers("", words) == [] and offers("snow", words) == [] and "[v]" in offers("[", words)
+
+
+def test_pins(explorer):
+    explorer.pin(); first = explorer.screen.data
+    explorer.start["appearance"].value = "dan"; explorer.worker.wait(); explorer.pin()
+    one, two = explorer.pins.children
+    assert one.children[0].data == first != two.children[0].data
+    back, off = one.children[2].children
+    back.click(); explorer.worker.wait()
+    assert explorer.position == one.position == Position("ann", "ann") and explorer.screen.data == first
+    off.click()
+    assert explorer.pins.children == (two,)
+
+
+def test_save_export_and_code_give_the_same_concept(explorer, concepts):
+    explorer.go(Position("ann", "dan", look_by=(.2, 0), appearance=1.2, prompt="a [v] man in the snow"))
+    explorer.name.value = "my mix"
+    explorer.buttons["save"].click(); explorer.buttons["export"].click()
+    saved, here = Concept.load(explorer.out/"my mix", explorer.studio.dit), explorer.studio.concept(explorer.position)
+    assert "Wrote" in explorer.message.value and (explorer.out/"my mix-diffusers/pytorch_lora_weights.safetensors").exists()
+    assert (saved.appearance, saved.motion, saved.info["position"]["dance"]) == (1.2, 1., "dan")
+    for k, w in here.weights.items(): assert w.equal(saved.weights[k])
+    lines = explorer.code.text.splitlines(keepends=True)
+    exec("".join(lines[:5]), space := dict(concepts=concepts)) # up to `concept = ...`
+    for k, w in here.weights.items(): assert w.equal(space["concept"].weights[k])
+
+
+@pytest.mark.parametrize("name, says", [("../out", "no name for a folder"), ("", "no name"), ("a/b", "no name"), ("taken", "exists already")])
+def test_a_bad_name_is_a_sentence(explorer, name, says):
+    (explorer.out/"taken").mkdir(parents=True)
+    explorer.name.value = name; explorer.buttons["save"].click()
+    assert says in explorer.message.value and len(list(explorer.out.iterdir())) == 1
+
+
+def test_stop(explorer, monkeypatch):
+    running, go_on = threading.Event(), threading.Event()
+    with monkeypatch.context() as m:
+        m.setattr(explorer.studio, "render", lambda p, quick, watch: (running.set(), go_on.wait(5), watch(.5)))
+        explorer.seed.value = 99
+        assert running.wait(5)
+        explorer.buttons["cancel"].click(); go_on.set(); explorer.worker.wait()
+    assert explorer.screen.note == "stopped" and explorer.screen.progress == -1
+
+
+def test_what_fails_is_told_and_the_worker_lives_on(explorer, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(explorer.studio, "render", lambda *a: 1/0)
+        explorer.seed.value = 7; explorer.worker.wait()
+        assert "ZeroDivisionError" in explorer.screen.note
+    explorer.seed.value = 8; explorer.worker.wait()
+    assert explorer.screen.note.startswith("full")
+
+
+def test_faces(studio, tmp_path):
+    e = Explorer(studio, out=tmp_path, faces=2); assert e.worker.wait()
+    for pad in e.pad.values(): assert [m["name"] for m in pad.marks if m.get("image", "").startswith("data:image/webp;base64,")] == ["ann", "bob"]
+    e.close()
+
+
+def test_widgets_come_with_a_picture(explorer):
+    bundle = explorer._repr_mimebundle_()
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.view.model_id
+    assert Image.open(BytesIO(base64.b64decode(bundle["image/png"]))).size[0] > 400
+
+
+# The page
+
+def test_page_is_an_explorer_or_a_sentence(concepts, tmp_path):
+    for n in ("ann", "bob"): concepts[n].save(tmp_path/n)
+    e = page({n: str(tmp_path/n) for n in ("ann", "bob")}, out=str(tmp_path/"out"), faces=0, **SMALL)
+    assert e.worker.wait() and e.studio.names[:2] == ["ann", "bob"] and str(tmp_path/"ann") in e.code.text
+    e.close()
+    (tmp_path/"bob/concept.safetensors").write_bytes(b"no")
+    assert 'role="alert"' in page({n: str(tmp_path/n) for n in ("ann", "bob")}).data
+
+
+def test_names_of_folders(concepts, tmp_path):
+    for folder in ("run/concept", "other/run/concept", "cleo"): concepts["cleo"].save(tmp_path/folder)
+    s = Studio([tmp_path/"run", tmp_path/"other/run", tmp_path/"cleo", concepts["ann"]], **SMALL)
+    assert s.names == ["run (1)", "run (2)", "cleo", "concept 4", AVERAGE]
+
+
+def test_site_says_what_is_wrong(concepts, tmp_path, monkeypatch):
+    import socket
+    concepts["ann"].save(tmp_path/"ann")
+    with pytest.raises(UserError, match="is not the folder of a saved concept"), site([tmp_path]): pass
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0)); s.listen()
+        with pytest.raises(UserError, match="cannot be used"), site([tmp_path/"ann"], port=s.getsockname()[1]): pass
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install"), site([tmp_path/"ann"]): pass
+
+
+def test_command(concepts, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+    from sas_nb import cli
+    given = {}
+    with monkeypatch.context() as m:
+        m.setattr("sas_nb.explore.serve", lambda concepts, browser, **kwargs: given.update(concepts=concepts, browser=browser, **kwargs))
+        done = CliRunner().invoke(cli.app, ["explore", "ann", "bob", "--port", "9001", "--no-browser", "--out", str(tmp_path)])
+    assert done.exit_code == 0 and given == dict(concepts=[Path("ann"), Path("bob")], browser=False, host="127.0.0.1", port=9001, out=tmp_path)
+    done = CliRunner().invoke(cli.app, ["explore", str(tmp_path)])
+    assert done.exit_code == 1 and "is not the folder of a saved concept" in done.output and "Traceback" not in done.output
