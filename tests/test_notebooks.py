@@ -1,4 +1,5 @@
 """Every notebook keeps the house rules, and the lint that says so notices when one does not."""
+import re
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 import lint_notebooks, readme, strip
@@ -9,6 +10,13 @@ PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAW
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
 def test_house_rules(path): assert not lint(path)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+def test_links_between_notebooks_lead_somewhere(path):
+    words = "".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+    links = re.findall(r"\]\(([^)#\s:]+\.ipynb)", words)
+    assert [l for l in links if not (path.parent / l).exists()] == []
 
 
 @pytest.fixture
