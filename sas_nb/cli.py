@@ -255,11 +255,12 @@ def _provenance(concept):
     "What the concept is and where it came from, as (name, text) pairs."
     i = concept.info
     yield from (("appearance", i["appearance"]), ("motion", i["motion"]), ("base", f"{i['base']} (weights {i['fingerprint']})"), ("rank", concept.rank), ("layers", len(concept.layers)))
-    yield "clip", f"{i['clip']['name']}: {i['clip']['shape'][0]} frames, {i['clip']['shape'][3]} x {i['clip']['shape'][2]}, {i['clip']['fps']:g} fps"
-    for stage, s in i["settings"].items(): yield f"stage {stage}", f"{s['steps']} steps, batch {s['batch']}, dropout {s['dropout']}, prior {s['prior']}, token mask {s['token_mask']}, self-conditioning {s['self_conditioning']}, seed {s['seed']}"
+    if "clip" in i: yield "clip", f"{i['clip']['name']}: {i['clip']['shape'][0]} frames, {i['clip']['shape'][3]} x {i['clip']['shape'][2]}, {i['clip']['fps']:g} fps"
+    for part in ("appearance", "motion") if "atlas" in i else (): yield f"{part} mixed from", ", ".join(f"{w:g} x {name}" for name, w in i["atlas"][part].items())
+    for stage, s in i.get("settings", {}).items(): yield f"stage {stage}", f"{s['steps']} steps, batch {s['batch']}, dropout {s['dropout']}, prior {s['prior']}, token mask {s['token_mask']}, self-conditioning {s['self_conditioning']}, seed {s['seed']}"
     for word, vector in concept.tokens.items(): yield f"norm of {word}", f"{float(vector.norm()):.4f}"
     yield "scales", f"appearance {concept.appearance:g}, motion {concept.motion:g}"
-    yield from (("made", i["made"]), ("with", ", ".join(f"{k} {v}" for k, v in i["versions"].items())))
+    yield from (("made", i.get("made", "by mixing")), ("with", ", ".join(f"{k} {v}" for k, v in i.get("versions", {}).items())))
 
 # %% ../nbs/16_cli.ipynb #fe99f2e4
 @command("sas-nb info run", "sas-nb info run --json")

@@ -489,3 +489,14 @@ def test_invert_moves_coordinates_only_and_lowers_the_loss(tiny):
     still = atlas.invert(clip, STATIC, DYNAMIC, steps=(0, 0), progress=False)
     np.testing.assert_allclose(dense([still]), dense([atlas.mean()]), atol=1e-6)
     assert len(found.generate(seed=0, steps=1, num_frames=5)) == 5
+
+
+def test_a_mix_can_be_inspected_from_the_terminal(tmp_path):
+    "It has no settings of its own; it has what it was mixed from."
+    from typer.testing import CliRunner
+    from sas_nb.cli import app
+    concepts = synthetic(4)
+    concepts = concepts[0] if isinstance(concepts, tuple) else concepts
+    Atlas(concepts).interpolate(0, 1, appearance=.25, motion=1).save(tmp_path/"mix")
+    said = CliRunner().invoke(app, ["info", str(tmp_path/"mix")])
+    assert said.exit_code == 0 and "mixed from" in said.output, said.output
