@@ -58,8 +58,16 @@ def fleet_run(dit, A, data, settings, **kwargs):
     return fleet, tokens
 
 
+@pytest.fixture
+def exact(dit):
+    "In doubles: Adam divides by the gradient's own size, so that in floats the rounding of a gradient near zero would show."
+    dit.transformer.double()
+    yield dit
+    dit.transformer.float()
+
 @pytest.mark.parametrize("stage", ["identity", "motion"])
-def test_a_member_ends_as_if_alone(dit, A, data, stage):
+def test_a_member_ends_as_if_alone(exact, A, data, stage):
+    dit = exact
     s = replace(Settings() if stage == "identity" else motion_settings(), steps=5, batch=2, token_lr=1e-3, lr=1e-2)
     p = prior(dit, data[stage][0])
     fleet, theirs = fleet_run(dit, A, data[stage], s, stage=stage, prior=p, seeds=[3, 4, 5], at_once=4) # in two pieces
@@ -69,19 +77,19 @@ def test_a_member_ends_as_if_alone(dit, A, data, stage):
         Trainer(dit, alone, stage, data[stage][i], replace(s, seed=3+i), p, mine, progress=False).run()
         for k, v in alone.parameters().items():
             ours = fleet.weights[k] if k.endswith(".A") else fleet.weights[k][i]
-            torch.testing.assert_close(ours, v, atol=2e-4*float(v.abs().max()) + 1e-12, rtol=2e-3)
+            torch.testing.assert_close(ours, v, atol=1e-5*float(v.abs().max()) + 1e-12, rtol=1e-4)
         word = "[v]" if stage == "identity" else "[u]"
         assert theirs[word][i].abs().max() > 0
-        torch.testing.assert_close(theirs[word][i], mine[word], atol=2e-6, rtol=2e-3)
+        torch.testing.assert_close(theirs[word][i], mine[word], atol=1e-6, rtol=1e-4)
 
-def test_company_matters_to_nobody(dit, A, data):
+def test_company_matters_to_nobody(exact, A, data):
     "The same members in another order, beside another one, and all at once or one by one."
     s = Settings(steps=3, batch=2, prior=0., lr=1e-2)
     sets = data["identity"]
-    one, _ = fleet_run(dit, A, sets, s, seeds=[1, 2, 3])
-    two, _ = fleet_run(dit, A, [sets[2], sets[0]], s, seeds=[3, 1], at_once=2)
+    one, _ = fleet_run(exact, A, sets, s, seeds=[1, 2, 3])
+    two, _ = fleet_run(exact, A, [sets[2], sets[0]], s, seeds=[3, 1], at_once=2)
     for k in one.weights:
-        if k.endswith("B1"): torch.testing.assert_close(one.weights[k][[2, 0]], two.weights[k].data, atol=2e-6, rtol=2e-3)
+        if k.endswith("B1"): torch.testing.assert_close(one.weights[k][[2, 0]], two.weights[k].data, atol=1e-7, rtol=1e-4)
 
 def test_a_given_basis_is_never_trained(dit, A, data):
     fleet, _ = fleet_run(dit, A, data["identity"], Settings(steps=2, batch=2, prior=0.))
