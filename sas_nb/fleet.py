@@ -54,11 +54,12 @@ def _update(self:Fleet, layer:str, x:Tensor)->Tensor: # (batch, ..., in) -> (bat
 @patch
 def coefficients(self:Fleet, layer:str)->Tensor: # (members, out, r)
     "appearance B1 + motion B2 of one layer, with this step's dropout mask on the ones in training."
-    total = 0.
+    total = None
     for part, key, scale in (("identity", "B1", self.appearance), ("motion", "B2", self.motion)):
         b = self.weights[f"{layer}.{key}"][self.members]
         if self.masked == part: b = b*self.masks[layer]
-        total = total + b*scale
+        if scale != 1: b = b*scale
+        total = b if total is None else total + b
     return total
 
 @patch

@@ -27,6 +27,21 @@ def pytest_collection_modifyitems(config, items):
 def seeded(): torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    "A cache that no other file's tests fill."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def no_basis_left(dit):
+    "Whatever a test left on the file's own `dit` comes off."
+    yield
+    if old := getattr(dit, "basis", None): old.detach()
+
+
 @pytest.fixture(scope="session")
 def root() -> Path: return ROOT
 

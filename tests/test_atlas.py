@@ -22,12 +22,6 @@ check = settings(max_examples=25, deadline=None, derandomize=True, suppress_heal
 PARTS = {"appearance": ("B1",), "motion": ("B2",), "joint": ("B1", "B2")}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 @pytest.fixture(scope="module")
 def people(): return synthetic(24, seed=5)[0]
 

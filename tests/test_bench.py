@@ -10,23 +10,13 @@ from sas_nb.world import truth
 TINY = Budget(2, 2, batch=2, rank=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache", "no_basis_left")
 
 @pytest.fixture(scope="module")
 def dit(): return VideoDiT.load("tiny", "cpu", torch.float32)
 
 @pytest.fixture(scope="module")
 def oracles(): torch.manual_seed(0); return Oracles(OracleNet())
-
-@pytest.fixture(autouse=True)
-def bare(dit):
-    yield
-    if old := getattr(dit, "basis", None): old.detach()
-
 
 def test_cases_are_the_same_every_time_and_all_different():
     assert [repr(c.spec) for c in cases(3, 2)] == [repr(c.spec) for c in cases(3, 2)]

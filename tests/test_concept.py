@@ -22,11 +22,7 @@ STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
 TINY = dict(num_frames=5, height=64, width=64)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture(scope="module")
 def dit(): return VideoDiT.load("tiny", device="cpu")

@@ -17,11 +17,7 @@ LOOKS = ["a [v] man in a red shirt in a park", "a [v] woman on a beach", "a [v] 
 MOVES = "he is [u] dancing"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache", "no_basis_left")
 
 @pytest.fixture(scope="module")
 def dit(): return VideoDiT.load("tiny", "cpu", torch.float32)
@@ -40,11 +36,6 @@ def A(dit):
     made = {k: v for k, v in Basis(dit, 4, LAYERS).tensors().items() if k.endswith(".A")}
     dit.basis.detach()
     return made
-
-@pytest.fixture(autouse=True)
-def bare(dit):
-    yield
-    if old := getattr(dit, "basis", None): old.detach()
 
 def vectors(dit, *n): return {t: nn.Parameter(torch.zeros(*n, dit.text_width)) for t in ("[v]", "[u]")}
 

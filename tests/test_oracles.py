@@ -17,13 +17,6 @@ from sas_nb.world import HELDOUT, edit, random_spec, render, render_array, truth
 SEEDS = range(5_000_000, 5_000_048)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def oracles(): return Oracles.load("oracles", "cpu")
 

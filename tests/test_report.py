@@ -14,13 +14,6 @@ from sas_nb.report import (BARS, REPORT_SEED, Question, card_markdown, flicker, 
 from sas_nb.world import HELDOUT, edit, random_spec
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def dit(): return VideoDiT.load("tiny", "cpu", torch.float32)
 

@@ -22,13 +22,7 @@ LAYERS = r"blocks\.\d+\.(attn1\.to_[qv]|attn2\.to_k)" # fewer than the default, 
 processes = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory):
-    "A cache that nobody else fills."
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 def drawn(t): return draw(t.settings, t.generator, t.data, t.prior, t.tokens, t.dit.device)
 
