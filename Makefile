@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Everything runs inside .venv, which is made on the first use.
 PYTHON ?= python3
 VENV ?= .venv
-# Extra arguments for pip, such as PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small, CPU-only torch.
+# Extra arguments for pip: PIP_ARGS="--extra-index-url <the CPU-only index named in PyTorch's install guide>" fetches a small torch.
 PIP_ARGS ?=
 # Arguments for the script of `demo`, `bench`, `report` or `pretrain`, such as ARGS="--help".
 ARGS ?=

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFF', 'METHODS', 'COLUMNS', 'TABLE', 'Case', 'case', 'cases', 'Budget', 'set_and_sequence', 'one_stage', 'Words',
-           'overwriting', 'pair', 'rows', 'run', 'save_table', 'load_table', 'per_concept', 'table']
+           'overwriting', 'pair', 'rows', 'answer_loss', 'run', 'save_table', 'load_table', 'per_concept', 'table']
 
 # %% ../nbs/12_bench.ipynb #dc5b5b13
 from contextlib import contextmanager
@@ -16,7 +16,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from .clip import Clip, UserError, atomic
 from .world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec, caption, edit, heldout_spec, random_thing, render
-from .dit import VideoDiT, fingerprint
+from .dit import VideoDiT, add_tokens, fingerprint, split_placeholders
+from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis
 from .frames import Settings, Trainer, frame_set, train_identity
 from .residual import motion_settings, sequence
@@ -164,7 +165,7 @@ METHODS = {"textual inversion": one_stage(trainer=Words), "LoRA-1": one_stage(1)
            **{f"without {k.replace('_', ' ')}": set_and_sequence(off=(k,)) for k in ("dropout", "token_mask", "prior")}}
 
 # %% ../nbs/12_bench.ipynb #e56ee879
-COLUMNS = ("concept", "method", "edit", "seed", "mse", "mse_subject", "identity", "adherence", "made", "kept", "pose", "consistency")
+COLUMNS = ("concept", "method", "edit", "seed", "loss", "mse", "mse_subject", "identity", "adherence", "made", "kept", "pose", "consistency")
 
 def rows(concept:Concept, case:Case, oracles, seed:int=0, **kwargs)->list[dict]: # one per edit; kwargs go to `generate`
     "Generate the training prompt and every edit, and measure them. What only people have is NaN for a thing."
@@ -174,7 +175,8 @@ def rows(concept:Concept, case:Case, oracles, seed:int=0, **kwargs)->list[dict]:
     same = oracles.identity(x).float() @ oracles.identity(reference).float()[0] if person else [float("nan")]*len(x)
     joints = oracles.joints(x) if person else [None]*len(x)
     parts = zip(asked.items(), x, seen_words(oracles, x), same, joints)
-    return [dict(concept=case.name, edit=e, seed=seed) | _against(s, f, case.fps) | _read(e, s, w) | dict(identity=float(i), pose=_pose(s, j, case.fps)) for (e, s), f, w, i, j in parts]
+    loss = answer_loss(concept, case)
+    return [dict(concept=case.name, edit=e, seed=seed, loss=loss[e]) | _against(s, f, case.fps) | _read(e, s, w) | dict(identity=float(i), pose=_pose(s, j, case.fps)) for (e, s), f, w, i, j in parts]
 
 # %% ../nbs/12_bench.ipynb #392be109
 def _against(spec, frames, fps)->dict:
@@ -191,18 +193,34 @@ def _read(name, spec, seen)->dict:
 def _pose(spec, joints, fps)->float:
     return float("nan") if joints is None else float(pose_correlation(joints, torch.as_tensor(seen_joints(spec, len(joints), fps))))
 
+# %% ../nbs/12_bench.ipynb #2e114770
+@torch.no_grad()
+def answer_loss(concept:Concept, case:Case, draws:int=8, seed:int=0)->dict[str, float]: # edit -> mean squared error of velocity
+    "Flow-matching error (eq. 5) on the exact answer to the training prompt (\"none\") and to every edit, over `draws` evenly spaced times with noise that all methods share."
+    dit, found = concept.base(), {}
+    basis, t = concept.put_on(), (torch.arange(draws)+.5)/draws
+    basis.masked = None
+    for name, spec in (dict(none=case.spec) | case.edits).items():
+        x0 = dit.encode_once(case.clip(spec).frames[None]).repeat(draws, 1, 1, 1, 1)
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+        text = add_tokens(dit.embed_once(case.prompt(spec)), [split_placeholders(case.prompt(spec))[1]], concept.tokens).expand(draws, -1, -1)
+        v = dit.velocity(interpolate(x0, noise, t).to(dit.device), t, text)
+        found[name] = float(loss_per_sample(v.float().cpu(), velocity_target(x0, noise)).mean())
+    return found
+
 # %% ../nbs/12_bench.ipynb #5081aeb5
-def run(cases:list[Case], methods:list[str], out:Path, oracles, dit:VideoDiT, budget:Budget=Budget(),
+def run(cases:list[Case], methods:list[str]|dict, out:Path, oracles, dit:VideoDiT, budget:Budget=Budget(),
         part:tuple[int, int]=(0, 1),  # this process, of how many
         sampling:dict|None=None,      # further arguments of `generate`
         progress:bool=True)->list[dict]: # the rows of all pairs that are done, also by others
     "Train and measure each pair of concept and method that is not done. Raises `UserError` for an unknown method."
-    if odd := next((m for m in methods if m not in METHODS), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(METHODS)}.")
+    train = methods if isinstance(methods, dict) else METHODS
+    if odd := next((m for m in methods if m not in train), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(train)}.")
     pairs = {(c.name, m): Path(out)/_key(c, m, budget, dit, oracles, sampling) for c in cases for m in methods}
     by_name = {c.name: c for c in cases}
     for (c, m), path in tqdm(list(pairs.items())[part[0]::part[1]], disable=not progress):
         if path.exists(): continue
-        concept = METHODS[m](dit, by_name[c], budget)
+        concept = train[m](dit, by_name[c], budget)
         made = [dict(method=m) | r for r in rows(concept, by_name[c], oracles, budget.seed, **sampling or {})]
         if basis := getattr(dit, "basis", None): basis.detach()
         with atomic(path) as tmp: tmp.write_text(json.dumps(made))

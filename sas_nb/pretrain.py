@@ -313,7 +313,7 @@ def _backward(pipe, store, rng, clips, images, whiten)->list[float]: # loss on c
     i = rng.integers(0, len(store), clips+images)
     text = text_of(pipe, prompts_of([store.specs[k] for k in i], rng, images))
     losses = [dit_loss(pipe, whiten(store.clips[i[:clips]]), text[:clips]), dit_loss(pipe, whiten(store.images[i[clips:]]), text[clips:])]
-    (losses[0]+.5*losses[1]).backward()
+    sum(losses).backward()
     pipe.text_encoder.shared.weight.grad[pipe.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = 0
     return [l.item() for l in losses]
 
