@@ -247,24 +247,23 @@ def tiny_pipeline(vae:AutoencoderKLWan)->WanPipeline:
 
 # %% ../nbs/10_pretrain.ipynb #15eda44f
 class Latents:
-    "A store of encoded clips (and one random frame of each, as an image) with their specs, in half precision; when it is full, new ones take the place of the oldest."
-    def __init__(self, vae, seed:int=50_000_000, most:int=100_000, batch:int=16, workers:int=0):
-        self.vae, self.seed, self.most, self.batch, self.made, self.specs = vae, seed, most, batch, 0, []
-        self.drawn = iter(DataLoader(Clips(seed), batch_size=batch, num_workers=workers))
-        store = lambda frames: torch.empty(most, vae.config.z_dim, frames, 8, 8, dtype=torch.half, device=vae.device) # takes memory only as it is filled
-        self.clips, self.images = store(5), store(1)
+    "A store of encoded clips, and of five times as many single frames, with their specs, in half precision; when it is full, new ones take the place of the oldest."
+    def __init__(self, vae, seed:int=50_000_000, most:int=100_000, batch:int=16, images:int=5, workers:int=0):
+        self.vae, self.seed, self.most, self.batch, self.n, self.made, self.specs, self.image_specs = vae, seed, most, batch, images, 0, [], []
+        self.drawn = iter(DataLoader(Clips(seed), batch_size=batch*images, num_workers=workers))
+        store = lambda n, frames: torch.empty(n, vae.config.z_dim, frames, 8, 8, dtype=torch.half, device=vae.device) # takes memory only as it is filled
+        self.clips, self.images = store(most, 5), store(most*images, 1)
     def __len__(self): return len(self.specs)
     @torch.no_grad()
     def add(self, rng):
-        "Encode one batch of new clips."
+        "Draw new clips, encode a batch of them whole, and one random frame of each."
         seeds, x = next(self.drawn)
-        x, seeds = to_signed(x, self.vae.device), seeds.tolist()
-        image = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
-        with torch.autocast(x.device.type, torch.bfloat16): z, zi = encode(self.vae, x), encode(self.vae, image)
-        at = self.made % (self.most//self.batch*self.batch)
-        self.clips[at:at+len(x)], self.images[at:at+len(x)] = z.half(), zi.half()
-        self.specs[at:at+len(x)] = [random_spec(s) for s in seeds]
-        self.made, self.seed = self.made+len(x), max(self.seed, *seeds)+1
+        frames = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
+        with torch.autocast(self.vae.device.type, torch.bfloat16): z, zi = (encode(self.vae, to_signed(v, self.vae.device)).half() for v in (x[:self.batch], frames))
+        specs, at = [random_spec(s) for s in seeds.tolist()], self.made % (self.most//self.batch*self.batch)
+        mine, singles = slice(at, at+len(z)), slice(self.n*at, self.n*at+len(zi))
+        self.clips[mine], self.images[singles], self.specs[mine], self.image_specs[singles] = z, zi, specs[:len(z)], specs
+        self.made, self.seed = self.made+len(z), max(self.seed, *seeds.tolist())+1
 
 # %% ../nbs/10_pretrain.ipynb #b91c9673
 def text_of(pipe, prompts)->Tensor: # (B, L, D), last token the padding
@@ -310,9 +309,9 @@ def _statistics(store):
 
 def _backward(pipe, store, rng, clips, images, whiten)->list[float]: # loss on clips, loss on images
     "One batch of clips and images, and its gradients; the new words stay zero."
-    i = rng.integers(0, len(store), clips+images)
-    text = text_of(pipe, prompts_of([store.specs[k] for k in i], rng, images))
-    losses = [dit_loss(pipe, whiten(store.clips[i[:clips]]), text[:clips]), dit_loss(pipe, whiten(store.images[i[clips:]]), text[clips:])]
+    i, j = rng.integers(0, len(store), clips), rng.integers(0, len(store.image_specs), images)
+    text = text_of(pipe, prompts_of([store.specs[k] for k in i] + [store.image_specs[k] for k in j], rng, images))
+    losses = [dit_loss(pipe, whiten(store.clips[i]), text[:clips]), dit_loss(pipe, whiten(store.images[j]), text[clips:])]
     sum(losses).backward()
     pipe.text_encoder.shared.weight.grad[pipe.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = 0
     return [l.item() for l in losses]
@@ -323,7 +322,7 @@ def _copy_weights(start, pipe):
     pipe.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(start, subfolder="text_encoder").state_dict())
 
 # %% ../nbs/10_pretrain.ipynb #c08cde04
-def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=28, images:int=32, first:int=1500, fresh:int=3, lr:float=.02,
+def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=16, images:int=64, first:int=800, fresh:int=2, lr:float=.02,
               seed:int=1, workers:int=0, device=None, start:Path|None=None)->WanPipeline:
     "Train, or go on training, the DiT and its text encoder on clips and images jointly; keeps a pipeline folder in `out`."
     device = torch.device(device or best_device()); torch.manual_seed(seed); rng = np.random.default_rng(seed)

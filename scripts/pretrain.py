@@ -20,7 +20,7 @@ def main(
     start: Annotated[Path | None, typer.Option(help="A model folder to begin with, such as data/tiny.")] = None,
     autoencoder_minutes: float = 60, dit_minutes: float = 90, oracle_minutes: float = 30,
     frozen_encoder: Annotated[bool, typer.Option("--frozen-encoder", help="Sharpen the decoder only: latents stay what they were.")] = False,
-    autoencoder_batch: int = 6, clips: Annotated[int, typer.Option(help="Clips in a step of the DiT.")] = 28, images: int = 32,
+    autoencoder_batch: int = 6, clips: Annotated[int, typer.Option(help="Clips in a step of the DiT.")] = 16, images: int = 64,
     workers: Annotated[int, typer.Option(help="Processes that draw clips.")] = 1, device: Annotated[str | None, typer.Option(show_default="the best there is")] = None,
     prompts: Annotated[int, typer.Option(help="Prompts of the report card; 0 for none.")] = 500,
 ):

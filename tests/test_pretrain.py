@@ -4,8 +4,8 @@ import numpy as np, pytest, torch
 from diffusers import WanPipeline
 from sas_nb.dit import VideoDiT, data_path
 from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, channels_last, decode, encode, interest, load_state, make_tokenizer, optimisers,
-                             orthogonalise, prompts_of, reconstruction_psnr, save_state, set_rates, text_of, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec)
-from sas_nb.world import random_spec, vocabulary
+                             orthogonalise, prompts_of, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec)
+from sas_nb.world import random_spec, render_array, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,16 @@ def test_a_full_store_forgets_the_oldest(vae):
     first = store.specs[0]
     assert len(store) == store.made == 24
     store.add(rng)
-    assert len(store) == 24 and store.made == 32 and first not in store.specs
-    k = next(i for i, s in enumerate(store.specs) if s == random_spec(store.seed-1))
-    assert store.clips[k].isfinite().all() and store.images.shape[2:] == (1, 8, 8)
+    assert len(store) == 24 and store.made == 32 and first not in store.specs and len(store.image_specs) == 120
+
+def test_a_store_keeps_latents_beside_their_specs(vae):
+    store, rng = Latents(vae, seed=100, most=24, batch=8), np.random.default_rng(0)
+    for _ in range(4): store.add(rng)
+    for k, n in ((0, 0), (23, 119)): # a clip, and a frame, by their places
+        whole, frames = (to_signed(torch.from_numpy(render_array(s, fps=FPS)).permute(3, 0, 1, 2)[None]) for s in (store.specs[k], store.image_specs[n]))
+        with torch.no_grad(): clip, images = encode(vae, whole)[0], encode(vae, frames[0].transpose(0, 1)[:, :, None])
+        assert (store.clips[k]-clip).abs().max() < .05*clip.abs().max()
+        assert (store.images[n]-images).abs().amax((1, 2, 3, 4)).min() < .05*images.abs().max()
 
 def test_optimiser_state_survives_a_file(tmp_path):
     def made(): torch.manual_seed(0); net = torch.nn.Linear(4, 3); return net, optimisers(net.named_parameters(), .1, .01, lambda n, p: p.ndim == 2)
