@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['synthetic', 'Member', 'Lora', 'layer_name', 'layer_gram', 'Atlas', 'PCA', 'centred', 'pca_of', 'null_ratios',
-           'leave_one_out', 'Direction']
+           'leave_one_out', 'Direction', 'together', 'Response', 'response', 'safe_range']
 
 # %% ../nbs/13_atlas.ipynb #0ad07e02
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ from .lowrank import canonical, principal_angles, recompress
 from .frames import frame_set
 from .residual import sequence
 from .concept import Concept
+from .metrics import paired_bootstrap
 
 # %% ../nbs/13_atlas.ipynb #a9200c83
 def synthetic(n:int=40,                 # how many concepts
@@ -178,7 +179,7 @@ def _coordinates(pairs:list, device)->list[Tensor]: # one (N, out*k) per part, f
 # %% ../nbs/13_atlas.ipynb #9b12d5f2
 def layer_gram(pairs:list,         # of every member: (A (r, in), one B (out, r) per part); ranks may differ
                device="cpu",
-               rows:int=1024,      # ranks in a block: what is in memory at a time is this times all ranks
+               rows:int=256,       # ranks in a block: what is in memory at a time is this times all ranks
               )->Tensor:           # (parts, N, N), float64, on the CPU
     "Inner products of all members' updates in one layer, part by part, never forming an update."
     if _shared(pairs): return torch.stack([X @ X.T for X in _coordinates(pairs, device)]).cpu()
@@ -447,15 +448,19 @@ def axis(self:Atlas, k:int, part:str="joint")->Direction:
 
 # %% ../nbs/13_atlas.ipynb #8d31df76
 def _model(y, groups, seed, folds):
-    "Estimator, splits and score for a number or for two kinds."
+    "Estimator, and scores out of sample of many columns (N, K), for a number or for two kinds."
     from sklearn import linear_model as lm, metrics, model_selection as ms
     alphas, kinds = np.logspace(-4, 3, 15), y.dtype.kind not in "fiu"
     fewest = min(np.unique(y, return_counts=True)[1]) if kinds else len(y)
     if kinds and (len(np.unique(y)) != 2 or fewest < 2): raise UserError(f"An attribute is a number, or one of two kinds with two members or more each, and this one has the kinds {', '.join(map(str, np.unique(y)[:5]))}: make one attribute for each kind.")
     folds = min(folds, fewest if groups is None else len(np.unique(groups)))
     split = ms.GroupKFold(folds) if groups is not None else (ms.StratifiedKFold if kinds else ms.KFold)(folds, shuffle=True, random_state=seed)
-    model = lm.RidgeClassifierCV(alphas, class_weight="balanced") if kinds else lm.RidgeCV(alphas)
-    return model, (lambda X, y: ms.cross_val_predict(model, X, y, groups=groups, cv=split)), metrics.balanced_accuracy_score if kinds else metrics.r2_score
+    if not kinds: # all columns of Y in one go: each chooses its own strength
+        many, r2 = lm.RidgeCV(alphas, alpha_per_target=True), lambda Y, P: metrics.r2_score(Y, P, multioutput="raw_values")
+        return lm.RidgeCV(alphas), lambda X, Y: r2(Y, ms.cross_val_predict(many, X, Y, groups=groups, cv=split).reshape(Y.shape))
+    model = lm.RidgeClassifierCV(alphas, class_weight="balanced")
+    each = lambda X, y: metrics.balanced_accuracy_score(y, ms.cross_val_predict(model, X, y, groups=groups, cv=split))
+    return model, lambda X, Y: np.array([each(X, y) for y in Y.T])
 
 def _shuffled(y, groups, rng):
     "Chance's version of the attribute: between groups where it is theirs, within them where it is not."
@@ -481,14 +486,12 @@ def direction(self:Atlas,
     if y.dtype.kind == "f" and not np.isfinite(y).all(): raise UserError(f"Some values of {name!r} are missing or infinite: give a number for every member, or make an atlas of those that have one.")
     if len(np.unique(y)) < 2: raise UserError(f"All members have the same {name!r}, so there is no direction in it.")
     scale = np.sqrt((p.scores**2).sum(1).mean())
-    X, (model, predict, measure), rng = p.scores/scale, _model(y, groups, seed, folds), np.random.default_rng(seed)
-    score = measure(y, predict(X, y))
-    shuffles = [_shuffled(y, groups, rng) for _ in range(permutations)]
-    null = tuple(measure(s, predict(X, s)) for s in shuffles)
+    X, (model, scores), rng = p.scores/scale, _model(y, groups, seed, folds), np.random.default_rng(seed)
+    score, *null = scores(X, np.stack([y, *(_shuffled(y, groups, rng) for _ in range(permutations))], 1)).tolist()
     slope = model.fit(X, y).coef_.ravel()/scale
     unit = slope/np.linalg.norm(slope)
     pvalue = (1+sum(n >= score for n in null))/(1+permutations) if permutations else float("nan")
-    return Direction(name, part, unit @ p.axes, p.scores @ unit, float(score), pvalue, null, float(np.linalg.norm(slope)))
+    return Direction(name, part, unit @ p.axes, p.scores @ unit, score, pvalue, tuple(null), float(np.linalg.norm(slope)))
 
 # %% ../nbs/13_atlas.ipynb #983fa3fe
 @patch
@@ -498,6 +501,14 @@ def probe(self:Atlas, attributes:dict, part:str="joint", **kwargs)->dict[str, Di
     found = {k: self.direction(v, part, k, **kwargs) for k, v in attributes.items()}
     q = false_discovery_control([d.p for d in found.values()]) if found and all(d.p == d.p for d in found.values()) else [float("nan")]*len(found)
     return {k: replace(d, q=float(v)) for (k, d), v in zip(found.items(), q)}
+
+# %% ../nbs/13_atlas.ipynb #45b233f4
+def together(found:dict[str, Direction]|Sequence[Direction])->tuple[float, float]: # mean score, and its permutation p-value
+    "Many attributes as one question, such as all numbers of an identity: the members are shuffled as wholes, so attributes may go together. Raises `UserError` without permutations."
+    found = list(found.values() if isinstance(found, dict) else found)
+    if not found or len({len(d.null) for d in found}) > 1 or not found[0].null: raise UserError("To judge attributes together, probe them with the same number of permutations, one or more.")
+    score, null = np.mean([d.score for d in found]), np.mean([d.null for d in found], 0) # shuffle j is the same for all attributes of one seed
+    return float(score), float((1+(null >= score).sum())/(1+len(null)))
 
 # %% ../nbs/13_atlas.ipynb #101397e9
 def _thumbnail(ax, xy, image):
@@ -798,3 +809,39 @@ def invert(self:Atlas,
     found.dit, found.info = mean.dit, found.info | dict(appearance=appearance, motion=motion, clip=dict(name=clip.name, shape=list(clip.shape), fps=clip.fps))
     found.info["atlas"]["losses"] = [[round(x, 5) for x in l] for l in losses]
     return found
+
+# %% ../nbs/13_atlas.ipynb #14de4fb4
+@dataclass
+class Response:
+    "One measure along one slider: means over concepts, and the paired change from rest with its bootstrap interval."
+    values:np.ndarray  # (K,) positions of the slider, rising
+    mean:np.ndarray    # (K,)
+    change:list        # K of `metrics.Interval`; zero at rest
+    rest:float         # the position that changes nothing
+
+def response(rows:list[dict],  # each a clip: concept, slider, value and measures
+             slider:str, measure:str, rest:float)->Response:
+    "Gather one curve; several clips of one concept in one place are averaged. Raises `UserError` for a slider that was not measured."
+    at = {}
+    for r in rows:
+        if r["slider"] == slider and r[measure] == r[measure]: at.setdefault(float(r["value"]), {}).setdefault(r["concept"], []).append(r[measure])
+    if rest not in at: raise UserError(f"Nobody measured {measure!r} of the slider {slider!r} at {rest:g}: run scripts/response.py, or choose among {', '.join(sorted({r['slider'] for r in rows}))}.")
+    who, means = list(at[rest]), {v: {c: float(np.mean(x)) for c, x in m.items()} for v, m in sorted(at.items())}
+    line = lambda v: [means[v].get(c, np.nan) for c in who]
+    return Response(np.array(list(means)), np.array([np.nanmean(line(v)) for v in means]), [paired_bootstrap(line(v), line(rest)) for v in means], rest)
+
+# %% ../nbs/13_atlas.ipynb #951407c1
+def safe_range(leaks:list[Response],  # of one slider, of what it should leave alone; more is better
+               tolerance:float=.1,    # how far the mean may fall below rest
+              )->tuple[float, float, str, str]: # lowest and highest safe position, and whether each is "limit" or "end of what was measured"
+    "The stretch around rest in which every leak stays, with 95 % confidence, within the tolerance."
+    fine = {float(v): all(r.change[k].low >= -tolerance for r in leaks) for k, v in enumerate(leaks[0].values)}
+    fine[leaks[0].rest] = True
+    def walk(order):
+        last = leaks[0].rest
+        for v in order:
+            if not fine[v]: return last, "limit"
+            last = v
+        return last, "end of what was measured"
+    low, high = (walk(o) for o in (sorted((v for v in fine if v < leaks[0].rest), reverse=True), sorted(v for v in fine if v > leaks[0].rest)))
+    return low[0], high[0], low[1], high[1]

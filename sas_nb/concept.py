@@ -23,7 +23,7 @@ from .lowrank import norm
 from .basis import Basis
 from .regularize import SelfConditioning, prior_examples
 from .frames import Settings, check_folder, check_settings, frame_set, plot_history, train_identity
-from .residual import motion_settings, sequence, train_motion
+from .residual import OFF, preset_settings, sequence, train_motion
 _all_ = ["plot_history"]
 
 # %% ../nbs/09_concept.ipynb #ed68478d
@@ -80,21 +80,21 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
           model:VideoDiT|str="tiny",  # the base: loaded, or its name for `VideoDiT.load`
           out:str|Path|None=None,     # folder for checkpoints, logs and the concept; a run found there goes on
           rank:int=8,
-          stage1:Settings|None=None, stage2:Settings|None=None, # the paper's when None
-          regularize:bool=True,       # False turns all four regularisers off, with 150 + 400 steps
+          stage1:Settings|None=None, stage2:Settings|None=None, # the preset's when None
+          preset:str="ours",          # of `residual.PRESETS`: "ours", tuned on the tiny model, or "paper"
+          regularize:bool=True,       # False turns all four regularisers off, with fewer steps
           prior_prompts:list[str]|None=None, # two-part prompts for prior preservation; the checkpoint's own when None
           layers:str|None=None, basis:"dict[str, Tensor]|Concept|None"=None, # which linear layers (all of attention and feed-forward when None); a ready A1 to learn over, or the concept that has it
           free:bool=False,            # drop both encoders before training; the concept then loads its base anew to generate
-          progress:bool=True,
-         )->Concept:
+          progress:bool=True)->Concept:
     "Learn a dynamic concept from one video: *Set*, then *Sequence*. Raises `UserError` for what a person can put right."
     check_prompts(appearance, motion)
-    settings, out = _settings(stage1, stage2, regularize, free), Path(out) if out else None
-    rank, layers, basis = _given(basis, rank, layers)
-    dit = model if isinstance(model, VideoDiT) else base_model(str(model))
+    settings, out = _settings(stage1, stage2, preset, regularize, free), Path(out) if out else None
+    (rank, layers, basis), dit = _given(basis, rank, layers), model if isinstance(model, VideoDiT) else base_model(str(model))
     prepared = _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, basis, progress)
     if free: _free(dit)
     concept = _two_stages(dit, appearance, motion, settings, out, rank, layers, basis, progress, *prepared)
+    concept.info["preset"] = preset if settings == preset_settings(preset, regularize) else f"{preset}, changed"
     if free: dit.basis.detach(); concept.dit = None
     if out: concept.save(out/"concept")
     return concept
@@ -106,10 +106,10 @@ def _given(basis, rank, layers):
     return len(next(iter(basis.values()))) if basis else rank, layers, basis
 
 # %% ../nbs/09_concept.ipynb #27932995
-def _settings(stage1, stage2, regularize, free):
-    "The paper's two recipes, checked: 600 + 900 steps with regularisation, 150 + 400 without."
-    off = {} if regularize else dict(dropout=0., token_mask=0., prior=0., self_conditioning=0.)
-    one, two = stage1 or Settings(steps=600 if regularize else 150), stage2 or motion_settings(steps=900 if regularize else 400)
+def _settings(stage1, stage2, preset, regularize, free):
+    "The preset's settings where none are given, checked; all regularisers off if they are not wanted."
+    one, two = (given or own for given, own in zip((stage1, stage2), preset_settings(preset, regularize)))
+    off = {} if regularize else OFF
     if free and (one.sample_every or two.sample_every): raise UserError("Samples during training need the encoders that free=True drops: set sample_every=0, or free=False.")
     return check_settings(replace(one, **off)), check_settings(replace(two, **off))
 
@@ -154,7 +154,7 @@ def provenance(dit, clip, appearance, motion, rank, layers, settings, history):
     stages = ("identity", "motion")
     return dict(format=1, base=dit.name, family=type(dit.pipe).__name__, fingerprint=fingerprint(dit.transformer), appearance=appearance, motion=motion, rank=rank,
                 layers=layers or dit.family.lora_layers, clip=dict(name=clip.name, shape=list(clip.shape), fps=clip.fps), dtype=str(dit.dtype),
-                settings={k: asdict(s) | dict(betas=list(s.betas)) for k, s in zip(stages, settings)}, lr=[s.lr or dit.recommended.lr for s in settings],
+                settings={k: asdict(s) | dict(betas=list(s.betas)) for k, s in zip(stages, settings)}, lr=[s.rate(dit.recommended.lr) for s in settings],
                 history={k: _brief(h) for k, h in history.items()},
                 versions=dict(sas_nb=__version__, torch=str(torch.__version__), **{p: version(p) for p in ("diffusers", "peft", "transformers")}),
                 made=datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -187,7 +187,7 @@ def summary(self:Concept)->dict[str, str]:
     return {"appearance prompt": self.info["appearance"], "motion prompt": self.info["motion"], "base model": self.info["base"],
             "rank": f"{self.rank}, in {len(self.layers)} layers", "identity, A1 B1": f"norm {total[0]:.3g}, scale {self.appearance:g}",
             "motion, A1 B2": f"norm {total[1]:.3g}, scale {self.motion:g}",
-            "steps": " + ".join(str(s["steps"]) for s in self.info.get("settings", {}).values()), "made": self.info.get("made", "")}
+            "steps": " + ".join(str(s["steps"]) for s in self.info.get("settings", {}).values()), "preset": self.info.get("preset", ""), "made": self.info.get("made", "")}
 
 @patch
 def _repr_html_(self:Concept):

@@ -38,6 +38,7 @@ class Settings:
     steps:int=600                 # optimiser steps, not epochs
     batch:int=8
     lr:float|None=None            # the paper's 1e-4 is for an 11.5B model; None asks the checkpoint
+    lr_factor:float=1.            # times the checkpoint's own, where lr is None
     token_lr:float=1e-5           # of `[v]` and `[u]`; 0 leaves them at zero
     betas:tuple=(.9, .99)
     weight_decay:float=.01
@@ -59,7 +60,7 @@ class Settings:
 # %% ../nbs/07_frames.ipynb #90ed26fd
 _WHOLE = dict(steps=(0, 10**7), batch=(1, 10**4), log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7))
 _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), self_conditioning=(0, 1), token_lr=(0, 10), clip_norm=(0, 1e9),
-             weight_decay=(0, 10), shift=(1e-3, 1e3))
+             weight_decay=(0, 10), shift=(1e-3, 1e3), lr_factor=(1e-6, 1e6))
 
 def check_settings(s:Settings)->Settings:
     "Raise `UserError` for values that cannot work, before anything is computed."
@@ -70,6 +71,11 @@ def check_settings(s:Settings)->Settings:
     if s.lr is not None and not 0 < s.lr < 10: raise UserError(f"lr is {s.lr}, and must be above 0 and below 10: the paper's is 1e-4.")
     if s.times not in ("uniform", "logit_normal"): raise UserError(f"times is {s.times!r}, and must be 'uniform' or 'logit_normal': correct it in the settings.")
     return s
+
+@patch
+def rate(self:Settings, recommended:float)->float:
+    "The learning rate on a base that recommends one."
+    return self.lr or self.lr_factor*recommended
 
 # %% ../nbs/07_frames.ipynb #e629241d
 class Trainer:
@@ -89,7 +95,7 @@ class Trainer:
         self.dit, self.basis, self.stage, self.data, self.prior, self.prompt = dit, basis, stage, data, prior, prompt
         self.settings, self.out, self.progress = check_settings(settings), Path(out) if out else None, progress
         self.tokens, self.conditioning = tokens if tokens is not None else {}, self_conditioning
-        self.lr = settings.lr or dit.recommended.lr
+        self.lr = settings.rate(dit.recommended.lr)
         self.generator, self.step = torch.Generator().manual_seed(settings.seed), 0
         self.recent, self.history = [], []      # steps since the last log line; log lines
         self.optimiser = self._optimiser()
@@ -171,7 +177,7 @@ def _not_finite(self:Trainer):
 @patch
 def _checkpoint(self:Trainer)->Path: return self.out/f"{self.stage}.ckpt.safetensors"
 
-_FREE = ("steps", "log_every", "save_every", "sample_every", "sample_prompt", "checkpointing", "lr") # may change when a run goes on
+_FREE = ("steps", "log_every", "save_every", "sample_every", "sample_prompt", "checkpointing", "lr", "lr_factor") # may change when a run goes on
 
 @patch
 def _examples(self:Trainer)->list[Examples]: return [e for e in (self.data, self.prior) if e is not None]

@@ -1,37 +1,152 @@
-"""Throughput of a fleet against training its members one after another: milliseconds for one step of one concept, side by side in one process.
+"""What company saves: one step of one concept in a fleet, against training its members one after another; and what a ready basis saves a newcomer. Prints tables and writes out/bench_fleet.json.
 
-    python scripts/bench_fleet.py
+    python scripts/bench_fleet.py --threads 2   # the two ways side by side in one process, in turns; minutes
+    python scripts/bench_fleet.py --new         # also: new people over the zoo's frozen A1, against from scratch
+    python scripts/bench_fleet.py --quick       # one batch size of each stage
+
+`alone` is what `learn` does: float32. A fleet has two precisions, see `sas_nb.fleet.bf16_products`; `alone, bf16` is there to tell what company saves from what bfloat16 does. Seconds are the clock's, the best of
+some turns; `cpu` is the processor's time for the same steps, all threads together, which other programs on the machine disturb less.
 """
+import json, time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
 import torch, typer
-from bench import PROMPT, STAGES, WHO, seconds
+from bench import PROMPT, STAGES, WHO
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from sas_nb.basis import Basis
-from sas_nb.clip import Clip
-from sas_nb.dit import VideoDiT, data_path
-from sas_nb.fleet import Fleet, FleetTrainer
+from sas_nb.bench import case
+from sas_nb.clip import Clip, atomic
+from sas_nb.dit import VideoDiT, add_tokens, data_path
+from sas_nb.fleet import Fleet, FleetTrainer, bf16_products, load_zoo
+from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import Settings, Trainer, frame_set
+from sas_nb.metrics import pose_correlation
+from sas_nb.oracles import Oracles, seen_joints
 from sas_nb.residual import motion_settings, sequence
+from sas_nb.world import render
 
 
-def main(members: int = 32, repeats: int = 6):
+def vectors(dit, *n): return {t: nn.Parameter(torch.zeros(*n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}
+
+
+def took(f) -> tuple[float, float]:
+    "Seconds by the clock and of the processor."
+    wall, cpu = time.perf_counter(), time.process_time()
+    f()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+# Company
+
+def ways(dit, stage: str, data, batch: int, members: int, A: dict) -> dict:
+    "Name -> (make the trainer, context of a step, members)."
+    s = (Settings if stage == "identity" else motion_settings)(batch=batch, prior=0.)
+    alone = lambda: Trainer(dit, Basis(dit, A=A), stage, data, s, tokens=vectors(dit), progress=False)
+    fleet = lambda bf16: FleetTrainer(Fleet(dit, members, A=A), stage, [data] * members, s, tokens=vectors(dit, members), progress=False, bf16=bf16)
+    half = lambda: bf16_products(dit.device)
+    return {"alone": (alone, nullcontext, 1), "alone, bf16": (alone, half, 1), "fleet": (lambda: fleet(False), nullcontext, members), "fleet, bf16": (lambda: fleet(True), nullcontext, members)}
+
+
+def company(dit, stage: str, data, batch: int, members: int, turns: int, A: dict) -> dict:
+    "Milliseconds for one step of one concept in each way, the best of some turns."
+    best = {}
+    for _ in range(turns):
+        for name, (make, context, n) in ways(dit, stage, data, batch, members, A).items():
+            trainer = make()
+            with context():
+                trainer._one_step()  # warm
+                steps = 3 if n == 1 else 1
+                wall, cpu = took(lambda: [trainer._one_step() for _ in range(steps)])
+            trainer.basis.detach()
+            for kind, v in (("wall", wall), ("cpu", cpu)): best[name, kind] = min(best.get((name, kind), 1e9), 1000 * v / steps / n)
+    row = dict(stage=STAGES[stage], batch=batch, members=members) | {f"{n} {k}": v for (n, k), v in best.items()}
+    return row | {f"{n}: times faster, {k}": best["alone", k] / best[n, k] for n in ("alone, bf16", "fleet", "fleet, bf16") for k in ("wall", "cpu")}
+
+
+# A newcomer
+
+@torch.no_grad()
+def own_loss(dit, basis, data, tokens: dict, draws: int = 2) -> float:
+    "Flow-matching loss on the concept's own examples, at five times and fixed noise, nothing dropped or masked."
+    x0, text, found = data.batch([i % len(data) for i in range(5 * draws)])
+    noise, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), torch.linspace(.1, .9, 5).repeat(draws)
+    with basis.undropped(): return float(flow_loss(dit.velocity(interpolate(x0, noise, t), t, add_tokens(text, found, tokens)), velocity_target(x0, noise)))
+
+
+def newcomer(dit, c, A: dict | None, steps: int, batch: int, every: int) -> tuple[list[dict], Clip]:
+    "Learn one case over a frozen A1, or from scratch when None: losses and seconds on the way, and what it generates."
+    clip, tokens, basis, curve, spent = c.clip(), vectors(dit), Basis(dit, 8, A=A), [], [0., 0.]
+    for stage, data, make in (("identity", frame_set(dit, clip, c.prompts()[0]), Settings), ("motion", sequence(dit, clip, c.prompt()), motion_settings)):
+        t = Trainer(dit, basis, stage, data, make(steps=steps, batch=batch, prior=0.), tokens=tokens, progress=False)
+        step = t._one_step
+
+        def timed():
+            for k, v in enumerate(took(step)): spent[k] += v
+            if t.step % every == 0: curve.append(dict(stage=stage, step=t.step, wall=spent[0], cpu=spent[1], loss=own_loss(dit, basis, data, tokens)))
+        t._one_step = timed
+        t.run()
+    made = dit.sample(c.prompt(), seed=0, tokens=tokens)
+    basis.detach()
+    return curve, made
+
+
+def newcomers(dit, A: dict, people: int, steps: int, batch: int, every: int) -> list[dict]:
+    "Both ways for some people who are not in the zoo."
+    rows, oracles = [], Oracles.load()
+    for i in range(people):
+        c, found = case(i), {}
+        for name, basis in (("over the zoo's A1", A), ("from scratch", None)):
+            curve, made = newcomer(dit, c, basis, steps, batch, every)
+            face = oracles.identity(torch.stack([made.frames, render(c.spec, fps=c.fps).frames]))
+            found[name] = dict(curve=curve, identity=float(face[0] @ face[1]), pose=float(pose_correlation(oracles.joints(made)[0], torch.as_tensor(seen_joints(c.spec, fps=c.fps)).float())))
+        for stage in STAGES:
+            of = lambda n: [r for r in found[n]["curve"] if r["stage"] == stage]
+            target = of("from scratch")[-1]["loss"]
+            reached = next((r["step"] for r in of("over the zoo's A1") if r["loss"] <= target), None)
+            for n in found: rows.append(dict(who=c.name, stage=STAGES[stage], way=n, steps=steps, cpu_s=of(n)[-1]["cpu"] - (0 if stage == "identity" else [r for r in found[n]["curve"] if r["stage"] == "identity"][-1]["cpu"]),
+                                                  loss=of(n)[-1]["loss"], steps_to_the_loss_from_scratch=reached if n.startswith("over") else steps, identity=found[n]["identity"], pose=found[n]["pose"], curve=[[r["step"], r["cpu"], r["loss"]] for r in of(n)]))
+    return rows
+
+
+def show(title: str, rows: list[dict]):
+    columns = [k for k in rows[0] if k != "curve"]
+    t = Table(*columns, title=title)
+    for r in rows: t.add_row(*(f"{r[k]:.3g}" if isinstance(r[k], float) else str(r[k]) for k in columns))
+    Console(width=200).print(t)
+
+
+def main(
+    members: Annotated[int, typer.Option(help="Most members of a fleet; 64 samples go in one pass.")] = 32,
+    turns: Annotated[int, typer.Option(help="How often each way is measured.")] = 3,
+    threads: Annotated[int, typer.Option(help="Threads for all ways; 0 leaves them alone.")] = 0,
+    quick: Annotated[bool, typer.Option(help="One batch size of each stage.")] = False,
+    new: Annotated[bool, typer.Option(help="Also learn new people over the zoo's basis and from scratch.")] = False,
+    people: Annotated[int, typer.Option(help="How many new people.")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps of each stage for a new one.")] = 150,
+    out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path("out/bench_fleet.json"),
+):
+    if threads: torch.set_num_threads(threads)
     dit = VideoDiT.load("tiny")
     r = dit.recommended
     clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
-    A = {k: v for k, v in Basis(dit, 8).tensors().items() if k.endswith(".A")}
-    tokens = lambda *n: {t: nn.Parameter(torch.zeros(*n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}
-    t = Table("stage", "batch of each", "members", "alone, ms", "in a fleet, ms", "ratio", title=f"One step of one concept, {torch.get_num_threads()} threads")
-    for stage, label in STAGES.items():
+    A, rows = {k: v for k, v in Basis(dit, 8).tensors().items() if k.endswith(".A")}, []
+    dit.basis.detach()
+    for stage in STAGES:
         data = frame_set(dit, clip, WHO) if stage == "identity" else sequence(dit, clip, PROMPT)
-        for batch in (1, 2, 4, 8):
-            s, n = (Settings if stage == "identity" else motion_settings)(batch=batch, prior=0.), max(1, min(members, 64 // batch))
-            together = FleetTrainer(Fleet(dit, n, A=A), stage, [data] * n, s, tokens=tokens(n), progress=False)
-            together._one_step(); fleet = seconds(together._one_step, 2) / n; together.basis.detach()
-            single = Trainer(dit, Basis(dit, A=A), stage, data, s, tokens=tokens(), progress=False)
-            single._one_step(); alone = seconds(single._one_step, repeats); single.basis.detach()
-            t.add_row(label, str(batch), str(n), f"{1000 * alone:.1f}", f"{1000 * fleet:.1f}", f"{alone / fleet:.2f}x")
-    Console().print(t)
+        for batch in (2,) if quick else (1, 2, 4, 8): rows.append(company(dit, stage, data, batch, max(1, min(members, 64 // batch)), turns, A))
+    names = ("alone", "alone, bf16", "fleet", "fleet, bf16")
+    show(f"Milliseconds for one step of one concept, {torch.get_num_threads()} threads", [{k: r[k] for k in ("stage", "batch", "members", *(f"{n} wall" for n in names))} for r in rows])
+    show("Times faster than training alone", [{k: v for k, v in r.items() if k in ("stage", "batch") or "times" in k} for r in rows])
+    figures = dict(threads=torch.get_num_threads(), torch=torch.__version__, company=rows)
+    if new:
+        basis = {k: v for k, v in next(iter(load_zoo().values())).weights.items() if k.endswith(".A")}
+        figures["new"] = newcomers(dit, basis, people, steps, 4, max(1, steps // 10))
+        show(f"A new concept, {steps} steps a stage at batch 4", figures["new"])
+    with atomic(out) as tmp: tmp.write_text(json.dumps(figures, indent=1))
+    print(f"written to {out}")
 
 
 if __name__ == "__main__": typer.run(main)

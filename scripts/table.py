@@ -1,23 +1,33 @@
-"""Compare methods on held-out concepts whose every edit has an exact answer. Writes rows.csv and table.md.
+"""Compare methods on held-out concepts whose every edit has an exact answer. Writes rows.csv, table.md and what made them.
 
-    python scripts/table.py --quick            # or: make bench-quick; three people, three methods, half the steps, about ten minutes on two idle cores
+    python scripts/table.py --quick            # or: make bench-quick; three people, three methods, few steps, about ten minutes on two idle cores
+    python scripts/table.py --brief --minutes 40 --keep   # the eight most informative methods, as many people as 40 minutes allow, kept in data/bench/
     python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
+    python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
+    python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
 
-Every pair of concept and method is kept as soon as it is done, and the same command goes on from there.
+Every pair of concept and method is kept as soon as it is done, and the same command goes on from there. All methods of one concept come
+before the next concept, and the table is made of the concepts that every method has.
 """
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
+import json
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import METHODS, Budget, cases, run, save_table, table
+from sas_nb.bench import ABLATIONS, BRIEF, LEAKS, METHODS, TABLE, Budget, cases, complete, estimate, run, save_table, table
 from sas_nb.cli import tidy
 from sas_nb.clip import UserError, atomic
-from sas_nb.dit import VideoDiT
+from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.oracles import Oracles
+from sas_nb.residual import PRESETS
 
-QUICK = dict(people=3, things=0, methods=("LoRA-8 (DB-LoRA)", "two-stage", "ours"), budget=Budget(75, 200, batch=4))
+SMALL = dict(steps1=50, steps2=100, batch=4)
+QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
+SETS = dict(quick=QUICK, brief=dict(people=24, things=0, method=BRIEF) | SMALL, ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
+            full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
 
 
 def part(text: str) -> tuple[int, int]:
@@ -27,25 +37,50 @@ def part(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
+def write(rows: list[dict], about: dict, folder: Path, name: str):
+    "Rows as a tidy CSV, and beside them what they come from."
+    save_table(rows, folder / f"{name}.csv")
+    with atomic(folder / f"{name}.json") as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
+
+
+Number = Annotated[int | None, typer.Option(min=0, show_default="the set's")]
+
+
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="A small subset.")] = False,
-    people: Annotated[int, typer.Option(min=0)] = 24, things: Annotated[int, typer.Option(min=0)] = 4,
-    method: Annotated[list[str] | None, typer.Option(help="One of the methods; may be repeated.", show_default="all")] = None,
-    steps1: int = 150, steps2: int = 400, batch: int = 8, seed: int = 0,
+    brief: Annotated[bool, typer.Option("--brief", help="The most informative methods, few steps.")] = False,
+    ablation: Annotated[bool, typer.Option("--ablation", help="Ours with one thing changed, few steps.")] = False,
+    people: Number = None, things: Number = None,
+    method: Annotated[list[str] | None, typer.Option(help="One of the methods; may be repeated.", show_default="the set's")] = None,
+    steps1: Number = None, steps2: Number = None, batch: Number = None, seed: int = 0,
+    minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
+    sampling_steps: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
     model: str = "tiny", share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th pair.")] = "0/1",
-    out: Annotated[Path, typer.Option(help="Where to keep rows and write the table.")] = Path("out/table"),
+    only_estimate: Annotated[bool, typer.Option("--estimate", help="Measure a few steps, say how long it would take, and stop.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Also write the rows to data/bench/.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to keep rows and write the table.", show_default="out/table, out/ablation")] = None,
 ):
     "Train every method on every concept, measure every edit, print the table."
+    name = "quick" if quick else "brief" if brief else "ablation" if ablation else "full"
+    given = dict(people=people, things=things, method=method or None, steps1=steps1, steps2=steps2, batch=batch)
+    s = SETS[name] | {k: v for k, v in given.items() if v is not None}
+    kind, pool = ("ablation", ABLATIONS) if ablation else ("table", METHODS)
     with tidy():
-        set_, methods, budget = (people, things), list(method or METHODS), Budget(steps1, steps2, batch, seed=seed)
-        if quick: set_, methods, budget = (QUICK["people"], QUICK["things"]), list(method or QUICK["methods"]), QUICK["budget"]
-        dit = VideoDiT.load(model)
-        rows = run(cases(*set_, fps=dit.recommended.fps), methods, out / "rows", Oracles.load(), dit, budget, part(share))
-        save_table(rows, out / "rows.csv")
-        words = table(rows, "ours" if "ours" in methods else methods[0])
-        with atomic(out / "table.md") as tmp: tmp.write_text(words + "\n")
+        if odd := next((m for m in s["method"] if m not in pool), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(pool)}.")
+        budget, folder = Budget(s["steps1"], s["steps2"], s["batch"], seed=seed), out or Path("out") / kind
+        dit, oracles, which = VideoDiT.load(model), Oracles.load(), part(share)
+        if only_estimate:
+            hours = estimate(dit, list(s["method"]), budget, s["people"] + s["things"], oracles)
+            return print(f"{s['people'] + s['things']} concepts x {len(s['method'])} methods, {budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} hours on one core or device; shared by n processes, an n-th.")
+        rows = run(cases(s["people"], s["things"], dit.recommended.fps), {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which, dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes)
+        about = dict(concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]), budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer), presets=PRESETS)
+        write(complete(rows), about, folder, "rows")
+        if keep: write(complete(rows), about, Path("data/bench"), kind)
+        against = "ours" if "ours" in s["method"] else s["method"][0]
+        words = f"{table(complete(rows), against)}\n\n{table(complete(rows), against, LEAKS)}" if complete(rows) else "No concept has every method yet."
+        with atomic(folder / "table.md") as tmp: tmp.write_text(words + "\n")
     Console().print(Markdown(words.replace("<br>", " ")))
-    print(f"written: {out / 'rows.csv'} (a row per sample), {out / 'table.md'}")
+    print(f"{len(about['concepts'])} concepts; written: {folder / 'rows.csv'} (a row per sample), {folder / 'table.md'}" + (f", data/bench/{kind}.csv" if keep else ""))
 
 
 if __name__ == "__main__": typer.run(main)

@@ -1,23 +1,161 @@
 """Make a zoo: a population of concepts over one universal basis, each with its truth, small enough to ship. The shipped one is
 
-    python scripts/zoo.py                          # 64 people and 8 things into data/zoo; about half an hour on one core
-    python scripts/zoo.py --people 1000 --out big  # a thousand
+    python scripts/zoo.py                                               # 64 people and 8 things into data/zoo; about half an hour on one core
+    python scripts/zoo.py --people 1000 --out big                       # a thousand
     python scripts/zoo.py --people 5 --things 1 --share .2 --out small  # a rehearsal
 
 People have an identity and a dance that no word names, and clothes that the caption does name; all are filmed in the park, so that nothing differs but them. Everyone is trained with the same chance (noise,
 times, dropout), so that what differs between two concepts is what differs between their clips. Ctrl-C, a kill or `--minutes` stop it cleanly, and the same command goes on. It writes
   zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.fleet.load_zoo` reads
-  truth.csv     who is who: words, identity and gait vectors, seed
+  truth.csv     who is who: words, seed, identity and gait vectors
   packing.json  what eight bits cost: coefficients, PCA, loss, pixels
-  sheet.png     everyone, filmed and as learned
+  sheet.png     everyone: as filmed, as learned, and in the snow
 """
-import csv, json, os, signal, tempfile, threading, time
+import csv, json, os, signal, threading, time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 import numpy as np, torch, typer
 from PIL import Image, ImageDraw
-from rich.console import Console
 from sas_nb.atlas import Atlas
 from sas_nb.bench import Case, case
-from sas_nb.clip import UserError, atomic, check_folder if False else atomic
+from sas_nb.clip import Clip, atomic
+from sas_nb.concept import Concept
+from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.fleet import learn_many, load_zoo, save_zoo, spec_of
+from sas_nb.flow import flow_loss, interpolate, velocity_target
+from sas_nb.frames import Settings
+from sas_nb.residual import motion_settings
+from sas_nb.world import IDENTITY, SCENES, Person, render
+
+FIRST = 1000  # held-out people and things from this number on: the benchmark's come before
+SCENE = "park"
+REGULAR = dict(batch=2, dropout=.2, prior=.125, token_lr=1e-3, save_every=25)
+
+
+def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
+    "Name -> case: who is in the zoo. The same number is always the same subject."
+    drawn = [case(FIRST + i, fps=fps) for i in range(people)] + [case(FIRST + i, True, fps) for i in range(things)]
+    numbers = [*range(people), *range(things)]
+    return {f"{c.spec.subjects[0].kind}-{i:02d}": replace(c, spec=replace(c.spec, scene=SCENE), edits={}) for i, c in zip(numbers, drawn)}
+
+
+def plan(share: float = 1.) -> dict[str, Settings]:
+    "The settings of the basis and of both stages, at a share of the full number of steps: few steps and small batches, so larger steps and less dropout than the paper's."
+    steps = lambda n: max(1, round(n * share))
+    basis, one, two = Settings(steps=steps(100), lr_factor=2., **REGULAR), Settings(steps=steps(300), lr_factor=3., **REGULAR), motion_settings(steps=steps(250), lr_factor=4., **REGULAR)
+    return dict(settings=basis, stage1=one, stage2=two)
+
+
+def known(number: int, c: Case) -> dict:
+    "What travels with a concept: the seed's number and the spec as data."
+    return dict(number=FIRST + number, thing=not isinstance(c.spec.subjects[0], Person), spec=asdict(c.spec))
+
+
+# Stopping
+
+def stop_cleanly(minutes: float):
+    "Let a kill and the clock do what Ctrl-C does: the running step ends, a checkpoint is written, and the program stops."
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    if minutes:
+        clock = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+        clock.daemon = True; clock.start()
+
+
+# What the files say
+
+def truth_table(zoo: dict[str, Concept]) -> list[dict]:
+    "One flat row for each concept."
+    def row(name, c):
+        spec = spec_of(c); s = spec.subjects[0]; t = c.info["truth"]
+        words = {k: getattr(s, k, "") for k in ("kind", "shirt", "trousers", "hat", "held", "motion")}
+        about = dict(name=name, seed=t["number"], **words, scene=spec.scene, appearance=c.info["appearance"], movement=c.info["motion"])
+        if t["thing"]: return about | {f"shape_{i}": v for i, v in enumerate(s.shape)}
+        return about | {f"identity_{k}": v for k, v in zip(IDENTITY, s.identity)} | {f"gait_{i}": v for i, v in enumerate(s.gait.vector)}
+    return [row(n, c) for n, c in zoo.items()]
+
+
+def write_csv(rows: list[dict], path: Path):
+    columns = list(dict.fromkeys(k for r in rows for k in r))
+    with atomic(path) as tmp, open(tmp, "w", newline="") as f:
+        w = csv.DictWriter(f, columns); w.writeheader(); w.writerows({k: repr(float(v)) if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+
+
+# What eight bits cost
+
+@torch.no_grad()
+def own_loss(c: Concept, clip: Clip, draws: int = 2) -> float:
+    "Flow-matching loss of a concept on its own clip, at five times and fixed noise."
+    basis, dit = c.put_on(), c.dit
+    x0, text = dit.encode_once(clip.frames[None]).repeat(5 * draws, 1, 1, 1, 1), dit.embed(c.prompt, c.tokens).expand(5 * draws, -1, -1)
+    noise, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), torch.linspace(.1, .9, 5).repeat(draws)
+    return float(flow_loss(dit.velocity(interpolate(x0, noise, t), t, text), velocity_target(x0, noise)))
+
+
+def packing(exact: dict[str, Concept], stored: dict[str, Concept], some: int = 4) -> dict:
+    "What storing changed, as numbers."
+    coefficients = [float((stored[n].weights[k] - w).norm() / w.norm()) for n, c in exact.items() for k, w in c.weights.items() if not k.endswith(".A") and w.any()]
+    a, b, pca = Atlas(exact), Atlas(stored), {}
+    for part in ("appearance", "motion"):
+        p, q = a.pca(part), b.pca(part)
+        cos = np.sum((p.axes / np.linalg.norm(p.axes, axis=1, keepdims=True)) * (q.axes / np.linalg.norm(q.axes, axis=1, keepdims=True)), 1)[:5] if len(p.axes) == len(q.axes) else np.zeros(1)
+        pca[part] = dict(worst_coordinate_of_first_five=float(max(np.abs(p.scores[:, k] * np.sign(cos[k]) - q.scores[:, k]).max() / p.std[k] for k in range(len(cos)))), least_cosine_of_first_five=float(np.abs(cos).min()))
+    losses = {n: [own_loss(z[n], render(spec_of(exact[n]), fps=12.)) for z in (exact, stored)] for n in list(exact)[:some]}
+    clips = {n: [z[n].generate(seed=1, steps=10).frames for z in (exact, stored)] for n in list(exact)[:some]}
+    psnr = {n: float(-10 * (x - y).square().mean().log10()) for n, (x, y) in clips.items()}
+    return dict(bits=8, coefficients_relative_error=dict(median=float(np.median(coefficients)), worst=max(coefficients)), pca_in_standard_deviations=pca, loss_on_own_clip_exact_and_stored=losses, pixels_psnr_db=psnr)
+
+
+# Everyone
+
+def sheet(zoo: dict[str, Concept], columns: int = 12, steps: int = 12, side: int = 64) -> Image.Image:
+    "For each: a frame of the clip, the same moment as learned, and in the snow; above its name."
+    rows = -(-len(zoo) // columns)
+    picture = Image.new("RGB", (columns * (side + 4), rows * (3 * side + 18)), "white")
+    draw, shown = ImageDraw.Draw(picture), lambda x: Image.fromarray((x.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
+    for i, (name, c) in enumerate(zoo.items()):
+        x, y = i % columns * (side + 4) + 2, i // columns * (3 * side + 18)
+        made = c.generate([c.prompt, c.prompt.replace(SCENES[SCENE], SCENES["snow"])], [0, 0], steps=steps)
+        for k, frames in enumerate((render(spec_of(c), fps=12.).frames, *(m.frames for m in made))): picture.paste(shown(frames[8]), (x, y + k * side))
+        draw.text((x, y + 3 * side + 2), name, "black")
+    return picture
+
+
+def main(
+    people: Annotated[int, typer.Option(help="How many people.")] = 64,
+    things: Annotated[int, typer.Option(help="How many dynamic things.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder of the zoo.")] = Path("data/zoo"),
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints; one in it for each base and plan.")] = Path("out/zoo"),
+    model: Annotated[str, typer.Option(help="The base: a name or folder.")] = "tiny",
+    share: Annotated[float, typer.Option(help="Share of the full number of steps, for a rehearsal.")] = 1.,
+    rank: Annotated[int, typer.Option(help="Rank of the basis.")] = 8,
+    minutes: Annotated[float, typer.Option(help="Stop cleanly after so many; 0 for never.")] = 0.,
+    bf16: Annotated[bool, typer.Option(help="Products with frozen weights in bfloat16.")] = True,
+    threads: Annotated[int, typer.Option(help="Threads; 0 leaves them alone.")] = 0,
+):
+    if threads: torch.set_num_threads(threads)
+    stop_cleanly(minutes)
+    began, dit, who = time.time(), VideoDiT.load(model), cast(people, things)
+    say = lambda text: print(f"[{(time.time() - began) / 60:5.1f} min] {text}", flush=True)
+    folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{'' if bf16 else '-fp32'}"
+    stages = plan(share)
+    say(f"{people} people and {things} things, steps {', '.join(str(s.steps) for s in stages.values())}, checkpoints in {folder}")
+    try: learned = learn_many([render(c.spec, fps=c.fps) for c in who.values()], [c.prompts() for c in who.values()], dit, folder, rank=rank, bf16=bf16, **stages)
+    except KeyboardInterrupt as e: say(str(e) or "Stopped; the same command goes on."); raise typer.Exit(130) from None
+    for (name, c), concept, number in zip(who.items(), learned, [*range(people), *range(things)]): concept.info["truth"] = known(number, c)
+    zoo = dict(zip(who, learned))
+    say("trained; writing")
+    save_zoo(zoo, out)
+    stored = load_zoo(out, dit=dit)
+    write_csv(truth_table(stored), out / "truth.csv")
+    say("measuring what eight bits cost")
+    cost = packing(zoo, stored)
+    with atomic(out / "packing.json") as tmp: tmp.write_text(json.dumps(cost, indent=1))
+    print(json.dumps(cost, indent=1))
+    say("drawing everyone")
+    with atomic(out / "sheet.png") as tmp: sheet(stored).quantize(128, dither=Image.Dither.NONE).save(tmp, optimize=True)
+    sizes = {f.name: f.stat().st_size / 1e6 for f in sorted(out.iterdir())}
+    say(f"{out}: {sum(sizes.values()):.1f} MB, the largest file {max(sizes.values()):.1f} MB")
+
+
+if __name__ == "__main__": typer.run(main)

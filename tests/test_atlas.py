@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA as Dense
 
-from sas_nb.atlas import Atlas, Lora, Member, _blocks, _layers_of, layer_gram, layer_name, leave_one_out, null_ratios, pca_of, synthetic
+from sas_nb.atlas import Atlas, Lora, Member, _blocks, _layers_of, layer_gram, layer_name, leave_one_out, null_ratios, pca_of, synthetic, response, safe_range, together
 from sas_nb.clip import Clip, UserError
 from sas_nb.concept import Concept
 from sas_nb.dit import add_tokens
@@ -494,3 +494,46 @@ def test_a_mix_can_be_inspected_from_the_terminal(tmp_path):
     Atlas(concepts).interpolate(0, 1, appearance=.25, motion=1).save(tmp_path/"mix")
     said = CliRunner().invoke(app, ["info", str(tmp_path/"mix")])
     assert said.exit_code == 0 and "mixed from" in said.output, said.output
+
+
+def test_probing_all_shuffles_at_once_is_probing_them_one_by_one():
+    from sklearn import linear_model as lm, metrics, model_selection as ms
+    people, hidden = synthetic(25, noise=1.)
+    atlas = Atlas(people)
+    d = atlas.direction(hidden[:, 0], "appearance", permutations=4)
+    p = atlas.pca("appearance")
+    X, cv, rng = p.scores/np.sqrt((p.scores**2).sum(1).mean()), ms.KFold(5, shuffle=True, random_state=0), np.random.default_rng(0)
+    one = lambda y: metrics.r2_score(y, ms.cross_val_predict(lm.RidgeCV(np.logspace(-4, 3, 15)), X, y, cv=cv))
+    assert np.allclose([d.score, *d.null], [one(hidden[:, 0]), *(one(rng.permutation(hidden[:, 0])) for _ in range(4))])
+
+def test_attributes_together():
+    people, hidden = synthetic(40)
+    atlas = Atlas(people)
+    mine, other = (atlas.probe({str(k): hidden[:, k] for k in ks}, "appearance", permutations=99) for ks in ((0, 2), (1, 3)))
+    assert together(mine)[0] > .9 and together(mine)[1] == .01
+    assert together(other)[0] < .3 and together(other)[1] > .05
+    assert together(list(mine.values())) == together(mine)
+    for bad in ({}, atlas.probe(dict(a=hidden[:, 0]), permutations=0)):
+        with pytest.raises(UserError, match="same number of permutations"): together(bad)
+
+def made_rows(leak, n=12, values=(0, .5, 1, 1.5, 2), noise=.02):
+    rng = np.random.default_rng(0)
+    return [dict(concept=f"c{i}", slider="s", value=v, effect=v+own, leak=leak(v)+own+noise*rng.normal()) for i in range(n) for own in [rng.normal()] for v in values]
+
+def test_a_response_compares_everyone_with_themselves():
+    r = response(made_rows(lambda v: 0.), "s", "effect", 1.)
+    assert r.values.tolist() == [0, .5, 1, 1.5, 2] and np.allclose([c.mean for c in r.change], [-1, -.5, 0, .5, 1])
+    assert all(c.high-c.low < 1e-9 for c in r.change) # people differ by far more than that, and it does not matter
+    with pytest.raises(UserError, match="Nobody measured"): response(made_rows(lambda v: 0.), "s", "effect", 3.)
+    with pytest.raises(UserError, match="Nobody measured"): response(made_rows(lambda v: 0.), "t", "effect", 1.)
+
+@pytest.mark.parametrize("leak, safe", [(lambda v: 0., (0., 2., "end of what was measured", "end of what was measured")), (lambda v: -.5*(v > 1.2), (0., 1., "end of what was measured", "limit")),
+                                        (lambda v: -.5*(v == .5), (1., 2., "limit", "end of what was measured")), (lambda v: .5*abs(v-1), (0., 2., "end of what was measured", "end of what was measured"))])
+def test_the_safe_range_is_the_stretch_around_rest(leak, safe):
+    rows = made_rows(leak)
+    assert safe_range([response(rows, "s", "leak", 1.)]) == safe
+    assert safe_range([response(rows, "s", m, 1.) for m in ("leak", "leak")]) == safe
+
+def test_a_noisy_leak_is_not_called_safe():
+    "Too few people to know: what cannot be excluded is not safe."
+    assert safe_range([response(made_rows(lambda v: 0., n=4, noise=2.), "s", "leak", 1.)])[:2] == (1., 1.)

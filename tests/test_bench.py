@@ -1,11 +1,16 @@
 "The benchmark: cases that say what they show, methods that train what they should, rows that survive a kill."
-import json
-import pytest, torch
-from sas_nb.bench import COLUMNS, METHODS, Budget, case, cases, load_table, per_concept, rows, run, save_table, table
+import json, math
+from dataclasses import replace
+import pytest, torch, typer
+from sas_nb import bench
+from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, RIVAL, Budget, answer_loss, answers, case, cases, complete, leakage, load_table, losses, measured,
+                          per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
 from sas_nb.clip import UserError
-from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.concept import learn
+from sas_nb.dit import VideoDiT
 from sas_nb.oracles import OracleNet, Oracles
-from sas_nb.world import truth
+from sas_nb.residual import motion_settings
+from sas_nb.world import edit, truth
 
 TINY = Budget(2, 2, batch=2, rank=2)
 
@@ -13,7 +18,11 @@ TINY = Budget(2, 2, batch=2, rank=2)
 pytestmark = pytest.mark.usefixtures("own_cache", "no_basis_left")
 
 @pytest.fixture(scope="module")
-def dit(): return VideoDiT.load("tiny", "cpu", torch.float32)
+def dit():
+    "The model, with priors and samples of a single step."
+    made = VideoDiT.load("tiny", "cpu", torch.float32)
+    made.recommended = replace(made.recommended, steps=1)
+    return made
 
 @pytest.fixture(scope="module")
 def oracles(): torch.manual_seed(0); return Oracles(OracleNet())
@@ -26,7 +35,9 @@ def test_cases_are_the_same_every_time_and_all_different():
 def test_an_edit_changes_one_thing_and_the_prompt_says_it(dit, n, thing):
     c = case(n, thing)
     before = truth(c.spec, 2).attributes
+    assert ("strength" in c.edits) == (not thing)
     for name, spec in c.edits.items():
+        if name == "strength": continue
         after = truth(spec, 2).attributes
         flat = lambda a: {k: v for k, v in a.items() if k != "subjects"} | a["subjects"][0]
         assert [k for k in flat(before) if flat(before)[k] != flat(after)[k]] == [name]
@@ -39,13 +50,49 @@ def norms(c): return [sum(n[i] for n in c.norms().values()) for i in (0, 1)]
 
 def test_methods_train_what_they_should(dit):
     one = case(0)
-    made = {m: METHODS[m](dit, one, TINY) for m in ("textual inversion", "LoRA-1", "DreamMix-style", "two LoRAs", "overwriting B1", "two-stage", "ours")}
+    made = {m: METHODS[m](dit, one, TINY) for m in ("textual inversion", "LoRA-1", "DreamMix-style", "two LoRAs", "overwriting B1", "two-stage", "ours", "paper's recipe")}
     assert norms(made["textual inversion"]) == [0, 0] and made["textual inversion"].tokens["[u]"].norm() > .01
     for m in ("LoRA-1", "DreamMix-style", "overwriting B1"): assert norms(made[m])[0] > 0 == norms(made[m])[1]
-    for m in ("two LoRAs", "two-stage", "ours"): assert min(norms(made[m])) > 0
+    for m in ("two LoRAs", "two-stage", "ours", "paper's recipe"): assert min(norms(made[m])) > 0
+    assert {m for m, c in made.items() if two_parts(c)} == {"two LoRAs", "two-stage", "ours", "paper's recipe"}
     assert {m: c.rank for m, c in made.items() if c.rank != 2} == {"LoRA-1": 1, "two LoRAs": 4}
     off = made["two-stage"].info["settings"]["identity"]
-    assert off["prior"] == off["dropout"] == off["token_mask"] == 0 < made["ours"].info["settings"]["identity"]["prior"]
+    paper = made["paper's recipe"].info["settings"]
+    assert off["prior"] == off["dropout"] == off["token_mask"] == 0 < paper["identity"]["prior"]
+    assert (paper["identity"]["dropout"], paper["motion"]["dropout"], paper["motion"]["lr_factor"]) == (.8, .5, 1.)
+
+def test_a_shared_first_stage_changes_nothing(dit, monkeypatch):
+    "Two-stage after overwriting, which trained the first stage, is what `learn` makes from nothing."
+    one, trained = case(0), []
+    bench._FIRST.clear()
+    first = bench.train_identity
+    monkeypatch.setattr(bench, "train_identity", lambda *a, **k: trained.append(1) or first(*a, **k))
+    for m in ("overwriting B1", "two LoRAs"): METHODS[m](dit, one, TINY)
+    made = METHODS["two-stage"](dit, one, TINY)
+    assert len(trained) == 1
+    alone = learn(one.clip(), *one.prompts(), dit, rank=2, stage1=TINY.one(**RIVAL), stage2=TINY.two(**RIVAL), progress=False)
+    assert all(torch.equal(made.weights[k], alone.weights[k]) for k in alone.weights) and all(torch.equal(made.tokens[k], alone.tokens[k]) for k in alone.tokens)
+    METHODS["two-stage"](dit, case(1), TINY); assert len(trained) == 2
+
+def test_ablations_change_what_they_say(dit):
+    one, b = case(0), Budget(2, 4, batch=1, rank=2)
+    made = {n: ABLATIONS[n](dit, one, b) for n in ("rank 1", "dropout 0.5, not rescaled", "feed-forward only", "0.5 x the steps")}
+    assert made["rank 1"].rank == 1 and {l.split(".")[2] for l in made["feed-forward only"].layers} == {"ffn"}
+    assert [s["steps"] for s in made["0.5 x the steps"].info["settings"].values()] == [1, 2]
+    said = made["dropout 0.5, not rescaled"].info["settings"]["motion"]
+    assert (said["dropout"], said["rescale"]) == (.5, False)
+    layers = [set(set_and_sequence(layers=bench._LAYERS[n])(dit, one, Budget(0, 0, batch=1, rank=1)).layers) for n in bench._LAYERS]
+    assert not set.intersection(*layers) and set.union(*layers) == set(made["rank 1"].layers)
+
+def test_work_is_the_steps_that_are_taken(dit, monkeypatch):
+    methods, taken, b = ["ours", "LoRA-1", "DreamMix-style", "two LoRAs", "overwriting B1", "two-stage"], [], Budget(2, 4, batch=1, rank=2)
+    step = bench.Trainer._one_step
+    monkeypatch.setattr(bench.Trainer, "_one_step", lambda self: taken.append(self.data.latents.shape[2] == 1) or step(self))
+    bench._FIRST.clear()
+    for m in methods: METHODS[m](dit, case(0), b)
+    images, clips = work(methods, b)
+    assert len(taken) == images + clips and abs(sum(taken) - images) <= b.steps1 + b.steps2 # DreamMix's share is drawn
+    assert work([m for m in methods if m != "DreamMix-style"], b) == (4, 4+6+4+4+4)
 
 def test_a_pair_leaves_the_base_as_it_was_and_is_what_was_trained(dit):
     before = {k: v.clone() for k, v in dit.transformer.state_dict().items()}
@@ -61,19 +108,90 @@ def test_run_keeps_what_is_done(dit, oracles, tmp_path, monkeypatch):
     assert {r["method"] for r in half} == {"LoRA-1"}
     monkeypatch.setitem(METHODS, "LoRA-1", lambda *a: pytest.fail("trained again"))
     both = run(few, ["LoRA-1", "two-stage"], tmp_path, oracles, dit, **kwargs)
-    assert {r["method"] for r in both} == {"LoRA-1", "two-stage"} and len(both) == 16 and all(set(COLUMNS) == set(r) for r in both)
+    assert {r["method"] for r in both} == {"LoRA-1", "two-stage"} and len(both) == 18 and all(set(COLUMNS) == set(r) for r in both)
     save_table(both, tmp_path/"t.csv")
     for a, b in zip(both, load_table(tmp_path/"t.csv")):
         for k in COLUMNS: assert a[k] == (b[k] if isinstance(a[k], str) else pytest.approx(b[k], rel=1e-4, nan_ok=True))
     with pytest.raises(UserError, match="There is no method"): run(few, ["magic"], tmp_path, oracles, dit)
 
-def test_a_perfect_answer_has_no_error(oracles):
+def test_run_goes_by_concept_and_stops_by_the_clock(dit, oracles, tmp_path):
+    asked = []
+    def method(dit, c, b): asked.append(c.name); return METHODS["textual inversion"](dit, c, Budget(0, 0, batch=1, rank=1))
+    kwargs = dict(out=tmp_path, oracles=oracles, dit=dit, budget=TINY, measure=losses, progress=False)
+    assert run(cases(2, 0), dict(a=method, b=method), minutes=0., **kwargs) == [] == asked
+    made = run(cases(2, 0), dict(a=method, b=method), **kwargs)
+    assert asked == ["person-0"]*2 + ["person-1"]*2 and all(set(r) == set(COLUMNS) for r in made)
+    assert {r["edit"] for r in made} == {"none", *case(0).edits} - {"strength"} and all(r["loss"] > 0 for r in made)
+
+def test_complete_drops_concepts_that_lack_a_method():
+    some = [dict(concept=c, method=m) for c, m in (("x", "a"), ("x", "b"), ("y", "a"))]
+    assert complete(some) == some[:2] and complete([]) == []
+
+class Perfect:
+    "Answers with exact renders; its sliders do what they say, or with `leaks` each does the other's work as well."
+    def __init__(self, case, appearance=1., motion=1., leaks=False): self.case, self.a, self.m, self.leaks = case, appearance, motion, leaks
+    def norms(self): return dict(layer=(1., 1.))
+    def at(self, appearance=1., motion=1.): return Perfect(self.case, appearance, motion, self.leaks)
+    def one(self, prompt):
+        spec = next(s for s in [self.case.spec, *self.case.edits.values()] if self.case.prompt(s) == prompt)
+        if self.m != 1: spec = edit(spec, strength=self.m)
+        return self.case.clip(spec)
+    def generate(self, prompt, seed): return [self.one(p) for p in prompt] if isinstance(prompt, list) else self.one(prompt)
+
+def test_a_perfect_answer_has_no_error():
+    judges = Oracles.load()
     for c in (case(0), case(1, True)):
-        class Perfect:
-            def generate(self, prompts, seeds): return [c.clip(s) for s in [c.spec, *c.edits.values()]]
-        made = rows(Perfect(), c, oracles)
-        assert all(r["mse"] == r["mse_subject"] == 0 for r in made) and [r["edit"] for r in made] == ["none", *c.edits]
-        assert (made[0]["identity"] == pytest.approx(1, abs=1e-4)) != (made[0]["identity"] != made[0]["identity"])
+        made = {r["edit"]: r for r in rows(Perfect(c), c, judges)}
+        assert all(r["mse"] == r["mse_subject"] == 0 and r["ssim"] > .9999 for r in made.values()) and list(made) == ["none", *c.edits]
+        person = made["none"]["identity"] == made["none"]["identity"]
+        assert person == ("strength" in c.edits)
+        if person: assert made["none"]["identity"] == pytest.approx(1, abs=1e-4) and made["strength"]["made"] == 1 and .7 < made["none"]["moved"] < 1.4
+
+def test_strength_is_asked_for_by_the_slider_only(oracles):
+    c = case(0)
+    class OnePart(Perfect):
+        def norms(self): return dict(layer=(1., 0.))
+    assert torch.equal(answers(Perfect(c), c)["strength"], c.clip(c.edits["strength"]).frames)
+    assert torch.equal(answers(OnePart(c), c)["strength"], c.clip().frames)
+    judges = Oracles.load()
+    assert {r["edit"]: r for r in rows(OnePart(c), c, judges)}["strength"]["made"] == 0
+
+class Judge:
+    "Reads identity off the first pixel, and joints off the second."
+    def identity(self, x): return torch.stack([torch.tensor([1., 0.]) if f[0, 0, 0, 0] > .5 else torch.tensor([0., 1.]) for f in x])
+    def joints(self, x): return torch.stack([self.still if f[0, 0, 0, 1] < .5 else self.dance for f in x])
+    dance, still = torch.randn(9, 15, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(9, 15, 2)
+
+class Sliders:
+    "A body in one pixel and a dance in another, and what leaks between them."
+    def __init__(self, leaks, a=1., m=1.): self.leaks, self.a, self.m = leaks, a, m
+    def norms(self): return dict(layer=(1., 1.))
+    def at(self, appearance=1., motion=1.): return Sliders(self.leaks, appearance, motion)
+    def generate(self, prompt, seed):
+        x = torch.zeros(9, 3, 4, 4)
+        x[:, 0, 0, 0], x[:, 0, 0, 1] = (min(self.a, self.m), min(self.a, self.m)) if self.leaks else (self.a, self.m)
+        return type("C", (), dict(frames=x))
+
+def test_leakage_is_what_the_wrong_slider_moves():
+    c = case(0)
+    assert leakage(Sliders(False), c, Judge()) == dict(identity_leak=0., motion_leak=0.)
+    assert leakage(Sliders(True), c, Judge()) == pytest.approx(dict(identity_leak=100., motion_leak=100.))
+    for nothing in (leakage(Sliders(True), case(0, True), Judge()), leakage(type("S", (Sliders,), dict(norms=lambda self: dict(l=(1., 0.))))(True), c, Judge())):
+        assert all(math.isnan(v) for v in nothing.values())
+
+def test_the_loss_of_an_answer_is_flow_matching_on_it(dit):
+    c = case(0)
+    learned = METHODS["LoRA-1"](dit, c, Budget(0, 0, batch=1, rank=1))
+    before = answer_loss(learned, c, draws=2)
+    assert set(before) == {"none", *c.edits} - {"strength"} and before == answer_loss(learned, c, draws=2)
+    x0 = dit.encode_once(c.clip(c.edits["scene"]).frames[None]); noise = torch.randn(2, *x0.shape[1:], generator=torch.Generator().manual_seed(0))
+    by_hand = []
+    for n, t in zip(noise, (.25, .75)):
+        with torch.no_grad(): v = dit.velocity((1-t)*x0 + t*n[None], torch.tensor([t]), dit.embed(c.prompt(c.edits["scene"])))
+        by_hand.append(((v - (n[None] - x0))**2).mean())
+    assert before["scene"] == pytest.approx(float(sum(by_hand)/2), rel=1e-4)
+    trained = METHODS["LoRA-1"](dit, c, Budget(0, 8, batch=2, rank=2, lr=1e-2))
+    assert answer_loss(trained, c, draws=2)["none"] < before["none"]
 
 def test_table_pairs_concepts():
     row = lambda m, c, v, e="scene": dict.fromkeys(COLUMNS, v) | dict(concept=c, method=m, edit=e, seed=0)
@@ -81,4 +199,46 @@ def test_table_pairs_concepts():
     words = table(some)
     assert "+1 [+1, +1]" in words and words.splitlines()[2].startswith("| ours | 1 |")
     assert per_concept(some + [row("b", "x", float("nan"))], "mse", "b") == {"x": 1., "y": 2., "z": 3.}
-    assert "no difference found" in table([row("ours", c, i) for i, c in enumerate("xyz")] + [row("b", c, v) for c, v in zip("xyz", (1, 0, 2.2))])
+    same = [row("ours", c, i) for i, c in enumerate("xyz")] + [row("b", c, v) for c, v in zip("xyz", (1, 0, 2.2))]
+    assert "no difference found" in table(same) and "identity_leak" in table(same, columns=LEAKS)
+
+def test_a_verdict_says_no_more_than_its_interval():
+    row = lambda m, c, v, k="adherence": dict.fromkeys(COLUMNS, 0.) | {"concept": c, "method": m, "edit": "scene", k: v}
+    def said(mine, theirs, k="adherence"): return verdict([row("ours", c, v, k) for c, v in zip("xyz", mine)] + [row("b", c, v, k) for c, v in zip("xyz", theirs)], k, "b")
+    assert "ours is better than b in adherence: +1, " in said((2, 3, 4), (1, 2, 3)) and "worse" in said((1, 2, 3), (2, 3, 4))
+    assert "worse" in said((2, 3, 4), (1, 2, 3), "mse") and "better" in said((1, 2, 3), (2, 3, 4), "mse")
+    assert "no difference found over 3 concepts" in said((1, 2, 3), (2, 1, 3.1)) and "too few" in said((1, 2), (2, 3))
+
+
+# the scripts
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, dit):
+    "Run a script's main on this file's model, from an empty folder."
+    from typer.testing import CliRunner
+    monkeypatch.chdir(tmp_path); monkeypatch.setattr(VideoDiT, "load", lambda name: dit)
+    def call(main, *args):
+        app = typer.Typer(); app.command()(main)
+        return CliRunner().invoke(app, [str(a) for a in (*args, "--out", tmp_path)], catch_exceptions=False)
+    return call
+
+def test_the_table_script_rehearsed(tmp_path, script):
+    import table as table_script
+    few = ("--people", 1, "--things", 0, "--steps1", 1, "--steps2", 1, "--batch", 1, "--sampling-steps", 1)
+    r = script(table_script.main, "--brief", "--method", "ours", "--method", "two-stage", *few, "--keep")
+    assert r.exit_code == 0 and "1 concepts" in r.output
+    kept = load_table(tmp_path/"data/bench/table.csv")
+    assert [x["method"] for x in kept] == ["ours"]*9 + ["two-stage"]*9
+    about = json.loads((tmp_path/"data/bench/table.json").read_text())
+    assert about["budget"]["steps2"] == 1 and about["concepts"] == ["person-0"] and about["presets"]["paper"] == [dict(steps=600), dict(steps=900)]
+    assert (tmp_path/"table.md").read_text().startswith("| method | mse") and table_script.SETS["brief"]["method"] == BRIEF
+    assert "no method 'rank 4'" in script(table_script.main, "--method", "rank 4").output
+    r = script(table_script.main, "--ablation", "--method", "rank 4", *few, "--minutes", 0)
+    assert r.exit_code == 0 and "No concept has every method yet" in (tmp_path/"table.md").read_text()
+
+def test_the_tuning_script_stays_off_the_benchmarks_people(tmp_path, script):
+    import tune
+    assert tune.FIRST >= 24
+    r = script(tune.main, "--people", 1, "--only", "LoRA-8, rate x 2", "--only", "rate x 4, no dropout", "--steps1", 1, "--steps2", 1, "--batch", 1)
+    assert r.exit_code == 0 and {x["concept"] for x in load_table(tmp_path/"rows.csv")} == {"person-100"}
+    assert "no variant" in script(tune.main, "--only", "x").output

@@ -15,7 +15,7 @@ from sas_nb.dit import VideoDiT, data_path
 from sas_nb.frames import Settings, Trainer
 from sas_nb.lowrank import delta
 from sas_nb.regularize import Examples
-from sas_nb.residual import motion_settings
+from sas_nb.residual import PRESETS, motion_settings, preset_settings
 from sas_nb.world import heldout_spec, render
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
@@ -62,10 +62,30 @@ def test_the_prior_of_each_stage_is_made_like_its_data(dit, clip, monkeypatch):
     assert asked == [(images, ["a man in a park. he is walking"], False, TINY) for images in (True, False)]
 
 def test_without_regularisation_all_four_are_off():
-    one, two = concept_module._settings(None, None, False, False)
-    assert (one.steps, two.steps) == (150, 400)
-    for s in (one, two): assert s.dropout == s.token_mask == s.prior == s.self_conditioning == 0
-    assert [s.steps for s in concept_module._settings(None, None, True, False)] == [600, 900]
+    for preset in PRESETS:
+        one, two = concept_module._settings(None, None, preset, False, False)
+        assert (one.steps, two.steps) == dict(paper=(150, 400), ours=(25, 65))[preset]
+        for s in (one, two): assert s.dropout == s.token_mask == s.prior == s.self_conditioning == 0
+        mine = Settings(steps=3, prior=.5)
+        assert [concept_module._settings(mine, None, preset, r, False)[0].prior for r in (True, False)] == [.5, 0]
+
+def test_the_papers_preset_is_the_papers_table():
+    "Appendix 8, table 6, and section 3.4; the learning rate is the checkpoint's own."
+    one, two = preset_settings("paper")
+    assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
+    for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_mask, s.token_lr, s.lr, s.lr_factor, s.rescale) == (8, (.9, .99), .01, .05, .1, 1e-5, None, 1., True)
+    assert preset_settings("ours") == preset_settings() != (one, two)
+    assert one.rate(1e-3) == 1e-3 and replace(one, lr_factor=4.).rate(1e-3) == 4e-3 and replace(one, lr_factor=4., lr=.1).rate(1e-3) == .1
+    with pytest.raises(UserError, match="no preset 'theirs': choose paper or ours"): preset_settings("theirs")
+
+def test_a_concept_says_by_which_preset(dit, clip, monkeypatch):
+    short = lambda name, regularize=True: tuple(replace(s, steps=1, batch=1, prior=0.) for s in preset_settings(name, regularize))
+    monkeypatch.setattr(concept_module, "preset_settings", short)
+    for name in PRESETS:
+        made = learn(clip, STATIC, DYNAMIC, dit, rank=1, preset=name, progress=False)
+        assert made.info["preset"] == name and made.summary()["preset"] == name
+        assert made.info["lr"] == [s.rate(dit.recommended.lr) for s in short(name)] and made.info["settings"]["motion"]["dropout"] == short(name)[1].dropout
+    assert learn(clip, STATIC, DYNAMIC, dit, rank=1, stage1=Settings(steps=0), preset="paper", progress=False).info["preset"] == "paper, changed"
 
 def test_free_encodes_then_frees_then_trains(clip, monkeypatch):
     mine, held, run = VideoDiT.load("tiny", device="cpu"), [], Trainer.run
@@ -88,7 +108,7 @@ def test_progress_is_told_by_stage(dit, clip, capfd):
     (dict(appearance="a man in a park"), r"no \[v\]"), (dict(motion="he is dancing"), r"no \[u\]"), (dict(appearance="a [v] man [u] dancing"), r"holds \[u\]"),
     (dict(appearance="a [w] [v] man"), r"placeholder \[w\]"), (dict(appearance="a [v] man on a beech"), "near: .*beach"), (dict(rank=0), "at least one vector"),
     (dict(layers="nothing"), "No layer"), (dict(stage1=Settings(steps=-1)), "steps is -1"), (dict(free=True, stage2=Settings(sample_every=5)), "sample_every=0"),
-    (dict(clip="nowhere.mp4"), "nowhere.mp4"), (dict(model="tinny"), "tinny")], ids=str)
+    (dict(clip="nowhere.mp4"), "nowhere.mp4"), (dict(model="tinny"), "tinny"), (dict(preset="theirs", stage1=None), "no preset 'theirs'")], ids=str)
 def test_learn_refuses(dit, clip, monkeypatch, wrong, says):
     monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
     with pytest.raises(UserError, match=says): learn(**(dict(clip=clip, appearance=STATIC, motion=DYNAMIC, model=dit, progress=False) | wrong))

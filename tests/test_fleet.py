@@ -6,7 +6,7 @@ from sas_nb.basis import Basis
 from sas_nb.clip import UserError
 from sas_nb.concept import Concept, learn
 from sas_nb.dit import VideoDiT
-from sas_nb.fleet import Chances, Fleet, FleetTrainer, learn_many, universal_basis
+from sas_nb.fleet import Chances, Fleet, FleetTrainer, bf16_products, learn_many, universal_basis
 from sas_nb.frames import Settings, Trainer, frame_set
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, sequence
@@ -152,3 +152,26 @@ def test_learn_many(dit, clips, tmp_path):
 def test_impossible_fleets(dit, clips, wrong, says):
     with pytest.raises(UserError, match=says): wrong(dit, clips)
     assert not any("lora" in n for n, _ in dit.transformer.named_parameters()) or getattr(dit, "basis", None)
+
+@pytest.mark.parametrize("stage", ["identity", "motion"])
+def test_in_bf16_a_member_ends_as_if_alone_in_bf16(dit, A, data, stage):
+    "Rounding differs with the size of a batch, so here the same means the same direction; a member's neighbour points elsewhere."
+    s = replace(Settings() if stage == "identity" else motion_settings(), steps=5, batch=2, prior=0., dropout=0., lr=1e-3)
+    fleet, _ = fleet_run(dit, A, data[stage], s, stage=stage, seeds=[3, 4, 5], bf16=True)
+    fleet.detach()
+    alone = Basis(dit, 4, LAYERS, A=A)
+    with bf16_products(): Trainer(dit, alone, stage, data[stage][1], replace(s, seed=4), None, vectors(dit), progress=False).run()
+    part = "B1" if stage == "identity" else "B2"
+    mine = torch.cat([v.flatten() for k, v in alone.parameters().items() if k.endswith(part)])
+    theirs = [torch.cat([v[i].flatten() for k, v in fleet.weights.items() if k.endswith(part)]) for i in range(3)]
+    cosines = [float(torch.cosine_similarity(mine, t, 0)) for t in theirs]
+    assert cosines[1] > .97 > .9 > max(cosines[0], cosines[2]) and abs(float(theirs[1].norm()/mine.norm())-1) < .02, cosines
+
+def test_bf16_is_a_choice_that_a_checkpoint_remembers(dit, A, data, tmp_path):
+    s = Settings(steps=2, batch=1, prior=0.)
+    fleet, _ = fleet_run(dit, A, data["identity"], s, out=tmp_path)
+    with pytest.raises(UserError, match="another clip"): fleet_run(dit, A, data["identity"], s, out=tmp_path, bf16=True)
+    half, _ = fleet_run(dit, A, data["identity"], s, bf16=True)
+    k = next(k for k in half.weights if k.endswith("B1"))
+    assert half.weights[k].dtype == torch.float32 and not torch.equal(half.weights[k], fleet.weights[k])
+    assert torch.nn.functional.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention # nothing is left behind

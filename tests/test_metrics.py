@@ -9,7 +9,7 @@ from sas_nb.clip import Clip, UserError
 from sas_nb.metrics import (Interval, Tracks, adherence, arcface_encoder, boxes_of, clip_encoder, control_table, controls, dino_encoder,
                             diversity, dynamic_degree, edit_accuracy, edit_controls, edit_error, embed, flat_words, flicker, flow, judge,
                             motion_amount, motion_fidelity, motion_fidelity_published, motion_smoothness, mse, paired_bootstrap, pixel_encoder,
-                            pose_correlation, prior_collapse, similarity, subject_consistency, subject_crops, temporal_consistency,
+                            pose_correlation, prior_collapse, psnr, similarity, ssim, subject_consistency, subject_crops, temporal_consistency,
                             text_alignment, track)
 from sas_nb.world import edit, heldout_spec, render, truth
 
@@ -42,6 +42,42 @@ def test_mse():
     assert mse(x, y, torch.zeros(5, 24, 24)).isnan()
     assert mse(torch.stack([x, y]), torch.stack([x, x])).tolist() == [0, float(mse(y, x))]
     with pytest.raises(UserError, match="one size"): mse(x, clip(4))
+
+def noisy(T=5, size=24): return (clip(T, size) + .2*torch.randn(T, 3, size, size, generator=torch.Generator().manual_seed(9))).clamp(0, 1)
+
+def test_psnr_is_the_mean_over_frames_in_decibels():
+    x, y = clip(), noisy()
+    close(psnr(x, y), np.mean([10*np.log10(1/np.mean((a - b)**2)) for a, b in zip(x.numpy(), y.numpy())]), 1e-4)
+    assert psnr(x, x).isinf() and psnr(x, (x + 1)/2) < psnr(x, .9*x + .1*(x + 1)/2)
+    two = psnr(torch.stack([x, y]), torch.stack([y, x*0]))
+    close(two[0], psnr(x, y)); close(two[1], psnr(y, x*0))
+    with pytest.raises(UserError, match="one size"): psnr(x, clip(4))
+
+def test_ssim_is_the_published_formula():
+    "Written again with scipy's Gaussian filter, cut at the same radius, in doubles."
+    from scipy.ndimage import gaussian_filter
+    x, y = clip().double().numpy(), noisy().double().numpy()
+    def one(a, b):
+        g = lambda v: gaussian_filter(v, 1.5, truncate=3.5)[5:-5, 5:-5]
+        ma, mb = g(a), g(b)
+        va, vb, cov = g(a*a) - ma**2, g(b*b) - mb**2, g(a*b) - ma*mb
+        return ((2*ma*mb + .01**2)*(2*cov + .03**2)/((ma**2 + mb**2 + .01**2)*(va + vb + .03**2))).mean()
+    close(ssim(clip(), noisy()), np.mean([one(a, b) for f, h in zip(x, y) for a, b in zip(f, h)]))
+
+def test_ssim_properties():
+    x, y = clip(), noisy()
+    close(ssim(x, x), 1); close(ssim(x, y), ssim(y, x)); assert ssim(x, 1 - x) < 0 < ssim(x, y) < 1
+    two = ssim(torch.stack([x, y]), torch.stack([y, y]))
+    close(two[0], ssim(x, y)); close(two[1], 1)
+    for wrong, match in (((x, clip(4)), "one size"), ((clip(size=10), clip(size=10)), "SSIM")):
+        with pytest.raises(UserError, match=match): ssim(*wrong)
+
+def test_ssim_and_psnr_are_torchmetrics():
+    tm = pytest.importorskip("torchmetrics.functional.image")
+    x, y = clip(), noisy()
+    full = tm.structural_similarity_index_measure(x, y, data_range=1., return_full_image=True)[1] # it averages over a reflected border as well; Wang's window stays inside
+    close(ssim(x, y), full[..., 5:-5, 5:-5].mean())
+    close(psnr(x, y), tm.peak_signal_noise_ratio(x, y, data_range=1., dim=(1, 2, 3)), 1e-4)
 
 def test_similarity_is_the_mean_over_all_pairs():
     x, ref = clip(3), clip(4, 16, seed=1)
