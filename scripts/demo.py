@@ -8,6 +8,7 @@ Everything is written to out/demo/. Ctrl-C stops it safely, and the same command
 """
 import sys, time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 import torch, typer
@@ -17,8 +18,7 @@ from sas_nb.cli import tidy
 from sas_nb.clip import Clip, contact_sheet
 from sas_nb.concept import Concept, learn, plot_history
 from sas_nb.dit import VideoDiT, data_path
-from sas_nb.frames import Settings
-from sas_nb.residual import motion_settings
+from sas_nb.residual import preset_settings
 
 # What to learn, and what to ask of it afterwards. For a video of your own, change these and pass --clip.
 APPEARANCE = "a [v] woman in a red shirt and purple trousers in a park"
@@ -29,7 +29,7 @@ EDITS = {  # row of the contact sheet -> prompt
     "in a green shirt": "a [v] woman in a green shirt and purple trousers in a park. she is [u] dancing",
 }
 MODEL = "tiny"  # any model of `sas-nb models`
-STEPS1, STEPS2 = 300, 450  # half of the paper's 600 + 900 (with regularisation)
+SETTINGS = preset_settings()  # the library's default recipe; preset_settings("paper") is the paper's
 FAST_STEPS, FAST_SAMPLING = 10, 4
 SEED = 0  # of the training and of every clip, so that edits start from the same noise
 
@@ -41,9 +41,10 @@ def load(path: Path | None) -> tuple[VideoDiT, Clip]:
     return dit, Clip.load(path or data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
 
 
-def train(dit: VideoDiT, clip: Clip, steps1: int, steps2: int, out: Path) -> Concept:
+def train(dit: VideoDiT, clip: Clip, steps: tuple[int, int], out: Path) -> Concept:
     "Both stages: the frames as a set teach the appearance, the clip as a sequence teaches the motion."
-    return learn(clip, APPEARANCE, MOTION, dit, out, stage1=Settings(steps=steps1, seed=SEED), stage2=motion_settings(steps=steps2, seed=SEED))
+    one, two = (replace(s, steps=n, seed=SEED) for s, n in zip(SETTINGS, steps))
+    return learn(clip, APPEARANCE, MOTION, dit, out, stage1=one, stage2=two)
 
 
 def show(concept: Concept, sampling: int | None) -> dict[str, Clip]:
@@ -86,8 +87,8 @@ def report(made: dict[Path, str], seconds: dict[str, float]) -> list[Path]:  # w
 
 def main(
     clip: Annotated[Path | None, typer.Option(help="A video to learn from, instead of the dancer that is shipped; change the prompts at the top of this script to fit it.")] = None,
-    steps1: Annotated[int, typer.Option(help="Optimiser steps of stage 1.", min=0)] = STEPS1,
-    steps2: Annotated[int, typer.Option(help="Optimiser steps of stage 2.", min=0)] = STEPS2,
+    steps1: Annotated[int, typer.Option(help="Optimiser steps of stage 1.", min=0)] = SETTINGS[0].steps,
+    steps2: Annotated[int, typer.Option(help="Optimiser steps of stage 2.", min=0)] = SETTINGS[1].steps,
     out: Annotated[Path | None, typer.Option(help="Folder to write; a run found there goes on.", show_default="out/demo, or out/demo-fast")] = None,
     fast: Annotated[bool, typer.Option("--fast", help=f"{FAST_STEPS} steps of each stage: everything runs, next to nothing is learned.")] = False,
 ):
@@ -104,7 +105,7 @@ def main(
 
     with tidy():
         with timed("load the model and the video"): dit, reference = load(clip)
-        with timed(f"learn: {steps1} steps of Set, {steps2} of Sequence"): concept = train(dit, reference, steps1, steps2, out)
+        with timed(f"learn: {steps1} steps of Set, {steps2} of Sequence"): concept = train(dit, reference, (steps1, steps2), out)
         with timed("generate: as trained, and three edits"): rows = {"reference": reference} | show(concept, FAST_SAMPLING if fast else None)
         with timed("draw and write"): made = write(concept, rows, out)
     if report(made, seconds): raise typer.Exit(1)

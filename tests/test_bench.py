@@ -106,7 +106,9 @@ def test_run_keeps_what_is_done(dit, oracles, tmp_path, monkeypatch):
     few, kwargs = [case(0)], dict(budget=TINY, sampling=dict(steps=1), progress=False)
     half = run(few, ["LoRA-1", "two-stage"], tmp_path, oracles, dit, part=(0, 2), **kwargs)
     assert {r["method"] for r in half} == {"LoRA-1"}
-    monkeypatch.setitem(METHODS, "LoRA-1", lambda *a: pytest.fail("trained again"))
+    def again(*a): pytest.fail("trained again")
+    again.recipe = METHODS["LoRA-1"].recipe
+    monkeypatch.setitem(METHODS, "LoRA-1", again)
     both = run(few, ["LoRA-1", "two-stage"], tmp_path, oracles, dit, **kwargs)
     assert {r["method"] for r in both} == {"LoRA-1", "two-stage"} and len(both) == 18 and all(set(COLUMNS) == set(r) for r in both)
     save_table(both, tmp_path/"t.csv")
