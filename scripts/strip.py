@@ -6,10 +6,10 @@ from lint_notebooks import notebooks
 
 
 def strip(nb: dict) -> dict:
-    "The same notebook with one picture format an output (PNG where there is one) and without `metadata.widgets`."
+    "The same notebook with one picture format an output (PNG where there is one), without `metadata.widgets`, and without outputs of cells that are only to be read."
     nb["metadata"].pop("widgets", None)
     for cell in nb["cells"]:
-        if "outputs" in cell: cell["outputs"] = [o for o in cell["outputs"] if not noise(o)]
+        if "outputs" in cell: cell["outputs"] = [] if "#| eval: false" in "".join(cell["source"]) else [o for o in cell["outputs"] if not noise(o)]
         for data in (o.get("data", {}) for o in cell.get("outputs", [])):
             if "image/png" in data: data.pop("image/jpeg", None); data["image/png"] = smaller(data["image/png"])
     return nb
