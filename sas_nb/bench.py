@@ -318,11 +318,11 @@ def run(cases:list[Case], methods:list[str]|dict, out:Path, oracles, dit:VideoDi
     return [r for *_, path in pairs if path.exists() for r in json.loads(path.read_text())]
 
 # %% ../nbs/12_bench.ipynb #1979bfcc
-def save_table(rows:list[dict], path:Path):
+def save_table(rows:list[dict], path:Path, columns=COLUMNS, number="{:.5g}".format): # `number` writes a float
     "One tidy CSV, a row per sample."
     with atomic(Path(path)) as tmp, open(tmp, "w", newline="") as f:
-        w = csv.DictWriter(f, COLUMNS); w.writeheader()
-        for r in rows: w.writerow({k: f"{r[k]:.5g}" if isinstance(r[k], float) else r[k] for k in COLUMNS})
+        w = csv.DictWriter(f, columns); w.writeheader()
+        for r in rows: w.writerow({k: number(r[k]) if isinstance(r[k], float) else r[k] for k in columns})
 
 def load_table(path:Path)->list[dict]:
     "What `save_table` wrote."

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 import numpy as np, torch, typer
 from sas_nb.atlas import Atlas
-from sas_nb.clip import atomic
+from sas_nb.bench import save_table
 from sas_nb.concept import Concept
 from sas_nb.dit import data_path
 from sas_nb.fleet import load_zoo, spec_of
@@ -83,12 +83,6 @@ def read(path: Path) -> list[dict]:
     with open(path, newline="") as f: return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
 
 
-def write(rows: list[dict], path: Path):
-    with atomic(path) as tmp, open(tmp, "w", newline="") as f:
-        w = csv.DictWriter(f, COLUMNS); w.writeheader()
-        for r in rows: w.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in r.items()})
-
-
 def main(
     zoo: Annotated[str, typer.Option(help="The shipped zoo, or a folder.")] = "zoo",
     concepts: Annotated[int, typer.Option(help="How many people to measure.")] = 16,
@@ -108,7 +102,7 @@ def main(
         if who in done: continue
         began = time.time()
         rows += one_concept(people, atlas, oracles, who, names[(k + 1) % len(names)], SLIDERS, seeds, steps, run)
-        write(rows, out)
+        save_table(rows, out, COLUMNS)
         print(f"{who}: {time.time() - began:.0f} s; {len({r['concept'] for r in rows})} of {min(concepts, len(names))} done", flush=True)
 
 

@@ -10,16 +10,16 @@ over people; writes them and all rows to --out, and with --keep to data/bench/ a
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
-import json
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import TABLE, Budget, case, losses, measured, one_stage, run, save_table, set_and_sequence, table
+from sas_nb.bench import TABLE, Budget, case, losses, measured, one_stage, run, set_and_sequence, table
 from sas_nb.cli import tidy
 from sas_nb.clip import UserError, atomic
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.oracles import Oracles
 from sas_nb.residual import OFF
+from table import write
 
 FIRST = 100  # people are numbered from here; the benchmark's are 0 to 23
 
@@ -53,9 +53,8 @@ def main(
         rows = run(who, {n: VARIANTS[n] for n in names}, out / "rows", oracles, dit, budget, sampling=dict(steps=sampling_steps) if sample else None, measure=measured if sample else losses, minutes=minutes)
         words = table(rows, names[0], (("loss", False), ("loss", True)) + (TABLE[:-1] if sample else ()))
         about = dict(people=sorted({r["concept"] for r in rows}), budget=asdict(budget), sampling_steps=sampling_steps if sample else None, dit=fingerprint(dit.transformer))
-        for folder, name in ((out, "rows"),) + ((Path("data/bench"), "tune"),) * keep:
-            save_table(rows, folder / f"{name}.csv")
-            with atomic(folder / f"{name}.json") as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
+        write(rows, about, out, "rows")
+        if keep: write(rows, about, Path("data/bench"), "tune")
         with atomic(out / "table.md") as tmp: tmp.write_text(words + "\n")
     Console().print(Markdown(words.replace("<br>", " ")))
     print(f"{len(about['people'])} people from number {FIRST} on, {steps1} + {steps2} steps of {batch}; written: {out / 'rows.csv'}, {out / 'table.md'}")

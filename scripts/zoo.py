@@ -11,21 +11,21 @@ times, dropout), so that what differs between two concepts is what differs betwe
   packing.json  what eight bits cost: coefficients, PCA, loss, pixels
   sheet.png     everyone: as filmed, as learned, and in the snow
 """
-import csv, json, os, signal, threading, time
+import json, os, signal, threading, time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 import numpy as np, torch, typer
+from bench_fleet import own_loss
 from PIL import Image, ImageDraw
 from sas_nb.atlas import Atlas
-from sas_nb.bench import Case, case
-from sas_nb.clip import Clip, atomic
+from sas_nb.bench import Case, case, save_table
+from sas_nb.clip import atomic
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.fleet import learn_many, load_zoo, save_zoo, spec_of
-from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import Settings
-from sas_nb.residual import motion_settings
+from sas_nb.residual import motion_settings, sequence
 from sas_nb.world import IDENTITY, SCENES, Person, render
 
 FIRST = 1000  # held-out people and things from this number on: the benchmark's come before
@@ -65,32 +65,19 @@ def stop_cleanly(minutes: float):
 # What the files say
 
 def truth_table(zoo: dict[str, Concept]) -> list[dict]:
-    "One flat row for each concept."
+    "One flat row for each concept, all with the same columns; what only people or only things have is empty for the others."
     def row(name, c):
         spec = spec_of(c); s = spec.subjects[0]; t = c.info["truth"]
         words = {k: getattr(s, k, "") for k in ("kind", "shirt", "trousers", "hat", "held", "motion")}
         about = dict(name=name, seed=t["number"], **words, scene=spec.scene, appearance=c.info["appearance"], movement=c.info["motion"])
         if t["thing"]: return about | {f"shape_{i}": v for i, v in enumerate(s.shape)}
         return about | {f"identity_{k}": v for k, v in zip(IDENTITY, s.identity)} | {f"gait_{i}": v for i, v in enumerate(s.gait.vector)}
-    return [row(n, c) for n, c in zoo.items()]
-
-
-def write_csv(rows: list[dict], path: Path):
-    columns = list(dict.fromkeys(k for r in rows for k in r))
-    with atomic(path) as tmp, open(tmp, "w", newline="") as f:
-        w = csv.DictWriter(f, columns); w.writeheader(); w.writerows({k: repr(float(v)) if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+    rows = [row(n, c) for n, c in zoo.items()]
+    columns = dict.fromkeys(k for r in rows for k in r)
+    return [{k: r.get(k, "") for k in columns} for r in rows]
 
 
 # What eight bits cost
-
-@torch.no_grad()
-def own_loss(c: Concept, clip: Clip, draws: int = 2) -> float:
-    "Flow-matching loss of a concept on its own clip, at five times and fixed noise."
-    basis, dit = c.put_on(), c.dit
-    x0, text = dit.encode_once(clip.frames[None]).repeat(5 * draws, 1, 1, 1, 1), dit.embed(c.prompt, c.tokens).expand(5 * draws, -1, -1)
-    noise, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), torch.linspace(.1, .9, 5).repeat(draws)
-    return float(flow_loss(dit.velocity(interpolate(x0, noise, t), t, text), velocity_target(x0, noise)))
-
 
 def packing(exact: dict[str, Concept], stored: dict[str, Concept], some: int = 4) -> dict:
     "What storing changed, as numbers."
@@ -100,7 +87,8 @@ def packing(exact: dict[str, Concept], stored: dict[str, Concept], some: int = 4
         p, q = a.pca(part), b.pca(part)
         cos = np.sum((p.axes / np.linalg.norm(p.axes, axis=1, keepdims=True)) * (q.axes / np.linalg.norm(q.axes, axis=1, keepdims=True)), 1)[:5] if len(p.axes) == len(q.axes) else np.zeros(1)
         pca[part] = dict(worst_coordinate_of_first_five=float(max(np.abs(p.scores[:, k] * np.sign(cos[k]) - q.scores[:, k]).max() / p.std[k] for k in range(len(cos)))), least_cosine_of_first_five=float(np.abs(cos).min()))
-    losses = {n: [own_loss(z[n], render(spec_of(exact[n]), fps=12.)) for z in (exact, stored)] for n in list(exact)[:some]}
+    own = lambda c, clip: own_loss(c.dit, c.put_on(), sequence(c.dit, clip, c.prompt), c.tokens)
+    losses = {n: [own(z[n], render(spec_of(exact[n]), fps=12.)) for z in (exact, stored)] for n in list(exact)[:some]}
     clips = {n: [z[n].generate(seed=1, steps=10).frames for z in (exact, stored)] for n in list(exact)[:some]}
     psnr = {n: float(-10 * (x - y).square().mean().log10()) for n, (x, y) in clips.items()}
     return dict(bits=8, coefficients_relative_error=dict(median=float(np.median(coefficients)), worst=max(coefficients)), pca_in_standard_deviations=pca, loss_on_own_clip_exact_and_stored=losses, pixels_psnr_db=psnr)
@@ -147,7 +135,8 @@ def main(
     say("trained; writing")
     save_zoo(zoo, out)
     stored = load_zoo(out, dit=dit)
-    write_csv(truth_table(stored), out / "truth.csv")
+    rows = truth_table(stored)
+    save_table(rows, out / "truth.csv", list(rows[0]), lambda v: repr(float(v)))
     say("measuring what eight bits cost")
     cost = packing(zoo, stored)
     with atomic(out / "packing.json") as tmp: tmp.write_text(json.dumps(cost, indent=1))

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import numpy as np, pytest, torch, typer
 from sas_nb.atlas import Atlas, synthetic
 from sas_nb.basis import Basis
-from sas_nb.bench import case
+from sas_nb.bench import case, save_table
 from sas_nb.clip import UserError
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
@@ -156,7 +156,7 @@ def test_the_oracles_say_yes_to_the_truth_and_no_to_others(oracles):
 
 def test_rows_come_back(tmp_path):
     rows = [dict(zip(response.COLUMNS, ("r", "a", "b", "motion", 1., 0., .5, .25, .125, float("nan"), 2., 1., 0.)))]
-    response.write(rows, tmp_path/"r.csv")
+    save_table(rows, tmp_path/"r.csv", response.COLUMNS)
     back = response.read(tmp_path/"r.csv")
     assert {k: v for k, v in back[0].items() if k != "pose_other"} == {k: v for k, v in rows[0].items() if k != "pose_other"} and back[0]["pose_other"] != back[0]["pose_other"]
     assert response.read(tmp_path/"none.csv") == []
