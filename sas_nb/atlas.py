@@ -22,8 +22,7 @@ from .clip import Clip, UserError, atomic
 from .dit import VideoDiT, add_tokens
 from .flow import flow_loss, interpolate, sample_times, velocity_target
 from .lowrank import canonical, principal_angles, recompress
-from .frames import frame_set
-from .residual import sequence
+from .residual import both_views
 from .concept import Concept
 from .metrics import paired_bootstrap
 
@@ -776,7 +775,7 @@ def _searched(mean, atlas, clip, appearance, motion, steps, components, lr, batc
     "Both parts of an atlas at the coordinates that explain the clip best, and the losses on the way."
     basis, dit, g = mean.put_on(), mean.dit, torch.Generator().manual_seed(seed)
     planes = [_Plane(atlas, part, components) for part in atlas.parts]
-    data = frame_set(dit, clip, appearance), sequence(dit, clip, f"{appearance}. {motion}")
+    data = both_views(dit, clip, appearance, motion, atlas.members[0].state()["info"].get("settings", {}).get("identity", {}).get("still", False))
     tokens = {p.token: torch.nn.Parameter(p.tensors[p.token][0].to(dit.device)) for p in planes if p.token in p.tensors}
     basis.holds, params, losses = None, basis.parameters(), []
     with tqdm(total=sum(steps), disable=not progress, desc="inverting") as bar:

@@ -369,7 +369,7 @@ def verdict(rows:list[dict], column:str, other:str, method:str="ours", edits:boo
 def work(methods:list[str], b:Budget)->tuple[int, int]: # steps on images, steps on clips
     "Optimiser steps of one concept; the first stage that three methods share counts once."
     shared, total = ("overwriting B1", "two LoRAs", "two-stage"), b.steps1+b.steps2
-    one = lambda m: (0, total) if m in ("textual inversion", "LoRA-1", "LoRA-8 (DB-LoRA)") else (total//2, total-total//2) if m == "DreamMix-style" else (b.steps1, b.steps2)
+    one = lambda m: (total//2, total-total//2) if m == "DreamMix-style" else (b.steps1, b.steps2) if m in (*shared, "paper's recipe") else (0, total)
     images, clips = map(sum, zip(*map(one, methods)))
     return images - b.steps1*max(0, sum(m in shared for m in methods)-1), clips
 

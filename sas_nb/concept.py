@@ -21,9 +21,9 @@ from .clip import Clip, UserError, atomic
 from .dit import FAMILIES, VideoDiT, fingerprint, split_placeholders
 from .lowrank import norm
 from .basis import Basis
-from .regularize import SelfConditioning, prior_examples
-from .frames import Settings, check_folder, check_settings, frame_set, plot_history, train_identity
-from .residual import OFF, preset_settings, sequence, train_motion
+from .regularize import SelfConditioning
+from .frames import Settings, check_folder, check_settings, plot_history, train_identity
+from .residual import OFF, both_priors, both_views, preset_settings, train_motion
 _all_ = ["plot_history"]
 
 # %% ../nbs/09_concept.ipynb #ed68478d
@@ -120,11 +120,9 @@ def _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_p
     clip = fit_clip(dit, clip)
     _check_out(dit, out, rank, layers, A)
     if progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
-    data = frame_set(dit, clip, appearance), sequence(dit, clip, f"{appearance}. {motion}")
-    size = dict(zip(("num_frames", "height", "width"), (len(clip), *clip.shape[-2:])))
+    data = both_views(dit, clip, appearance, motion, settings[0].still)
     if progress and any(s.prior for s in settings): print("prior preservation: what the base shows for its own prompts (made once, then cached)")
-    priors = [prior_examples(dit, images, prior_prompts, progress=progress, **size) if s.prior else None for images, s in zip((True, False), settings)]
-    return clip, data, priors
+    return clip, data, both_priors(dit, clip, settings, prior_prompts, progress)
 
 def _free(dit):
     "Drop both encoders, and forget a shared base that has lost them."

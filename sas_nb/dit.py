@@ -115,7 +115,7 @@ class VideoDiT:
         if type(pipe).__name__ not in FAMILIES:
             raise UserError(f"{type(pipe).__name__} is not a family that sas_nb knows; it knows {', '.join(FAMILIES)}.")
         self.pipe, self.name, self.family = pipe, name, FAMILIES[type(pipe).__name__]
-        self.recommended = recommended or Recommended()
+        self.recommended, self.texts = recommended or Recommended(), {} # `texts`: prompts read lately
         self.family.prepare(pipe, self.family.text_length)
         for part in (pipe.transformer, pipe.vae, pipe.text_encoder): part.requires_grad_(False).eval()
         c = pipe.vae.config
@@ -244,11 +244,20 @@ def embed(self:VideoDiT,
          )->Tensor:                      # (B, L, D), last token the padding
     "Prompts to text. A placeholder's vector joins the text as one more token; a zero vector is padding, so it changes nothing."
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    for p in prompts: self.check_words(p)
     plain, found = zip(*map(split_placeholders, prompts))
-    self._part("text_encoder")
-    text = trim(self.family.embed(self.pipe, list(plain), self.family.text_length)).to(self.dtype)
-    return add_tokens(text, found, tokens or {})
+    return add_tokens(_read(self, plain), found, tokens or {})
+
+def _read(self, plain, most=256)->Tensor: # (B, L, D)
+    "Plain prompts to text. What was read lately is remembered: a slider asks for the same words again and again."
+    encoder, known = self._part("text_encoder"), self.texts
+    for p in plain: self.check_words(p)
+    if new := [p for p in dict.fromkeys(plain) if (id(encoder), p) not in known]:
+        made = trim(self.family.embed(self.pipe, new, self.family.text_length)).to(self.dtype)
+        known.update({(id(encoder), p): row for p, row in zip(new, made)})
+    rows = [known[id(encoder), p] for p in plain]
+    while len(known) > most: known.pop(next(iter(known)))
+    longest = max(map(len, rows))
+    return trim(torch.stack([F.pad(r, (0, 0, 0, longest-len(r))) for r in rows]))
 
 def add_tokens(text:Tensor,                # (B, L, D) as `embed` gives it
                found:list[list[str]],      # each prompt's placeholders

@@ -21,9 +21,9 @@ from .world import Gait, Person, Spec, Thing, _tuples
 from .dit import VideoDiT, data_path
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis, dropout_mask
-from .regularize import Examples, prior_examples
-from .frames import Settings, Trainer, check_folder, draw, frame_set, join_texts
-from .residual import motion_settings, sequence
+from .regularize import Examples
+from .frames import Settings, Trainer, check_folder, draw, join_texts
+from .residual import both_priors, both_views, preset_settings
 from .concept import Concept, _json, base_model, check_prompts, fit_clip, provenance
 from .pretrain import float_attention
 
@@ -193,12 +193,13 @@ def learn_many(clips:list[Clip|str|Path],
                out:str|Path|None=None,         # folder for checkpoints and logs; a run found there goes on
                basis:dict[str, Tensor]|None=None, # a ready A1, as `universal_basis` gives it; made from these clips when None
                rank:int=8, layers:str|None=None, at_once:int=64, bf16:bool=False, progress:bool=True, # see `FleetTrainer`
-               settings:Settings|None=None, stage1:Settings|None=None, stage2:Settings|None=None, # of the basis and the two stages; the paper's when None
+               settings:Settings|None=None, stage1:Settings|None=None, stage2:Settings|None=None, # of the basis (stage 1's when None) and of the two stages (the preset's)
+              preset:str="ours",              # of `residual.PRESETS`
               )->list[Concept]:
     "Learn many concepts at once, over one basis. Raises `UserError` for what a person can put right."
     if len(clips) != len(prompts) or not clips: raise UserError(f"There are {len(clips)} clips and {len(prompts)} pairs of prompts: give as many, and at least one.")
     for p in prompts: check_prompts(*p)
-    dit, (one, two) = model if isinstance(model, VideoDiT) else base_model(str(model)), (stage1 or Settings(), stage2 or motion_settings())
+    dit, (one, two) = model if isinstance(model, VideoDiT) else base_model(str(model)), (given or own for given, own in zip((stage1, stage2), preset_settings(preset)))
     if old := getattr(dit, "basis", None): old.detach()
     out = Path(out) if out else None
     if out: check_folder(out)
@@ -215,10 +216,8 @@ def learn_many(clips:list[Clip|str|Path],
 # %% ../nbs/15_fleet.ipynb #4a38e924
 def _encoded(dit, clips, prompts, one, two):
     "Frame sets, sequences, and both priors."
-    sets = [frame_set(dit, c, a) for c, (a, _) in zip(clips, prompts)]
-    whole = [sequence(dit, c, f"{a}. {m}") for c, (a, m) in zip(clips, prompts)]
-    size = dict(zip(("num_frames", "height", "width"), (len(clips[0]), *clips[0].shape[-2:])))
-    return sets, whole, [prior_examples(dit, images, **size) if s.prior else None for images, s in ((True, one), (False, two))]
+    sets, whole = zip(*(both_views(dit, c, *p, one.still) for c, p in zip(clips, prompts)))
+    return list(sets), list(whole), both_priors(dit, clips[0], (one, two))
 
 def _tokens(dit, n): return {t: nn.Parameter(torch.zeros(n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}
 

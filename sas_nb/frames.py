@@ -27,9 +27,14 @@ from .regularize import Examples, SelfConditioning, mask_tokens
 def frame_set(dit:VideoDiT,
               clip:Clip,      # T frames
               prompt:str,     # static: how it looks, with `[v]`
-             )->Examples:     # T examples of shape (C, 1, h, w)
-    "The video as a *set*: every frame encoded by itself, as an image, so that no order is left in it (section 3.2)."
-    return Examples(dit.encode_once(clip.frames[:, None]), [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
+              still:bool=False, # show a frame as a clip in which nothing moves: eight frames at most, for each costs as much as a clip
+             )->Examples:     # T examples of shape (C, 1, h, w); up to eight of shape (C, t, h, w) where `still`
+    "The video as a *set*: every frame encoded by itself, as an image (section 3.2) or as a still clip, so that no order is left in it."
+    if still:
+        some = clip.frames[torch.linspace(0, len(clip)-1, min(len(clip), 8)).round().long()]
+        latents = torch.cat([dit.encode_once(f.expand(1, len(clip), -1, -1, -1).contiguous()) for f in some])
+    else: latents = dit.encode_once(clip.frames[:, None])
+    return Examples(latents, [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
 
 # %% ../nbs/07_frames.ipynb #f75e774c
 @dataclass
@@ -49,7 +54,8 @@ class Settings:
     prior:float=.25               # share of the batch that is prior preservation
     self_conditioning:float=0.    # probability of feeding the earlier clean estimate; the paper's .9 is for a base trained with it
     times:str="logit_normal"      # how timesteps are drawn: see `flow.sample_times`
-    shift:float=1.                # timestep shift
+    shift:float=1.                # timestep shift: above 1, more of the steps are spent in the noise, where layout, build and pose are decided
+    still:bool=False              # stage 1: show frames as clips in which nothing moves, and not as images; see `frame_set`
     seed:int=0
     log_every:int=10              # steps between log lines
     save_every:int=50             # steps between checkpoints
@@ -376,8 +382,9 @@ def train_identity(dit:VideoDiT, basis:Basis,
                    **kwargs,                 # further arguments of `Trainer`
                   )->list:                   # history, as `Trainer.run` gives it
     "Stage 1, *Set*: train A1, B1 and `[v]` on the unordered frames (eq. 3)."
-    data = clip if isinstance(clip, Examples) else frame_set(dit, clip, prompt)
-    return Trainer(dit, basis, "identity", data, settings or Settings(), prompt=prompt, **kwargs).run()
+    settings = settings or Settings()
+    data = clip if isinstance(clip, Examples) else frame_set(dit, clip, prompt, settings.still)
+    return Trainer(dit, basis, "identity", data, settings, prompt=prompt, **kwargs).run()
 
 # %% ../nbs/07_frames.ipynb #0bf2cbb2
 def check_folder(out:Path,     # where a run wants to write

@@ -292,8 +292,8 @@ def float_attention():
     finally: F.scaled_dot_product_attention = old
 
 def dit_loss(pipe, x0:Tensor, text:Tensor)->Tensor:
-    "Flow matching (eq. 1), times towards the noisy side."
-    t = sample_times(len(x0), kind="logit_normal", shift=1.35, device=x0.device); noise = torch.randn_like(x0)
+    "Flow matching (eq. 1), at times spread as the sampler visits them: where a pose and the colour of a shirt are decided, in the noise, it walks slowly."
+    t = sample_times(len(x0), shift=pipe.scheduler.config.shift, device=x0.device); noise = torch.randn_like(x0)
     with torch.autocast(x0.device.type, torch.bfloat16): v = pipe.transformer(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
     return (v.float()-velocity_target(x0, noise)).pow(2).mean()
 
@@ -330,10 +330,10 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=16, image
     if start: _copy_weights(start, pipe)
     modules, averages, opts = _learners(pipe, lr)
     about = load_state(out/"dit.safetensors", modules | averages, opts)
-    step, store = about.get("step", 0), Latents(vae, 50_000_000+about.get("seen", 0), workers=workers)
+    step, store = about.get("step", 0), Latents(vae, 50_000_000+about.get("seen", _seen(start)), workers=workers)
     _go_on(start, out/"dit.jsonl")
     while store.made < first: store.add(rng)
-    vae.register_to_config(**(about.get("statistics") or _statistics(store)))
+    vae.register_to_config(**(about.get("statistics") or ({} if start else _statistics(store))))
     whiten, last, losses, clock = _whitener(vae), time.time(), [], Clock(minutes, about.get("minutes", 0))
     with float_attention() if device.type == "cpu" else nullcontext():
         while clock.fraction < 1:
@@ -369,11 +369,15 @@ def _keep(out, start, pipe, modules, averages, opts, step, clock, store, batch):
     ship(_averaged(pipe, averages), out/"pipeline", logs=[out/"autoencoder.jsonl", out/"dit.jsonl"], trained=pieces(start, out, about))
 
 # %% ../nbs/10_pretrain.ipynb #877aa236
+def _trained(start:Path|None)->list[dict]: return json.loads((Path(start)/"sas_nb.json").read_text()).get("trained", []) if start else []
+
+def _seen(start:Path|None)->int: return max((p["dit"].get("seen", 0) for p in _trained(start) if p["dit"]), default=0) # seeds used up so far
+
 def pieces(start:Path|None, out:Path, dit:dict)->list[dict]: # one for each run, the latest last
     "What made these weights: the runs that `start` was made by, and this one."
-    before = json.loads((Path(start)/"sas_nb.json").read_text()).get("trained", []) if start else []
+    before = _trained(start)
     rows = (out/"autoencoder.jsonl").read_text().splitlines() if (out/"autoencoder.jsonl").exists() else []
-    return (before if isinstance(before, list) else [dict(dit=before)]) + [dict(autoencoder=json.loads(rows[-1]) if rows else None, dit=dit)]
+    return before + [dict(autoencoder=json.loads(rows[-1]) if rows else None, dit=dit)]
 
 # %% ../nbs/10_pretrain.ipynb #b5755731
 PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a woman in a green shirt and white trousers on a beach. she is waving",

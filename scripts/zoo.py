@@ -30,7 +30,7 @@ from sas_nb.world import IDENTITY, SCENES, Person, render
 
 FIRST = 1000  # held-out people and things from this number on: the benchmark's come before
 SCENE = "park"
-REGULAR = dict(batch=2, dropout=.2, prior=.125, token_lr=1e-3, save_every=25)
+REGULAR = dict(batch=2, dropout=.2, prior=.125, token_lr=1e-3, shift=4., save_every=25)
 
 
 def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
@@ -43,7 +43,7 @@ def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
 def plan(share: float = 1.) -> dict[str, Settings]:
     "The settings of the basis and of both stages, at a share of the full number of steps: few steps and small batches, so larger steps and less dropout than the paper's."
     steps = lambda n: max(1, round(n * share))
-    basis, one, two = Settings(steps=steps(100), lr_factor=2., **REGULAR), Settings(steps=steps(300), lr_factor=3., **REGULAR), motion_settings(steps=steps(250), lr_factor=4., **REGULAR)
+    basis, one, two = Settings(steps=steps(100), lr_factor=2., still=True, **REGULAR), Settings(steps=steps(200), lr_factor=4., still=True, **REGULAR), motion_settings(steps=steps(150), lr_factor=4., **REGULAR)
     return dict(settings=basis, stage1=one, stage2=two)
 
 

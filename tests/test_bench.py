@@ -241,6 +241,6 @@ def test_the_table_script_rehearsed(tmp_path, script):
 def test_the_tuning_script_stays_off_the_benchmarks_people(tmp_path, script):
     import tune
     assert tune.FIRST >= 24
-    r = script(tune.main, "--people", 1, "--only", "LoRA-8, rate x 2", "--only", "rate x 4, no dropout", "--steps1", 1, "--steps2", 1, "--batch", 1)
+    r = script(tune.main, "--people", 1, "--only", "LoRA-8, rate x 2", "--only", "ours, no dropout", "--steps1", 1, "--steps2", 1, "--batch", 1)
     assert r.exit_code == 0 and {x["concept"] for x in load_table(tmp_path/"rows.csv")} == {"person-100"}
     assert "no variant" in script(tune.main, "--only", "x").output

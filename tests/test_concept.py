@@ -8,7 +8,7 @@ from diffusers import WanPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from sas_nb import concept as concept_module
+from sas_nb import concept as concept_module, residual as residual_module
 from sas_nb.clip import UserError
 from sas_nb.concept import Concept, learn, plot_history
 from sas_nb.dit import VideoDiT, data_path
@@ -57,9 +57,12 @@ def test_the_prior_of_each_stage_is_made_like_its_data(dit, clip, monkeypatch):
     def prior(dit, images, prompts, **size):
         asked.append((images, prompts, size.pop("progress"), size))
         return Examples(torch.zeros(1, dit.transformer.config.in_channels, 1 if images else 2, 8, 8), [dit.embed_once("a man in a park")], [[]])
-    monkeypatch.setattr(concept_module, "prior_examples", prior)
+    monkeypatch.setattr(residual_module, "prior_examples", prior)
     quick(clip, dit, stage1=Settings(**few(steps=1, prior=.5)), stage2=motion_settings(**few(steps=1, prior=.5)), prior_prompts=["a man in a park. he is walking"])
     assert asked == [(images, ["a man in a park. he is walking"], False, TINY) for images in (True, False)]
+    asked.clear()
+    quick(clip, dit, stage1=Settings(**few(steps=1, prior=.5), still=True), stage2=motion_settings(**few(steps=1)))
+    assert [images for images, *_ in asked] == [False]
 
 def test_without_regularisation_all_four_are_off():
     for preset in PRESETS:
@@ -74,7 +77,8 @@ def test_the_papers_preset_is_the_papers_table():
     one, two = preset_settings("paper")
     assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
     for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_mask, s.token_lr, s.lr, s.lr_factor, s.rescale) == (8, (.9, .99), .01, .05, .1, 1e-5, None, 1., True)
-    assert preset_settings("ours") == preset_settings() != (one, two)
+    assert not one.still and one.shift == two.shift == 1.
+    assert preset_settings("ours") == preset_settings() != (one, two) and preset_settings()[0].still
     assert one.rate(1e-3) == 1e-3 and replace(one, lr_factor=4.).rate(1e-3) == 4e-3 and replace(one, lr_factor=4., lr=.1).rate(1e-3) == .1
     with pytest.raises(UserError, match="no preset 'theirs': choose paper or ours"): preset_settings("theirs")
 

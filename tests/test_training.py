@@ -63,6 +63,25 @@ def test_the_set_holds_images_and_no_order(dit, clip):
     shuffled = frame_set(dit, replace(clip, frames=clip.frames[order]), STATIC)
     torch.testing.assert_close(shuffled.latents, data.latents[order], atol=1e-4, rtol=1e-4)
 
+def test_a_still_holds_one_frame_and_no_order(dit, clip):
+    data, order = frame_set(dit, clip, STATIC, still=True), torch.tensor([3, 0, 4, 2, 1])
+    assert data.latents.shape == (5, dit.transformer.config.in_channels, 2, 8, 8) and data.placeholders == [["[v]"]]
+    torch.testing.assert_close(data.latents[3], dit.encode(clip.frames[[3]*5][None])[0], atol=1e-4, rtol=1e-4)
+    shuffled = frame_set(dit, replace(clip, frames=clip.frames[order]), STATIC, still=True)
+    torch.testing.assert_close(shuffled.latents, data.latents[order], atol=1e-4, rtol=1e-4)
+
+def test_stills_are_eight_at_most_and_spread_over_the_clip(dit):
+    film = render(heldout_spec(1), fps=12)
+    data = frame_set(dit, film, STATIC, still=True)
+    assert data.latents.shape == (8, dit.transformer.config.in_channels, 5, 8, 8)
+    for i, k in ((0, 0), (7, 16)): torch.testing.assert_close(data.latents[i], dit.encode(film.frames[[k]*17][None])[0], atol=1e-4, rtol=1e-4)
+
+def test_stage_one_shows_stills_when_asked(dit, clip, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Trainer, "run", lambda self: shown.append(self.data.latents.shape[2]))
+    for still in (False, True): train_identity(dit, Basis(dit, 1, LAYERS), clip, STATIC, Settings(still=still), progress=False)
+    assert shown == [1, 2]
+
 def test_the_sequence_is_one_clip(dit, clip):
     data = sequence(dit, clip, FULL)
     assert data.latents.shape == (1, dit.transformer.config.in_channels, 2, 8, 8) and data.placeholders == [["[v]", "[u]"]]
