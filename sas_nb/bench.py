@@ -80,7 +80,7 @@ class Budget:
     def one(self, **changes)->Settings: return Settings(**dict(steps=self.steps1, batch=self.batch, lr=self.lr, seed=self.seed) | changes)
     def two(self, **changes)->Settings: return motion_settings(**dict(steps=self.steps2, batch=self.batch, lr=self.lr, seed=self.seed) | changes)
 
-RIVAL = OFF | dict(lr_factor=1.) # what methods without regularisation train with; their rate is tuned like ours, by scripts/tune.py
+RIVAL = OFF | dict(lr_factor=4.) # what methods without regularisation train with; their rate is tuned like ours, by scripts/tune.py
 
 # %% ../nbs/12_bench.ipynb #5fff88ec
 def set_and_sequence(preset:str="ours",        # of `residual.PRESETS`

@@ -106,6 +106,17 @@ def test_progress_is_told_by_stage(dit, clip, capfd):
     assert "encoding 5 frames" in out and "stage 1 of 2, identity" in err and "stage 2 of 2, motion" in err
 
 
+def test_a_prompt_is_read_once(dit, monkeypatch):
+    read, embed, (man, woman) = [], dit.family.embed, ("a man in a park", "a woman")
+    monkeypatch.setattr(dit.family, "embed", staticmethod(lambda pipe, prompts, n: read.extend(prompts) or embed(pipe, prompts, n)))
+    monkeypatch.setattr(dit, "texts", {})
+    first, again = dit.embed([man, woman]), dit.embed([woman, "a [v] man in a park", man])
+    assert read == [man, woman]
+    for i, j in ((0, 1), (0, 2), (1, 0)): assert torch.equal(first[i], again[j])
+    torch.testing.assert_close(dit.embed(woman)[0], first[1][:dit.embed(woman).shape[1]]) # no more padding than it needs
+    assert dit.embed(woman).shape[1] < first.shape[1] and read == [man, woman]
+
+
 # wrong input is told before any work
 
 @pytest.mark.parametrize("wrong, says", [
