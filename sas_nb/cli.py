@@ -286,8 +286,8 @@ def export(concept:ConceptFolder,
     typer.echo("Wrote " + " and ".join(map(str, made)) + f". How to load: {out/'README.md'}")
 
 # %% ../nbs/16_cli.ipynb #b7d24e90
-@command("sas-nb explore run-of-ann run-of-bob run-of-cleo", "sas-nb explore runs/* --port 9000 --no-browser")
-def explore(concepts:Annotated[list[Path], typer.Argument(metavar="CONCEPTS...", help="Folders that train wrote, or saved concepts.", show_default=False)],
+@command("sas-nb explore run-of-ann run-of-bob run-of-cleo", "sas-nb explore zoo", "sas-nb explore runs/* --port 9000 --no-browser")
+def explore(concepts:Annotated[list[Path], typer.Argument(metavar="CONCEPTS...", help="Folders that train wrote, saved concepts, or zoos; `zoo` is the shipped one.", show_default=False)],
             port:Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)]=8866,
             host:Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]="127.0.0.1",
             browser:Annotated[bool, typer.Option(help="Open the page in a browser.")]=True,

@@ -23,6 +23,7 @@ from .clip import Clip, UserError
 from .dit import VideoDiT
 from .concept import Concept
 from .atlas import Atlas
+from .zoo import load_zoo, zoo_folder
 
 # %% ../nbs/14_explore.ipynb #734404c1
 AVERAGE = "the average"
@@ -45,14 +46,14 @@ class Position:
 class Studio:
     "Concepts, all places between them, and the videos of these places. Raises `UserError` for concepts that cannot be compared."
     def __init__(self,
-                 concepts,            # concepts, folders of concepts or of runs; or name -> any of these
+                 concepts,            # concepts, folders of concepts, of runs or of zoos; or name -> any of these
                  steps:int|None=None, # of a full video; the model's own when None
                  preview:int=3,       # steps of a quick one
                  most:int=200,        # videos to keep
                  guidance:float|None=None, # the model's own when None
                  **size):             # num_frames, height, width; the training clip's when not given
         self.named = _named(concepts)
-        self.atlas = Atlas(_company({k: v if isinstance(v, Concept) else Concept.load(v) for k, v in self.named.items()})) # in memory: a hand cannot wait for a disk
+        self.atlas = Atlas(_company(_opened(self.named))) # in memory: a hand cannot wait for a disk
         if not self.atlas.one_basis: self.atlas = self.atlas.rebase()
         self.names = [*self.atlas.names, AVERAGE]
         self.preview, self.most, self.guidance, self.size = preview, most, guidance, size
@@ -68,8 +69,24 @@ def _inner(x):
 
 def _name(x, i): return f"concept {i+1}" if isinstance(x, Concept) else p.parent.name if (p := Path(x).resolve()).name == "concept" else p.name
 
-def _named(concepts)->dict: # name -> concept or folder
+def _members(x)->list:
+    "A zoo stands for all in it; `zoo` is the shipped one where no folder has that name."
+    if isinstance(x, Concept) or not ((Path(x)/"zoo.json").exists() or str(x) == "zoo" and not Path(x).exists()): return [x]
+    folder = zoo_folder(x)
+    return [folder/n for n in json.loads((folder/"zoo.json").read_text())["members"]]
+
+def _zoo(x)->Path|None:
+    "The zoo that a place such as `zoo/ann` is in."
+    return Path(x).parent if not isinstance(x, Concept) and (Path(x).parent/"zoo.json").exists() else None
+
+def _opened(named)->dict: # name -> concept
+    "Read what is on disk, each zoo once."
+    zoos = {z: load_zoo(z) for z in {_zoo(v) for v in named.values()} if z}
+    return {k: v if isinstance(v, Concept) else zoos[z][Path(v).name] if (z := _zoo(v)) else Concept.load(v) for k, v in named.items()}
+
+def _named(concepts)->dict: # name -> concept, its folder, or its place in a zoo
     if isinstance(concepts, dict): return {k: _inner(v) for k, v in concepts.items()}
+    concepts = [m for x in concepts for m in _members(x)]
     names = [_name(x, i) for i, x in enumerate(concepts)]
     return {n if names.count(n) == 1 else f"{n} ({i+1})": _inner(x) for i, (n, x) in enumerate(zip(names, concepts))}
 
@@ -655,7 +672,7 @@ def _check_site(concepts, host, port):
     "Raise `UserError` for what would fail later, in a place where nobody reads it."
     if not importlib.util.find_spec("voila"): raise UserError("The page needs Voila, which is not installed: pip install 'sas_nb[notebooks]', or use Explorer in a notebook.")
     for name, folder in concepts.items():
-        if isinstance(folder, Concept) or not (Path(folder)/"concept.json").exists(): raise UserError(f"{name!r} is not the folder of a saved concept: give folders that `sas-nb train` or Concept.save wrote.")
+        if isinstance(folder, Concept) or not (_zoo(folder) or (Path(folder)/"concept.json").exists()): raise UserError(f"{name!r} is not the folder of a saved concept: give folders that `sas-nb train` or Concept.save wrote.")
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))

@@ -18,7 +18,7 @@ from sas_nb.atlas import Atlas
 from sas_nb.bench import save_table
 from sas_nb.concept import Concept
 from sas_nb.dit import data_path
-from sas_nb.fleet import load_zoo, spec_of
+from sas_nb.zoo import load_zoo, spec_of
 from sas_nb.metrics import adherence, pose_correlation
 from sas_nb.oracles import Oracles, named_answers, seen_joints, words_of
 from sas_nb.world import SCENES, Person, edit, render

@@ -5,10 +5,12 @@ from io import BytesIO
 from pathlib import Path
 import pytest, torch
 from PIL import Image
+from sas_nb import explore
 from sas_nb.basis import Basis
 from sas_nb.clip import UserError
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.zoo import load_zoo, save_zoo
 from sas_nb.explore import AVERAGE, Cancelled, Explorer, Position, Studio, Worker, describe, known_words, offers, page, site
 
 LAYERS, SMALL = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)", dict(steps=3, preview=1, guidance=1, num_frames=5)
@@ -93,6 +95,23 @@ def test_one_concept_has_the_base_model_for_company(dit):
     e = Explorer(s, faces=0); e.worker.wait()
     assert e.pad["appearance"].axes[1] == "" and e.screen.note.startswith("full")
     e.close()
+
+
+def test_a_zoo_stands_for_all_in_it(dit, concepts, tmp_path, monkeypatch):
+    folder = save_zoo(concepts, tmp_path/"folk")
+    (alone,) = made(dit, 1, seed=1, A=None).values()
+    reads = []
+    monkeypatch.setattr(explore, "load_zoo", lambda z: reads.append(z) or load_zoo(z, dit=dit))
+    s = Studio([folder, alone], **SMALL)
+    assert s.names == [*concepts, "concept 5", AVERAGE] and reads == [folder]
+    w = s.concept(Position("cleo", "cleo")).weights
+    for k, v in concepts["cleo"].weights.items(): torch.testing.assert_close(w[k], v, atol=5e-3, rtol=0)
+    places = explore._named([str(folder)])
+    assert places == {n: folder/n for n in concepts} and Studio({n: str(p) for n, p in places.items()}, **SMALL).names == [*concepts, AVERAGE] # what the page is told
+    monkeypatch.chdir(tmp_path)
+    assert len(explore._named(["zoo"])) == 72 # the shipped one
+    (tmp_path/"zoo").mkdir()
+    assert list(explore._named(["zoo"])) == ["zoo"] # but not where a folder has that name
 
 
 # Videos
