@@ -247,6 +247,7 @@ def embed(self:VideoDiT,
     plain, found = zip(*map(split_placeholders, prompts))
     return add_tokens(_read(self, plain), found, tokens or {})
 
+# %% ../nbs/02_dit.ipynb #c24fafd7
 def _read(self, plain, most=256)->Tensor: # (B, L, D)
     "Plain prompts to text. What was read lately is remembered: a slider asks for the same words again and again."
     encoder, known = self._part("text_encoder"), self.texts
@@ -259,6 +260,7 @@ def _read(self, plain, most=256)->Tensor: # (B, L, D)
     longest = max(map(len, rows))
     return trim(torch.stack([F.pad(r, (0, 0, 0, longest-len(r))) for r in rows]))
 
+# %% ../nbs/02_dit.ipynb #30f29d8f
 def add_tokens(text:Tensor,                # (B, L, D) as `embed` gives it
                found:list[list[str]],      # each prompt's placeholders
                tokens:dict[str, Tensor],   # their vectors, (D,)

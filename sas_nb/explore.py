@@ -84,6 +84,7 @@ def _opened(named)->dict: # name -> concept
     zoos = {z: load_zoo(z) for z in {_zoo(v) for v in named.values()} if z}
     return {k: v if isinstance(v, Concept) else zoos[z][Path(v).name] if (z := _zoo(v)) else Concept.load(v) for k, v in named.items()}
 
+# %% ../nbs/14_explore.ipynb #93791541
 def _named(concepts)->dict: # name -> concept, its folder, or its place in a zoo
     if isinstance(concepts, dict): return {k: _inner(v) for k, v in concepts.items()}
     concepts = [m for x in concepts for m in _members(x)]

@@ -197,8 +197,7 @@ def learn_many(clips:list[Clip|str|Path],
     for p in prompts: check_prompts(*p)
     dit, (one, two) = model if isinstance(model, VideoDiT) else base_model(str(model)), (given or own for given, own in zip((stage1, stage2), preset_settings(preset)))
     if old := getattr(dit, "basis", None): old.detach()
-    out = Path(out) if out else None
-    if out: check_folder(out)
+    if out: check_folder(out := Path(out))
     clips = [fit_clip(dit, c) for c in clips]
     sets, clips_encoded, priors = _encoded(dit, clips, prompts, one, two)
     shared = dict(out=out, progress=progress, at_once=at_once, bf16=bf16)

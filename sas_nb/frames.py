@@ -57,8 +57,7 @@ class Settings:
     shift:float=1.                # timestep shift: above 1, more of the steps are spent in the noise, where layout, build and pose are decided
     still:bool=False              # stage 1: show frames as clips in which nothing moves, and not as images; see `frame_set`
     seed:int=0
-    log_every:int=10              # steps between log lines
-    save_every:int=50             # steps between checkpoints
+    log_every:int=10; save_every:int=50 # steps between log lines, between checkpoints
     sample_every:int=0            # steps between sample clips; 0 for none
     sample_prompt:str|None=None   # the training prompt when None
     checkpointing:bool=False      # recompute activations in the backward pass: less memory, a third more time

@@ -52,6 +52,7 @@ def preset_settings(name:str="ours",      # of `PRESETS`
     both = (make(**changes) for make, changes in zip((Settings, motion_settings), PRESETS[name]))
     return tuple(s if regularize else replace(s, steps=n, **OFF) for s, n in zip(both, _SHORT[name]))
 
+# %% ../nbs/08_residual.ipynb #9ec8f9fd
 def both_views(dit:VideoDiT, clip:Clip, appearance:str, motion:str, # prompts, with `[v]` and with `[u]`
                still:bool=False, # of `frame_set`
               )->tuple[Examples, Examples]:
