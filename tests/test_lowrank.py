@@ -214,7 +214,7 @@ def test_angles_are_scipys(seed, r1, r2, in_, deficient):
     ranks = [int(torch.linalg.matrix_rank(a)) for a in (A1, A2)]
     assert len(ours) == min(ranks) and (ours.diff() >= -1e-12).all() and ((ours >= 0) & (ours <= np.pi / 2 + 1e-12)).all()
     if min(ranks):
-        np.testing.assert_allclose(ours, np.sort(subspace_angles(A1.T.numpy(), A2.T.numpy())), atol=1e-8)
+        np.testing.assert_allclose(ours, np.sort(subspace_angles(A1.T.numpy(), A2.T.numpy())), atol=1e-7) # scipy's own error at an angle of zero is the root of a rounding
     torch.testing.assert_close(ours, principal_angles(A2, A1), atol=1e-8, rtol=0)
 
 @pytest.mark.parametrize("angle", [1e-12, 1e-8, 1e-3, .5, np.pi / 4, 1.5, np.pi / 2 - 1e-8, np.pi / 2])
