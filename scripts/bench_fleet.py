@@ -9,6 +9,7 @@ some turns; `cpu` is the processor's time for the same steps, all threads togeth
 """
 import json, time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 import torch, typer
@@ -26,7 +27,7 @@ from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import Settings, Trainer, frame_set
 from sas_nb.metrics import pose_correlation
 from sas_nb.oracles import Oracles, seen_joints
-from sas_nb.residual import motion_settings, sequence
+from sas_nb.residual import both_views, motion_settings, preset_settings, sequence
 from sas_nb.world import render
 
 
@@ -80,8 +81,9 @@ def own_loss(dit, basis, data, tokens: dict, draws: int = 2) -> float:
 def newcomer(dit, c, A: dict | None, steps: int, batch: int, every: int) -> tuple[list[dict], Clip]:
     "Learn one case over a frozen A1, or from scratch when None: losses and seconds on the way, and what it generates."
     clip, tokens, basis, curve, spent = c.clip(), vectors(dit), Basis(dit, 8, A=A), [], [0., 0.]
-    for stage, data, make in (("identity", frame_set(dit, clip, c.prompts()[0]), Settings), ("motion", sequence(dit, clip, c.prompt()), motion_settings)):
-        t = Trainer(dit, basis, stage, data, make(steps=steps, batch=batch, prior=0.), tokens=tokens, progress=False)
+    recipe = preset_settings()
+    for stage, data, settings in zip(STAGES, both_views(dit, clip, *c.prompts(), recipe[0].still), recipe):
+        t = Trainer(dit, basis, stage, data, replace(settings, steps=steps, batch=batch, prior=0.), tokens=tokens, progress=False)
         step = t._one_step
 
         def timed():
