@@ -251,8 +251,8 @@ def embed(self:VideoDiT,
 def _read(self, plain, most=256)->Tensor: # (B, L, D)
     "Plain prompts to text. What was read lately is remembered: a slider asks for the same words again and again."
     encoder, known = self._part("text_encoder"), self.texts
-    for p in plain: self.check_words(p)
     if new := [p for p in dict.fromkeys(plain) if (id(encoder), p) not in known]:
+        for p in new: self.check_words(p)
         made = trim(self.family.embed(self.pipe, new, self.family.text_length)).to(self.dtype)
         known.update({(id(encoder), p): row for p, row in zip(new, made)})
     rows = [known[id(encoder), p] for p in plain]
