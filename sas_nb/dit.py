@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'Recommended', 'Wan',
-           'VideoDiT', 'split_placeholders', 'add_tokens', 'fingerprint', 'cache_folder', 'cached']
+           'VideoDiT', 'split_placeholders', 'join_texts', 'add_tokens', 'fingerprint', 'cache_folder', 'cached']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager
@@ -257,8 +257,11 @@ def _read(self, plain, most=256)->Tensor: # (B, L, D)
         known.update({(id(encoder), p): row for p, row in zip(new, made)})
     rows = [known[id(encoder), p] for p in plain]
     while len(known) > most: known.pop(next(iter(known)))
-    longest = max(map(len, rows))
-    return trim(torch.stack([F.pad(r, (0, 0, 0, longest-len(r))) for r in rows]))
+    return trim(join_texts([r[None] for r in rows]))
+
+def join_texts(texts:list[Tensor])->Tensor: # (B, L, D) each -> one batch, padded to the longest
+    longest = max(t.shape[1] for t in texts)
+    return torch.cat([F.pad(t, (0, 0, 0, longest-t.shape[1])) for t in texts])
 
 # %% ../nbs/02_dit.ipynb #30f29d8f
 def add_tokens(text:Tensor,                # (B, L, D) as `embed` gives it

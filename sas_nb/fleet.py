@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from fastcore.basics import patch
 from .clip import Clip, UserError
-from .dit import VideoDiT
+from .dit import VideoDiT, join_texts
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis, dropout_mask
 from .regularize import Examples
-from .frames import Settings, Trainer, check_folder, draw, join_texts
+from .frames import Settings, Trainer, check_folder, draw
 from .residual import both_priors, both_views, preset_settings
 from .concept import Concept, base_model, check_prompts, fit_clip, provenance
 from .pretrain import float_attention

@@ -9,10 +9,9 @@ __all__ = ['Examples', 'prior_examples', 'mask_tokens', 'SelfConditioning', 'sti
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from fastcore.basics import patch
 from .clip import Clip, UserError
-from .dit import VideoDiT, cached, fingerprint, split_placeholders
+from .dit import VideoDiT, cached, fingerprint, join_texts, split_placeholders
 from .flow import clean_estimate
 
 # %% ../nbs/06_regularize.ipynb #3cf4d6ef
@@ -26,9 +25,7 @@ class Examples:
     def batch(self, index:list[int])->tuple[Tensor, Tensor, list]: # latents, text (B, L, D), placeholders
         "Some examples, their texts padded to one length."
         pick = [i if len(self.texts) > 1 else 0 for i in index]
-        longest = max(self.texts[i].shape[1] for i in pick)
-        text = torch.cat([F.pad(self.texts[i], (0, 0, 0, longest-self.texts[i].shape[1])) for i in pick])
-        return self.latents[list(index)], text, [self.placeholders[i] for i in pick]
+        return self.latents[list(index)], join_texts([self.texts[i] for i in pick]), [self.placeholders[i] for i in pick]
 
 # %% ../nbs/06_regularize.ipynb #74be2867
 def prior_examples(dit:VideoDiT,           # the base model, no adapter on it

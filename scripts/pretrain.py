@@ -20,12 +20,13 @@ def main(
     start: Annotated[Path | None, typer.Option(help="A model folder to begin with, such as data/tiny.")] = None,
     autoencoder_minutes: float = 60, dit_minutes: float = 90, oracle_minutes: float = 30,
     frozen_encoder: Annotated[bool, typer.Option("--frozen-encoder", help="Sharpen the decoder only: latents stay what they were.")] = False,
+    decoder_dim: Annotated[int | None, typer.Option(help="With --frozen-encoder: channels of a wider decoder; the shipped one has 32.", show_default="as it is")] = None,
     autoencoder_batch: int = 6, clips: Annotated[int, typer.Option(help="Clips in a step of the DiT.")] = 16, images: int = 64,
     workers: Annotated[int, typer.Option(help="Processes that draw clips.")] = 1, device: Annotated[str | None, typer.Option(show_default="the best there is")] = None,
     prompts: Annotated[int, typer.Option(help="Prompts of the report card; 0 for none.")] = 500,
 ):
     with tidy():
-        vae = train_autoencoder(out, autoencoder_minutes, autoencoder_batch, workers=workers, device=device, frozen_encoder=frozen_encoder, start=start)
+        vae = train_autoencoder(out, autoencoder_minutes, autoencoder_batch, workers=workers, device=device, frozen_encoder=frozen_encoder, decoder_dim=decoder_dim, start=start)
         train_dit(out, vae, dit_minutes, clips, images, workers=workers, device=device, start=start)
         if oracle_minutes: train_oracles(out / "oracle-training", vae, oracle_minutes, workers=workers, device=device)
         if prompts: report_card(str(out / "pipeline"), out / "report", prompts, progress=True)

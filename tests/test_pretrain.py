@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from diffusers import WanPipeline
 from sas_nb.dit import VideoDiT, data_path
 from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, channels_last, decode, encode, interest, load_state, make_tokenizer, optimisers,
-                             orthogonalise, prompts_of, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec)
+                             orthogonalise, prompts_of, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider_decoder)
 from sas_nb.world import random_spec, render_array, vocabulary
 
 
@@ -22,6 +22,23 @@ def test_channels_last_changes_no_number(vae):
     x = torch.rand(1, 3, 5, 32, 32)
     before = encode(vae, x)
     torch.testing.assert_close(encode(channels_last(vae), x), before, atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize("base", [16, 24, 40])
+def test_a_wider_decoder_decodes_as_before(vae, base):
+    z = torch.randn(2, 16, 5, 4, 4)
+    wide = wider_decoder(vae, base)
+    assert wide.config.decoder_base_dim == base and sum(p.numel() for p in wide.decoder.parameters()) >= sum(p.numel() for p in vae.decoder.parameters())
+    assert (decode(wide, z)-decode(vae, z)).std() < .01*decode(vae, z).std()
+    for a, b in zip(wide.encoder.parameters(), vae.encoder.parameters()): assert torch.equal(a, b)
+
+def test_a_frozen_encoder_stays_while_the_decoder_goes_on(tmp_path):
+    narrow = train_autoencoder(tmp_path, minutes=.02, batch=2, workers=0, device="cpu")
+    wide = train_autoencoder(tmp_path, minutes=.02, batch=2, workers=0, device="cpu", frozen_encoder=True, decoder_dim=24)
+    about = load_state(tmp_path/"decoder.safetensors", {}, {})
+    again = train_autoencoder(tmp_path, minutes=about["minutes"]+.02, batch=2, workers=0, device="cpu", frozen_encoder=True, decoder_dim=24)
+    assert load_state(tmp_path/"decoder.safetensors", {}, {})["step"] > about["step"]
+    for a, b, c in zip(narrow.encoder.parameters(), wide.encoder.parameters(), again.encoder.parameters()): assert torch.equal(a, b) and torch.equal(b, c)
+    assert not torch.equal(wide.decoder.conv_out.weight, again.decoder.conv_out.weight)
 
 def test_newton_schulz_brings_singular_values_near_one():
     for shape in ((3, 8, 40), (2, 40, 8), (1, 16, 16)):
@@ -109,3 +126,10 @@ def test_prompts_drop_out_and_text_ends_in_padding():
     prompts = prompts_of([random_spec(i) for i in range(60)], np.random.default_rng(0), 30)
     assert 0 < prompts.count("") < 20
     assert not text_of(pipe, prompts[:4])[:, -1].any()
+
+def test_who_wears_which_colour_reaches_the_text():
+    pipe = WanPipeline.from_pretrained(data_path("tiny"))
+    words = lambda prompt: dict(zip(pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(prompt).input_ids), text_of(pipe, [prompt])[0].detach()))
+    for prompt in ("a man in a {} shirt and {} trousers", "on a beach, a woman in a {} shirt and {} trousers"):
+        one, other = words(prompt.format("red", "blue")), words(prompt.format("blue", "red"))
+        for colour in ("▁red", "▁blue"): assert (one[colour]-other[colour]).norm() > .1*one[colour].norm(), colour

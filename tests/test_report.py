@@ -9,8 +9,8 @@ from sas_nb import report as module
 from sas_nb.clip import UserError
 from sas_nb.dit import VideoDiT
 from sas_nb.oracles import HELD_SEED, LABELS, words_of
-from sas_nb.report import (BARS, REPORT_SEED, Question, card_markdown, flicker, generate, load_strip, marks, median_of, nearest, phrases, question, recall, renders_of, report_card, save_strip,
-                           thumbs, trained_on, verdict_sheet, verdicts)
+from sas_nb.report import (BARS, REPORT_SEED, Question, card_markdown, exchanged, flicker, generate, load_strip, marks, median_of, nearest, phrases, question, recall, renders_of, report_card, save_strip,
+                           seen, thumbs, trained_on, verdict_sheet, verdicts)
 from sas_nb.world import HELDOUT, edit, random_spec
 
 
@@ -78,7 +78,7 @@ def test_samples_are_made_once_and_belong_to_their_seed(dit, asked, tmp_path, mo
 
 def test_true_answers_get_full_marks_and_others_do_not(asked):
     asked = asked[:80]; specs, x = [q.spec for q in asked], torch.zeros(80)
-    right, wrong = verdicts(Knows(specs), x, asked), verdicts(Knows(specs[1:]+specs[:1]), x, asked)
+    right, wrong = verdicts(seen(Knows(specs), x), asked), verdicts(seen(Knows(specs[1:]+specs[:1]), x), asked)
     table = marks(wrong, right)
     assert all(row["ceiling"]["value"] == 1 for row in table.values()) and table["scene"]["model"]["value"] < .4
     assert {k: row["bar"] for k, row in table.items() if row["bar"]} == BARS
@@ -87,10 +87,18 @@ def test_true_answers_get_full_marks_and_others_do_not(asked):
 
 def test_dancing_is_a_row_of_its_own(asked):
     q = next(q for q in asked if q.asked.get("motion") == "dancing")
-    [v] = verdicts(Knows([q.spec]), torch.zeros(1), [q])
+    [v] = verdicts(seen(Knows([q.spec]), torch.zeros(1)), [q])
     assert v["dancing"] and "motion" not in v
-    table = marks(verdicts(Knows([q.spec for q in asked]), torch.zeros(len(asked)), asked), [])
+    table = marks(verdicts(seen(Knows([q.spec for q in asked]), torch.zeros(len(asked))), asked), [])
     assert table["dancing"]["model"]["n"] + table["motion"]["model"]["n"] == sum("motion" in q.asked for q in asked)
+
+
+def test_clothes_worn_the_wrong_way_round_are_counted(asked):
+    said = seen(Knows([q.spec for q in asked]), torch.zeros(len(asked)))
+    turned = said | dict(shirt=said["trousers"], trousers=said["shirt"])
+    n = 2*sum("shirt" in q.asked and "trousers" in q.asked and q.asked["shirt"] != q.asked["trousers"] for q in asked)
+    assert exchanged(said, asked) == dict(exchanged(said, asked), value=0, n=n) and n > 100
+    assert exchanged(turned, asked)["value"] == 1 and exchanged(said | dict(shirt=said["trousers"]), asked)["value"] == .5
 
 
 # ---------------------------------------------------------------- flicker and recall
