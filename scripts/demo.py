@@ -27,6 +27,7 @@ EDITS = {  # row of the contact sheet -> prompt
     "in the snow": "a [v] woman in a red shirt and purple trousers in the snow. she is [u] dancing",
     "at night": "a [v] woman in a red shirt and purple trousers in a park at night. she is [u] dancing",
     "in a top hat": "a [v] woman in a red shirt and purple trousers wearing a top hat in a park. she is [u] dancing",
+    "in a green shirt": "a [v] woman in a green shirt and purple trousers in a park. she is [u] dancing",
 }
 MODEL = "tiny"  # any model of `sas-nb models`
 SETTINGS = preset_settings()  # the library's default recipe; preset_settings("paper") is the paper's
