@@ -236,15 +236,15 @@ def train_autoencoder(out:Path, minutes:float, batch:int=6, lr:float=.01, worker
         if step % 200 == 0 or clock.fraction >= 1: _report(log, step=step, minutes=clock.spent, loss=loss.item(), psnr=reconstruction_psnr(vae)); save_state(path, dict(vae=vae), opts, dict(step=step, minutes=clock.spent, clips=step*batch, device=str(device)))
     return vae.eval().requires_grad_(False)
 
-def _go_on(start, log):
-    "A run that begins with another folder's weights goes on with that folder's curves."
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if start and not log.exists() and (Path(start)/log.name).exists(): shutil.copy(Path(start)/log.name, log)
-
 # %% ../nbs/10_pretrain.ipynb #b7f7b220
 def _report(path, **row):
     with open(path, "a") as f: f.write(json.dumps(row)+"\n")
     print(row, flush=True)
+
+def _go_on(start, log):
+    "A run that begins with another folder's weights goes on with that folder's curves."
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if start and not log.exists() and (Path(start)/log.name).exists(): shutil.copy(Path(start)/log.name, log)
 
 # %% ../nbs/10_pretrain.ipynb #31d65e23
 def make_tokenizer()->PreTrainedTokenizerFast:
