@@ -107,7 +107,7 @@ def main(
     with tidy():
         with timed("load the model and the video"): dit, reference = load(clip)
         with timed(f"learn: {steps1} steps of Set, {steps2} of Sequence"): concept = train(dit, reference, (steps1, steps2), out)
-        with timed("generate: as trained, and three edits"): rows = {"reference": reference} | show(concept, FAST_SAMPLING if fast else None)
+        with timed("generate: as trained, and the edits"): rows = {"reference": reference} | show(concept, FAST_SAMPLING if fast else None)
         with timed("draw and write"): made = write(concept, rows, out)
     if report(made, seconds): raise typer.Exit(1)
     print(f"Look at {out / 'sheet.png'} first. More edits: sas-nb generate {out} \"{EDITS['in the snow']}\" --out edit.mp4")
