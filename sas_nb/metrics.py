@@ -506,7 +506,7 @@ def paired_bootstrap(a:Sequence[float],   # one value per concept
     if len(d) < 3: raise UserError(f"{len(d)} usable pairs say nothing about an interval: measure at least 3 concepts.")
     if np.ptp(d) == 0: return Interval(float(d[0]), float(d[0]), float(d[0]), len(d))
     ci = stats.bootstrap((d,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", random_state=seed).confidence_interval
-    return Interval(float(d.mean()), float(ci.low), float(ci.high), len(d))
+    return Interval(float(d.mean()), *(float(v) if abs(v) > 1e-12*abs(d).max() else 0. for v in (ci.low, ci.high)), len(d)) # a difference by rounding is none
 
 # %% ../nbs/11_metrics.ipynb #b50e9c40
 class Verdict(NamedTuple):

@@ -500,3 +500,8 @@ def test_judge_and_its_table():
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert "**not for claims**" in lines[2] and "**fails:** no difference found" in lines[2] and "(!)" in lines[2]
     assert "| use |" in lines[3] and "fails" not in lines[3]
+
+
+def test_rounding_is_no_difference():
+    found = paired_bootstrap([.1]+[1e-17]*8, [0.]*9)
+    assert found.low == 0 and not found.found
