@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from .clip import Clip, UserError, atomic
 from .world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec, caption, edit, heldout_spec, random_thing, render
-from .dit import VideoDiT, add_tokens, fingerprint, split_placeholders
+from .dit import VideoDiT, add_tokens, fingerprint, maker_fingerprint, split_placeholders
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis
 from .frames import Settings, Trainer, frame_set, train_identity
@@ -295,7 +295,7 @@ def complete(rows:list[dict])->list[dict]:
 
 def _key(case, method, train, budget, dit, oracles, sampling, measure)->str:
     "A file name that changes with whatever decides the rows."
-    what = json.dumps([repr(case.spec), case.fps, method, repr(getattr(train, "recipe", None)), vars(budget), RIVAL, fingerprint(dit.transformer), fingerprint(dit.pipe.vae), fingerprint(oracles.net), sampling, measure.__name__], default=str)
+    what = json.dumps([repr(case.spec), case.fps, method, repr(getattr(train, "recipe", None)), vars(budget), RIVAL, maker_fingerprint(dit), fingerprint(oracles.net), sampling, measure.__name__], default=str)
     name = re.sub(r"[^\w.-]+", "-", method)
     return f"{case.name}_{name}_{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'Recommended', 'Wan',
-           'VideoDiT', 'split_placeholders', 'join_texts', 'add_tokens', 'fingerprint', 'cache_folder', 'cached']
+           'VideoDiT', 'split_placeholders', 'join_texts', 'add_tokens', 'fingerprint', 'cache_folder',
+           'maker_fingerprint', 'cached']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager
@@ -299,6 +300,11 @@ def fingerprint(module:torch.nn.Module)->str:
 def cache_folder()->Path:
     "Where encoded clips and prompts are kept: `$SAS_NB_CACHE`, else `~/.cache/sas_nb`."
     return Path(os.environ.get("SAS_NB_CACHE", "~/.cache/sas_nb")).expanduser()
+
+def maker_fingerprint(dit:"VideoDiT")->str:
+    "Sixteen hex digits that name all the weights that make a clip: text encoder, DiT and autoencoder."
+    parts = "".join(fingerprint(dit._part(p)) for p in ("text_encoder", "transformer", "vae"))
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 # %% ../nbs/02_dit.ipynb #3fc25b02
 def cached(make,   # () -> dict of tensors

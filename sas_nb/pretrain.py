@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FPS', 'TEST_SEED', 'RATES', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', 'decode', 'tiny_autoencoder', 'Muon',
-           'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'set_rates', 'training_spec', 'Clips',
-           'channels_last', 'to_signed', 'interest', 'busy_crops', 'reconstruction_loss', 'reconstruction_psnr',
-           'wider_decoder', 'train_autoencoder', 'make_tokenizer', 'local_heads', 'tiny_pipeline', 'Latents', 'text_of',
-           'prompts_of', 'float_attention', 'dit_loss', 'train_dit', 'pieces', 'ship']
+           'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'adam', 'set_rates', 'training_spec',
+           'Clips', 'channels_last', 'to_signed', 'interest', 'busy_crops', 'reconstruction_loss',
+           'reconstruction_psnr', 'wider_decoder', 'train_autoencoder', 'make_tokenizer', 'local_heads',
+           'tiny_pipeline', 'Latents', 'text_of', 'prompts_of', 'float_attention', 'dit_loss', 'train_dit', 'pieces',
+           'ship']
 
 # %% ../nbs/10_pretrain.ipynb #85545f08
 from contextlib import contextmanager, nullcontext
@@ -126,7 +127,9 @@ def optimisers(named, lr:float, small_lr:float, matrix)->dict:
     "Muon for the weights that `matrix(name, p)` picks, AdamW for the rest."
     named = list(named)
     big = [p for n, p in named if matrix(n, p)]; rest = [p for n, p in named if not matrix(n, p)]
-    return dict(muon=Muon(big, lr), adam=torch.optim.AdamW(rest, small_lr, betas=(.9, .98), weight_decay=.01))
+    return dict(muon=Muon(big, lr), adam=adam(rest, small_lr))
+
+def adam(params, lr:float)->torch.optim.AdamW: return torch.optim.AdamW(params, lr, betas=(.9, .98), weight_decay=.01)
 
 def set_rates(opts, rates, factor):
     for o, r in zip(opts.values(), rates):
@@ -206,9 +209,9 @@ def wider_decoder(vae:AutoencoderKLWan, base:int, quiet:float=.1)->AutoencoderKL
         if name.endswith("gamma"): new.fill_(1.); new[:len(was)] = was/times**.5; continue
         new, was = (v.view(maps, -1, *v.shape[1:]) for v in (new, was))
         rows = was.shape[1]
-        new[:, rows:] *= quiet if was.ndim > 2 else 0
-        if was.ndim > 2: new[:, :rows, was.shape[2]:] = 0; new[:, :rows, :was.shape[2]] = was
-        else: new[:, :rows] = was
+        new[:, rows:] *= quiet if was.ndim > 2 else 0 # new biases begin at zero
+        if was.ndim > 2: new[:, :rows, was.shape[2]:] = 0 # nobody listens to the new channels yet
+        new[tuple(map(slice, was.shape))] = was
         if maps == 3: new[0] *= times**.5 # attention divides by the root of the width
     return wide
 
@@ -384,7 +387,7 @@ def _learners(pipe):
     "Both modules that learn, running averages of their weights, and their optimisers."
     modules = dict(dit=pipe.transformer.requires_grad_(True), text=pipe.text_encoder.requires_grad_(True))
     opts = optimisers(modules["dit"].named_parameters(), RATES[0], RATES[1], lambda n, p: p.ndim == 2 and ("attn" in n or "ffn" in n))
-    opts["text_adam"] = torch.optim.AdamW(modules["text"].parameters(), RATES[2], betas=(.9, .98), weight_decay=.01)
+    opts["text_adam"] = adam(modules["text"].parameters(), RATES[2])
     averages = {f"average_{k}": AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(.998)) for k, m in modules.items()}
     return modules, averages, opts
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .clip import UserError, atomic
 from .world import CAMERAS, HATS, HELD, LIGHTS, SCENES, THINGS, Spec, caption, random_spec, render_array
-from .dit import VideoDiT, fingerprint
+from .dit import VideoDiT, fingerprint, maker_fingerprint
 from .oracles import LABELS, Oracles, named_answers, round_trip, share, words_of
 from .pretrain import FPS, training_spec
 
@@ -154,8 +154,7 @@ def report_card(model:str|Path="tiny",   # what `VideoDiT.load` takes: a model o
     if n < 1: raise UserError(f"A report on {n} clips says nothing: ask for 1 or more.")
     dit, oracles, out, asked = VideoDiT.load(model), Oracles.load("oracles"), Path(out), [question(seed+i) for i in range(n)]
     guidance, name = dit.recommended.guidance if guidance is None else guidance, fingerprint(dit.transformer)
-    made_by = "-".join([name, *(fingerprint(part)[:8] for part in (dit.pipe.text_encoder, dit.pipe.vae))])
-    samples = generate(dit, asked, out/"samples"/f"{made_by}-g{guidance:g}-s{steps}", steps, guidance, batch, progress)
+    samples = generate(dit, asked, out/"samples"/f"{maker_fingerprint(dit)}-g{guidance:g}-s{steps}", steps, guidance, batch, progress)
     real = renders_of([q.spec for q in asked])
     trips = torch.cat([round_trip(dit.pipe.vae, b) for b in real.split(8)])
     said = seen(oracles, samples); found = verdicts(said, asked)

@@ -97,7 +97,7 @@ def test_clothes_worn_the_wrong_way_round_are_counted(asked):
     said = seen(Knows([q.spec for q in asked]), torch.zeros(len(asked)))
     turned = said | dict(shirt=said["trousers"], trousers=said["shirt"])
     n = 2*sum("shirt" in q.asked and "trousers" in q.asked and q.asked["shirt"] != q.asked["trousers"] for q in asked)
-    assert exchanged(said, asked) == dict(exchanged(said, asked), value=0, n=n) and n > 100
+    assert exchanged(said, asked)["value"] == 0 and exchanged(said, asked)["n"] == n > 100
     assert exchanged(turned, asked)["value"] == 1 and exchanged(said | dict(shirt=said["trousers"]), asked)["value"] == .5
 
 
