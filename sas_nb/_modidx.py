@@ -69,6 +69,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'sas_nb.atlas._shared': ('atlas.html#_shared', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._shuffled': ('atlas.html#_shuffled', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._squares': ('atlas.html#_squares', 'sas_nb/atlas.py'),
+                              'sas_nb.atlas._stage1': ('atlas.html#_stage1', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._strength': ('atlas.html#_strength', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._thumbnail': ('atlas.html#_thumbnail', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._unique': ('atlas.html#_unique', 'sas_nb/atlas.py'),

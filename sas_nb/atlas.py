@@ -22,6 +22,7 @@ from .clip import Clip, UserError, atomic
 from .dit import VideoDiT, add_tokens
 from .flow import flow_loss, interpolate, sample_times, velocity_target
 from .lowrank import canonical, principal_angles, recompress
+from .frames import Settings
 from .residual import both_views
 from .concept import Concept
 from .metrics import paired_bootstrap
@@ -771,11 +772,16 @@ def _walk(dit, plane:_Plane, leaves, data, steps, lr, batch, g, tokens, bar)->li
     return losses
 
 # %% ../nbs/13_atlas.ipynb #6a9fdc99
+def _stage1(member)->Settings:
+    "How a member was shown its set; as the paper shows it where that is not known."
+    known = member.state()["info"].get("settings", {}).get("identity", {})
+    return Settings(**{k: known[k] for k in ("still", "whole_prompt") if k in known})
+
 def _searched(mean, atlas, clip, appearance, motion, steps, components, lr, batch, seed, progress)->tuple[list[_Plane], list]:
     "Both parts of an atlas at the coordinates that explain the clip best, and the losses on the way."
     basis, dit, g = mean.put_on(), mean.dit, torch.Generator().manual_seed(seed)
     planes = [_Plane(atlas, part, components) for part in atlas.parts]
-    data = both_views(dit, clip, appearance, motion, atlas.members[0].state()["info"].get("settings", {}).get("identity", {}).get("still", False))
+    data = both_views(dit, clip, appearance, motion, _stage1(atlas.members[0]))
     tokens = {p.token: torch.nn.Parameter(p.tensors[p.token][0].to(dit.device)) for p in planes if p.token in p.tensors}
     basis.holds, params, losses = None, basis.parameters(), []
     with tqdm(total=sum(steps), disable=not progress, desc="inverting") as bar:

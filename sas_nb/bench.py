@@ -189,12 +189,13 @@ METHODS = {"ours": set_and_sequence(), "paper's recipe": set_and_sequence("paper
            "two LoRAs": pair, "overwriting B1": overwriting, "textual inversion": one_stage(trainer=Words), "two-stage": two_stage, "LoRA-1": one_stage(1),
            **{f"only {k.replace('_', ' ')}": set_and_sequence(only=(k,)) for k in ("dropout", "token_mask", "prior")},
            **{f"without {k.replace('_', ' ')}": set_and_sequence(off=(k,)) for k in ("dropout", "token_mask", "prior")}}
-BRIEF = tuple(METHODS)[:8] # the most informative, in this order
+BRIEF = tuple(METHODS)[:9] # the most informative, in this order
 
 # %% ../nbs/12_bench.ipynb #1312e144
 _LAYERS = {"self-attention": r"blocks\.\d+\.attn1\.to_(q|k|v|out\.0)", "cross-attention": r"blocks\.\d+\.attn2\.to_(q|k|v|out\.0)", "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"}
 
-ABLATIONS = {"ours": set_and_sequence(), **{f"rank {r}": set_and_sequence(rank=r) for r in (1, 2, 4, 16, 32)},
+ABLATIONS = {"ours": set_and_sequence(), **{m: train for m, train in METHODS.items() if m.startswith(("only ", "without "))},
+             "images": set_and_sequence(still=False), "appearance prompt": set_and_sequence(whole_prompt=False), **{f"rank {r}": set_and_sequence(rank=r) for r in (1, 2, 4, 16, 32)},
              **{f"dropout {p:g}": set_and_sequence(dropout=p) for p in (0., .2, .5, .8, .9)},
              **{f"dropout {p:g}, not rescaled": set_and_sequence(dropout=p, rescale=False) for p in (.2, .5, .8, .9)},
              **{f"{name} only": set_and_sequence(layers=layers) for name, layers in _LAYERS.items()},

@@ -120,7 +120,7 @@ def _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_p
     clip = fit_clip(dit, clip)
     _check_out(dit, out, rank, layers, A)
     if progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
-    data = both_views(dit, clip, appearance, motion, settings[0].still)
+    data = both_views(dit, clip, appearance, motion, settings[0])
     if progress and any(s.prior for s in settings): print("prior preservation: what the base shows for its own prompts (made once, then cached)")
     return clip, data, both_priors(dit, clip, settings, prior_prompts, progress)
 

@@ -211,7 +211,7 @@ def learn_many(clips:list[Clip|str|Path],
 # %% ../nbs/15_fleet.ipynb #4a38e924
 def _encoded(dit, clips, prompts, one, two):
     "Frame sets, sequences, and both priors."
-    sets, whole = zip(*(both_views(dit, c, *p, one.still) for c, p in zip(clips, prompts)))
+    sets, whole = zip(*(both_views(dit, c, *p, one) for c, p in zip(clips, prompts)))
     return list(sets), list(whole), both_priors(dit, clips[0], (one, two))
 
 def _tokens(dit, n): return {t: nn.Parameter(torch.zeros(n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}

@@ -56,6 +56,7 @@ class Settings:
     times:str="logit_normal"      # how timesteps are drawn: see `flow.sample_times`
     shift:float=1.                # timestep shift: above 1, more of the steps are spent in the noise, where layout, build and pose are decided
     still:bool=False              # stage 1: show frames as clips in which nothing moves, and not as images; see `frame_set`
+    whole_prompt:bool=False       # stage 1: the set's prompt also says how the subject moves, without `[u]`; see `residual.both_views`
     seed:int=0
     log_every:int=10; save_every:int=50 # steps between log lines, between checkpoints
     sample_every:int=0            # steps between sample clips; 0 for none

@@ -41,7 +41,7 @@ OFF = dict(dropout=0., token_mask=0., prior=0., self_conditioning=0.) # no regul
 
 _ours = dict(lr_factor=8., dropout=.2, prior=.125, token_lr=1e-3, shift=4.)
 PRESETS = dict(paper=(dict(steps=600), dict(steps=900)), # what each changes in `Settings()` and in `motion_settings()`
-               ours=(dict(steps=100, still=True, **_ours), dict(steps=150, **_ours)))
+               ours=(dict(steps=100, still=True, whole_prompt=True, **_ours), dict(steps=150, **_ours)))
 _SHORT = dict(paper=(150, 400), ours=(25, 65)) # steps without regularisation
 
 def preset_settings(name:str="ours",      # of `PRESETS`
@@ -54,10 +54,11 @@ def preset_settings(name:str="ours",      # of `PRESETS`
 
 # %% ../nbs/08_residual.ipynb #9ec8f9fd
 def both_views(dit:VideoDiT, clip:Clip, appearance:str, motion:str, # prompts, with `[v]` and with `[u]`
-               still:bool=False, # of `frame_set`
+               stage1:Settings,  # whose `still` and `whole_prompt` count
               )->tuple[Examples, Examples]:
     "A clip as the two stages see it: a set, and a sequence."
-    return frame_set(dit, clip, appearance, still), sequence(dit, clip, f"{appearance}. {motion}")
+    plain = split_placeholders(motion)[0] if stage1.whole_prompt else ""
+    return frame_set(dit, clip, ". ".join(filter(None, (appearance, plain))), stage1.still), sequence(dit, clip, f"{appearance}. {motion}")
 
 def both_priors(dit:VideoDiT, clip:Clip, settings:tuple[Settings, Settings], # of stage 1 and of stage 2
                 prompts:list[str]|None=None, progress:bool=False, # see `prior_examples`

@@ -82,7 +82,7 @@ def newcomer(dit, c, A: dict | None, steps: int, batch: int, every: int) -> tupl
     "Learn one case over a frozen A1, or from scratch when None: losses and seconds on the way, and what it generates."
     clip, tokens, basis, curve, spent = c.clip(), vectors(dit), Basis(dit, 8, A=A), [], [0., 0.]
     recipe = preset_settings()
-    for stage, data, settings in zip(STAGES, both_views(dit, clip, *c.prompts(), recipe[0].still), recipe):
+    for stage, data, settings in zip(STAGES, both_views(dit, clip, *c.prompts(), recipe[0]), recipe):
         t = Trainer(dit, basis, stage, data, replace(settings, steps=steps, batch=batch, prior=0.), tokens=tokens, progress=False)
         step = t._one_step
 

@@ -1,7 +1,7 @@
 """Compare methods on held-out concepts whose every edit has an exact answer. Writes rows.csv, table.md and what made them.
 
     python scripts/table.py --quick            # or: make bench-quick; three people, three methods, few steps, about ten minutes on two idle cores
-    python scripts/table.py --brief --minutes 40 --keep   # the eight most informative methods, as many people as 40 minutes allow, kept in data/bench/
+    python scripts/table.py --brief --minutes 40 --keep   # the nine most informative methods, as many people as 40 minutes allow, kept in data/bench/
     python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
     python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
     python scripts/table.py --estimate         # only say how long it would take

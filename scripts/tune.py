@@ -25,7 +25,7 @@ FIRST = 100  # people are numbered from here; the benchmark's are 0 to 23
 
 def variants() -> dict:
     "Ours, ours with one thing changed, the paper's recipe, and the strongest rival at several rates."
-    changed = {"frames as images": dict(still=False), "shift 1": dict(shift=1.), "shift 2": dict(shift=2.), "shift 8": dict(shift=8.),
+    changed = {"appearance prompt": dict(whole_prompt=False), "frames as images": dict(still=False), "shift 1": dict(shift=1.), "shift 2": dict(shift=2.), "shift 8": dict(shift=8.),
                "rate x 4": dict(lr_factor=4.), "rate x 16": dict(lr_factor=16.), "no dropout": dict(dropout=0.), "dropout 0.5": dict(dropout=.5), "no prior": dict(prior=0.),
                "prior 1/4": dict(prior=.25), "no token mask": dict(token_mask=0.), "token rate 1e-5": dict(token_lr=1e-5), "images, shift 1": dict(still=False, shift=1.)}
     return {"ours": set_and_sequence(), "paper's recipe": set_and_sequence("paper"), **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},

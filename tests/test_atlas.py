@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA as Dense
 
+from sas_nb import atlas as atlas_module
 from sas_nb.atlas import Atlas, Lora, Member, _blocks, _layers_of, layer_gram, layer_name, leave_one_out, null_ratios, pca_of, synthetic, response, safe_range, together
 from sas_nb.clip import Clip, UserError
 from sas_nb.concept import Concept
@@ -483,6 +484,17 @@ def test_invert_moves_coordinates_only_and_lowers_the_loss(tiny):
     still = atlas.invert(clip, STATIC, DYNAMIC, steps=(0, 0), progress=False)
     np.testing.assert_allclose(dense([still]), dense([atlas.mean()]), atol=1e-6)
     assert len(found.generate(seed=0, steps=1, num_frames=5)) == 5
+
+def test_invert_shows_the_set_as_the_members_saw_it(tiny, monkeypatch):
+    dit, people = tiny
+    seen = []
+    class Enough(Exception): pass
+    def look(dit, clip, appearance, motion, stage1): seen.append((stage1.still, stage1.whole_prompt)); raise Enough
+    monkeypatch.setattr(atlas_module, "both_views", look)
+    for recipe in (dict(still=True, whole_prompt=True, steps=7), dict(still=True), {}):
+        members = [replace(p, info=p.info | dict(settings=dict(identity=recipe))) for p in people]
+        with pytest.raises(Enough): Atlas(members).invert(Clip(torch.rand(5, 3, 64, 64), 12), STATIC, DYNAMIC, progress=False)
+    assert seen == [(True, True), (True, False), (False, False)]
 
 
 def test_a_mix_can_be_inspected_from_the_terminal(tmp_path):

@@ -77,8 +77,8 @@ def test_the_papers_preset_is_the_papers_table():
     one, two = preset_settings("paper")
     assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
     for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_mask, s.token_lr, s.lr, s.lr_factor, s.rescale) == (8, (.9, .99), .01, .05, .1, 1e-5, None, 1., True)
-    assert not one.still and one.shift == two.shift == 1.
-    assert preset_settings("ours") == preset_settings() != (one, two) and preset_settings()[0].still
+    assert not one.still and not one.whole_prompt and one.shift == two.shift == 1.
+    assert preset_settings("ours") == preset_settings() != (one, two) and preset_settings()[0].still and preset_settings()[0].whole_prompt
     assert one.rate(1e-3) == 1e-3 and replace(one, lr_factor=4.).rate(1e-3) == 4e-3 and replace(one, lr_factor=4., lr=.1).rate(1e-3) == .1
     with pytest.raises(UserError, match="no preset 'theirs': choose paper or ours"): preset_settings("theirs")
 

@@ -13,7 +13,7 @@ from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.frames import Log, Settings, Trainer, check_folder, check_settings, draw, frame_set, plot_history, read_log, stop_gently, train_identity
 from sas_nb.regularize import Examples, SelfConditioning
-from sas_nb.residual import motion_settings, sequence, train_motion
+from sas_nb.residual import both_views, motion_settings, sequence, train_motion
 from sas_nb.world import heldout_spec, render
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
@@ -85,6 +85,12 @@ def test_stage_one_shows_stills_when_asked(dit, clip, monkeypatch):
 def test_the_sequence_is_one_clip(dit, clip):
     data = sequence(dit, clip, FULL)
     assert data.latents.shape == (1, dit.transformer.config.in_channels, 2, 8, 8) and data.placeholders == [["[v]", "[u]"]]
+
+@pytest.mark.parametrize("whole, motion, said", [(False, DYNAMIC, STATIC), (True, DYNAMIC, f"{STATIC}. he is dancing"), (True, "[u]", STATIC)], ids=["looks", "whole", "no words"])
+def test_the_sets_prompt_says_how_it_moves_when_asked_and_never_by_the_new_word(dit, clip, whole, motion, said):
+    set_, film = both_views(dit, clip, STATIC, motion, Settings(whole_prompt=whole))
+    assert torch.equal(set_.texts[0], dit.embed_once(said)) and set_.placeholders == [["[v]"]]
+    assert torch.equal(film.texts[0], dit.embed_once(f"{STATIC}. {motion}")) and film.placeholders == [["[v]", "[u]"]] and set_.latents.shape[2] == 1
 
 
 # what is trained
