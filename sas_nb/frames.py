@@ -367,7 +367,8 @@ def plot_history(history, # a concept, its history (stage -> rows), or the rows 
             if points: ax.plot(*zip(*points), linestyle=style, marker=marker, markersize=4, linewidth=width, color=f"C{i}" if i else "black", label=label)
         ax.set(title=f"Loss of stage {stage!r}" if len(history) > 1 else "Training loss", xlabel="optimiser step", ylabel="mean squared error of velocity\n(latents of unit variance)", ylim=(0, None))
         ax.grid(alpha=.3)
-        if ax.lines: ax.legend(fontsize=8, title="noise time", title_fontsize=8)
+    if lines := {l.get_label(): l for ax in fig.axes for l in ax.lines}: # beside the curves, which have no empty corner
+        fig.legend(lines.values(), lines, loc="outside lower center", ncols=min(5, 3*len(history)), fontsize=8, title="noise time", title_fontsize=8)
     return fig
 
 # %% ../nbs/07_frames.ipynb #e99c89e5

@@ -25,7 +25,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast, T5Tokenizer, UMT5Config, UMT5EncoderModel
-from .clip import atomic
+from .clip import UserError, atomic
 from .world import Spec, caption, random_spec, render_array, vocabulary
 from .dit import PLACEHOLDERS, OnePad, best_device
 from .flow import interpolate, sample_times, velocity_target
@@ -199,10 +199,12 @@ def reconstruction_psnr(vae, n:int=24)->tuple[float, float]: # clips, and their 
 # %% ../nbs/10_pretrain.ipynb #58313383
 @torch.no_grad()
 def wider_decoder(vae:AutoencoderKLWan, base:int, quiet:float=.1)->AutoencoderKLWan: # base: channels at the full resolution, no fewer than now
-    "The same autoencoder with a decoder of more channels, which decodes as before. Half of its new weights are small, the others zero."
+    "The same autoencoder with a decoder of more channels, which decodes as before. Half of its new weights are small, the others zero. Raises `UserError` for fewer channels."
+    now = vae.config.decoder_base_dim or vae.config.base_dim
+    if base < now: raise UserError(f"The decoder has {now} channels, and {base} are fewer: a decoder can be widened only, so give {now} or more.")
     config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
     wide, old = AutoencoderKLWan(**config | dict(decoder_base_dim=base)), dict(vae.named_parameters())
-    times = base/(vae.config.decoder_base_dim or vae.config.base_dim)
+    times = base/now
     for name, new in wide.named_parameters():
         was, maps = old[name], 3 if "to_qkv" in name else 2 if "decoder" in name and "time_conv" in name else 1 # some layers make several maps at once
         if was.shape == new.shape: new.copy_(was); continue

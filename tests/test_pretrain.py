@@ -3,6 +3,7 @@ import json
 import numpy as np, pytest, torch
 from diffusers import WanPipeline
 from sas_nb.dit import VideoDiT, data_path
+from sas_nb.clip import UserError
 from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, channels_last, decode, encode, interest, load_state, make_tokenizer, optimisers,
                              orthogonalise, prompts_of, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider_decoder)
 from sas_nb.world import random_spec, render_array, vocabulary
@@ -30,6 +31,9 @@ def test_a_wider_decoder_decodes_as_before(vae, base):
     assert wide.config.decoder_base_dim == base and sum(p.numel() for p in wide.decoder.parameters()) >= sum(p.numel() for p in vae.decoder.parameters())
     assert (decode(wide, z)-decode(vae, z)).std() < .01*decode(vae, z).std()
     for a, b in zip(wide.encoder.parameters(), vae.encoder.parameters()): assert torch.equal(a, b)
+
+def test_a_decoder_is_not_made_narrower(vae):
+    with pytest.raises(UserError, match=f"has {vae.config.base_dim} channels, and 8 are fewer"): wider_decoder(vae, 8)
 
 def test_a_frozen_encoder_stays_while_the_decoder_goes_on(tmp_path):
     narrow = train_autoencoder(tmp_path, minutes=.02, batch=2, workers=0, device="cpu")
