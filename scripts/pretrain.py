@@ -2,6 +2,7 @@
 
     python scripts/pretrain.py                                                   # or: make pretrain; hours on a laptop
     python scripts/pretrain.py --start data/tiny --autoencoder-minutes 0         # the shipped model, its DiT longer
+    python scripts/pretrain.py --start data/tiny --encoder-dim 32 --fast         # both longer, compiled: how the shipped one was finished
     python scripts/pretrain.py --workers 14 --autoencoder-batch 64 --clips 512 --images 512 --autoencoder-minutes 10 --dit-minutes 10   # a large GPU
 
 The result is OUT/pipeline, a model folder, with its curves; beside it OUT/oracles, and OUT/report.
@@ -20,14 +21,16 @@ def main(
     start: Annotated[Path | None, typer.Option(help="A model folder to begin with, such as data/tiny.")] = None,
     autoencoder_minutes: float = 60, dit_minutes: float = 90, oracle_minutes: float = 30,
     frozen_encoder: Annotated[bool, typer.Option("--frozen-encoder", help="Sharpen the decoder only: latents stay what they were.")] = False,
-    decoder_dim: Annotated[int | None, typer.Option(help="With --frozen-encoder: channels of a wider decoder; the shipped one has 32.", show_default="as it is")] = None,
-    autoencoder_batch: int = 6, clips: Annotated[int, typer.Option(help="Clips in a step of the DiT.")] = 16, images: int = 64,
+    encoder_dim: Annotated[int | None, typer.Option(help="Channels of a wider encoder; the shipped one has 32.", show_default="as it is")] = None,
+    decoder_dim: Annotated[int | None, typer.Option(help="Channels of a wider decoder; the shipped one has 32.", show_default="as it is")] = None,
+    autoencoder_batch: int = 6, clips: Annotated[int, typer.Option(help="Clips in a step of the DiT.")] = 24, images: int = 16,
+    fast: Annotated[bool, typer.Option("--fast", help="Compile: minutes at first, then steps of half the time. Needs a C++ compiler.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that draw clips.")] = 1, device: Annotated[str | None, typer.Option(show_default="the best there is")] = None,
     prompts: Annotated[int, typer.Option(help="Prompts of the report card; 0 for none.")] = 500,
 ):
     with tidy():
-        vae = train_autoencoder(out, autoencoder_minutes, autoencoder_batch, workers=workers, device=device, frozen_encoder=frozen_encoder, decoder_dim=decoder_dim, start=start)
-        train_dit(out, vae, dit_minutes, clips, images, workers=workers, device=device, start=start)
+        vae = train_autoencoder(out, autoencoder_minutes, autoencoder_batch, workers=workers, device=device, frozen_encoder=frozen_encoder, encoder_dim=encoder_dim, decoder_dim=decoder_dim, start=start, fast=fast)
+        train_dit(out, vae, dit_minutes, clips, images, workers=workers, device=device, start=start, same_latents=frozen_encoder or not autoencoder_minutes, fast=fast)
         if oracle_minutes: train_oracles(out / "oracle-training", vae, oracle_minutes, workers=workers, device=device)
         if prompts: report_card(str(out / "pipeline"), out / "report", prompts, progress=True)
     print(f"Done: {out / 'pipeline'} is a model folder; try VideoDiT.load({str(out / 'pipeline')!r}).")

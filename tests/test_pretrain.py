@@ -1,11 +1,12 @@
 "Pre-training: the whole-clip passes equal the stock ones, a run goes on where it stopped, and what is shipped loads anywhere."
-import json
+import copy, json
 import numpy as np, pytest, torch
 from diffusers import WanPipeline
+from torch.nn import functional as F
 from sas_nb.dit import VideoDiT, data_path
 from sas_nb.clip import UserError
 from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, channels_last, decode, encode, interest, load_state, make_tokenizer, optimisers,
-                             orthogonalise, prompts_of, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider_decoder)
+                             orthogonalise, passes, prompts_of, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
 from sas_nb.world import random_spec, render_array, vocabulary
 
 
@@ -24,16 +25,37 @@ def test_channels_last_changes_no_number(vae):
     before = encode(vae, x)
     torch.testing.assert_close(encode(channels_last(vae), x), before, atol=1e-5, rtol=1e-4)
 
-@pytest.mark.parametrize("base", [16, 24, 40])
-def test_a_wider_decoder_decodes_as_before(vae, base):
-    z = torch.randn(2, 16, 5, 4, 4)
-    wide = wider_decoder(vae, base)
-    assert wide.config.decoder_base_dim == base and sum(p.numel() for p in wide.decoder.parameters()) >= sum(p.numel() for p in vae.decoder.parameters())
+@pytest.mark.parametrize("dims", [dict(decoder=16), dict(decoder=24), dict(encoder=40), dict(encoder=24, decoder=32)])
+def test_a_wider_autoencoder_answers_as_before(vae, dims):
+    z, x = torch.randn(2, 16, 5, 4, 4), torch.rand(2, 3, 9, 32, 32)*2-1
+    wide, count = wider(vae, **dims), lambda part: sum(p.numel() for p in part.parameters())
+    assert (wide.config.base_dim, wide.config.decoder_base_dim) == (dims.get("encoder", 16), dims.get("decoder", 16))
+    for part in ("encoder", "decoder"): assert (count(getattr(wide, part)) > count(getattr(vae, part))) == (dims.get(part, 16) > 16)
     assert (decode(wide, z)-decode(vae, z)).std() < .01*decode(vae, z).std()
-    for a, b in zip(wide.encoder.parameters(), vae.encoder.parameters()): assert torch.equal(a, b)
+    assert (encode(wide, x)-encode(vae, x)).std() < .01*encode(vae, x).std()
 
-def test_a_decoder_is_not_made_narrower(vae):
-    with pytest.raises(UserError, match=f"has {vae.config.base_dim} channels, and 8 are fewer"): wider_decoder(vae, 8)
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_an_autoencoder_is_not_made_narrower(vae, part):
+    with pytest.raises(UserError, match=f"The {part} has 16 channels, and 8 are fewer"): wider(vae, **{part: 8})
+
+@pytest.mark.slow
+def test_compiled_passes_learn_what_plain_ones_learn(vae):
+    x = torch.rand(1, 3, 5, 32, 32)*2-1
+    losses = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        losses.append(reconstruction_loss(passes(copy.deepcopy(vae).requires_grad_(True), fast), x, interest(x), interest(x).mean()).item())
+    assert losses[0] == pytest.approx(losses[1], rel=.02)
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 5, 8, 8), (2, 3, 4, 6)])
+def test_attention_as_products_gives_stock_answers(shape):
+    torch.manual_seed(0)
+    pipe = WanPipeline.from_pretrained(data_path("tiny"))
+    x, text = torch.randn(shape[0], 16, *shape[1:]), text_of(pipe, ["a man in a park"]*shape[0], 30).detach()
+    mine = quick(copy.deepcopy(pipe.transformer), fast=False)
+    t = torch.linspace(100, 900, shape[0])
+    whole = F.pad(text, (0, 0, 0, 512-text.shape[1]))
+    with torch.no_grad(): torch.testing.assert_close(mine(x, t, text, return_dict=False)[0], pipe.transformer(x, t, whole, return_dict=False)[0], atol=1e-4, rtol=1e-3)
 
 def test_a_frozen_encoder_stays_while_the_decoder_goes_on(tmp_path):
     narrow = train_autoencoder(tmp_path, minutes=.02, batch=2, workers=0, device="cpu")
@@ -84,12 +106,12 @@ def test_a_full_store_forgets_the_oldest(vae):
     first = store.specs[0]
     assert len(store) == store.made == 24
     store.add(rng)
-    assert len(store) == 24 and store.made == 32 and first not in store.specs and len(store.image_specs) == 120
+    assert len(store) == 24 and store.made == 32 and first not in store.specs and len(store.image_specs) == 24
 
 def test_a_store_keeps_latents_beside_their_specs(vae):
     store, rng = Latents(vae, seed=100, most=24, batch=8), np.random.default_rng(0)
     for _ in range(4): store.add(rng)
-    for k, n in ((0, 0), (23, 119)): # a clip, and a frame, by their places
+    for k, n in ((0, 0), (23, 23)): # a clip, and a frame, by their places
         whole, frames = (to_signed(torch.from_numpy(render_array(s, fps=FPS)).permute(3, 0, 1, 2)[None]) for s in (store.specs[k], store.image_specs[n]))
         with torch.no_grad(): clip, images = encode(vae, whole)[0], encode(vae, frames[0].transpose(0, 1)[:, :, None])
         assert (store.clips[k]-clip).abs().max() < .05*clip.abs().max()
