@@ -59,8 +59,7 @@ class Settings:
     whole_prompt:bool=False       # stage 1: the set's prompt also says how the subject moves, without `[u]`; see `residual.both_views`
     seed:int=0
     log_every:int=10; save_every:int=50 # steps between log lines, between checkpoints
-    sample_every:int=0            # steps between sample clips; 0 for none
-    sample_prompt:str|None=None   # the training prompt when None
+    sample_every:int=0; sample_prompt:str|None=None # steps between sample clips, 0 for none; their prompt, None for that of training
     checkpointing:bool=False      # recompute activations in the backward pass: less memory, a third more time
 
 # %% ../nbs/07_frames.ipynb #90ed26fd
