@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FPS', 'TEST_SEED', 'LONGEST', 'RATES', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', 'decode', 'tiny_autoencoder',
            'Muon', 'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'adam', 'set_rates',
-           'training_spec', 'Clips', 'channels_last', 'to_signed', 'interest', 'busy_crops', 'latent_shape', 'passes',
+           'training_spec', 'Clips', 'to_signed', 'channels_last', 'interest', 'busy_crops', 'latent_shape', 'passes',
            'reconstruction_loss', 'reconstruction_psnr', 'wider', 'train_autoencoder', 'make_tokenizer', 'local_heads',
            'tiny_pipeline', 'Latents', 'text_of', 'prompts_of', 'MatmulAttention', 'quick', 'dit_loss', 'train_dit',
            'pieces', 'ship']
@@ -149,7 +149,9 @@ TEST_SEED = 10**9 # seeds from here on test pre-training: never trained on, same
 def training_spec(seed:int)->Spec|None:
     "The spec of this seed, or None where it is thinned out."
     spec, r = random_spec(seed), np.random.default_rng(seed).random()
-    return None if (len(spec.subjects) > 1 and r < .5) or (spec.camera != "static" and r < .6) else spec
+    dances = spec.subjects and getattr(spec.subjects[0], "motion", None) == "dancing"
+    if (len(spec.subjects) > 1 and r < .5) or (spec.camera != "static" and r < .6): return None
+    return None if dances and np.random.default_rng([seed, 1]).random() < .5 else spec
 
 class Clips(IterableDataset):
     "Endless rendered clips, each with its seed: uint8 (3, 17, 64, 64). Workers take turns with the seeds."
@@ -162,14 +164,14 @@ class Clips(IterableDataset):
 def _count(start, step):
     while True: yield start; start += step
 
+# %% ../nbs/10_pretrain.ipynb #f7306850
+def to_signed(x:Tensor, device="cpu")->Tensor: return (x.to(device).float()/127.5-1).contiguous(memory_format=torch.channels_last_3d)
+
 def channels_last(model:nn.Module)->nn.Module:
     "Store convolution weights channels last: CPUs and tensor cores read them so."
     for p in model.parameters():
         if p.ndim > 3: p.data = p.data.contiguous(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
     return model
-
-# %% ../nbs/10_pretrain.ipynb #f7306850
-def to_signed(x:Tensor, device="cpu")->Tensor: return (x.to(device).float()/127.5-1).contiguous(memory_format=torch.channels_last_3d)
 
 # %% ../nbs/10_pretrain.ipynb #416494cb
 def interest(x:Tensor)->Tensor: # (B, 3, T, H, W) -> (B, 1, T, H, W)
@@ -466,6 +468,7 @@ def ship(pipe:WanPipeline, folder:Path, logs=(), **about):
         for name, part in (("vae", pipe.vae), ("text_encoder", pipe.text_encoder), ("transformer", pipe.transformer)):
             # transformers loads what it finds, diffusers loads fp32: a half text encoder would not fit in a plain `from_pretrained`
             (part.float() if name == "text_encoder" else copy.deepcopy(part).half()).save_pretrained(tmp/name)
+        pipe.tokenizer.backend_tokenizer.no_padding(); pipe.tokenizer.backend_tokenizer.no_truncation() # training pads, and a file would remember it
         pipe.tokenizer.save_pretrained(tmp/"tokenizer"); pipe.scheduler.save_pretrained(tmp/"scheduler"); pipe.save_config(tmp)
         (tmp/"sas_nb.json").write_text(json.dumps({**RECOMMENDED, **about}, indent=1))
         for config in [tmp/"model_index.json", *tmp.glob("*/config.json")]: # where it was loaded from is nobody's business
