@@ -49,8 +49,8 @@ readme: $(VENV)/.stamp-dev ## write README.md from nbs/index.ipynb
 
 sync: $(VENV)/.stamp-dev ## after editing a notebook: write sas_nb/, clean the notebooks, write README.md
 	$(VENV)/bin/nbdev-export
-	$(VENV)/bin/nbdev-clean
 	$(PY) scripts/strip.py
+	$(VENV)/bin/nbdev-clean
 	$(PY) scripts/readme.py
 
 pin: $(VENV)/.stamp-lab ## write constraints.txt from what is installed in .venv
