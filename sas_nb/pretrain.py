@@ -365,7 +365,7 @@ def quick(dit:WanTransformer3DModel, fast:bool=True): # a function to call in it
 def dit_loss(pipe, x0:Tensor, text:Tensor, dit=None)->Tensor: # dit: the pipeline's, compiled
     "Flow matching (eq. 1), at times spread as the sampler visits them: where a pose and the colour of a shirt are decided, in the noise, it walks slowly."
     t = sample_times(len(x0), shift=pipe.scheduler.config.shift, device=x0.device); noise = torch.randn_like(x0)
-    with torch.autocast(x0.device.type, torch.bfloat16): v = (dit or pipe.transformer)(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
+    with torch.autocast(x0.device.type, torch.bfloat16): v = (pipe.transformer if dit is None else dit)(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
     return (v.float()-velocity_target(x0, noise)).pow(2).mean()
 
 # %% ../nbs/10_pretrain.ipynb #010cb893
