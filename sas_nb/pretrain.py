@@ -379,7 +379,7 @@ def _statistics(store):
     return dict(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())
 
 def _backward(pipe, dit, store, rng, clips, images, whiten)->list[float]: # loss on clips, loss on images
-    "One batch of clips and images, and its gradients, each sample with the same weight for each token; the new words stay zero."
+    "One batch of clips and images, and its gradients, in which images weigh a quarter of clips; the new words stay zero."
     i, j = rng.integers(0, len(store), clips), rng.integers(0, len(store.image_specs), images)
     text = text_of(pipe, prompts_of([store.specs[k] for k in i] + [store.image_specs[k] for k in j], rng, images), LONGEST)
     losses = [dit_loss(pipe, whiten(store.clips[i]), text[:clips], dit), dit_loss(pipe, whiten(store.images[j]), text[clips:], dit)]

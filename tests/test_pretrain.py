@@ -33,6 +33,8 @@ def test_a_wider_autoencoder_answers_as_before(vae, dims):
     for part in ("encoder", "decoder"): assert (count(getattr(wide, part)) > count(getattr(vae, part))) == (dims.get(part, 16) > 16)
     assert (decode(wide, z)-decode(vae, z)).std() < .01*decode(vae, z).std()
     assert (encode(wide, x)-encode(vae, x)).std() < .01*encode(vae, x).std()
+    for part in {"encoder", "decoder"}-dims.keys(): # what is not widened is bit for bit the same
+        for mine, was in zip(getattr(wide, part).parameters(), getattr(vae, part).parameters()): assert torch.equal(mine, was)
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_an_autoencoder_is_not_made_narrower(vae, part):
