@@ -611,6 +611,11 @@ def _follow(states, weights, get)->Tensor|None:
     some = [float(w)*t for w, s in zip(weights, states) if (t := get(s)) is not None]
     return sum(some[1:], some[0]) if some else None
 
+def _said_of(look, motion:str)->str:
+    "The movement in words that suit who is seen: \"he is dancing\", for a woman's look, becomes \"she is dancing\"."
+    theirs, (first, *rest) = look["info"]["motion"].split(" ")[0], motion.split(" ")
+    return " ".join([theirs, *rest]) if {theirs, first} <= {"he", "she", "it", "they"} else motion
+
 def _concept(members, mixes, made, lost)->Concept:
     "A mix as a concept: prompts from whoever weighs most in each part, tokens mixed like their part."
     states, (a, m) = [x.state() for x in members], mixes
@@ -619,7 +624,7 @@ def _concept(members, mixes, made, lost)->Concept:
     words = dict.fromkeys(w for s in states for w in s["tokens"])
     tokens = {w: _follow(states, m if w == "[u]" else a, lambda s: s["tokens"].get(w)) for w in words}
     most = lambda w: {members[i].name: round(float(w[i]), 4) for i in np.argsort(-np.abs(w), kind="stable")[:5] if w[i]}
-    info = {k: v for k, v in look["info"].items() if k not in ("history", "settings", "made", "lr")} | dict(motion=dance["info"]["motion"], rank=len(next(iter(made.values()))[0]))
+    info = {k: v for k, v in look["info"].items() if k not in ("history", "settings", "made", "lr")} | dict(motion=_said_of(look, dance["info"]["motion"]), rank=len(next(iter(made.values()))[0]))
     info["atlas"] = dict(members=len(members), appearance=most(a), motion=most(m), lost=float(lost))
     return Concept(weights, tokens, info, _follow(states, a, lambda s: s["conditioning"]), dit=look["dit"])
 

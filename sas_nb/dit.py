@@ -97,6 +97,8 @@ class Wan:
         c = vae.config
         return [torch.tensor(v, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1) for v in (c.latents_mean, c.latents_std)]
     @staticmethod
+    def first_weight(transformer): return transformer.patch_embedding.weight
+    @staticmethod
     def embed(pipe, prompts, length):
         return pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length, device=pipe.text_encoder.device)[0]
     @staticmethod
@@ -122,8 +124,8 @@ class VideoDiT:
         c = pipe.vae.config
         self.time_factor, self.space_factor = c.scale_factor_temporal, c.scale_factor_spatial
     transformer = property(lambda self: self.pipe.transformer)
-    device = property(lambda self: self.pipe.transformer.device)
-    dtype = property(lambda self: self.pipe.transformer.dtype)
+    device = property(lambda self: self.family.first_weight(self.transformer).device) # diffusers' own properties search all modules
+    dtype = property(lambda self: self.family.first_weight(self.transformer).dtype)
     def __repr__(self):
         n = sum(p.numel() for p in self.transformer.parameters())/1e6
         return f"VideoDiT({self.name!r}, {self.family.__name__}, {n:.1f}M weights, {self.dtype}, {self.device})"
