@@ -3,7 +3,7 @@ import json, math
 from dataclasses import replace
 import pytest, torch, typer
 from sas_nb import bench
-from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, RIVAL, Budget, answer_loss, answers, case, cases, complete, leakage, load_table, losses, measured,
+from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, leakage, load_table, losses, measured,
                           per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
 from sas_nb.clip import UserError
 from sas_nb.concept import learn
@@ -176,8 +176,8 @@ class Sliders:
 
 def test_leakage_is_what_the_wrong_slider_moves():
     c = case(0)
-    assert leakage(Sliders(False), c, Judge()) == dict(identity_leak=0., motion_leak=0.)
-    assert leakage(Sliders(True), c, Judge()) == pytest.approx(dict(identity_leak=100., motion_leak=100.))
+    assert leakage(Sliders(False), c, Judge()) == dict(identity_leak=0., motion_leak=0., identity_by_appearance=1., identity_by_motion=0., motion_by_appearance=0., motion_by_motion=1.)
+    assert leakage(Sliders(True), c, Judge()) == pytest.approx(dict(identity_leak=100., motion_leak=100.) | dict.fromkeys(SLIDERS, 1.))
     for nothing in (leakage(Sliders(True), case(0, True), Judge()), leakage(type("S", (Sliders,), dict(norms=lambda self: dict(l=(1., 0.))))(True), c, Judge())):
         assert all(math.isnan(v) for v in nothing.values())
 
