@@ -325,7 +325,7 @@ def run(cases:list[Case], methods:list[str]|dict, out:Path, oracles, dit:VideoDi
 def save_table(rows:list[dict], path:Path, columns=COLUMNS, number="{:.5g}".format): # `number` writes a float
     "One tidy CSV, a row per sample."
     with atomic(Path(path)) as tmp, open(tmp, "w", newline="") as f:
-        w = csv.DictWriter(f, columns); w.writeheader()
+        w = csv.DictWriter(f, columns, lineterminator="\n"); w.writeheader()
         for r in rows: w.writerow({k: number(r[k]) if isinstance(r[k], float) else r[k] for k in columns})
 
 def load_table(path:Path)->list[dict]:

@@ -2,7 +2,7 @@
 
     python scripts/pretrain.py                                                   # or: make pretrain; hours on a laptop
     python scripts/pretrain.py --start data/tiny --autoencoder-minutes 0         # the shipped model, its DiT longer
-    python scripts/pretrain.py --start data/tiny --encoder-dim 32 --fast         # both longer, compiled: how the shipped one was finished
+    python scripts/pretrain.py --start data/tiny --fast                          # both longer, compiled: how the shipped one was finished
     python scripts/pretrain.py --workers 14 --autoencoder-batch 64 --clips 512 --images 512 --autoencoder-minutes 10 --dit-minutes 10   # a large GPU
 
 The result is OUT/pipeline, a model folder, with its curves; beside it OUT/oracles, and OUT/report.

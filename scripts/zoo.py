@@ -1,6 +1,6 @@
 """Make a zoo: a population of concepts over one universal basis, each with its truth, small enough to ship. The shipped one is
 
-    python scripts/zoo.py --share .7                                    # 64 people and 8 things into data/zoo; about half an hour on one core
+    python scripts/zoo.py                                              # 64 people and 8 things into data/zoo; about half an hour on one core
     python scripts/zoo.py --people 1000 --out big                       # a thousand
     python scripts/zoo.py --people 5 --things 1 --share .2 --out small  # a rehearsal
 
@@ -45,7 +45,7 @@ def plan(share: float = 1.) -> dict[str, Settings]:
     made = lambda of, steps: replace(of, steps=max(1, round(steps * share)), batch=2, lr_factor=4., save_every=25)
     look, movement = preset_settings()
     look = replace(look, whole_prompt=False)
-    return dict(settings=made(look, 250), stage1=made(look, 150), stage2=made(movement, 150))
+    return dict(settings=made(look, 175), stage1=made(look, 105), stage2=made(movement, 105))
 
 
 def known(number: int, c: Case) -> dict:
