@@ -3,7 +3,7 @@ import json, math
 from dataclasses import replace
 import pytest, torch, typer
 from sas_nb import bench
-from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, leakage, load_table, losses, measured,
+from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, leakage, load_table, losses, measured,
                           per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
 from sas_nb.clip import UserError
 from sas_nb.concept import learn
@@ -81,6 +81,9 @@ def test_ablations_change_what_they_say(dit):
     assert [s["steps"] for s in made["0.5 x the steps"].info["settings"].values()] == [1, 2]
     said = made["dropout 0.5, not rescaled"].info["settings"]["motion"]
     assert (said["dropout"], said["rescale"]) == (.5, False)
+    one_stage_changed = set_and_sequence(stage2=dict(steps=1, dropout=.7))(dit, one, b).info["settings"]
+    assert [(s["steps"], s["dropout"]) for s in one_stage_changed.values()] == [(2, .2), (1, .7)]
+    assert set(BRIEF) | set(REGULARISERS) == set(METHODS) and set(BRIEF) & set(REGULARISERS) == {"ours"}
     layers = [set(set_and_sequence(layers=bench._LAYERS[n])(dit, one, Budget(0, 0, batch=1, rank=1)).layers) for n in bench._LAYERS]
     assert not set.intersection(*layers) and set.union(*layers) == set(made["rank 1"].layers)
 
