@@ -27,8 +27,8 @@ from sklearn.metrics import roc_auc_score
 from .clip import Clip, UserError, atomic
 from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
 from .world import joints as body_joints
-from .dit import best_device, data_path
-from .pretrain import FPS, Clock, channels_last, decode, encode, load_state, optimisers, save_state, set_rates, to_signed
+from .dit import best_device, channels_last, data_path
+from .pretrain import FPS, Clock, decode, encode, load_state, optimisers, save_state, set_rates, to_signed
 
 # %% ../nbs/11_oracles.ipynb #5a9345af
 @torch.no_grad()

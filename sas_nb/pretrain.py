@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FPS', 'TEST_SEED', 'LONGEST', 'RATES', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', 'decode', 'tiny_autoencoder',
            'Muon', 'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'adam', 'set_rates',
-           'training_spec', 'Clips', 'to_signed', 'channels_last', 'interest', 'busy_crops', 'latent_shape', 'passes',
+           'training_spec', 'Clips', 'to_signed', 'interest', 'busy_crops', 'latent_shape', 'passes',
            'reconstruction_loss', 'reconstruction_psnr', 'wider', 'train_autoencoder', 'make_tokenizer', 'local_heads',
            'tiny_pipeline', 'Latents', 'text_of', 'prompts_of', 'MatmulAttention', 'quick', 'dit_loss', 'train_dit',
            'pieces', 'ship']
@@ -27,7 +27,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast, T5Tokenizer, UMT5Config, UMT5EncoderModel
 from .clip import UserError, atomic
 from .world import Spec, caption, random_spec, render_array, vocabulary
-from .dit import PLACEHOLDERS, OnePad, best_device
+from .dit import PLACEHOLDERS, OnePad, best_device, channels_last
 from .flow import interpolate, sample_times, velocity_target
 
 # %% ../nbs/10_pretrain.ipynb #6dc56d21
@@ -166,12 +166,6 @@ def _count(start, step):
 
 # %% ../nbs/10_pretrain.ipynb #f7306850
 def to_signed(x:Tensor, device="cpu")->Tensor: return (x.to(device).float()/127.5-1).contiguous(memory_format=torch.channels_last_3d)
-
-def channels_last(model:nn.Module)->nn.Module:
-    "Store convolution weights channels last: CPUs and tensor cores read them so."
-    for p in model.parameters():
-        if p.ndim > 3: p.data = p.data.contiguous(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
-    return model
 
 # %% ../nbs/10_pretrain.ipynb #416494cb
 def interest(x:Tensor)->Tensor: # (B, 3, T, H, W) -> (B, 1, T, H, W)

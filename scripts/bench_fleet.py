@@ -1,11 +1,13 @@
 """What company saves: one step of one concept in a fleet, against training its members one after another; and what a ready basis saves a newcomer. Prints tables and writes out/bench_fleet.json.
 
-    python scripts/bench_fleet.py --threads 2   # the two ways side by side in one process, in turns; minutes
+    python scripts/bench_fleet.py --threads 2   # the ways side by side in one process, in turns; minutes
+    python scripts/bench_fleet.py --compile     # also: a compiled fleet
     python scripts/bench_fleet.py --new         # also: new people over the zoo's frozen A1, against from scratch
     python scripts/bench_fleet.py --quick       # one batch size of each stage
 
-`alone` is what `learn` does: float32. A fleet has two precisions, see `sas_nb.fleet.bf16_products`; `alone, bf16` is there to tell what company saves from what bfloat16 does. Seconds are the clock's, the best of
-some turns; `cpu` is the processor's time for the same steps, all threads together, which other programs on the machine disturb less.
+`alone` is what `learn` does: float32. A fleet has two precisions and can be compiled, see `sas_nb.fleet.bf16_products` and `compiled`; `alone, bf16` is there to tell what company saves from what bfloat16 does. Compiling takes one
+to two minutes for each row, which are not counted: in a long run they are nothing, in a short one leave `--compile` out. Seconds are the clock's, the best of some turns; `cpu` is the processor's time for the same steps, all
+threads together, which other programs on the machine disturb less.
 """
 import json, time
 from contextlib import nullcontext
@@ -21,7 +23,7 @@ from sas_nb.basis import Basis
 from sas_nb.bench import case
 from sas_nb.clip import Clip, atomic
 from sas_nb.dit import VideoDiT, add_tokens, data_path
-from sas_nb.fleet import Fleet, FleetTrainer, bf16_products
+from sas_nb.fleet import Fleet, FleetTrainer, bf16_products, compiled
 from sas_nb.zoo import load_zoo
 from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import Settings, Trainer, frame_set
@@ -43,29 +45,31 @@ def took(f) -> tuple[float, float]:
 
 # Company
 
-def ways(dit, stage: str, data, batch: int, members: int, A: dict) -> dict:
+def ways(dit, stage: str, data, batch: int, members: int, A: dict, compile: bool) -> dict:
     "Name -> (make the trainer, context of a step, members)."
     s = (Settings if stage == "identity" else motion_settings)(batch=batch, prior=0.)
     alone = lambda: Trainer(dit, Basis(dit, A=A), stage, data, s, tokens=vectors(dit), progress=False)
     fleet = lambda bf16: FleetTrainer(Fleet(dit, members, A=A), stage, [data] * members, s, tokens=vectors(dit, members), progress=False, bf16=bf16)
     half = lambda: bf16_products(dit.device)
-    return {"alone": (alone, nullcontext, 1), "alone, bf16": (alone, half, 1), "fleet": (lambda: fleet(False), nullcontext, members), "fleet, bf16": (lambda: fleet(True), nullcontext, members)}
+    made = {"alone": (alone, nullcontext, 1), "alone, bf16": (alone, half, 1), "fleet": (lambda: fleet(False), nullcontext, members), "fleet, bf16": (lambda: fleet(True), nullcontext, members)}
+    return made | ({"fleet, bf16, compiled": (lambda: fleet(True), lambda: compiled(dit), members)} if compile else {})
 
 
-def company(dit, stage: str, data, batch: int, members: int, turns: int, A: dict) -> dict:
-    "Milliseconds for one step of one concept in each way, the best of some turns."
-    best = {}
-    for _ in range(turns):
-        for name, (make, context, n) in ways(dit, stage, data, batch, members, A).items():
-            trainer = make()
+def company(dit, stage: str, data, batch: int, members: int, turns: int, A: dict, compile: bool) -> dict:
+    "Milliseconds for one step of one concept in each way, the best of some turns. What is compiled has all its turns at once, for each fleet is compiled anew."
+    best, found = {}, ways(dit, stage, data, batch, members, A, compile)
+    for turn in range(turns):
+        for name, (make, context, n) in found.items():
+            at_once = "compiled" in name
+            if at_once and turn: continue
+            trainer, steps = make(), 3 if n == 1 else 1
             with context():
-                trainer._one_step()  # warm
-                steps = 3 if n == 1 else 1
-                wall, cpu = took(lambda: [trainer._one_step() for _ in range(steps)])
+                for _ in range(1 + at_once): trainer._one_step()  # warm
+                for _ in range(turns if at_once else 1):
+                    for kind, v in zip(("wall", "cpu"), took(lambda: [trainer._one_step() for _ in range(steps)])): best[name, kind] = min(best.get((name, kind), 1e9), 1000 * v / steps / n)
             trainer.basis.detach()
-            for kind, v in (("wall", wall), ("cpu", cpu)): best[name, kind] = min(best.get((name, kind), 1e9), 1000 * v / steps / n)
     row = dict(stage=STAGES[stage], batch=batch, members=members) | {f"{n} {k}": v for (n, k), v in best.items()}
-    return row | {f"{n}: times faster, {k}": best["alone", k] / best[n, k] for n in ("alone, bf16", "fleet", "fleet, bf16") for k in ("wall", "cpu")}
+    return row | {f"{n}: times faster, {k}": best["alone", k] / best[n, k] for n in found if n != "alone" for k in ("wall", "cpu")}
 
 
 # A newcomer
@@ -126,6 +130,7 @@ def main(
     turns: Annotated[int, typer.Option(help="How often each way is measured.")] = 3,
     threads: Annotated[int, typer.Option(help="Threads for all ways; 0 leaves them alone.")] = 0,
     quick: Annotated[bool, typer.Option(help="One batch size of each stage.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Also a compiled fleet; needs a C++ compiler.")] = False,
     new: Annotated[bool, typer.Option(help="Also learn new people over the zoo's basis and from scratch.")] = False,
     people: Annotated[int, typer.Option(help="How many new people.")] = 2,
     steps: Annotated[int, typer.Option(help="Steps of each stage for a new one.")] = 150,
@@ -139,8 +144,8 @@ def main(
     dit.basis.detach()
     for stage in STAGES:
         data = frame_set(dit, clip, WHO) if stage == "identity" else sequence(dit, clip, PROMPT)
-        for batch in (2,) if quick else (1, 2, 4, 8): rows.append(company(dit, stage, data, batch, max(1, min(members, 64 // batch)), turns, A))
-    names = ("alone", "alone, bf16", "fleet", "fleet, bf16")
+        for batch in (2,) if quick else (1, 2, 4, 8): rows.append(company(dit, stage, data, batch, max(1, min(members, 64 // batch)), turns, A, compile))
+    names = [k[:-5] for k in rows[0] if k.endswith(" wall") and ":" not in k]
     show(f"Milliseconds for one step of one concept, {torch.get_num_threads()} threads", [{k: r[k] for k in ("stage", "batch", "members", *(f"{n} wall" for n in names))} for r in rows])
     show("Times faster than training alone", [{k: v for k, v in r.items() if k in ("stage", "batch") or "times" in k} for r in rows])
     figures = dict(threads=torch.get_num_threads(), torch=torch.__version__, company=rows)

@@ -1,7 +1,7 @@
 """Make a zoo: a population of concepts over one universal basis, each with its truth, small enough to ship. The shipped one is
 
     python scripts/zoo.py                                               # 64 people and 8 things into data/zoo; about half an hour on one core
-    python scripts/zoo.py --people 1000 --out big                       # a thousand
+    python scripts/zoo.py --people 1000 --out big --fast                # a thousand, compiled
     python scripts/zoo.py --people 5 --things 1 --share .2 --out small  # a rehearsal
 
 People have an identity and a dance that no word names, and clothes that the caption does name; all are filmed in the park, so that nothing differs but them. Everyone is trained with the same chance (noise,
@@ -120,16 +120,17 @@ def main(
     rank: Annotated[int, typer.Option(help="Rank of the basis.")] = 8,
     minutes: Annotated[float, typer.Option(help="Stop cleanly after so many; 0 for never.")] = 0.,
     bf16: Annotated[bool, typer.Option(help="Products with frozen weights in bfloat16.")] = True,
+    fast: Annotated[bool, typer.Option("--fast", help="Compile: a minute or two at first, then steps of two thirds of the time. Needs a C++ compiler.")] = False,
     threads: Annotated[int, typer.Option(help="Threads; 0 leaves them alone.")] = 0,
 ):
     if threads: torch.set_num_threads(threads)
     stop_cleanly(minutes)
     began, dit, who = time.time(), VideoDiT.load(model), cast(people, things)
     say = lambda text: print(f"[{(time.time() - began) / 60:5.1f} min] {text}", flush=True)
-    folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{'' if bf16 else '-fp32'}"
+    folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{'' if bf16 else '-fp32'}{'-fast' if fast else ''}"
     stages = plan(share)
     say(f"{people} people and {things} things, steps {', '.join(str(s.steps) for s in stages.values())}, checkpoints in {folder}")
-    try: learned = learn_many([render(c.spec, fps=c.fps) for c in who.values()], [c.prompts() for c in who.values()], dit, folder, rank=rank, bf16=bf16, **stages)
+    try: learned = learn_many([render(c.spec, fps=c.fps) for c in who.values()], [c.prompts() for c in who.values()], dit, folder, rank=rank, bf16=bf16, fast=fast, **stages)
     except KeyboardInterrupt as e: say(str(e) or "Stopped; the same command goes on."); raise typer.Exit(130) from None
     for (name, c), concept, number in zip(who.items(), learned, [*range(people), *range(things)]): concept.info["truth"] = known(number, c)
     zoo = dict(zip(who, learned))

@@ -1,12 +1,15 @@
 "A fleet: each member ends as if it had been trained alone, a killed run goes on exactly, and one bad member is named."
 from dataclasses import replace
+from functools import partial
+import shutil
 import pytest, torch
+import wan_folder as wan
 from torch import nn
 from sas_nb.basis import Basis
 from sas_nb.clip import UserError
 from sas_nb.concept import Concept, learn
 from sas_nb.dit import VideoDiT
-from sas_nb.fleet import Chances, Fleet, FleetTrainer, bf16_products, learn_many, universal_basis
+from sas_nb.fleet import Chances, Fleet, FleetTrainer, bf16_products, compiled, learn_many, universal_basis
 from sas_nb.frames import Settings, Trainer, frame_set
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, sequence
@@ -175,3 +178,38 @@ def test_bf16_is_a_choice_that_a_checkpoint_remembers(dit, A, data, tmp_path):
     k = next(k for k in half.weights if k.endswith("B1"))
     assert half.weights[k].dtype == torch.float32 and not torch.equal(half.weights[k], fleet.weights[k])
     assert torch.nn.functional.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention # nothing is left behind
+
+def test_texts_have_one_length_at_every_step(dit, A, data, monkeypatch):
+    "What is compiled is for one shape: members whose prompts differ in length, and a prior's, whoever is drawn."
+    seen, velocity = set(), VideoDiT.velocity
+    monkeypatch.setattr(VideoDiT, "velocity", lambda self, x, t, text: (seen.add((len(x), text.shape[1])), velocity(self, x, t, text))[1])
+    fleet_run(dit, A, [*data["motion"], data["motion"][0]], motion_settings(steps=6, batch=2, prior=.5), stage="motion", prior=prior(dit, data["motion"][0]), at_once=6) # four members in two passes
+    assert len(seen) == 1 and seen.pop()[0] == 4
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
+def test_a_compiled_fleet_ends_the_same(tmp_path, monkeypatch, backend):
+    "Every day as one graph that PyTorch itself runs; the compiler takes a minute."
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    dit = VideoDiT.load(wan.write(tmp_path/"wan"), "cpu", torch.float32) # two blocks: quickly compiled
+    sets = [Examples(torch.randn(3, 16, 2, 4, 4), [dit.embed_once(p)], [["[v]"]]) for p in ("a [v] man in the park", "a [v] man")]
+    def run(**kwargs):
+        fleet, tokens = Fleet(dit, 2, 4), vectors(dit, 2)
+        FleetTrainer(fleet, "identity", sets, Settings(steps=3, batch=2, prior=0., lr=1e-2), tokens=tokens, progress=False, **kwargs).run()
+        fleet.detach()
+        return fleet.weights
+    stock, plain, fast = dit.transformer.forward, run(), run(fast=True, out=tmp_path/"run")
+    assert dit.transformer.forward == stock, "nothing compiled is left behind"
+    for k, v in plain.items():
+        assert v.any() or k.endswith("B2")
+        torch.testing.assert_close(fast[k].data, v.data, atol=2e-2*float(v.abs().max())+1e-12, rtol=0)
+    with pytest.raises(UserError, match="another clip"): run(out=tmp_path/"run")
+
+def test_what_cannot_be_compiled_is_told(tmp_path, monkeypatch):
+    dit = VideoDiT.load(wan.write(tmp_path/"wan"), "cpu", torch.float32)
+    stock = dit.transformer.forward
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "nosuchcompiler"))
+    torch._dynamo.reset()
+    with pytest.raises(UserError, match="nosuchcompiler.*leave fast=True out"), compiled(dit): dit.velocity(dit.noise([1], 5, 32, 32), torch.tensor([.3]), dit.embed(["a man"]))
+    assert dit.transformer.forward == stock

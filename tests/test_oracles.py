@@ -11,7 +11,7 @@ from sas_nb.clip import Clip, UserError
 from sas_nb.dit import VideoDiT, data_path
 from sas_nb.oracles import (HELD_SEED, JOINTS, LABELS, ORACLE_BARS, TRAIN_SEED, FrameNet, OracleNet, Oracles, PathNet, PathReader, Renders, RoundTrips, as_seen, auc, bone_lengths, degrade, example, held_specs, margin_loss,
                             measure, mirrored, named_answers, one_person, oracle_loss, place_loss, round_trip, score, seen_joints, share, train_oracles, train_step, verification, visible_code, words_of)
-from sas_nb.pretrain import FPS, TEST_SEED, Clock, channels_last
+from sas_nb.pretrain import FPS, TEST_SEED, Clock
 from sas_nb.world import HELDOUT, edit, random_spec, render, render_array, truth
 
 SEEDS = range(5_000_000, 5_000_048)
@@ -22,7 +22,7 @@ def oracles(): return Oracles.load("oracles", "cpu")
 
 
 @pytest.fixture(scope="module")
-def vae(): return channels_last(VideoDiT.load("tiny", "cpu").pipe.vae)
+def vae(): return VideoDiT.load("tiny", "cpu").pipe.vae
 
 
 @pytest.fixture(scope="module")

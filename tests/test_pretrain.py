@@ -3,9 +3,9 @@ import copy, json
 import numpy as np, pytest, torch
 from diffusers import WanPipeline
 from torch.nn import functional as F
-from sas_nb.dit import VideoDiT, data_path
+from sas_nb.dit import VideoDiT, channels_last, data_path
 from sas_nb.clip import UserError
-from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, channels_last, decode, encode, interest, load_state, make_tokenizer, optimisers,
+from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, decode, encode, interest, load_state, make_tokenizer, optimisers,
                              orthogonalise, passes, prompts_of, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
 from sas_nb.world import random_spec, render_array, vocabulary
 
