@@ -317,6 +317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'sas_nb.dit.channels_last': ('dit.html#channels_last', 'sas_nb/dit.py'),
                             'sas_nb.dit.data_path': ('dit.html#data_path', 'sas_nb/dit.py'),
                             'sas_nb.dit.fingerprint': ('dit.html#fingerprint', 'sas_nb/dit.py'),
+                            'sas_nb.dit.in_two_pieces': ('dit.html#in_two_pieces', 'sas_nb/dit.py'),
                             'sas_nb.dit.join_texts': ('dit.html#join_texts', 'sas_nb/dit.py'),
                             'sas_nb.dit.maker_fingerprint': ('dit.html#maker_fingerprint', 'sas_nb/dit.py'),
                             'sas_nb.dit.quick_convolutions': ('dit.html#quick_convolutions', 'sas_nb/dit.py'),

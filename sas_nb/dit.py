@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'channels_last', 'Recommended',
-           'Wan', 'VideoDiT', 'OneDNN', 'quick_convolutions', 'split_placeholders', 'join_texts', 'add_tokens',
-           'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached']
+           'Wan', 'VideoDiT', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'split_placeholders', 'join_texts',
+           'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager, nullcontext
@@ -105,19 +105,14 @@ class Wan:
         c = vae.config
         return [torch.tensor(v, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1) for v in (c.latents_mean, c.latents_std)]
     @staticmethod
-    def decode(vae, z): # in two pieces, if it is small: the first frame, and all others
-        if len(z)*z[0, 0].numel() > 4096 or vae.use_tiling: return vae.decode(z).sample
-        x, memory = vae.post_quant_conv(z), [None]*sum(1 for _ in vae.decoder.modules())
-        pieces = [vae.decoder(piece, feat_cache=memory, feat_idx=[0], first_chunk=not k) for k, piece in enumerate((x[:, :, :1], x[:, :, 1:])) if piece.numel()]
-        return unpatchify(torch.cat(pieces, 2), vae.config.patch_size or 1)
+    def decode(vae, z): return in_two_pieces(vae, z)
     @staticmethod
     def first_weight(transformer): return transformer.patch_embedding.weight
     @staticmethod
     def embed(pipe, prompts, length):
         return pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length, device=pipe.text_encoder.device)[0]
     @staticmethod
-    def velocity(transformer, x, t, text):
-        return transformer(hidden_states=x, timestep=1000*t, encoder_hidden_states=text, return_dict=False)[0]
+    def velocity(transformer, x, t, text): return transformer(hidden_states=x, timestep=1000*t, encoder_hidden_states=text, return_dict=False)[0]
 
 FAMILIES = {"WanPipeline": Wan}
 
@@ -206,11 +201,20 @@ def encode(self:VideoDiT,
     mean, std = self.family.statistics(vae, z)
     return ((z-mean)/std).float()
 
+# %% ../nbs/02_dit.ipynb #d0c0de04
+def in_two_pieces(vae, z:Tensor)->Tensor: # (B, C, t, h, w) -> (B, 3, T, H, W), both as the autoencoder has them
+    "`vae.decode`; a small clip not frame by frame, but the first frame, then all others."
+    if len(z)*z[0, 0].numel() > 4096 or vae.use_tiling: return vae.decode(z).sample
+    x, memory = vae.post_quant_conv(z), [None]*sum(1 for _ in vae.decoder.modules())
+    pieces = [vae.decoder(piece, feat_cache=memory, feat_idx=[0], first_chunk=not k) for k, piece in enumerate((x[:, :, :1], x[:, :, 1:])) if piece.numel()]
+    return unpatchify(torch.cat(pieces, 2), vae.config.patch_size or 1)
+
+
 # %% ../nbs/02_dit.ipynb #d0c0de02
 class OneDNN(TorchFunctionMode):
-    "Inside, oneDNN computes all convolutions; PyTorch has those of a single small clip done by a slower routine."
+    "Inside, oneDNN computes all convolutions in float32; PyTorch has those of a single small clip done by a slower routine."
     def __torch_function__(self, f, types, args=(), kwargs=None):
-        if f not in (torch.conv2d, torch.conv3d): return f(*args, **(kwargs or {}))
+        if f not in (torch.conv2d, torch.conv3d) or args[0].dtype != torch.float32: return f(*args, **(kwargs or {}))
         x, weight, bias, stride, padding, dilation, groups = args
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
 

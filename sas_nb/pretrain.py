@@ -356,10 +356,10 @@ def quick(dit:WanTransformer3DModel, fast:bool=True): # a function to call in it
     return torch.compile(dit, dynamic=False) if fast else dit
 
 # %% ../nbs/10_pretrain.ipynb #4aef512d
-def dit_loss(pipe, x0:Tensor, text:Tensor, dit=None)->Tensor: # dit: the pipeline's, compiled
+def dit_loss(dit, shift:float, x0:Tensor, text:Tensor)->Tensor: # shift: of the sampler's times
     "Flow matching (eq. 1), at times spread as the sampler visits them: where a pose and the colour of a shirt are decided, in the noise, it walks slowly."
-    t = sample_times(len(x0), shift=pipe.scheduler.config.shift, device=x0.device); noise = torch.randn_like(x0)
-    with torch.autocast(x0.device.type, torch.bfloat16): v = (pipe.transformer if dit is None else dit)(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
+    t = sample_times(len(x0), shift=shift, device=x0.device); noise = torch.randn_like(x0)
+    with torch.autocast(x0.device.type, torch.bfloat16): v = dit(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
     return (v.float()-velocity_target(x0, noise)).pow(2).mean()
 
 # %% ../nbs/10_pretrain.ipynb #010cb893
@@ -376,7 +376,7 @@ def _backward(pipe, dit, store, rng, clips, images, whiten)->list[float]: # loss
     "One batch of clips and images, and its gradients, in which images weigh a quarter of clips; the new words stay zero."
     i, j = rng.integers(0, len(store), clips), rng.integers(0, len(store.image_specs), images)
     text = text_of(pipe, prompts_of([store.specs[k] for k in i] + [store.image_specs[k] for k in j], rng, images), LONGEST)
-    losses = [dit_loss(pipe, whiten(store.clips[i]), text[:clips], dit), dit_loss(pipe, whiten(store.images[j]), text[clips:], dit)]
+    losses = [dit_loss(dit, pipe.scheduler.config.shift, *batch) for batch in ((whiten(store.clips[i]), text[:clips]), (whiten(store.images[j]), text[clips:]))]
     (losses[0]+.25*losses[1]).backward()
     pipe.text_encoder.shared.weight.grad[pipe.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = 0
     return [l.item() for l in losses]

@@ -4,6 +4,7 @@
     python scripts/table.py --brief --minutes 40 --keep   # the nine most informative methods, as many people as 40 minutes allow, kept in data/bench/
     python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
     python scripts/table.py --regularisers     # ours with each regulariser alone, and left out
+    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`: three times the work
     python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
     python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
@@ -28,7 +29,7 @@ from sas_nb.residual import PRESETS
 SMALL = dict(steps1=50, steps2=100, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
 SETS = dict(quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL, regularisers=dict(people=12, things=0, method=REGULARISERS) | SMALL, ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
-            full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
+            long=dict(people=24, things=0, method=QUICK["method"][:2], steps1=100, steps2=150, batch=8), full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
 
 
 def part(text: str) -> tuple[int, int]:
@@ -52,6 +53,7 @@ def main(
     brief: Annotated[bool, typer.Option("--brief", help="The most informative methods, few steps.")] = False,
     regularisers: Annotated[bool, typer.Option("--regularisers", help="Ours with each regulariser alone, and left out, few steps.")] = False,
     ablation: Annotated[bool, typer.Option("--ablation", help="Ours with one thing changed, few steps.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="Ours and DB-LoRA with the steps and batches of `learn`.")] = False,
     people: Number = None, things: Number = None,
     method: Annotated[list[str] | None, typer.Option(help="One of the methods; may be repeated.", show_default="the set's")] = None,
     steps1: Number = None, steps2: Number = None, batch: Number = None, seed: int = 0,
@@ -60,13 +62,13 @@ def main(
     model: str = "tiny", share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th pair.")] = "0/1",
     only_estimate: Annotated[bool, typer.Option("--estimate", help="Measure a few steps, say how long it would take, and stop.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Also write the rows to data/bench/.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where to keep rows and write the table.", show_default="out/table, out/regularisers, out/ablation")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to keep rows and write the table.", show_default="out/table, out/regularisers, out/ablation, out/long")] = None,
 ):
     "Train every method on every concept, measure every edit, print the table."
-    name = next((n for n, on in dict(quick=quick, brief=brief, regularisers=regularisers, ablation=ablation).items() if on), "full")
+    name = next((n for n, on in dict(quick=quick, brief=brief, regularisers=regularisers, ablation=ablation, long=long).items() if on), "full")
     given = dict(people=people, things=things, method=method or None, steps1=steps1, steps2=steps2, batch=batch)
     s = SETS[name] | {k: v for k, v in given.items() if v is not None}
-    kind, pool = name if name in ("regularisers", "ablation") else "table", ABLATIONS if name == "ablation" else METHODS
+    kind, pool = name if name in ("regularisers", "ablation", "long") else "table", ABLATIONS if name == "ablation" else METHODS
     with tidy():
         if odd := next((m for m in s["method"] if m not in pool), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(pool)}.")
         budget, folder = Budget(s["steps1"], s["steps2"], s["batch"], seed=seed), out or Path("out") / kind

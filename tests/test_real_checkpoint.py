@@ -113,6 +113,13 @@ def test_decoding_is_the_pipelines(folder, name, shape):
     with torch.no_grad(): raw = vae.decode(z*std+mean).sample
     torch.testing.assert_close(dit.decode(z), (raw.transpose(1, 2)/2+.5).clamp(0, 1), atol=1e-5, rtol=0)
 
+def test_other_precisions_of_the_autoencoder_work_too(folder):
+    dit, z = load(folder), torch.randn(1, 16, 2, 4, 4)
+    single = dit.decode(z)
+    dit.pipe.vae.double()
+    torch.testing.assert_close(dit.decode(z), single, atol=1e-4, rtol=0)
+    assert dit.encode(torch.rand(1, 5, 3, 32, 32)).dtype == torch.float32
+
 
 # Sampling
 
