@@ -48,7 +48,7 @@ class Studio:
     def __init__(self,
                  concepts,            # concepts, folders of concepts, of runs or of zoos; or name -> any of these
                  steps:int|None=None, # of a full video; the model's own when None
-                 preview:int=3,       # steps of a quick one
+                 preview:int=4,       # steps of a quick one
                  most:int=200,        # videos to keep
                  guidance:float|None=None, # the model's own when None
                  **size):             # num_frames, height, width; the training clip's when not given
