@@ -42,6 +42,7 @@ class Basis:
         if old := getattr(dit, "basis", None): old.detach()
         self.dit, self.rank, self.layers = dit, rank, layers or dit.family.lora_layers
         self.appearance = self.motion = 1. # scales of A1 B1 and A1 B2
+        self.each = None # (B,) one more scale of both, for every sample of a batch
         self.masks, self.masked = {}, None # coefficient dropout: masks by module, and the adapter they are for
         _check_layers(dit.transformer, self.layers)
         _inject(dit.transformer, self.layers, rank, seed)
@@ -75,8 +76,9 @@ def _shared_forward(self, x:Tensor, *args, **kwargs)->Tensor:
     "y = W x + (a B1 + m B2) A1 x: both adapters in one low-rank product, since they share A1 (eq. 3 and 6)."
     y, B = self.base_layer(x, *args, **kwargs), self.basis.coefficients(self)
     if B is None: return y
-    A = self.lora_A["identity"].weight
-    return y + F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+    read, each = F.linear(x, self.lora_A["identity"].weight.to(x.dtype)), self.basis.each
+    if each is not None: read = read*each.to(read).view(-1, *[1]*(x.ndim-1))
+    return y + F.linear(read, B.to(x.dtype))
 
 @patch
 def coefficients(self:Basis, m:LoraLayer)->Tensor|None: # (out, r)
@@ -110,6 +112,16 @@ def train_only(self:Basis,
     wanted = dict(identity=("B1",) if self.given else ("A", "B1"), motion=("B2",), none=())[stage]
     for key, p in self.parameters().items(): p.requires_grad_(key.rsplit(".", 1)[1] in wanted)
     return [p for p in self.parameters().values() if p.requires_grad]
+
+# %% ../nbs/05_basis.ipynb #0f444af6
+@patch
+@contextmanager
+def scaled(self:Basis,
+           each:Tensor): # (B,), one number for every sample of a batch
+    "Inside, each sample has the whole update at a scale of its own, beside the two that all share."
+    self.each = each
+    try: yield self
+    finally: self.each = None
 
 # %% ../nbs/05_basis.ipynb #d2592098
 def dropout_mask(like:Tensor,                # coefficients B, any shape

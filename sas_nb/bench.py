@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RIVAL', 'METHODS', 'BRIEF', 'REGULARISERS', 'ABLATIONS', 'SLIDERS', 'COLUMNS', 'NAN', 'TABLE', 'LEAKS', 'LOW', 'Case',
-           'case', 'cases', 'Budget', 'set_and_sequence', 'one_stage', 'Words', 'overwriting', 'two_stage', 'pair',
-           'two_parts', 'answers', 'rows', 'answer_loss', 'leakage', 'losses', 'measured', 'complete', 'run',
-           'save_table', 'load_table', 'per_concept', 'table', 'verdict', 'work', 'estimate']
+           'case', 'cases', 'in_words', 'Budget', 'sampled', 'set_and_sequence', 'one_stage', 'Words', 'overwriting',
+           'two_stage', 'pair', 'two_parts', 'answers', 'rows', 'answer_loss', 'leakage', 'losses', 'measured',
+           'complete', 'run', 'save_table', 'load_table', 'per_concept', 'table', 'verdict', 'work', 'estimate']
 
 # %% ../nbs/12_bench.ipynb #dc5b5b13
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 import csv, hashlib, json, re, time
@@ -24,7 +25,7 @@ from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis
 from .frames import Settings, Trainer, frame_set, train_identity
 from .residual import OFF, motion_settings, preset_settings, sequence, train_motion
-from .concept import Concept, learn, provenance
+from .concept import SAMPLING, Concept, learn, provenance
 from .oracles import seen_joints, words_of
 from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, paired_bootstrap, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
 
@@ -67,6 +68,10 @@ def cases(people:int=24, things:int=4, fps:float=12.)->list[Case]:
     "The whole set."
     return [case(n, fps=fps) for n in range(people)] + [case(n, True, fps) for n in range(things)]
 
+def in_words(c:Case)->Case:
+    "The case without the edit that no prompt can ask for."
+    return replace(c, edits={k: s for k, s in c.edits.items() if k != "strength"})
+
 # %% ../nbs/12_bench.ipynb #7826f11c
 @dataclass(frozen=True)
 class Budget:
@@ -82,20 +87,33 @@ class Budget:
 
 RIVAL = OFF | dict(lr_factor=4.) # what methods without regularisation train with; their rate is tuned like ours, by scripts/tune.py
 
+# %% ../nbs/12_bench.ipynb #88d1d514
+_LAST = {} # the last concept that was trained for `sampled`
+
+def sampled(train, sampling:dict):
+    "A method that trains as `train` does, once for all that differ only in the `sampling` they write into the concept's provenance."
+    def method(dit, case, b):
+        key = repr((train.recipe, case.spec, case.fps, b)), fingerprint(dit.transformer)
+        if key not in _LAST: _LAST.clear(); _LAST[key] = train(dit, case, b)
+        return replace(_LAST[key], info=_LAST[key].info | dict(sampling=sampling))
+    method.recipe = *train.recipe, sampling
+    return method
+
 # %% ../nbs/12_bench.ipynb #5fff88ec
 def set_and_sequence(preset:str="ours",        # of `residual.PRESETS`
                      off:tuple=(), only:tuple|None=None, # regularisers that are off; or all but these
                      rank:int|None=None, layers:str|None=None, # the budget's rank and all layers when None
                      steps:float=1.,           # times the budget's
                      stage1:dict={}, stage2:dict={}, # changes of one stage's settings
+                     sampling:dict|None=None,  # instead of the preset's, see `concept.SAMPLING`; {} is ordinary guidance
                      **changes):               # of both stages' settings
     "Set-and-Sequence by a recipe, changed as asked, with the budget's steps and batch."
-    gone = {k: 0. for k in (set(OFF) - set(only) if only is not None else off)} | changes
+    gone = {k: 0. for k in (off if only is None else [k for k in OFF if k not in only])} | changes
     def train(dit, case, b):
         one, two = (replace(s, **dict(steps=round(n*steps), batch=b.batch, seed=b.seed, lr=b.lr) | gone | own) for s, n, own in zip(preset_settings(preset), (b.steps1, b.steps2), (stage1, stage2)))
         return learn(case.clip(), *case.prompts(), dit, rank=rank or b.rank, layers=layers, stage1=one, stage2=two, preset=preset, progress=False)
     train.recipe = preset_settings(preset), gone, rank, layers, steps, stage1, stage2
-    return train
+    return sampled(train, SAMPLING[preset] if sampling is None else sampling)
 
 # %% ../nbs/12_bench.ipynb #cd4c74ed
 def _tokens(dit): return {t: nn.Parameter(torch.zeros(dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}
@@ -104,7 +122,7 @@ def _packed(dit, case, weights, tokens, settings, history, rank)->Concept:
     info = provenance(dit, case.clip(), *case.prompts(), rank, None, settings, history)
     return Concept(weights, {k: v.detach().cpu() for k, v in tokens.items()}, info, dit=dit)
 
-def one_stage(rank:int|None=None, share:float=0., trainer=Trainer, **changes):
+def one_stage(rank:int|None=None, share:float=0., trainer=Trainer, sampling:dict|None=None, **changes):
     "An ordinary LoRA on the clip, all steps in one stage; `share` of the steps see single frames instead (as DreamMix mixes images and video)."
     def train(dit, case, b):
         settings = b.one(steps=b.steps1+b.steps2, **RIVAL | changes)
@@ -116,7 +134,7 @@ def one_stage(rank:int|None=None, share:float=0., trainer=Trainer, **changes):
         history = dict(identity=t.run(), motion=[])
         return _packed(dit, case, basis.tensors(), tokens, (settings, settings), history, basis.rank)
     train.recipe = rank, share, trainer.__name__, changes
-    return train
+    return train if sampling is None else sampled(train, sampling)
 
 # %% ../nbs/12_bench.ipynb #1afccce6
 class Words(Trainer):
@@ -186,22 +204,26 @@ def _side_by_side(w1, w2)->dict:
     return made
 
 # %% ../nbs/12_bench.ipynb #a797f404
-METHODS = {"ours": set_and_sequence(), "paper's recipe": set_and_sequence("paper"), "LoRA-8 (DB-LoRA)": one_stage(), "DreamMix-style": one_stage(share=.5),
-           "two LoRAs": pair, "overwriting B1": overwriting, "textual inversion": one_stage(trainer=Words), "two-stage": two_stage, "LoRA-1": one_stage(1),
-           **{f"only {k.replace('_', ' ')}": set_and_sequence(only=(k,)) for k in ("dropout", "token_mask", "prior")},
-           **{f"without {k.replace('_', ' ')}": set_and_sequence(off=(k,)) for k in ("dropout", "token_mask", "prior")}}
-BRIEF = tuple(METHODS)[:9] # the most informative, in this order
-REGULARISERS = ("ours", *tuple(METHODS)[9:])
+METHODS = {"ours": set_and_sequence(), "paper's recipe": set_and_sequence("paper"), "LoRA-8 (DB-LoRA)": one_stage(sampling={}), "DreamMix-style": one_stage(share=.5),
+           "two LoRAs": pair, "overwriting B1": overwriting, "textual inversion": one_stage(trainer=Words), "two-stage": two_stage,
+           "ours, plain guidance": set_and_sequence(sampling={}), "LoRA-1": one_stage(1), "LoRA-8, our guidance": one_stage(sampling=SAMPLING["ours"])}
+_SAME = {"ours, plain guidance": "ours", "LoRA-8, our guidance": "LoRA-8 (DB-LoRA)"} # trained once
+BRIEF = tuple(METHODS)[:10] # under a small budget; the last is for a longer one
+
+_PARTS = ("dropout", "token_mask", "prior")
+REGULARISERS = {"ours": set_and_sequence(sampling={}), **{f"only {k.replace('_', ' ')}": set_and_sequence(only=(k,), sampling={}) for k in _PARTS},
+                **{f"without {k.replace('_', ' ')}": set_and_sequence(off=(k,), sampling={}) for k in _PARTS}}
 
 # %% ../nbs/12_bench.ipynb #1312e144
 _LAYERS = {"self-attention": r"blocks\.\d+\.attn1\.to_(q|k|v|out\.0)", "cross-attention": r"blocks\.\d+\.attn2\.to_(q|k|v|out\.0)", "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"}
 
-ABLATIONS = {"ours": set_and_sequence(), "images": set_and_sequence(still=False), "appearance prompt": set_and_sequence(whole_prompt=False),
-             "paper's recipe, 600 + 900 steps of 8": set_and_sequence("paper", stage1=dict(steps=600, batch=8), stage2=dict(steps=900, batch=8)), **{f"rank {r}": set_and_sequence(rank=r) for r in (1, 2, 4, 16, 32)},
-             **{f"dropout {p:g}": set_and_sequence(dropout=p) for p in (0., .5, .8, .9)},
-             **{f"dropout {p:g}, not rescaled": set_and_sequence(dropout=p, rescale=False) for p in (.2, .5, .8, .9)},
-             **{f"{name} only": set_and_sequence(layers=layers) for name, layers in _LAYERS.items()},
-             **{f"{k:g} x the steps": set_and_sequence(steps=k) for k in (.25, .5, 2., 4.)}}
+_changed = partial(set_and_sequence, sampling={})
+ABLATIONS = {"ours": _changed(), "images": _changed(still=False), "appearance prompt": _changed(whole_prompt=False),
+             "paper's recipe, 600 + 900 steps of 8": _changed("paper", stage1=dict(steps=600, batch=8), stage2=dict(steps=900, batch=8)), **{f"rank {r}": _changed(rank=r) for r in (1, 2, 4, 16, 32)},
+             **{f"dropout {p:g}": _changed(dropout=p) for p in (0., .5, .8, .9)},
+             **{f"dropout {p:g}, not rescaled": _changed(dropout=p, rescale=False) for p in (.2, .5, .8, .9)},
+             **{f"{name} only": _changed(layers=layers) for name, layers in _LAYERS.items()},
+             **{f"{k:g} x the steps": _changed(steps=k) for k in (.25, .5, 2., 4.)}}
 
 # %% ../nbs/12_bench.ipynb #e56ee879
 SLIDERS = ("identity_by_appearance", "identity_by_motion", "motion_by_appearance", "motion_by_motion")
@@ -214,10 +236,10 @@ def two_parts(concept:Concept)->bool:
     return all(any(n[i] > 0 for n in concept.norms().values()) for i in (0, 1))
 
 def answers(concept:Concept, case:Case, seed:int=0, **kwargs)->dict: # edit -> frames (T, 3, H, W); "none" is the training prompt
-    "What a method shows when asked. The strength of a movement is asked for by the slider; without one, it stays."
+    "What a method shows when asked. The strength of a movement is asked for by `generate`; without two parts, it stays."
     asked = dict(none=case.spec) | {k: s for k, s in case.edits.items() if k != "strength"}
     made = dict(zip(asked, (c.frames for c in concept.generate([case.prompt(s) for s in asked.values()], [seed]*len(asked), **kwargs))))
-    if "strength" in case.edits: made["strength"] = concept.at(motion=.5).generate(case.prompt(), seed, **kwargs).frames if two_parts(concept) else made["none"]
+    if "strength" in case.edits: made["strength"] = concept.generate(case.prompt(), seed, strength=.5, **kwargs).frames if two_parts(concept) else made["none"]
     return made
 
 # %% ../nbs/12_bench.ipynb #54673b0d
@@ -300,7 +322,7 @@ def complete(rows:list[dict])->list[dict]:
 
 def _key(case, method, train, budget, dit, oracles, sampling, measure)->str:
     "A file name that changes with whatever decides the rows."
-    what = json.dumps([repr(case.spec), case.fps, method, repr(getattr(train, "recipe", None)), vars(budget), RIVAL, maker_fingerprint(dit), fingerprint(oracles.net), sampling, measure.__name__], default=str)
+    what = json.dumps([repr(case.spec), list(case.edits), case.fps, method, repr(getattr(train, "recipe", None)), vars(budget), RIVAL, maker_fingerprint(dit), fingerprint(oracles.net), sampling, measure.__name__], default=str)
     name = re.sub(r"[^\w.-]+", "-", method)
     return f"{case.name}_{name}_{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
 
@@ -372,7 +394,8 @@ def verdict(rows:list[dict], column:str, other:str, method:str="ours", edits:boo
 
 # %% ../nbs/12_bench.ipynb #ed43e007
 def work(methods:list[str], b:Budget)->tuple[int, int]: # steps on images, steps on clips
-    "Optimiser steps of one concept; the first stage that three methods share counts once."
+    "Optimiser steps of one concept; a first stage that three methods share counts once, and so does what differs only in sampling."
+    methods = list(dict.fromkeys(_SAME.get(m, m) for m in methods))
     shared, total = ("overwriting B1", "two LoRAs", "two-stage"), b.steps1+b.steps2
     one = lambda m: (total//2, total-total//2) if m == "DreamMix-style" else (b.steps1, b.steps2) if m in (*shared, "paper's recipe") else (0, total)
     images, clips = map(sum, zip(*map(one, methods)))

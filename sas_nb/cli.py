@@ -227,20 +227,22 @@ ConceptFolder = Annotated[Path, typer.Argument(metavar="CONCEPT", help="The fold
 # %% ../nbs/16_cli.ipynb #60950356
 @command("sas-nb generate run --out again.mp4",
          'sas-nb generate run "a [v] woman in a red shirt in the snow. she is [u] dancing" --out snow.mp4 --seed 3',
-         "sas-nb generate run --motion 0.5 --appearance 1.2 --out calmer.mp4")
+         "sas-nb generate run --strength 0.5 --appearance 1.2 --out calmer.mp4")
 def generate(concept:ConceptFolder,
              prompt:Annotated[Optional[str], typer.Argument(help="What to show; the training prompt when not given. \\[v] and \\[u] stand for what was learned.", show_default=False)]=None,
              out:Annotated[Path, typer.Option(help="The video to write: .mp4, .mov, .webm or .gif.")]=Path("out.mp4"),
              seed:Annotated[int, typer.Option(help="Same seed, same video.")]=0,
              steps:Annotated[Optional[int], typer.Option(help="Sampling steps; what suits the model when not given.", min=1)]=None,
-             guidance:Annotated[Optional[float], typer.Option(help="Classifier-free guidance, 1 is none; what suits the model when not given.")]=None,
+             guidance:Annotated[Optional[float], typer.Option(help="Classifier-free guidance, 1 is none; what suits the concept when not given.")]=None,
+             against:Annotated[Optional[float], typer.Option(help="Scale of the concept on guidance's negative side, 0 to 1; 1 is ordinary guidance.")]=None,
+             strength:Annotated[float, typer.Option(help="Of the movement: below 1 calmer, above 1 livelier.")]=1.,
              negative:Annotated[Optional[str], typer.Option(help="What to move away from.")]=None,
              appearance:Annotated[Optional[float], typer.Option(help="Scale of the identity, 1 as it was learned.")]=None,
              motion:Annotated[Optional[float], typer.Option(help="Scale of the motion, 1 as it was learned.")]=None,
              frames:Frames=None, model:Annotated[Optional[str], typer.Option(help="The base, if it is not where it was when the concept was trained.")]=None, quiet:Quiet=False):
     "Make a video of a concept, as it was trained or edited by a prompt."
     _check_name(out); check_writable(out)
-    made = _concept(concept, model).at(appearance, motion).generate(prompt, seed, steps, guidance, negative=negative, num_frames=frames, progress=not quiet)
+    made = _concept(concept, model).at(appearance, motion).generate(prompt, seed, steps, guidance, against, strength, negative=negative, num_frames=frames, progress=not quiet)
     typer.echo(f"Wrote {made.save(out)}: {len(made)} frames, {made.fps:g} per second.")
 
 # %% ../nbs/16_cli.ipynb #c3ba36ed

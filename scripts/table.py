@@ -1,10 +1,10 @@
 """Compare methods on held-out concepts whose every edit has an exact answer. Writes rows.csv, table.md and what made them.
 
     python scripts/table.py --quick            # or: make bench-quick; three people, three methods, few steps, about ten minutes on two idle cores
-    python scripts/table.py --brief --minutes 40 --keep   # the nine most informative methods, as many people as 40 minutes allow, kept in data/bench/
+    python scripts/table.py --brief --minutes 40 --keep   # the most informative methods under a small budget, as many people as 40 minutes allow, kept in data/bench/
     python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
     python scripts/table.py --regularisers     # ours with each regulariser alone, and left out
-    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`: three times the work
+    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances
     python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
     python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
@@ -19,7 +19,7 @@ import json
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import ABLATIONS, BRIEF, LEAKS, METHODS, REGULARISERS, TABLE, Budget, cases, complete, estimate, run, save_table, table
+from sas_nb.bench import ABLATIONS, BRIEF, LEAKS, METHODS, REGULARISERS, TABLE, Budget, cases, complete, estimate, in_words, run, save_table, table
 from sas_nb.cli import tidy
 from sas_nb.clip import UserError, atomic
 from sas_nb.dit import VideoDiT, fingerprint
@@ -28,8 +28,10 @@ from sas_nb.residual import PRESETS
 
 SMALL = dict(steps1=50, steps2=100, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
-SETS = dict(quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL, regularisers=dict(people=12, things=0, method=REGULARISERS) | SMALL, ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
-            long=dict(people=24, things=0, method=QUICK["method"][:2], steps1=100, steps2=150, batch=8), full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
+LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance")
+SETS = dict(quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL, regularisers=dict(people=12, things=0, method=tuple(REGULARISERS)) | SMALL, ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
+            long=dict(people=24, things=0, method=LONG, steps1=100, steps2=150, batch=8), full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
+POOLS = dict(regularisers=REGULARISERS, ablation=ABLATIONS) # sets with methods of their own, which are asked for the edits in words
 
 
 def part(text: str) -> tuple[int, int]:
@@ -68,7 +70,7 @@ def main(
     name = next((n for n, on in dict(quick=quick, brief=brief, regularisers=regularisers, ablation=ablation, long=long).items() if on), "full")
     given = dict(people=people, things=things, method=method or None, steps1=steps1, steps2=steps2, batch=batch)
     s = SETS[name] | {k: v for k, v in given.items() if v is not None}
-    kind, pool = name if name in ("regularisers", "ablation", "long") else "table", ABLATIONS if name == "ablation" else METHODS
+    kind, pool = name if name in ("regularisers", "ablation", "long") else "table", POOLS.get(name, METHODS)
     with tidy():
         if odd := next((m for m in s["method"] if m not in pool), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(pool)}.")
         budget, folder = Budget(s["steps1"], s["steps2"], s["batch"], seed=seed), out or Path("out") / kind
@@ -76,7 +78,8 @@ def main(
         if only_estimate:
             hours = estimate(dit, list(s["method"]), budget, s["people"] + s["things"], oracles)
             return print(f"{s['people'] + s['things']} concepts x {len(s['method'])} methods, {budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} hours on one core or device; shared by n processes, an n-th.")
-        rows = run(cases(s["people"], s["things"], dit.recommended.fps), {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which, dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes)
+        asked = [in_words(c) if name in POOLS else c for c in cases(s["people"], s["things"], dit.recommended.fps)]
+        rows = run(asked, {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which, dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes)
         about = dict(concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]), budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer), presets=PRESETS)
         write(complete(rows), about, folder, "rows")
         if keep: write(complete(rows), about, Path("data/bench"), kind)

@@ -4,7 +4,9 @@
     python scripts/tune.py --sample            # and what its clips are worth
     python scripts/tune.py --only ours --only "ours, shift 1"
 
-Every pair of person and variant is kept as soon as it is done, and the same command goes on from there. Prints means and paired 95 % intervals
+    python scripts/tune.py --sample --people 12 --steps1 100 --steps2 150 --batch 8 --only ours --only "ours, half guidance, against 0.7" ...   # how to sample
+
+Variants of training are sampled with ordinary guidance, and all are asked for the edits in words alone. Every pair of person and variant is kept as soon as it is done, and the same command goes on from there. Prints means and paired 95 % intervals
 over people; writes them and all rows to --out, and with --keep NAME to data/bench/ as well.
 """
 from dataclasses import asdict
@@ -13,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import LEAKS, TABLE, Budget, case, losses, measured, one_stage, run, set_and_sequence, table
+from sas_nb.bench import LEAKS, TABLE, Budget, case, in_words, losses, measured, one_stage, run, set_and_sequence, table
 from sas_nb.cli import tidy
 from sas_nb.clip import UserError, atomic
 from sas_nb.dit import VideoDiT, fingerprint
@@ -31,8 +33,11 @@ def variants() -> dict:
                "equal steps": dict(stage1=dict(steps=75), stage2=dict(steps=75)), "more steps in stage 1": dict(stage1=dict(steps=100), stage2=dict(steps=50)),
                "stage 1 rate x 16": dict(stage1=dict(lr_factor=16.)), "stage 2 rate x 16": dict(stage2=dict(lr_factor=16.)), "stage 2 no dropout": dict(stage2=dict(dropout=0.)),
                "stage 2 no prior": dict(stage2=dict(prior=0.)), "stage 2 shift 8": dict(stage2=dict(shift=8.))}
-    return {"ours": set_and_sequence(), "paper's recipe": set_and_sequence("paper"), **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
-            "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.), **{f"ours, {name}": set_and_sequence(**changes) for name, changes in changed.items()}}
+    sampled = {"half guidance": dict(guidance_factor=.5), "two thirds guidance": dict(guidance_factor=2/3), **{f"half guidance, against {a:g}": dict(guidance_factor=.5, against=a) for a in (.5, .7)},
+               **{f"two thirds guidance, against {a:g}": dict(guidance_factor=2/3, against=a) for a in (.5, .7)}, "third guidance, against 0.7": dict(guidance_factor=1/3, against=.7)}
+    return {"ours": set_and_sequence(sampling={}), **{f"ours, {name}": set_and_sequence(sampling=s) for name, s in sampled.items()}, **{f"LoRA-8, {name}": one_stage(sampling=s) for name, s in sampled.items()},
+            "paper's recipe": set_and_sequence("paper"), **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
+            "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.), **{f"ours, {name}": set_and_sequence(sampling={}, **changes) for name, changes in changed.items()}}
 
 
 VARIANTS = variants()
@@ -43,14 +48,14 @@ def main(
     sample: Annotated[bool, typer.Option("--sample", help="Generate and measure clips, too.")] = False,
     steps1: int = 30, steps2: int = 60, batch: int = 4, seed: int = 0,
     sampling_steps: Annotated[int, typer.Option(min=1)] = 10, minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
-    keep: Annotated[str | None, typer.Option(help="Also write data/bench/KEEP.csv and .json; the analysis reads tune and tune_long.")] = None, out: Path = Path("out/tune"),
+    keep: Annotated[str | None, typer.Option(help="Also write data/bench/KEEP.csv and .json; the analysis reads tune, tune_long and tune_sampling.")] = None, out: Path = Path("out/tune"),
 ):
     "Train variants, measure them, print the table."
     with tidy():
         names, budget = list(only or VARIANTS), Budget(steps1, steps2, batch, seed=seed)
         if odd := next((n for n in names if n not in VARIANTS), None): raise UserError(f"There is no variant {odd!r}: choose from {'; '.join(VARIANTS)}.")
         dit, oracles = VideoDiT.load("tiny"), Oracles.load()
-        who = [case(FIRST + n, fps=dit.recommended.fps) for n in range(people)]
+        who = [in_words(case(FIRST + n, fps=dit.recommended.fps)) for n in range(people)]
         rows = run(who, {n: VARIANTS[n] for n in names}, out / "rows", oracles, dit, budget, sampling=dict(steps=sampling_steps) if sample else None, measure=measured if sample else losses, minutes=minutes)
         words = table(rows, names[0], (("loss", False), ("loss", True)) + (TABLE[:-1] + LEAKS if sample else ()))
         about = dict(people=sorted({r["concept"] for r in rows}), budget=asdict(budget), sampling_steps=sampling_steps if sample else None, dit=fingerprint(dit.transformer))

@@ -6,7 +6,7 @@ from sas_nb import bench
 from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, leakage, load_table, losses, measured,
                           per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
 from sas_nb.clip import UserError
-from sas_nb.concept import learn
+from sas_nb.concept import SAMPLING, learn
 from sas_nb.dit import VideoDiT
 from sas_nb.oracles import OracleNet, Oracles
 from sas_nb.residual import motion_settings
@@ -83,7 +83,7 @@ def test_ablations_change_what_they_say(dit):
     assert (said["dropout"], said["rescale"]) == (.5, False)
     one_stage_changed = set_and_sequence(stage2=dict(steps=1, dropout=.7))(dit, one, b).info["settings"]
     assert [(s["steps"], s["dropout"]) for s in one_stage_changed.values()] == [(2, .2), (1, .7)]
-    assert set(BRIEF) | set(REGULARISERS) == set(METHODS) and set(BRIEF) & set(REGULARISERS) == {"ours"}
+    assert [m for m in METHODS if m not in BRIEF] == ["LoRA-8, our guidance"] and len(REGULARISERS) == 7
     layers = [set(set_and_sequence(layers=bench._LAYERS[n])(dit, one, Budget(0, 0, batch=1, rank=1)).layers) for n in bench._LAYERS]
     assert not set.intersection(*layers) and set.union(*layers) == set(made["rank 1"].layers)
 
@@ -137,11 +137,11 @@ class Perfect:
     def __init__(self, case, appearance=1., motion=1., leaks=False): self.case, self.a, self.m, self.leaks = case, appearance, motion, leaks
     def norms(self): return dict(layer=(1., 1.))
     def at(self, appearance=1., motion=1.): return Perfect(self.case, appearance, motion, self.leaks)
-    def one(self, prompt):
+    def one(self, prompt, strength):
         spec = next(s for s in [self.case.spec, *self.case.edits.values()] if self.case.prompt(s) == prompt)
-        if self.m != 1: spec = edit(spec, strength=self.m)
+        if self.m*strength != 1: spec = edit(spec, strength=self.m*strength)
         return self.case.clip(spec)
-    def generate(self, prompt, seed): return [self.one(p) for p in prompt] if isinstance(prompt, list) else self.one(prompt)
+    def generate(self, prompt, seed, strength=1.): return [self.one(p, strength) for p in prompt] if isinstance(prompt, list) else self.one(prompt, strength)
 
 def test_a_perfect_answer_has_no_error():
     judges = Oracles.load()
@@ -152,7 +152,19 @@ def test_a_perfect_answer_has_no_error():
         assert person == ("strength" in c.edits)
         if person: assert made["none"]["identity"] == pytest.approx(1, abs=1e-4) and made["strength"]["made"] == 1 and .7 < made["none"]["moved"] < 1.4
 
-def test_strength_is_asked_for_by_the_slider_only(oracles):
+def test_what_differs_in_sampling_alone_is_trained_once(dit, monkeypatch):
+    trained, b = [], Budget(1, 1, batch=1, rank=1)
+    monkeypatch.setattr(bench, "learn", lambda *a, **k: trained.append(a) or learn(*a, **k))
+    guided, plain = (METHODS[m](dit, case(0), b) for m in ("ours", "ours, plain guidance"))
+    assert len(trained) == 1 and guided.weights is plain.weights
+    assert guided.info["sampling"] == SAMPLING["ours"] and plain.info["sampling"] == {}
+    assert repr(METHODS["ours"].recipe) != repr(METHODS["ours, plain guidance"].recipe)
+    METHODS["ours"](dit, case(1), b); REGULARISERS["without prior"](dit, case(1), b)
+    assert len(trained) == 3
+    lora = METHODS["LoRA-8, our guidance"](dit, case(0), b)
+    assert lora.info["sampling"] == SAMPLING["ours"] and METHODS["LoRA-8 (DB-LoRA)"](dit, case(0), b).weights is lora.weights
+
+def test_strength_is_asked_for_where_motion_is_apart(oracles):
     c = case(0)
     class OnePart(Perfect):
         def norms(self): return dict(layer=(1., 0.))
