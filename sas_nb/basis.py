@@ -41,8 +41,7 @@ class Basis:
         if rank < 1: raise UserError(f"The rank is {rank}, and a basis needs at least one vector: choose 1 or more.")
         if old := getattr(dit, "basis", None): old.detach()
         self.dit, self.rank, self.layers = dit, rank, layers or dit.family.lora_layers
-        self.appearance = self.motion = 1. # scales of A1 B1 and A1 B2
-        self.each = None # (B,) one more scale of both, for every sample of a batch
+        self.appearance, self.motion, self.each = 1., 1., None # scales of A1 B1 and A1 B2; one more of both for every sample, see `scaled`
         self.masks, self.masked = {}, None # coefficient dropout: masks by module, and the adapter they are for
         _check_layers(dit.transformer, self.layers)
         _inject(dit.transformer, self.layers, rank, seed)

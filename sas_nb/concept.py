@@ -94,8 +94,7 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
     prepared = _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, basis, progress)
     if free: _free(dit)
     concept = _two_stages(dit, appearance, motion, settings, out, rank, layers, basis, progress, *prepared)
-    concept.info["preset"] = preset if settings == preset_settings(preset, regularize) else f"{preset}, changed"
-    concept.info["sampling"] = SAMPLING[preset]
+    concept.info |= dict(preset=preset if settings == preset_settings(preset, regularize) else f"{preset}, changed", sampling=SAMPLING[preset])
     if free: dit.basis.detach(); concept.dit = None
     if out: concept.save(out/"concept")
     return concept

@@ -21,7 +21,7 @@ from .basis import Basis, dropout_mask
 from .regularize import Examples
 from .frames import Settings, Trainer, check_folder, draw
 from .residual import both_priors, both_views, preset_settings
-from .concept import Concept, base_model, check_prompts, fit_clip, provenance
+from .concept import SAMPLING, Concept, base_model, check_prompts, fit_clip, provenance
 
 # %% ../nbs/15_fleet.ipynb #b80623b9
 class Fleet:
@@ -224,7 +224,7 @@ def learn_many(clips:list[Clip|str|Path],
     history = dict(identity=FleetTrainer(fleet, "identity", sets, one, priors[0], tokens, **shared).run(),
                    motion=FleetTrainer(fleet, "motion", clips_encoded, two, priors[1], tokens, **shared).run())
     fleet.detach()
-    return [_member(fleet, i, c, p, tokens, (one, two), history) for i, (c, p) in enumerate(zip(clips, prompts))]
+    return [_member(fleet, i, c, p, tokens, (one, two), history, SAMPLING[preset]) for i, (c, p) in enumerate(zip(clips, prompts))]
 
 # %% ../nbs/15_fleet.ipynb #4a38e924
 def _encoded(dit, clips, prompts, one, two):
@@ -234,8 +234,8 @@ def _encoded(dit, clips, prompts, one, two):
 
 def _tokens(dit, n): return {t: nn.Parameter(torch.zeros(n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}
 
-def _member(fleet, i, clip, prompt, tokens, settings, history)->Concept:
+def _member(fleet, i, clip, prompt, tokens, settings, history, sampling)->Concept:
     "Member `i` as a concept of its own; the loss history is the fleet's mean."
     weights = {k: (p if k.endswith(".A") else p[i]).detach().cpu().clone() for k, p in fleet.weights.items()}
-    info = provenance(fleet.dit, clip, *prompt, fleet.rank, fleet.layers, settings, history) | dict(fleet=fleet.n)
+    info = provenance(fleet.dit, clip, *prompt, fleet.rank, fleet.layers, settings, history) | dict(fleet=fleet.n, sampling=sampling)
     return Concept(weights, {k: v[i].detach().cpu().clone() for k, v in tokens.items()}, info, dit=fleet.dit)
