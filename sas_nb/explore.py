@@ -50,7 +50,7 @@ class Studio:
                  steps:int|None=None, # of a full video; the model's own when None
                  preview:int=4,       # steps of a quick one
                  most:int=200,        # videos to keep
-                 guidance:float|None=None, # the model's own when None
+                 guidance:float|None=None, # the concept's own when None
                  **size):             # num_frames, height, width; the training clip's when not given
         self.named = _named(concepts)
         self.atlas = Atlas(_company(_opened(self.named))) # in memory: a hand cannot wait for a disk

@@ -1,9 +1,9 @@
 "The benchmark: cases that say what they show, methods that train what they should, rows that survive a kill."
-import json, math
+import json, math, os, subprocess, sys
 from dataclasses import replace
 import pytest, torch, typer
 from sas_nb import bench
-from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, leakage, load_table, losses, measured,
+from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, in_words, leakage, load_table, losses, measured,
                           per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
 from sas_nb.clip import UserError
 from sas_nb.concept import SAMPLING, learn
@@ -30,6 +30,17 @@ def oracles(): torch.manual_seed(0); return Oracles(OracleNet())
 def test_cases_are_the_same_every_time_and_all_different():
     assert [repr(c.spec) for c in cases(3, 2)] == [repr(c.spec) for c in cases(3, 2)]
     assert len({repr(c.spec) for c in cases(6, 4)}) == 10
+
+def test_edits_in_words_leave_out_what_no_prompt_can_ask_for(dit, oracles):
+    c, b = case(0), Budget()
+    assert set(c.edits) - set(in_words(c).edits) == {"strength"} and in_words(c).spec is c.spec and in_words(case(0, True)).edits == case(0, True).edits
+    name = lambda c: bench._key(c, "ours", METHODS["ours"], b, dit, oracles, None, measured)
+    assert name(c) == name(case(0)) != name(in_words(c))
+
+def test_a_recipe_reads_the_same_in_every_process():
+    code = "from sas_nb.bench import REGULARISERS; print({k: m.recipe for k, m in REGULARISERS.items()})"
+    said = {subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout for seed in "12"}
+    assert len(said) == 1
 
 @pytest.mark.parametrize("n, thing", [(0, False), (3, False), (0, True), (2, True), (1, True)])
 def test_an_edit_changes_one_thing_and_the_prompt_says_it(dit, n, thing):
