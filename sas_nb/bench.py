@@ -24,8 +24,8 @@ from .dit import VideoDiT, add_tokens, fingerprint, maker_fingerprint, split_pla
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis
 from .frames import Settings, Trainer, frame_set, train_identity
-from .residual import OFF, motion_settings, preset_settings, sequence, train_motion
-from .concept import SAMPLING, Concept, learn, provenance
+from .residual import OFF, SAMPLING, motion_settings, preset_settings, sequence, train_motion
+from .concept import Concept, learn, provenance
 from .oracles import seen_joints, words_of
 from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, paired_bootstrap, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
 
@@ -105,7 +105,7 @@ def set_and_sequence(preset:str="ours",        # of `residual.PRESETS`
                      rank:int|None=None, layers:str|None=None, # the budget's rank and all layers when None
                      steps:float=1.,           # times the budget's
                      stage1:dict={}, stage2:dict={}, # changes of one stage's settings
-                     sampling:dict|None=None,  # instead of the preset's, see `concept.SAMPLING`; {} is ordinary guidance
+                     sampling:dict|None=None,  # instead of the preset's, see `residual.SAMPLING`; {} is ordinary guidance
                      **changes):               # of both stages' settings
     "Set-and-Sequence by a recipe, changed as asked, with the budget's steps and batch."
     gone = {k: 0. for k in (off if only is None else [k for k in OFF if k not in only])} | changes

@@ -20,8 +20,8 @@ from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis, dropout_mask
 from .regularize import Examples
 from .frames import Settings, Trainer, check_folder, draw
-from .residual import both_priors, both_views, preset_settings
-from .concept import SAMPLING, Concept, base_model, check_prompts, fit_clip, provenance
+from .residual import SAMPLING, both_priors, both_views, preset_settings
+from .concept import Concept, base_model, check_prompts, fit_clip, provenance
 
 # %% ../nbs/15_fleet.ipynb #b80623b9
 class Fleet:

@@ -6,10 +6,10 @@ from sas_nb import bench
 from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, in_words, leakage, load_table, losses, measured,
                           per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
 from sas_nb.clip import UserError
-from sas_nb.concept import SAMPLING, learn
+from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT
 from sas_nb.oracles import OracleNet, Oracles
-from sas_nb.residual import motion_settings
+from sas_nb.residual import SAMPLING, motion_settings
 from sas_nb.world import edit, truth
 
 TINY = Budget(2, 2, batch=2, rank=2)
