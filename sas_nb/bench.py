@@ -93,10 +93,10 @@ _LAST = {} # the last concept that was trained for `sampled`
 def sampled(train, sampling:dict):
     "A method that trains as `train` does, once for all that differ only in the `sampling` they write into the concept's provenance."
     def method(dit, case, b):
-        key = repr((train.recipe, case.spec, case.fps, b)), fingerprint(dit.transformer)
+        key = method.trained, repr((case.spec, case.fps, b)), fingerprint(dit.transformer)
         if key not in _LAST: _LAST.clear(); _LAST[key] = train(dit, case, b)
         return replace(_LAST[key], info=_LAST[key].info | dict(sampling=sampling))
-    method.recipe = *train.recipe, sampling
+    method.trained, method.recipe = repr(train.recipe), (*train.recipe, sampling)
     return method
 
 # %% ../nbs/12_bench.ipynb #5fff88ec
@@ -207,17 +207,14 @@ def _side_by_side(w1, w2)->dict:
 METHODS = {"ours": set_and_sequence(), "paper's recipe": set_and_sequence("paper"), "LoRA-8 (DB-LoRA)": one_stage(sampling={}), "DreamMix-style": one_stage(share=.5),
            "two LoRAs": pair, "overwriting B1": overwriting, "textual inversion": one_stage(trainer=Words), "two-stage": two_stage,
            "ours, plain guidance": set_and_sequence(sampling={}), "LoRA-1": one_stage(1), "LoRA-8, our guidance": one_stage(sampling=SAMPLING["ours"])}
-_SAME = {"ours, plain guidance": "ours", "LoRA-8, our guidance": "LoRA-8 (DB-LoRA)"} # trained once
 BRIEF = tuple(METHODS)[:10] # under a small budget; the last is for a longer one
 
-_PARTS = ("dropout", "token_mask", "prior")
-REGULARISERS = {"ours": set_and_sequence(sampling={}), **{f"only {k.replace('_', ' ')}": set_and_sequence(only=(k,), sampling={}) for k in _PARTS},
-                **{f"without {k.replace('_', ' ')}": set_and_sequence(off=(k,), sampling={}) for k in _PARTS}}
+_changed, _PARTS = partial(set_and_sequence, sampling={}), ("dropout", "token_mask", "prior")
+REGULARISERS = {"ours": _changed(), **{f"only {k.replace('_', ' ')}": _changed(only=(k,)) for k in _PARTS}, **{f"without {k.replace('_', ' ')}": _changed(off=(k,)) for k in _PARTS}}
 
 # %% ../nbs/12_bench.ipynb #1312e144
 _LAYERS = {"self-attention": r"blocks\.\d+\.attn1\.to_(q|k|v|out\.0)", "cross-attention": r"blocks\.\d+\.attn2\.to_(q|k|v|out\.0)", "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"}
 
-_changed = partial(set_and_sequence, sampling={})
 ABLATIONS = {"ours": _changed(), "images": _changed(still=False), "appearance prompt": _changed(whole_prompt=False),
              "paper's recipe, 600 + 900 steps of 8": _changed("paper", stage1=dict(steps=600, batch=8), stage2=dict(steps=900, batch=8)), **{f"rank {r}": _changed(rank=r) for r in (1, 2, 4, 16, 32)},
              **{f"dropout {p:g}": _changed(dropout=p) for p in (0., .5, .8, .9)},
@@ -395,7 +392,7 @@ def verdict(rows:list[dict], column:str, other:str, method:str="ours", edits:boo
 # %% ../nbs/12_bench.ipynb #ed43e007
 def work(methods:list[str], b:Budget)->tuple[int, int]: # steps on images, steps on clips
     "Optimiser steps of one concept; a first stage that three methods share counts once, and so does what differs only in sampling."
-    methods = list(dict.fromkeys(_SAME.get(m, m) for m in methods))
+    methods = list({getattr(METHODS.get(m), "trained", m): m for m in methods}.values())
     shared, total = ("overwriting B1", "two LoRAs", "two-stage"), b.steps1+b.steps2
     one = lambda m: (total//2, total-total//2) if m == "DreamMix-style" else (b.steps1, b.steps2) if m in (*shared, "paper's recipe") else (0, total)
     images, clips = map(sum, zip(*map(one, methods)))
@@ -404,8 +401,8 @@ def work(methods:list[str], b:Budget)->tuple[int, int]: # steps on images, steps
 def estimate(dit:VideoDiT, methods:list[str], b:Budget, concepts:int, oracles, steps:int=3)->float: # hours of this process's time
     "What a table will take, from `steps` steps of each kind and one concept's samples, measured now in CPU time where there is no GPU."
     clock, c = (time.perf_counter if dit.device.type == "cuda" else time.process_time), case(0)
-    def seconds(f): f(); began = clock(); f(); return clock()-began
-    image = seconds(lambda: (_FIRST.clear(), two_stage(dit, c, replace(b, steps1=steps, steps2=0))))/steps
+    def seconds(f): f(); _FIRST.clear(); _LAST.clear(); began = clock(); f(); return clock()-began # once to warm up, once from scratch
+    image = seconds(lambda: two_stage(dit, c, replace(b, steps1=steps, steps2=0)))/steps
     film = seconds(lambda: METHODS["LoRA-8 (DB-LoRA)"](dit, c, replace(b, steps1=0, steps2=steps)))/steps
     learned = METHODS["LoRA-8 (DB-LoRA)"](dit, c, replace(b, steps1=0, steps2=0))
     judge = seconds(lambda: measured(learned, c, oracles))

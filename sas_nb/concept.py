@@ -228,10 +228,11 @@ def _velocity(self:Concept, basis, against, strength):
     "What to follow: negatives see the concept at `against`; other strengths than 1 mix in the velocity without motion."
     def weaker(velocity):
         def guided(x, t, text):
-            with basis.scaled(torch.tensor([1., against]).repeat_interleave(len(x)//2)): return velocity(x, t, text)
+            with basis.scaled(torch.tensor([1., against], device=x.device).repeat_interleave(len(x)//2)): return velocity(x, t, text)
         return velocity if against == 1 else guided
-    still, moving = weaker(self._plain()), weaker(self._plain())
+    moving = weaker(self._plain())
     if strength == 1: return moving
+    still = weaker(self._plain()) # of its own: a self-conditioned velocity remembers its last answer
     def mixed(x, t, text):
         basis.motion = 0.; v = still(x, t, text)
         basis.motion = self.motion; return v + strength*(moving(x, t, text)-v)
@@ -256,7 +257,6 @@ def generate(self:Concept,
     size.pop("channels", None)
     return self.dit.sample(self.prompt if prompt is None else prompt, seed, steps, guidance, tokens=self.tokens,
                            velocity=self._velocity(basis, 1. if guidance == 1 else against, strength), **size | kwargs)
-
 
 # %% ../nbs/09_concept.ipynb #5a9f4fff
 @patch

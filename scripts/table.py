@@ -70,7 +70,7 @@ def main(
     name = next((n for n, on in dict(quick=quick, brief=brief, regularisers=regularisers, ablation=ablation, long=long).items() if on), "full")
     given = dict(people=people, things=things, method=method or None, steps1=steps1, steps2=steps2, batch=batch)
     s = SETS[name] | {k: v for k, v in given.items() if v is not None}
-    kind, pool = name if name in ("regularisers", "ablation", "long") else "table", POOLS.get(name, METHODS)
+    kind, pool = name if name in (*POOLS, "long") else "table", POOLS.get(name, METHODS)
     with tidy():
         if odd := next((m for m in s["method"] if m not in pool), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(pool)}.")
         budget, folder = Budget(s["steps1"], s["steps2"], s["batch"], seed=seed), out or Path("out") / kind

@@ -3,11 +3,12 @@ import json, math, os, subprocess, sys
 from dataclasses import replace
 import pytest, torch, typer
 from sas_nb import bench
-from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, in_words, leakage, load_table, losses, measured,
+from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, estimate, in_words, leakage, load_table, losses, measured,
                           per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
 from sas_nb.clip import UserError
 from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT
+from sas_nb.frames import Trainer
 from sas_nb.oracles import OracleNet, Oracles
 from sas_nb.residual import SAMPLING, motion_settings
 from sas_nb.world import edit, truth
@@ -107,6 +108,15 @@ def test_work_is_the_steps_that_are_taken(dit, monkeypatch):
     images, clips = work(methods, b)
     assert len(taken) == images + clips and abs(sum(taken) - images) <= b.steps1 + b.steps2 # DreamMix's share is drawn
     assert work([m for m in methods if m != "DreamMix-style"], b) == (2, 6+6+4+4+4) # ours shows stills, which cost as much as clips
+
+def test_an_estimate_times_training_and_not_its_memory(dit, oracles, monkeypatch):
+    taken = []
+    step = Trainer._one_step
+    monkeypatch.setattr(Trainer, "_one_step", lambda self: taken.append(self.stage) or step(self))
+    for known in (["two-stage", "LoRA-1"], list(ABLATIONS)[:2]):
+        taken.clear()
+        assert estimate(dit, known, Budget(2, 2, batch=1, rank=1), 1, oracles, steps=2) > 0
+        assert len(taken) == 2*(2+2) # images and clips, once to warm up and once from scratch
 
 def test_a_pair_leaves_the_base_as_it_was_and_is_what_was_trained(dit):
     before = {k: v.clone() for k, v in dit.transformer.state_dict().items()}

@@ -249,6 +249,47 @@ def test_the_loss_curves(concept):
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
 
 
+# guidance
+
+SHORT = dict(seed=3, steps=3, num_frames=5)
+
+def test_guidance_is_against_a_weaker_concept(concept, dit):
+    x, t = dit.noise([3], **TINY), torch.tensor([.8])
+    text = dit.embed([concept.prompt, ""], concept.tokens)
+    basis, passes = concept.put_on(), []
+    with torch.no_grad():
+        got = concept._velocity(basis, .3, 1.)(torch.cat([x, x]), t.expand(2), text)
+        for scale, line in ((1., text[:1]), (.3, text[1:])):
+            basis.appearance = basis.motion = scale
+            passes.append(dit.velocity(x, t, line))
+    assert torch.allclose(got, torch.cat(passes), atol=1e-4) and not torch.allclose(passes[0], passes[1], atol=1e-2)
+    assert basis.each is None
+
+def test_the_concept_knows_how_it_is_sampled(concept, dit, tmp_path):
+    assert concept.info["sampling"] == SAMPLING["ours"]
+    r = dit.recommended
+    as_it_is = concept.generate(**SHORT).frames
+    assert torch.equal(as_it_is, concept.generate(guidance=.5*r.guidance, against=.7, **SHORT).frames)
+    again = Concept.load(concept.save(tmp_path/"c"), dit)
+    assert torch.equal(as_it_is, again.generate(**SHORT).frames)
+    plain = replace(concept, info={k: v for k, v in concept.info.items() if k != "sampling"}).generate(**SHORT).frames
+    assert torch.equal(plain, dit.sample(concept.prompt, 3, 3, tokens=concept.tokens, num_frames=5).frames) and not torch.equal(plain, as_it_is)
+    assert torch.equal(concept.generate(guidance=1., against=.2, **SHORT).frames, concept.generate(guidance=1., **SHORT).frames) # no negative side
+
+def test_strength_mixes_velocities(concept, dit):
+    for s in (0., 1.): assert torch.allclose(concept.generate(strength=s, **SHORT).frames, concept.at(motion=s).generate(**SHORT).frames, atol=1e-4)
+    x, t, text = dit.noise([3], **TINY), torch.tensor([.8]), dit.embed(concept.prompt, concept.tokens)
+    basis = concept.put_on()
+    with torch.no_grad():
+        mixed = concept._velocity(basis, 1., 1.5)(x, t, text)
+        moving = dit.velocity(x, t, text); basis.motion = 0.; still = dit.velocity(x, t, text)
+    assert torch.allclose(mixed, still + 1.5*(moving-still), atol=1e-5)
+
+@pytest.mark.parametrize("wrong", [dict(against=1.5), dict(against=-1), dict(strength=-.1), dict(strength=float("nan"))])
+def test_guidance_that_cannot_be(concept, wrong):
+    with pytest.raises(UserError, match="choose from 0 to 1"): concept.generate(**wrong)
+
+
 # exported: the same video elsewhere
 
 def stock():
@@ -294,47 +335,6 @@ def test_one_adapter_holds_the_scales(concept):
     for layer, (A, B) in one.items():
         assert B.shape[1] == concept.rank and torch.allclose(B, two["identity"][layer][1] + two["motion"][layer][1])
         assert torch.equal(B, .5*concept.weights[f"{layer}.B1"] + 2*concept.weights[f"{layer}.B2"])
-
-
-# guidance
-
-SHORT = dict(seed=3, steps=3, num_frames=5)
-
-def test_guidance_is_against_a_weaker_concept(concept, dit):
-    x, t = dit.noise([3], **TINY), torch.tensor([.8])
-    text = dit.embed([concept.prompt, ""], concept.tokens)
-    basis, passes = concept.put_on(), []
-    with torch.no_grad():
-        got = concept._velocity(basis, .3, 1.)(torch.cat([x, x]), t.expand(2), text)
-        for scale, line in ((1., text[:1]), (.3, text[1:])):
-            basis.appearance = basis.motion = scale
-            passes.append(dit.velocity(x, t, line))
-    assert torch.allclose(got, torch.cat(passes), atol=1e-4) and not torch.allclose(passes[0], passes[1], atol=1e-2)
-    assert basis.each is None
-
-def test_the_concept_knows_how_it_is_sampled(concept, dit, tmp_path):
-    assert concept.info["sampling"] == SAMPLING["ours"]
-    r = dit.recommended
-    as_it_is = concept.generate(**SHORT).frames
-    assert torch.equal(as_it_is, concept.generate(guidance=.5*r.guidance, against=.7, **SHORT).frames)
-    again = Concept.load(concept.save(tmp_path/"c"), dit)
-    assert torch.equal(as_it_is, again.generate(**SHORT).frames)
-    plain = replace(concept, info={k: v for k, v in concept.info.items() if k != "sampling"}).generate(**SHORT).frames
-    assert torch.equal(plain, dit.sample(concept.prompt, 3, 3, tokens=concept.tokens, num_frames=5).frames) and not torch.equal(plain, as_it_is)
-    assert torch.equal(concept.generate(guidance=1., against=.2, **SHORT).frames, concept.generate(guidance=1., **SHORT).frames) # no negative side
-
-def test_strength_mixes_velocities(concept, dit):
-    for s in (0., 1.): assert torch.allclose(concept.generate(strength=s, **SHORT).frames, concept.at(motion=s).generate(**SHORT).frames, atol=1e-4)
-    x, t, text = dit.noise([3], **TINY), torch.tensor([.8]), dit.embed(concept.prompt, concept.tokens)
-    basis = concept.put_on()
-    with torch.no_grad():
-        mixed = concept._velocity(basis, 1., 1.5)(x, t, text)
-        moving = dit.velocity(x, t, text); basis.motion = 0.; still = dit.velocity(x, t, text)
-    assert torch.allclose(mixed, still + 1.5*(moving-still), atol=1e-5)
-
-@pytest.mark.parametrize("wrong", [dict(against=1.5), dict(against=-1), dict(strength=-.1), dict(strength=float("nan"))])
-def test_guidance_that_cannot_be(concept, wrong):
-    with pytest.raises(UserError, match="choose from 0 to 1"): concept.generate(**wrong)
 
 def test_export_explains_itself_and_is_whole(concept, tmp_path, monkeypatch):
     for split, format in ((False, "diffusers"), (True, "peft")):
