@@ -7,11 +7,12 @@ __all__ = ['FPS', 'TEST_SEED', 'LONGEST', 'RATES', 'PRIOR', 'RECOMMENDED', 'whol
            'Muon', 'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'adam', 'set_rates',
            'training_spec', 'Clips', 'to_signed', 'interest', 'busy_crops', 'latent_shape', 'passes',
            'reconstruction_loss', 'reconstruction_psnr', 'wider', 'train_autoencoder', 'make_tokenizer', 'local_heads',
-           'tiny_pipeline', 'Latents', 'text_of', 'prompts_of', 'MatmulAttention', 'quick', 'dit_loss', 'train_dit',
-           'pieces', 'ship']
+           'tiny_pipeline', 'ids_of', 'read', 'text_of', 'captions', 'Latents', 'MatmulAttention', 'quick', 'dit_loss',
+           'train_dit', 'pieces', 'ship']
 
 # %% ../nbs/10_pretrain.ipynb #85545f08
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 import copy, json, math, shutil, time
 import numpy as np, torch
@@ -25,6 +26,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast, T5Tokenizer, UMT5Config, UMT5EncoderModel
+from fastcore.basics import patch
 from .clip import UserError, atomic
 from .world import Spec, caption, random_spec, render_array, vocabulary
 from .dit import PLACEHOLDERS, OnePad, best_device, channels_last
@@ -127,7 +129,7 @@ class Clock:
     "Where training is between 0 and 1 of its minutes, over all its pieces; and the learning rate's factor there."
     def __init__(self, minutes:float, spent:float=0., warmup:int=100): self.minutes, self.start, self.warmup = minutes, time.time()-60*spent, warmup
     spent = property(lambda self: (time.time()-self.start)/60)
-    fraction = property(lambda self: self.spent/self.minutes)
+    fraction = property(lambda self: self.spent/self.minutes if self.minutes else 1.)
     def rate(self, step:int)->float: return min(1, (step+1)/self.warmup)*min(1, max(0., 1-self.fraction)/.75)
 
 def optimisers(named, lr:float, small_lr:float, matrix)->dict:
@@ -154,12 +156,12 @@ def training_spec(seed:int)->Spec|None:
     return None if dances and np.random.default_rng([seed, 1]).random() < .5 else spec
 
 class Clips(IterableDataset):
-    "Endless rendered clips, each with its seed: uint8 (3, 17, 64, 64). Workers take turns with the seeds."
-    def __init__(self, seed:int=0): self.seed = seed
+    "Endless rendered clips, each with its seed: uint8 (3, 17, 64, 64); and with what `say(spec, seed)` says of it, if given. Workers take turns with the seeds."
+    def __init__(self, seed:int=0, say=None): self.seed, self.say = seed, say
     def __iter__(self):
         w = get_worker_info()
         for seed in _count(self.seed + (w.id if w else 0), w.num_workers if w else 1):
-            if spec := training_spec(seed): yield seed, torch.from_numpy(render_array(spec, fps=FPS)).permute(3, 0, 1, 2)
+            if spec := training_spec(seed): yield seed, torch.from_numpy(render_array(spec, fps=FPS)).permute(3, 0, 1, 2), *([self.say(spec, seed)] if self.say else [])
 
 def _count(start, step):
     while True: yield start; start += step
@@ -177,9 +179,9 @@ def busy_crops(x:Tensor, c:Tensor, each:int=2, side:int=32)->tuple[Tensor, Tenso
     "Crops on the latent grid, drawn where `interest` is high."
     places = (x.shape[-1]-side)//8 + 1
     chance = F.avg_pool2d(c.mean((1, 2)), side, 8).flatten(1)**3
-    cut = lambda v, q: v[..., 8*(q//places):8*(q//places)+side, 8*(q % places):8*(q % places)+side]
-    picks = [(n, q) for n in range(len(x)) for q in torch.multinomial(chance[n], each).tolist()]
-    return torch.stack([cut(x[n], q) for n, q in picks]), torch.stack([cut(c[n], q) for n, q in picks])
+    which, q = torch.arange(len(x), device=x.device).repeat_interleave(each), torch.multinomial(chance, each).flatten()
+    cut = lambda v: v.unfold(3, side, 8).unfold(4, side, 8)[which, :, :, q//places, q % places]
+    return cut(x), cut(c)
 
 # %% ../nbs/10_pretrain.ipynb #f39353cb
 def latent_shape(x:Tensor)->tuple: # of clips (B, 3, T, H, W), 4x8x8 compression and 16 channels
@@ -246,14 +248,16 @@ def train_autoencoder(out:Path, minutes:float, batch:int=6, lr:float=.01, worker
     about = load_state(path, dict(vae=vae), opts)
     clock, step = Clock(minutes, about.get("minutes", 0)), about.get("step", 0)
     clips, log = iter(DataLoader(Clips(seed+step*batch), batch_size=batch, num_workers=workers)), out/"autoencoder.jsonl"
-    _go_on(start, log); both = passes(vae, fast)
+    _go_on(start, log); both, last = passes(vae, fast), time.time()
     while clock.fraction < 1:
         set_rates(opts, (lr, lr/10), clock.rate(step))
         x = to_signed(next(clips)[1], device); c = interest(x)
         crops, interests = busy_crops(x, c)
-        loss = .75*reconstruction_loss(both, crops, interests, c.mean()) + .25*reconstruction_loss(both, x[:1], c[:1], c.mean())
+        loss = .75*reconstruction_loss(both, crops, interests, c.mean()) + .25*reconstruction_loss(both, x[:-(-batch//6)], c[:-(-batch//6)], c.mean())
         loss.backward(); [o.step() for o in opts.values()]; vae.zero_grad(set_to_none=True); step += 1
-        if step % 200 == 0 or clock.fraction >= 1: _report(log, step=step, minutes=clock.spent, loss=loss.item(), psnr=reconstruction_psnr(vae)); save_state(path, dict(vae=vae), opts, dict(step=step, minutes=clock.spent, clips=step*batch, device=str(device)))
+        if time.time()-last > 90 or clock.fraction >= 1:
+            _report(log, step=step, minutes=clock.spent, loss=loss.item(), psnr=reconstruction_psnr(vae), batch=batch); last = time.time()
+            save_state(path, dict(vae=vae), opts, dict(step=step, minutes=clock.spent, clips=step*batch, device=str(device)))
     return vae.eval().requires_grad_(False)
 
 # %% ../nbs/10_pretrain.ipynb #b7f7b220
@@ -297,46 +301,63 @@ def tiny_pipeline(vae:AutoencoderKLWan)->WanPipeline:
         dit.proj_out.weight.zero_(); dit.proj_out.bias.zero_()
     return WanPipeline(tokenizer=tokenizer, text_encoder=text, vae=vae, transformer=dit, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.))
 
+# %% ../nbs/10_pretrain.ipynb #b91c9673
+LONGEST = 56 # tokens of the longest caption, and a few more
+
+def ids_of(tokenizer, prompts, length:int|None=None)->Tensor: # (B, L-1); L as the longest needs, or `length`
+    return tokenizer(prompts, padding="max_length" if length else True, max_length=length and length-1, truncation=bool(length), return_tensors="pt").input_ids
+
+def read(pipe, ids:Tensor)->Tensor: # (B, L-1) -> (B, L, D), last token the padding
+    "Text with gradients: what `VideoDiT.embed` computes, for training."
+    known = ids != pipe.tokenizer.pad_token_id
+    return F.pad(pipe.text_encoder(ids, known.long()).last_hidden_state*known[..., None], (0, 0, 0, 1))
+
+def text_of(pipe, prompts, length:int|None=None)->Tensor: return read(pipe, ids_of(pipe.tokenizer, prompts, length).to(pipe.text_encoder.device))
+
+def captions(tokenizer, spec:Spec, seed:int, n:int=4)->Tensor: # (2, n, LONGEST-1), in 16 bits
+    "Tokens of `n` captions of a clip, and of `n` of a frame of it, which are mostly the static part."
+    rng = np.random.default_rng([seed, 2])
+    made = [caption(spec, rng) for _ in range(2*n)]
+    return ids_of(tokenizer, [str(c) if k < n or rng.random() > .7 else c.static for k, c in enumerate(made)], LONGEST).view(2, n, -1).short()
+
 # %% ../nbs/10_pretrain.ipynb #15eda44f
 class Latents:
-    "A store of encoded clips, and of `images` times as many single frames, with their specs, in half precision; when it is full, new ones take the place of the oldest."
-    def __init__(self, vae, seed:int=50_000_000, most:int=100_000, batch:int=16, images:int=1, workers:int=0):
-        self.vae, self.seed, self.most, self.batch, self.n, self.made, self.specs, self.image_specs = vae, seed, most, batch, images, 0, [], []
-        self.drawn = iter(DataLoader(Clips(seed), batch_size=batch*images, num_workers=workers))
-        store = lambda n, frames: torch.empty(n, vae.config.z_dim, frames, 8, 8, dtype=torch.half, device=vae.device) # takes memory only as it is filled
-        self.clips, self.images = store(most, 5), store(most*images, 1)
-    def __len__(self): return len(self.specs)
+    "A store of encoded clips, and of `images` times as many single frames, with captions, in 16 bits; when it is full, new ones take the place of the oldest."
+    def __init__(self, vae, tokenizer, seed:int=50_000_000, most:int=100_000, batch:int=16, images:int=1, workers:int=0):
+        self.vae, self.seed, self.most, self.batch, self.n, self.made = vae, seed, most//batch*batch, batch, images, 0
+        self.drawn = iter(DataLoader(Clips(seed, partial(captions, tokenizer)), batch_size=batch*images, num_workers=workers))
+        self.nothing, first = ids_of(tokenizer, "", LONGEST).short().to(vae.device), captions(tokenizer, random_spec(seed), seed)
+        store = lambda n, *shape, dtype=torch.half: torch.empty(n, *shape, dtype=dtype, device=vae.device) # takes memory only as it is filled
+        self.clips, self.images = (store(n, vae.config.z_dim, frames, 8, 8) for n, frames in ((most, 5), (most*images, 1)))
+        self.words, self.image_words = (store(n, *first.shape[1:], dtype=torch.short) for n in (most, most*images))
+        self.seeds, self.image_seeds = torch.empty(most, dtype=torch.long), torch.empty(most*images, dtype=torch.long)
+    def __len__(self): return min(self.made, self.most)
     @torch.no_grad()
     def add(self, rng):
         "Draw new clips, encode a batch of them whole, and one random frame of each."
-        seeds, x = next(self.drawn)
+        seeds, x, words = next(self.drawn)
         frames = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
         with torch.autocast(self.vae.device.type, torch.bfloat16): z, zi = (encode(self.vae, to_signed(v, self.vae.device)).half() for v in (x[:self.batch], frames))
-        specs, at = [random_spec(s) for s in seeds.tolist()], self.made % (self.most//self.batch*self.batch)
-        mine, singles = slice(at, at+len(z)), slice(self.n*at, self.n*at+len(zi))
-        self.clips[mine], self.images[singles], self.specs[mine], self.image_specs[singles] = z, zi, specs[:len(z)], specs
-        self.made, self.seed = self.made+len(z), max(self.seed, *seeds.tolist())+1
+        mine, singles = (slice(n*(at := self.made % self.most), n*(at+self.batch)) for n in (1, self.n))
+        self.clips[mine], self.words[mine], self.seeds[mine] = z, words[:self.batch, 0].to(z.device), seeds[:self.batch]
+        self.images[singles], self.image_words[singles], self.image_seeds[singles] = zi, words[:, 1].to(z.device), seeds
+        self.made, self.seed = self.made+self.batch, max(self.seed, *seeds.tolist())+1
 
-# %% ../nbs/10_pretrain.ipynb #b91c9673
-def text_of(pipe, prompts, length:int|None=None)->Tensor: # (B, L, D), last token the padding; L as the longest needs, or `length`
-    "Prompts to text with gradients: what `VideoDiT.embed` computes, for training."
-    t = pipe.tokenizer(prompts, padding="max_length" if length else True, max_length=length and length-1, truncation=bool(length), return_tensors="pt").to(pipe.text_encoder.device)
-    h = pipe.text_encoder(t.input_ids, t.attention_mask).last_hidden_state*t.attention_mask[..., None]
-    return F.pad(h, (0, 0, 0, 1))
-
-def prompts_of(specs, rng, images:int)->list[str]: # for the last `images` specs mostly the static part
-    "Fresh captions; one in ten is empty, for guidance."
-    made = []
-    for n, s in enumerate(specs):
-        c = caption(s, rng)
-        made.append("" if rng.random() < .1 else c.static if n >= len(specs)-images and rng.random() < .7 else str(c))
-    return made
+# %% ../nbs/10_pretrain.ipynb #drawbat1
+@patch
+def draw(self:Latents, clips:int, images:int, g:torch.Generator)->tuple[Tensor, Tensor, Tensor]: # (clips, C, t, h, w), (images, C, 1, h, w), tokens (clips+images, L-1)
+    "A batch, each with one of its captions; one in ten has an empty one, for guidance. Nothing waits for a GPU."
+    any_of = lambda n, most: torch.randint(most, (n,), generator=g, device=g.device)
+    i, j, n = any_of(clips, len(self)), any_of(images, self.n*len(self)), self.words.shape[1]
+    ids = torch.cat((self.words[i, any_of(clips, n)], self.image_words[j, any_of(images, n)]))
+    silent = torch.rand(len(ids), 1, generator=g, device=g.device) < .1
+    return self.clips[i], self.images[j], torch.where(silent, self.nothing, ids).long()
 
 # %% ../nbs/10_pretrain.ipynb #matmu1at
 class MatmulAttention:
     "Attention of Wan's blocks written as plain products: the stock answer, self- and cross-attention, with `OnePad`'s reading of the last text token."
-    def __init__(self, head:int=32, length:int=512):
-        self.length, self.swap = length, torch.block_diag(*[torch.tensor([[0., 1.], [-1., 0.]])]*(head//2))
+    def __init__(self, head:int=32, length:int=512, device=None):
+        self.length, self.swap = length, torch.block_diag(*[torch.tensor([[0., 1.], [-1., 0.]])]*(head//2)).to(device)
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (p.unflatten(2, (attn.heads, -1)) for p in (attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(context)), attn.to_v(context)))
@@ -348,17 +369,15 @@ class MatmulAttention:
         if encoder_hidden_states is not None: scores = scores + F.pad(scores.new_zeros(k.shape[2]-1), (0, 1), value=math.log(self.length-k.shape[2]+1))
         return attn.to_out[0]((scores.softmax(-1).to(v.dtype)@v).transpose(1, 2).flatten(2))
 
-LONGEST = 56 # tokens of the longest caption, and a few more
-
 def quick(dit:WanTransformer3DModel, fast:bool=True): # a function to call in its place
     "The same DiT with `MatmulAttention`, compiled if `fast`; for training at the tiny model's size."
-    for b in dit.blocks: b.attn1.set_processor(MatmulAttention()); b.attn2.set_processor(MatmulAttention())
+    for b in dit.blocks: b.attn1.set_processor(MatmulAttention(device=dit.device)); b.attn2.set_processor(MatmulAttention(device=dit.device))
     return torch.compile(dit, dynamic=False) if fast else dit
 
 # %% ../nbs/10_pretrain.ipynb #4aef512d
-def dit_loss(dit, shift:float, x0:Tensor, text:Tensor)->Tensor: # shift: of the sampler's times
+def dit_loss(dit, shift:float, x0:Tensor, text:Tensor, g:torch.Generator|None=None)->Tensor: # shift: of the sampler's times
     "Flow matching (eq. 1), at times spread as the sampler visits them: where a pose and the colour of a shirt are decided, in the noise, it walks slowly."
-    t = sample_times(len(x0), shift=shift, device=x0.device); noise = torch.randn_like(x0)
+    t = sample_times(len(x0), g, shift=shift, device=x0.device); noise = torch.randn_like(x0)
     with torch.autocast(x0.device.type, torch.bfloat16): v = dit(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
     return (v.float()-velocity_target(x0, noise)).pow(2).mean()
 
@@ -372,14 +391,14 @@ def _statistics(store):
     z = store.clips[:len(store)].float()
     return dict(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())
 
-def _backward(pipe, dit, store, rng, clips, images, whiten)->list[float]: # loss on clips, loss on images
-    "One batch of clips and images, and its gradients, in which images weigh a quarter of clips; the new words stay zero."
-    i, j = rng.integers(0, len(store), clips), rng.integers(0, len(store.image_specs), images)
-    text = text_of(pipe, prompts_of([store.specs[k] for k in i] + [store.image_specs[k] for k in j], rng, images), LONGEST)
-    losses = [dit_loss(dit, pipe.scheduler.config.shift, *batch) for batch in ((whiten(store.clips[i]), text[:clips]), (whiten(store.images[j]), text[clips:]))]
+def _backward(pipe, dit, batch, whiten, g)->Tensor: # what the store drew -> (2,), loss on clips, loss on images
+    "Gradients of one batch, in which images weigh a quarter of clips; the new words stay zero."
+    clips, images, ids = batch
+    text = read(pipe, ids)
+    losses = [dit_loss(dit, pipe.scheduler.config.shift, whiten(z), t, g) for z, t in ((clips, text[:len(clips)]), (images, text[len(clips):]))]
     (losses[0]+.25*losses[1]).backward()
-    pipe.text_encoder.shared.weight.grad[pipe.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = 0
-    return [l.item() for l in losses]
+    for k in pipe.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS)): pipe.text_encoder.shared.weight.grad[k].zero_()
+    return torch.stack(losses).detach()
 
 def _copy_weights(start, pipe):
     "Begin with the text encoder and DiT of another folder; the optimiser begins anew."
@@ -390,12 +409,12 @@ def _copy_weights(start, pipe):
 def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=24, images:int=16, first:int=1600, fresh:int=4,
               seed:int=1, workers:int=0, device=None, start:Path|None=None, same_latents:bool=True, fast:bool=False)->WanPipeline:
     "Train, or go on training, the DiT and its text encoder on clips and images jointly; keeps a pipeline folder in `out`. `start` has weights to begin with, of an autoencoder with the `same_latents` or not. `fast` compiles."
-    device = torch.device(device or best_device()); torch.manual_seed(seed); rng = np.random.default_rng(seed)
+    device = torch.device(device or best_device()); torch.manual_seed(seed); rng, g = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
     pipe = tiny_pipeline(vae).to(device)
     if start: _copy_weights(start, pipe)
     modules, averages, opts = _learners(pipe)
     about = load_state(out/"dit.safetensors", modules | averages, opts)
-    step, store = about.get("step", 0), Latents(vae, 50_000_000+about.get("seen", _seen(start)), workers=workers)
+    step, store = about.get("step", 0), Latents(vae, pipe.tokenizer, 50_000_000+about.get("seen", _seen(start)), batch=min(64, max(16, clips//4)), workers=workers)
     _go_on(start, out/"dit.jsonl")
     while store.made < first: store.add(rng)
     vae.register_to_config(**(about.get("statistics") or ({} if start and same_latents else _statistics(store))))
@@ -404,9 +423,9 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=24, image
     while clock.fraction < 1:
         set_rates(opts, RATES, clock.rate(step))
         while store.made < first+fresh*(step-about.get("step", 0)): store.add(rng)
-        losses.append(_backward(pipe, dit, store, rng, clips, images, whiten)); step += 1
+        losses.append(_backward(pipe, dit, store.draw(clips, images, g), whiten, g)); step += 1
         _update(modules, averages, opts)
-        if step % 50 == 0: _report(out/"dit.jsonl", step=step, minutes=clock.spent, loss=np.mean(losses, 0).tolist(), clips=len(store)); losses = []
+        if step % 50 == 0: _report(out/"dit.jsonl", step=step, minutes=clock.spent, loss=torch.stack(losses).mean(0).tolist(), clips=len(store)); losses = []
         if time.time()-last > 240 or clock.fraction >= 1: _keep(out, start, pipe, modules, averages, opts, step, clock, store, clips+images); last = time.time()
     return _averaged(pipe, averages)
 
@@ -454,7 +473,7 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a w
          "a man in a black shirt and purple trousers wearing a top hat on a stage. he is bowing", "a woman in a orange shirt and yellow trousers in a desert at sunset. she is running",
          "a man in a green shirt and red trousers wearing a cap in the mountains. he is dancing", "a woman in a white shirt and black trousers holding a ball in a park. she is kicking",
          "a man in a blue shirt and white trousers on a beach at sunset. he is dancing", "a woman in a red shirt and green trousers wearing a straw hat on a street. she is walking")
-RECOMMENDED = dict(height=64, width=64, num_frames=17, fps=FPS, steps=20, guidance=6., lr=1e-3, negative="", prior=PRIOR)
+RECOMMENDED = dict(height=64, width=64, num_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3, negative="", prior=PRIOR)
 
 def ship(pipe:WanPipeline, folder:Path, logs=(), **about):
     "Save a pipeline, autoencoder and DiT in half precision, with its recommended settings and the logs of its training, whole or not at all."

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from sas_nb.dit import VideoDiT, channels_last, data_path
 from sas_nb.clip import UserError
 from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, decode, encode, interest, load_state, make_tokenizer, optimisers,
-                             orthogonalise, passes, prompts_of, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
+                             orthogonalise, captions, ids_of, passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
 from sas_nb.world import random_spec, render_array, vocabulary
 
 
@@ -103,21 +103,34 @@ def test_the_tokenizer_knows_every_word_and_the_placeholders():
     assert t("A MAN").input_ids == t("a man").input_ids
 
 def test_a_full_store_forgets_the_oldest(vae):
-    store, rng = Latents(vae, seed=100, most=24, batch=8), np.random.default_rng(0)
+    store, rng = Latents(vae, make_tokenizer(), seed=100, most=24, batch=8), np.random.default_rng(0)
     for _ in range(3): store.add(rng)
-    first = store.specs[0]
+    first = store.seeds[0].item()
     assert len(store) == store.made == 24
     store.add(rng)
-    assert len(store) == 24 and store.made == 32 and first not in store.specs and len(store.image_specs) == 24
+    assert len(store) == 24 and store.made == 32 and first not in store.seeds and first not in store.image_seeds
 
-def test_a_store_keeps_latents_beside_their_specs(vae):
-    store, rng = Latents(vae, seed=100, most=24, batch=8), np.random.default_rng(0)
+def test_a_store_keeps_latents_beside_their_seeds_and_captions(vae):
+    tokenizer = make_tokenizer()
+    store, rng = Latents(vae, tokenizer, seed=100, most=24, batch=8), np.random.default_rng(0)
     for _ in range(4): store.add(rng)
     for k, n in ((0, 0), (23, 23)): # a clip, and a frame, by their places
-        whole, frames = (to_signed(torch.from_numpy(render_array(s, fps=FPS)).permute(3, 0, 1, 2)[None]) for s in (store.specs[k], store.image_specs[n]))
+        whole, frames = (to_signed(torch.from_numpy(render_array(s, fps=FPS)).permute(3, 0, 1, 2)[None]) for s in (random_spec(store.seeds[k].item()), random_spec(store.image_seeds[n].item())))
         with torch.no_grad(): clip, images = encode(vae, whole)[0], encode(vae, frames[0].transpose(0, 1)[:, :, None])
         assert (store.clips[k]-clip).abs().max() < .05*clip.abs().max()
         assert (store.images[n]-images).abs().amax((1, 2, 3, 4)).min() < .05*images.abs().max()
+        assert torch.equal(store.words[k], captions(tokenizer, random_spec(store.seeds[k].item()), store.seeds[k].item())[0])
+
+def test_a_drawn_batch_has_each_sample_beside_a_caption_of_its_own_and_some_without(vae):
+    store = Latents(vae, make_tokenizer(), seed=100, most=24, batch=8)
+    for _ in range(3): store.add(np.random.default_rng(0))
+    store.clips[:] = torch.arange(24).view(-1, 1, 1, 1, 1); store.images[:] = torch.arange(24).view(-1, 1, 1, 1, 1)
+    clips, images, ids = store.draw(300, 200, torch.Generator().manual_seed(0))
+    assert clips.shape == (300, 16, 5, 8, 8) and images.shape == (200, 16, 1, 8, 8) and ids.shape == (500, store.words.shape[-1])
+    said = (ids == store.nothing).all(1)
+    assert .05 < said.float().mean() < .16
+    for z, row, words in [*zip(clips, ids[:300], [store.words]*300), *zip(images, ids[300:], [store.image_words]*200)]:
+        assert (row == store.nothing[0]).all() or (words[int(z.flatten()[0])] == row).all(1).any()
 
 def test_optimiser_state_survives_a_file(tmp_path):
     def made(): torch.manual_seed(0); net = torch.nn.Linear(4, 3); return net, optimisers(net.named_parameters(), .1, .01, lambda n, p: p.ndim == 2)
@@ -149,11 +162,13 @@ def test_a_few_seconds_of_everything_and_on_from_there(tmp_path):
     placeholders = pipe.tokenizer.convert_tokens_to_ids(["[v]", "[u]"])
     assert not more.text_encoder.shared.weight[placeholders].any(), "new words start as nothing"
 
-def test_prompts_drop_out_and_text_ends_in_padding():
+def test_frames_are_described_without_their_movement_and_text_ends_in_padding():
     pipe = WanPipeline.from_pretrained(data_path("tiny"))
-    prompts = prompts_of([random_spec(i) for i in range(60)], np.random.default_rng(0), 30)
-    assert 0 < prompts.count("") < 20
-    assert not text_of(pipe, prompts[:4])[:, -1].any()
+    said = torch.stack([captions(pipe.tokenizer, random_spec(i), i) for i in range(40)]) # (40, 2, 4, L-1)
+    assert torch.equal(said[3], captions(pipe.tokenizer, random_spec(3), 3)) and len(said[:, 0].flatten(0, 1).unique(dim=0)) > 100
+    moving = [sum(" is " in pipe.tokenizer.decode(row) for row in half) for half in said.transpose(0, 1).flatten(1, 2)]
+    assert 0 < moving[1] < .5*moving[0], "a frame is mostly described without its movement"
+    assert not text_of(pipe, ["a man in a park"])[:, -1].any()
 
 def test_who_wears_which_colour_reaches_the_text():
     pipe = WanPipeline.from_pretrained(data_path("tiny"))
