@@ -343,9 +343,9 @@ def _usage(concept, format, split):
     where = "each of identity/ and motion/" if split else "this folder"
     load = dict(diffusers='pipe.load_lora_weights("PATH")', peft='pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "PATH")',
                 comfyui="copy lora.safetensors into ComfyUI/models/loras (ComfyUI itself cannot read the new words' vectors)")[format]
-    own = concept.info.get("sampling", {}).get("guidance_factor", 1.)
+    own = concept.info.get("sampling", {})
     return (f"# {concept.prompt}\n\nAn ordinary rank-{concept.rank} LoRA for `{concept.info['base']}`, made by sas_nb {__version__}. Load {where}:\n\n    {load}\n\n"
             "The new words have vectors of their own (tokens.safetensors). Give the pipeline their text as embeddings:\n\n"
             "    from sas_nb.dit import VideoDiT\n    from safetensors.torch import load_file\n"
             f'    dit = VideoDiT.load("{concept.info["base"]}")\n    embeds = dit.prompt_embeds("{concept.prompt}", load_file("PATH/tokens.safetensors"))\n    pipe(prompt_embeds=embeds, negative_prompt="", ...)\n'
-            + (f"\nIt is made for {own:g} times the `guidance_scale` that suits the base. sas_nb guides against a weaker concept besides, which a stock pipeline cannot.\n" if own != 1 else ""))
+            + (f"\nIt is made for {own['guidance_factor']:g} times the `guidance_scale` that suits the base." + " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."*("against" in own) + "\n" if own else ""))

@@ -4,7 +4,7 @@
     python scripts/tune.py --sample            # and what its clips are worth
     python scripts/tune.py --only ours --only "ours, shift 1"
 
-    python scripts/tune.py --sample --people 12 --steps1 100 --steps2 150 --batch 8 --only ours --only "ours, half guidance, against 0.7" ...   # how to sample
+    python scripts/tune.py --sample --people 12 --steps1 75 --steps2 175 --batch 8 --only ours --only "ours, half guidance, against 0.7" ...   # how to sample
 
 Variants of training are sampled with ordinary guidance, and all are asked for the edits in words alone. Every pair of person and variant is kept as soon as it is done, and the same command goes on from there. Prints means and paired 95 % intervals
 over people; writes them and all rows to --out, and with --keep NAME to data/bench/ as well.
@@ -33,8 +33,8 @@ def variants() -> dict:
                "equal steps": dict(stage1=dict(steps=75), stage2=dict(steps=75)), "more steps in stage 1": dict(stage1=dict(steps=100), stage2=dict(steps=50)),
                "stage 1 rate x 16": dict(stage1=dict(lr_factor=16.)), "stage 2 rate x 16": dict(stage2=dict(lr_factor=16.)), "stage 2 no dropout": dict(stage2=dict(dropout=0.)),
                "stage 2 no prior": dict(stage2=dict(prior=0.)), "stage 2 shift 8": dict(stage2=dict(shift=8.))}
-    sampled = {"half guidance": dict(guidance_factor=.5), "two thirds guidance": dict(guidance_factor=2/3), **{f"half guidance, against {a:g}": dict(guidance_factor=.5, against=a) for a in (.5, .7)},
-               **{f"two thirds guidance, against {a:g}": dict(guidance_factor=2/3, against=a) for a in (.5, .7)}, "third guidance, against 0.7": dict(guidance_factor=1/3, against=.7)}
+    shares = {"half": .5, "two thirds": 2/3, "three quarters": .75, "all": 1.}
+    sampled = {**{f"{name} guidance": dict(guidance_factor=f) for name, f in shares.items() if f < 1}, **{f"{name} guidance, against {a:g}": dict(guidance_factor=f, against=a) for name, f in shares.items() for a in (.5, .7)}}
     return {"ours": set_and_sequence(sampling={}), **{f"ours, {name}": set_and_sequence(sampling=s) for name, s in sampled.items()}, **{f"LoRA-8, {name}": one_stage(sampling=s) for name, s in sampled.items()},
             "paper's recipe": set_and_sequence("paper"), **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
             "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.), **{f"ours, {name}": set_and_sequence(sampling={}, **changes) for name, changes in changed.items()}}
