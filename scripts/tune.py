@@ -32,12 +32,13 @@ def variants() -> dict:
                "prior 1/4": dict(prior=.25), "no token mask": dict(token_mask=0.), "token rate 1e-5": dict(token_lr=1e-5), "images, shift 1": dict(still=False, shift=1.), "rank 16": dict(rank=16), "rank 16, no prior": dict(rank=16, prior=0.),
                "equal steps": dict(stage1=dict(steps=75), stage2=dict(steps=75)), "more steps in stage 1": dict(stage1=dict(steps=100), stage2=dict(steps=50)),
                "stage 1 rate x 16": dict(stage1=dict(lr_factor=16.)), "stage 2 rate x 16": dict(stage2=dict(lr_factor=16.)), "stage 2 no dropout": dict(stage2=dict(dropout=0.)),
-               "stage 2 no prior": dict(stage2=dict(prior=0.)), "stage 2 shift 8": dict(stage2=dict(shift=8.))}
+               "stage 2 no prior": dict(stage2=dict(prior=0.)), "stage 2 shift 8": dict(stage2=dict(shift=8.)), "prior 1/4, then none": dict(stage1=dict(prior=.25), stage2=dict(prior=0.)),
+               "all guidance, against 0.5, prior 1/4, then none": dict(stage1=dict(prior=.25), stage2=dict(prior=0.), sampling=dict(against=.5))}
     shares = {"half": .5, "two thirds": 2/3, "three quarters": .75, "all": 1.}
     sampled = {**{f"{name} guidance": dict(guidance_factor=f) for name, f in shares.items() if f < 1}, **{f"{name} guidance, against {a:g}": dict(guidance_factor=f, against=a) for name, f in shares.items() for a in (.5, .7)}}
     return {"ours": set_and_sequence(sampling={}), **{f"ours, {name}": set_and_sequence(sampling=s) for name, s in sampled.items()}, **{f"LoRA-8, {name}": one_stage(sampling=s) for name, s in sampled.items()},
             "paper's recipe": set_and_sequence("paper"), **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
-            "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.), **{f"ours, {name}": set_and_sequence(sampling={}, **changes) for name, changes in changed.items()}}
+            "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.), **{f"ours, {name}": set_and_sequence(**{"sampling": {}} | changes) for name, changes in changed.items()}}
 
 
 VARIANTS = variants()
