@@ -672,6 +672,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'sas_nb.pretrain._whitener': ('pretrain.html#_whitener', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain._widen': ('pretrain.html#_widen', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.adam': ('pretrain.html#adam', 'sas_nb/pretrain.py'),
+                                 'sas_nb.pretrain.batch_loss': ('pretrain.html#batch_loss', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.busy_crops': ('pretrain.html#busy_crops', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.captions': ('pretrain.html#captions', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.decode': ('pretrain.html#decode', 'sas_nb/pretrain.py'),

@@ -6,9 +6,9 @@
 __all__ = ['FPS', 'TEST_SEED', 'LONGEST', 'RATES', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', 'decode', 'tiny_autoencoder',
            'Muon', 'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'adam', 'set_rates',
            'training_spec', 'Clips', 'to_signed', 'interest', 'busy_crops', 'latent_shape', 'passes',
-           'reconstruction_loss', 'reconstruction_psnr', 'wider', 'train_autoencoder', 'make_tokenizer', 'local_heads',
-           'tiny_pipeline', 'ids_of', 'read', 'text_of', 'captions', 'Latents', 'MatmulAttention', 'quick', 'dit_loss',
-           'train_dit', 'pieces', 'ship']
+           'reconstruction_loss', 'batch_loss', 'reconstruction_psnr', 'wider', 'train_autoencoder', 'make_tokenizer',
+           'local_heads', 'tiny_pipeline', 'ids_of', 'read', 'text_of', 'captions', 'Latents', 'MatmulAttention',
+           'quick', 'dit_loss', 'train_dit', 'pieces', 'ship']
 
 # %% ../nbs/10_pretrain.ipynb #85545f08
 from contextlib import contextmanager
@@ -200,6 +200,11 @@ def reconstruction_loss(both, x:Tensor, c:Tensor, mean_interest:Tensor)->Tensor:
     d = y.float()-x
     return ((.15*d.abs()+d.pow(2))*w).mean() + 1e-5*z.float().pow(2).mean()
 
+def batch_loss(both, x:Tensor)->Tensor:
+    "Crops of all clips where they are busy, and a sixth of the clips whole."
+    c, some = interest(x), slice(-(-len(x)//6))
+    return .75*reconstruction_loss(both, *busy_crops(x, c), c.mean()) + .25*reconstruction_loss(both, x[some], c[some], c.mean())
+
 @torch.no_grad()
 def reconstruction_psnr(vae, n:int=24)->tuple[float, float]: # clips, and their first frames as images, in dB
     "PSNR on held-out clips, averaged over clips."
@@ -251,9 +256,7 @@ def train_autoencoder(out:Path, minutes:float, batch:int=6, lr:float=.01, worker
     _go_on(start, log); both, last = passes(vae, fast), time.time()
     while clock.fraction < 1:
         set_rates(opts, (lr, lr/10), clock.rate(step))
-        x = to_signed(next(clips)[1], device); c = interest(x)
-        crops, interests = busy_crops(x, c)
-        loss = .75*reconstruction_loss(both, crops, interests, c.mean()) + .25*reconstruction_loss(both, x[:-(-batch//6)], c[:-(-batch//6)], c.mean())
+        loss = batch_loss(both, to_signed(next(clips)[1], device))
         loss.backward(); [o.step() for o in opts.values()]; vae.zero_grad(set_to_none=True); step += 1
         if time.time()-last > 90 or clock.fraction >= 1:
             _report(log, step=step, minutes=clock.spent, loss=loss.item(), psnr=reconstruction_psnr(vae), batch=batch); last = time.time()
