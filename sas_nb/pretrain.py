@@ -200,6 +200,7 @@ def reconstruction_loss(both, x:Tensor, c:Tensor, mean_interest:Tensor)->Tensor:
     d = y.float()-x
     return ((.15*d.abs()+d.pow(2))*w).mean() + 1e-5*z.float().pow(2).mean()
 
+# %% ../nbs/10_pretrain.ipynb #batch10s
 def batch_loss(both, x:Tensor)->Tensor:
     "Crops of all clips where they are busy, and a sixth of the clips whole."
     c, some = interest(x), slice(-(-len(x)//6))
