@@ -5,8 +5,8 @@ from diffusers import WanPipeline
 from torch.nn import functional as F
 from sas_nb.dit import VideoDiT, channels_last, data_path
 from sas_nb.clip import UserError
-from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, decode, encode, interest, load_state, make_tokenizer, optimisers,
-                             orthogonalise, captions, ids_of, passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
+from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, captions, decode, encode, interest, load_state, make_tokenizer, optimisers,
+                             orthogonalise, passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
 from sas_nb.world import random_spec, render_array, vocabulary
 
 
@@ -127,8 +127,8 @@ def test_a_drawn_batch_has_each_sample_beside_a_caption_of_its_own_and_some_with
     store.clips[:] = torch.arange(24).view(-1, 1, 1, 1, 1); store.images[:] = torch.arange(24).view(-1, 1, 1, 1, 1)
     clips, images, ids = store.draw(300, 200, torch.Generator().manual_seed(0))
     assert clips.shape == (300, 16, 5, 8, 8) and images.shape == (200, 16, 1, 8, 8) and ids.shape == (500, store.words.shape[-1])
-    said = (ids == store.nothing).all(1)
-    assert .05 < said.float().mean() < .16
+    silent = (ids == store.nothing).all(1)
+    assert .05 < silent.float().mean() < .16
     for z, row, words in [*zip(clips, ids[:300], [store.words]*300), *zip(images, ids[300:], [store.image_words]*200)]:
         assert (row == store.nothing[0]).all() or (words[int(z.flatten()[0])] == row).all(1).any()
 
