@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RIVAL', 'METHODS', 'BRIEF', 'REGULARISERS', 'ABLATIONS', 'SLIDERS', 'COLUMNS', 'NAN', 'TABLE', 'LEAKS', 'LOW', 'Case',
            'case', 'cases', 'in_words', 'Budget', 'sampled', 'set_and_sequence', 'one_stage', 'Words', 'overwriting',
-           'two_stage', 'pair', 'two_parts', 'answers', 'rows', 'answer_loss', 'leakage', 'losses', 'measured',
-           'complete', 'run', 'save_table', 'load_table', 'per_concept', 'table', 'verdict', 'work', 'estimate']
+           'two_stage', 'pair', 'two_parts', 'answers', 'nearest', 'rows', 'answer_loss', 'leakage', 'losses',
+           'measured', 'complete', 'run', 'save_table', 'load_table', 'per_concept', 'table', 'verdict', 'work',
+           'estimate']
 
 # %% ../nbs/12_bench.ipynb #dc5b5b13
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 import csv, hashlib, json, re, time
 import numpy as np, torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .clip import Clip, UserError, atomic
 from .world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec, caption, edit, heldout_spec, random_thing, render
@@ -27,7 +28,7 @@ from .frames import Settings, Trainer, frame_set, train_identity
 from .residual import OFF, SAMPLING, motion_settings, preset_settings, sequence, train_motion
 from .concept import Concept, learn, provenance
 from .oracles import seen_joints, words_of
-from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, paired_bootstrap, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
+from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, mse, paired_bootstrap, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
 
 # %% ../nbs/12_bench.ipynb #d4c66e21
 @dataclass(frozen=True)
@@ -239,6 +240,22 @@ def answers(concept:Concept, case:Case, seed:int=0, **kwargs)->dict: # edit -> f
     if "strength" in case.edits: made["strength"] = concept.generate(case.prompt(), seed, strength=.5, **kwargs).frames if two_parts(concept) else made["none"]
     return made
 
+# %% ../nbs/12_bench.ipynb #0529b071
+def _allowed(name, spec)->list:
+    "What an edit's words leave open, as `sas_nb.world.random_spec` draws it."
+    if name == "scene": return [replace(spec, backdrop=float(b)) for b in np.linspace(0, 1, 9)]
+    if name == "camera" and spec.camera == "pan": return [replace(spec, drift=way*far) for way in (-1, 1) for far in (.7, .8, .9, 1.)]
+    return [spec]
+
+def nearest(name:str,      # the edit
+            spec:Spec,     # one exact answer to it
+            frames:Tensor, # (T, 3, S, S), a sample
+            fps:float,
+           )->Spec:
+    "The exact answer with the least MSE to `frames`, of all that the words of the edit allow: no word says where a camera pans to, nor how a new scene is laid out."
+    options = _allowed(name, spec)
+    return options[0] if len(options) == 1 else min(options, key=lambda s: float(mse(frames, render(s, len(frames), fps, frames.shape[-1]))))
+
 # %% ../nbs/12_bench.ipynb #54673b0d
 def rows(concept:Concept, case:Case, oracles, seed:int=0, **kwargs)->list[dict]: # one per edit; kwargs go to `generate`
     "Generate the training prompt and every edit, and measure them. What only people have is NaN for a thing."
@@ -247,9 +264,10 @@ def rows(concept:Concept, case:Case, oracles, seed:int=0, **kwargs)->list[dict]:
     same = oracles.identity(x).float() @ oracles.identity(reference).float()[0] if person else [NAN]*len(x)
     joints, found = oracles.joints(x).float() if person else [None]*len(x), []
     for (e, f), words, who, J in zip(made.items(), seen_words(oracles, x), same, joints):
-        body = _body(specs[e], J, case.fps)
+        spec = nearest(e, specs[e], f, case.fps)
+        body = _body(spec, J, case.fps)
         swung = body["moved"]/found[0]["moved"] if found else 1.
-        found.append(dict(concept=case.name, edit=e, seed=seed, identity=float(who)) | _against(specs[e], f, case.fps) | body | _read(e, specs[e], words, swung))
+        found.append(dict(concept=case.name, edit=e, seed=seed, identity=float(who)) | _against(spec, f, case.fps) | body | _read(e, spec, words, swung))
     return found
 
 # %% ../nbs/12_bench.ipynb #392be109
