@@ -182,7 +182,7 @@ def _clip(self:FleetTrainer)->Tensor: # (N,), before clipping
     return norms
 
 @patch
-def _examples(self:FleetTrainer)->list[Examples]: return self.data + [self.prior]*(self.prior is not None)
+def _concepts(self:FleetTrainer)->list[Examples]: return self.data
 
 @patch
 def _words(self:FleetTrainer)->list: return [self.seeds] + ["bf16"]*self.bf16 + ["fast"]*self.fast

@@ -13,6 +13,7 @@ from pathlib import Path
 import hashlib, json, shutil, signal, threading, time
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
@@ -44,7 +45,8 @@ class Settings:
     batch:int=8
     lr:float|None=None            # the paper's 1e-4 is for an 11.5B model; None asks the checkpoint
     lr_factor:float=1.            # times the checkpoint's own, where lr is None
-    token_lr:float=1e-5           # of `[v]` and `[u]`; 0 leaves them at zero
+    token_lr:float=1e-5           # of `[v]` and `[u]`; 0 leaves them where they start
+    token_start:float=0.          # length at which `[v]` or `[u]` starts, in lengths of the prompt's own words; the paper's is 0
     betas:tuple=(.9, .99)
     weight_decay:float=.01
     clip_norm:float=.05           # gradient norm is clipped to this
@@ -64,7 +66,7 @@ class Settings:
 
 # %% ../nbs/07_frames.ipynb #90ed26fd
 _WHOLE = dict(steps=(0, 10**7), batch=(1, 10**4), log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7))
-_REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), self_conditioning=(0, 1), token_lr=(0, 10), clip_norm=(0, 1e9),
+_REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), self_conditioning=(0, 1), token_lr=(0, 10), token_start=(0, 100), clip_norm=(0, 1e9),
              weight_decay=(0, 10), shift=(1e-3, 1e3), lr_factor=(1e-6, 1e6))
 
 def check_settings(s:Settings)->Settings:
@@ -103,14 +105,27 @@ class Trainer:
         self.lr = settings.rate(dit.recommended.lr)
         self.generator, self.step = torch.Generator().manual_seed(settings.seed), 0
         self.recent, self.history = [], []      # steps since the last log line; log lines
+        self._start_word()
         self.optimiser = self._optimiser()
         self.run_id = self._run_id() if self.out else ""
 
 # %% ../nbs/07_frames.ipynb #a4e77852
+@patch(as_prop=True)
+def _word(self:Trainer): return "[v]" if self.stage == "identity" else "[u]"
+
+@patch
+def _start_word(self:Trainer):
+    "A word that is still zero becomes a made-up one, `token_start` times as long as the words of the prompt."
+    word, texts = self.tokens.get(self._word), [e.texts[0][0] for e in self._concepts()]
+    if not self.settings.token_start or word is None or word.any(): return
+    length = torch.stack([t[t.any(-1)].float().norm(dim=-1).mean() for t in texts])
+    direction = torch.randn(word.shape[-1], generator=torch.Generator().manual_seed(ord(self._word[1])))
+    word.data.copy_((self.settings.token_start*length[:, None]*F.normalize(direction, dim=0).to(length)).view(word.shape))
+
 @patch
 def _optimiser(self:Trainer):
     "AdamW over what this stage trains: basis weights, its own token, and the self-conditioning projection in stage 1."
-    s, mine = self.settings, "[v]" if self.stage == "identity" else "[u]"
+    s, mine = self.settings, self._word
     self.basis.train_only(self.stage); self.basis.holds = None
     self.weights = {k: p for k, p in self.basis.parameters().items() if p.requires_grad}
     for name, p in self.tokens.items(): p.requires_grad_(name == mine and s.token_lr > 0)
@@ -181,7 +196,10 @@ def _checkpoint(self:Trainer)->Path: return self.out/f"{self.stage}.ckpt.safeten
 _FREE = ("steps", "log_every", "save_every", "sample_every", "sample_prompt", "checkpointing", "lr", "lr_factor") # may change when a run goes on
 
 @patch
-def _examples(self:Trainer)->list[Examples]: return [e for e in (self.data, self.prior) if e is not None]
+def _concepts(self:Trainer)->list[Examples]: return [self.data]
+
+@patch
+def _examples(self:Trainer)->list[Examples]: return self._concepts() + [self.prior]*(self.prior is not None)
 
 @patch
 def _words(self:Trainer)->list: return [] # what else decides the result

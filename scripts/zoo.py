@@ -41,8 +41,8 @@ def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
 
 
 def plan(share: float = 1.) -> dict[str, Settings]:
-    "The settings of the basis and of both stages, at a share of the full number of steps: our recipe in batches of 2, and so at half its rate, with a set whose prompt is of looks alone. The basis is everyone's, so it is trained longest."
-    made = lambda of, steps: replace(of, steps=max(1, round(steps * share)), batch=2, lr_factor=4., save_every=25)
+    "The settings of the basis and of both stages, at a share of the full number of steps: our recipe in batches of 2, and so at half its rate, with a set whose prompt is of looks alone and with words that start at zero, so that a concept is its weights. The basis is everyone's, so it is trained longest."
+    made = lambda of, steps: replace(of, steps=max(1, round(steps * share)), batch=2, lr_factor=4., token_start=0., save_every=25)
     look, movement = preset_settings()
     look = replace(look, whole_prompt=False)
     return dict(settings=made(look, 175), stage1=made(look, 105), stage2=made(movement, 105))

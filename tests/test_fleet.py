@@ -62,7 +62,7 @@ def exact(dit):
 @pytest.mark.parametrize("stage", ["identity", "motion"])
 def test_a_member_ends_as_if_alone(exact, A, data, stage):
     dit = exact
-    s = replace(Settings() if stage == "identity" else motion_settings(), steps=5, batch=2, token_lr=1e-3, lr=1e-2)
+    s = replace(Settings() if stage == "identity" else motion_settings(), steps=5, batch=2, token_lr=1e-3, token_start=.5, lr=1e-2)
     p = prior(dit, data[stage][0])
     fleet, theirs = fleet_run(dit, A, data[stage], s, stage=stage, prior=p, seeds=[3, 4, 5], at_once=4) # in two pieces
     fleet.detach()

@@ -131,6 +131,18 @@ def test_words_have_their_own_rate_or_none(dit, lr):
     t.run()
     assert bool(t.tokens["[v]"].any()) == bool(lr)
 
+@pytest.mark.parametrize("stage, word, other", [("identity", "[v]", "[u]"), ("motion", "[u]", "[v]")])
+def test_a_word_starts_as_long_as_asked_and_the_same_for_every_concept(dit, stage, word, other):
+    lengths = dit.embed_once(STATIC if stage == "identity" else FULL)[0, :-1].norm(dim=-1)
+    t, again = (trainer(stage, settings=dict(token_start=.5, seed=seed)) for seed in (0, 7))
+    assert float(t.tokens[word].detach().norm()) == pytest.approx(.5*float(lengths.mean()), rel=1e-5) and not t.tokens[other].any()
+    assert torch.equal(t.tokens[word], again.tokens[word])
+    other_stage = trainer("motion" if stage == "identity" else "identity", settings=dict(token_start=.5)).tokens[other]
+    assert float(nn.functional.cosine_similarity(t.tokens[word], other_stage, dim=0).detach()) < .5, "two words, not one"
+    learned = t.tokens[word].detach().clone()
+    assert torch.equal(trainer(stage, tokens=t.tokens, settings=dict(token_start=2.)).tokens[word], learned), "what is there is kept"
+    assert not trainer(stage).tokens[word].any(), "the paper's starts at zero"
+
 def test_steps_are_optimiser_steps(monkeypatch):
     t, calls = trainer(settings=dict(steps=3)), []
     step = t.optimiser.step
@@ -385,7 +397,7 @@ def test_wrong_settings_are_told_at_once(wrong):
 def test_defaults_are_the_papers():
     one, two = Settings(), motion_settings()
     assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
-    for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_lr, s.token_mask) == (8, (.9, .99), .01, .05, 1e-5, .1)
+    for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_lr, s.token_start, s.token_mask) == (8, (.9, .99), .01, .05, 1e-5, 0, .1)
 
 @pytest.mark.parametrize("code, says", [(errno.EROFS, "read-only"), (errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission")])
 def test_a_folder_that_cannot_be_written_is_found_early(tmp_path, monkeypatch, code, says):
