@@ -342,7 +342,7 @@ _FORMATS = dict(diffusers=_diffusers, peft=_peft, comfyui=_comfyui)
 def _usage(concept, format, split):
     where = "each of identity/ and motion/" if split else "this folder"
     load = dict(diffusers='pipe.load_lora_weights("PATH")', peft='pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "PATH")',
-                comfyui="copy lora.safetensors into ComfyUI/models/loras (ComfyUI itself cannot read the new words' vectors)")[format]
+                comfyui="copy lora.safetensors into ComfyUI/models/loras (ComfyUI cannot read the new words' vectors: for it, train with token_start=0 and token_lr=0)")[format]
     own = concept.info.get("sampling", {})
     return (f"# {concept.prompt}\n\nAn ordinary rank-{concept.rank} LoRA for `{concept.info['base']}`, made by sas_nb {__version__}. Load {where}:\n\n    {load}\n\n"
             "The new words have vectors of their own (tokens.safetensors). Give the pipeline their text as embeddings:\n\n"

@@ -114,6 +114,9 @@ class Trainer:
 def _word(self:Trainer): return "[v]" if self.stage == "identity" else "[u]"
 
 @patch
+def _concepts(self:Trainer)->list[Examples]: return [self.data]
+
+@patch
 def _start_word(self:Trainer):
     "A word that is still zero becomes a made-up one, `token_start` times as long as the words of the prompt."
     word, texts = self.tokens.get(self._word), [e.texts[0][0] for e in self._concepts()]
@@ -194,9 +197,6 @@ def _not_finite(self:Trainer):
 def _checkpoint(self:Trainer)->Path: return self.out/f"{self.stage}.ckpt.safetensors"
 
 _FREE = ("steps", "log_every", "save_every", "sample_every", "sample_prompt", "checkpointing", "lr", "lr_factor") # may change when a run goes on
-
-@patch
-def _concepts(self:Trainer)->list[Examples]: return [self.data]
 
 @patch
 def _examples(self:Trainer)->list[Examples]: return self._concepts() + [self.prior]*(self.prior is not None)
