@@ -348,4 +348,4 @@ def _usage(concept, format, split):
             "The new words have vectors of their own (tokens.safetensors). Give the pipeline their text as embeddings:\n\n"
             "    from sas_nb.dit import VideoDiT\n    from safetensors.torch import load_file\n"
             f'    dit = VideoDiT.load("{concept.info["base"]}")\n    embeds = dit.prompt_embeds("{concept.prompt}", load_file("PATH/tokens.safetensors"))\n    pipe(prompt_embeds=embeds, negative_prompt="", ...)\n'
-            + (f"\nIt is made for {own['guidance_factor']:g} times the `guidance_scale` that suits the base." + " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."*("against" in own) + "\n" if own else ""))
+            + (f"\nIt is made for {own['guidance_factor']:.2g} times the `guidance_scale` that suits the base." + " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."*("against" in own) + "\n" if own else ""))

@@ -269,7 +269,7 @@ def test_the_concept_knows_how_it_is_sampled(concept, dit, tmp_path):
     assert concept.info["sampling"] == SAMPLING["ours"]
     r = dit.recommended
     as_it_is = concept.generate(**SHORT).frames
-    assert torch.equal(as_it_is, concept.generate(guidance=.75*r.guidance, **SHORT).frames)
+    assert torch.equal(as_it_is, concept.generate(guidance=r.guidance*2/3, **SHORT).frames)
     again = Concept.load(concept.save(tmp_path/"c"), dit)
     assert torch.equal(as_it_is, again.generate(**SHORT).frames)
     plain = replace(concept, info={k: v for k, v in concept.info.items() if k != "sampling"}).generate(**SHORT).frames
