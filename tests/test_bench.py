@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest, torch, typer
 from sas_nb import bench
 from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, estimate, in_words, leakage, load_table, losses, measured,
-                          per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
+                          nearest, per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
 from sas_nb.clip import UserError
 from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT
@@ -172,6 +172,21 @@ def test_a_perfect_answer_has_no_error():
         person = made["none"]["identity"] == made["none"]["identity"]
         assert person == ("strength" in c.edits)
         if person: assert made["none"]["identity"] == pytest.approx(1, abs=1e-4) and made["strength"]["made"] == 1 and .7 < made["none"]["moved"] < 1.4
+
+def test_a_sample_is_held_against_what_its_words_allow():
+    c = case(0)
+    right = edit(c.spec, camera="pan")
+    left, elsewhere = replace(right, drift=-.9), replace(c.edits["scene"], backdrop=.875)
+    show = lambda spec: (c.clip(spec).frames + .05*torch.randn(17, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert nearest("camera", right, show(left), c.fps) == left and nearest("camera", right, show(right), c.fps) == right
+    assert nearest("scene", c.edits["scene"], show(elsewhere), c.fps) == elsewhere
+    zoom = edit(c.spec, camera="zoom")
+    assert nearest("camera", zoom, show(left), c.fps) == zoom and nearest("none", right, show(left), c.fps) == right, "nothing is open there"
+    class Left(Perfect):
+        def one(self, prompt, strength): return c.clip(left if prompt == c.prompt(right) else c.spec)
+    asked = replace(c, edits=dict(camera=right))
+    panned = rows(Left(asked), asked, Oracles.load())[1]
+    assert panned["motion"] > .99 and panned["mse"] == 0 and panned["pose"] > .9 and panned["made"]
 
 def test_what_differs_in_sampling_alone_is_trained_once(dit, monkeypatch):
     trained, b = [], Budget(1, 1, batch=1, rank=1)
