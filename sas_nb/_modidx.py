@@ -119,6 +119,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'sas_nb.bench._cell': ('bench.html#_cell', 'sas_nb/bench.py'),
                               'sas_nb.bench._folded': ('bench.html#_folded', 'sas_nb/bench.py'),
                               'sas_nb.bench._key': ('bench.html#_key', 'sas_nb/bench.py'),
+                              'sas_nb.bench._once': ('bench.html#_once', 'sas_nb/bench.py'),
                               'sas_nb.bench._packed': ('bench.html#_packed', 'sas_nb/bench.py'),
                               'sas_nb.bench._read': ('bench.html#_read', 'sas_nb/bench.py'),
                               'sas_nb.bench._side_by_side': ('bench.html#_side_by_side', 'sas_nb/bench.py'),

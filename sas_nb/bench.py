@@ -89,14 +89,19 @@ class Budget:
 RIVAL = OFF | dict(lr_factor=4.) # what methods without regularisation train with; their rate is tuned like ours, by scripts/tune.py
 
 # %% ../nbs/12_bench.ipynb #88d1d514
-_LAST = {} # the last concept that was trained for `sampled`
+_LAST = {} # what was trained last, for methods that differ only in what comes after
+
+def _once(what, key, train):
+    "What `train` gives, kept until another `key` of the same kind is asked for."
+    if _LAST.get(what, (None,))[0] != key: _LAST.pop(what, None); _LAST[what] = key, train()
+    return _LAST[what][1]
 
 def sampled(train, sampling:dict):
     "A method that trains as `train` does, once for all that differ only in the `sampling` they write into the concept's provenance."
     def method(dit, case, b):
         key = method.trained, repr((case.spec, case.fps, b)), fingerprint(dit.transformer)
-        if key not in _LAST: _LAST.clear(); _LAST[key] = train(dit, case, b)
-        return replace(_LAST[key], info=_LAST[key].info | dict(sampling=sampling))
+        trained = _once("concept", key, lambda: train(dit, case, b))
+        return replace(trained, info=trained.info | dict(sampling=sampling))
     method.trained, method.recipe = repr(train.recipe), (*train.recipe, sampling)
     return method
 
@@ -147,16 +152,14 @@ class Words(Trainer):
         return torch.optim.AdamW(self.trained.values(), lr=.02, betas=self.settings.betas, weight_decay=0.)
 
 # %% ../nbs/12_bench.ipynb #901dc519
-_FIRST = {} # the last stage 1 without regularisation
-
 def _after_stage1(dit, case, b)->tuple: # basis on the model, tokens, history
     "Stage 1 without regularisation, trained once for the methods that begin with it."
-    basis, tokens, key = Basis(dit, b.rank, seed=b.seed), _tokens(dit), (repr(case.spec), case.fps, b, fingerprint(dit.transformer))
-    if key not in _FIRST:
+    basis, tokens = Basis(dit, b.rank, seed=b.seed), _tokens(dit)
+    def train():
         data = frame_set(dit, case.clip(), case.prompts()[0])
         history = train_identity(dit, basis, data, case.prompts()[0], b.one(**RIVAL), tokens=tokens, progress=False)
-        _FIRST.clear(); _FIRST[key] = basis.tensors(), {k: v.detach().clone() for k, v in tokens.items()}, history
-    weights, words, history = _FIRST[key]
+        return basis.tensors(), {k: v.detach().clone() for k, v in tokens.items()}, history
+    weights, words, history = _once("stage 1", (repr(case.spec), case.fps, b, fingerprint(dit.transformer)), train)
     basis.load(weights)
     return basis, {k: nn.Parameter(v.clone()) for k, v in words.items()}, history
 
@@ -419,7 +422,7 @@ def work(methods:list[str], b:Budget)->tuple[int, int]: # steps on images, steps
 def estimate(dit:VideoDiT, methods:list[str], b:Budget, concepts:int, oracles, steps:int=3)->float: # hours of this process's time
     "What a table will take, from `steps` steps of each kind and one concept's samples, measured now in CPU time where there is no GPU."
     clock, c = (time.perf_counter if dit.device.type == "cuda" else time.process_time), case(0)
-    def seconds(f): f(); _FIRST.clear(); _LAST.clear(); began = clock(); f(); return clock()-began # once to warm up, once from scratch
+    def seconds(f): f(); _LAST.clear(); began = clock(); f(); return clock()-began # once to warm up, once from scratch
     image = seconds(lambda: two_stage(dit, c, replace(b, steps1=steps, steps2=0)))/steps
     film = seconds(lambda: METHODS["LoRA-8 (DB-LoRA)"](dit, c, replace(b, steps1=0, steps2=steps)))/steps
     learned = METHODS["LoRA-8 (DB-LoRA)"](dit, c, replace(b, steps1=0, steps2=0))

@@ -76,7 +76,7 @@ def test_methods_train_what_they_should(dit):
 def test_a_shared_first_stage_changes_nothing(dit, monkeypatch):
     "Two-stage after overwriting, which trained the first stage, is what `learn` makes from nothing."
     one, trained = case(0), []
-    bench._FIRST.clear()
+    bench._LAST.clear()
     first = bench.train_identity
     monkeypatch.setattr(bench, "train_identity", lambda *a, **k: trained.append(1) or first(*a, **k))
     for m in ("overwriting B1", "two LoRAs"): METHODS[m](dit, one, TINY)
@@ -103,7 +103,7 @@ def test_work_is_the_steps_that_are_taken(dit, monkeypatch):
     methods, taken, b = ["ours", "LoRA-1", "DreamMix-style", "two LoRAs", "overwriting B1", "two-stage"], [], Budget(2, 4, batch=1, rank=2)
     step = bench.Trainer._one_step
     monkeypatch.setattr(bench.Trainer, "_one_step", lambda self: taken.append(self.data.latents.shape[2] == 1) or step(self))
-    bench._FIRST.clear()
+    bench._LAST.clear()
     for m in methods: METHODS[m](dit, case(0), b)
     images, clips = work(methods, b)
     assert len(taken) == images + clips and abs(sum(taken) - images) <= b.steps1 + b.steps2 # DreamMix's share is drawn
