@@ -40,7 +40,7 @@ def train_motion(dit:VideoDiT, basis:Basis,
 # %% ../nbs/08_residual.ipynb #a8d9946f
 OFF = dict(dropout=0., token_mask=0., prior=0., self_conditioning=0.) # no regularisation
 
-_ours = dict(lr_factor=8., dropout=.2, prior=.125, token_lr=1e-3, token_start=1., shift=4.)
+_ours = dict(lr_factor=8., dropout=.2, prior=.125, token_lr=1e-3, token_start=.5, shift=4.)
 PRESETS = dict(paper=(dict(steps=600), dict(steps=900)), # what each changes in `Settings()` and in `motion_settings()`
                ours=(dict(steps=75, still=True, whole_prompt=True, **_ours), dict(steps=175, **_ours)))
 SAMPLING = dict(paper={}, ours=dict(guidance_factor=2/3)) # how their concepts are sampled, see 09_concept

@@ -33,7 +33,7 @@ def variants() -> dict:
                "equal steps": dict(stage1=dict(steps=75), stage2=dict(steps=75)), "more steps in stage 1": dict(stage1=dict(steps=100), stage2=dict(steps=50)),
                "stage 1 rate x 16": dict(stage1=dict(lr_factor=16.)), "stage 2 rate x 16": dict(stage2=dict(lr_factor=16.)), "stage 2 no dropout": dict(stage2=dict(dropout=0.)),
                "stage 2 no prior": dict(stage2=dict(prior=0.)), "stage 2 shift 8": dict(stage2=dict(shift=8.)), "prior 1/4, then none": dict(stage1=dict(prior=.25), stage2=dict(prior=0.)),
-               "silent words": dict(token_start=0.), "words of half length": dict(token_start=.5)}
+               "silent words": dict(token_start=0.), "words of full length": dict(token_start=1.)}
     shares = {"half": .5, "two thirds": 2/3, "three quarters": .75, "all": 1.}
     sampled = {**{f"{name} guidance": dict(guidance_factor=f) for name, f in shares.items() if f < 1}, **{f"{name} guidance, against {a:g}": dict(guidance_factor=f, against=a) for name, f in shares.items() for a in (.5, .7)}}
     return {"ours": set_and_sequence(sampling={}), **{f"ours, {name}": set_and_sequence(sampling=s) for name, s in sampled.items()}, **{f"LoRA-8, {name}": one_stage(sampling=s) for name, s in sampled.items()},
