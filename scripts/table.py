@@ -4,7 +4,7 @@
     python scripts/table.py --brief --minutes 40 --keep   # the most informative methods under a small budget, as many people as 40 minutes allow, kept in data/bench/
     python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
     python scripts/table.py --regularisers     # ours with each regulariser alone, and left out
-    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances
+    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances, and ours with louder words
     python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
     python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
@@ -28,7 +28,7 @@ from sas_nb.residual import PRESETS
 
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
-LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance")
+LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance", "ours, words of full length")
 SETS = dict(quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL, regularisers=dict(people=12, things=0, method=tuple(REGULARISERS)) | SMALL, ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
             long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8), full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
 POOLS = dict(regularisers=REGULARISERS, ablation=ABLATIONS) # sets with methods of their own, which are asked for the edits in words
