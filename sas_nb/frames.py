@@ -47,8 +47,7 @@ class Settings:
     lr_factor:float=1.            # times the checkpoint's own, where lr is None
     token_lr:float=1e-5           # of `[v]` and `[u]`; 0 leaves them where they start
     token_start:float=0.          # length at which `[v]` or `[u]` starts, in lengths of the prompt's own words; the paper's is 0
-    betas:tuple=(.9, .99)
-    weight_decay:float=.01
+    betas:tuple=(.9, .99); weight_decay:float=.01
     clip_norm:float=.05           # gradient norm is clipped to this
     dropout:float=.8              # coefficient dropout p: .8 in stage 1, .5 in stage 2
     rescale:bool=True             # divide kept coefficients by 1-p
@@ -125,6 +124,7 @@ def _start_word(self:Trainer):
     direction = torch.randn(word.shape[-1], generator=torch.Generator().manual_seed(ord(self._word[1])))
     word.data.copy_((self.settings.token_start*length[:, None]*F.normalize(direction, dim=0).to(length)).view(word.shape))
 
+# %% ../nbs/07_frames.ipynb #b8636b98
 @patch
 def _optimiser(self:Trainer):
     "AdamW over what this stage trains: basis weights, its own token, and the self-conditioning projection in stage 1."
