@@ -38,7 +38,7 @@ def variants() -> dict:
     sampled = {**{f"{name} guidance": dict(guidance_factor=f) for name, f in shares.items() if f < 1}, **{f"{name} guidance, against {a:g}": dict(guidance_factor=f, against=a) for name, f in shares.items() for a in (.5, .7)}}
     return {"ours": set_and_sequence(sampling={}), **{f"ours, {name}": set_and_sequence(sampling=s) for name, s in sampled.items()}, **{f"LoRA-8, {name}": one_stage(sampling=s) for name, s in sampled.items()},
             "paper's recipe": set_and_sequence("paper"), **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
-            "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.), **{f"ours, {name}": set_and_sequence(**{"sampling": {}} | changes) for name, changes in changed.items()}}
+            "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.), **{f"ours, {name}": set_and_sequence(sampling={}, **changes) for name, changes in changed.items()}}
 
 
 VARIANTS = variants()
