@@ -375,7 +375,7 @@ def velocity(self:VideoDiT,
              text:Tensor, # (B, L, D) from `embed`
             )->Tensor:    # (B, C, t, h, w), estimate of noise - clean
     "The DiT's estimate of the velocity, in its own precision."
-    return self.family.velocity(self.transformer, x.to(self.dtype), t.to(self.device), text.to(self.device, self.dtype))
+    return self.family.velocity(self.transformer, x.to(self.device, self.dtype), t.to(self.device), text.to(self.device, self.dtype))
 
 @patch
 def noise(self:VideoDiT,
