@@ -43,7 +43,7 @@ OFF = dict(dropout=0., token_mask=0., prior=0., self_conditioning=0.) # no regul
 _ours = dict(lr_factor=8., dropout=.2, prior=.125, token_lr=1e-3, token_start=.5, shift=4.)
 PRESETS = dict(paper=(dict(steps=600), dict(steps=900)), # what each changes in `Settings()` and in `motion_settings()`
                ours=(dict(steps=75, still=True, whole_prompt=True, **_ours), dict(steps=175, **_ours)))
-SAMPLING = dict(paper={}, ours=dict(guidance_factor=2/3)) # how their concepts are sampled, see 09_concept
+SAMPLING = dict(paper={}, ours=dict(guidance_factor=2/3, against=.7)) # how their concepts are sampled, see 09_concept
 _SHORT = dict(paper=(150, 400), ours=(25, 65)) # steps without regularisation
 
 def preset_settings(name:str="ours",      # of `PRESETS`

@@ -4,7 +4,7 @@
     python scripts/table.py --brief --minutes 40 --keep   # the most informative methods under a small budget, as many people as 40 minutes allow, kept in data/bench/
     python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
     python scripts/table.py --regularisers     # ours with each regulariser alone, and left out
-    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances, and ours with louder words
+    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances
     python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
     python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
@@ -24,11 +24,11 @@ from sas_nb.cli import tidy
 from sas_nb.clip import UserError, atomic
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.oracles import Oracles
-from sas_nb.residual import PRESETS
+from sas_nb.residual import PRESETS, SAMPLING
 
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
-LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance", "ours, words of full length")
+LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance")
 SETS = dict(quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL, regularisers=dict(people=12, things=0, method=tuple(REGULARISERS)) | SMALL, ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
             long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8), full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
 POOLS = dict(regularisers=REGULARISERS, ablation=ABLATIONS) # sets with methods of their own, which are asked for the edits in words
@@ -80,7 +80,7 @@ def main(
             return print(f"{s['people'] + s['things']} concepts x {len(s['method'])} methods, {budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} hours on one core or device; shared by n processes, an n-th.")
         asked = [in_words(c) if name in POOLS else c for c in cases(s["people"], s["things"], dit.recommended.fps)]
         rows = run(asked, {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which, dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes)
-        about = dict(concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]), budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer), presets=PRESETS)
+        about = dict(concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]), budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer), presets=PRESETS, sampling=SAMPLING)
         write(complete(rows), about, folder, "rows")
         if keep: write(complete(rows), about, Path("data/bench"), kind)
         against = "ours" if "ours" in s["method"] else s["method"][0]
