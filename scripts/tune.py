@@ -4,7 +4,7 @@
     python scripts/tune.py --sample            # and what its clips are worth
     python scripts/tune.py --only ours --only "ours, shift 1"
 
-    python scripts/tune.py --sample --people 6 --steps1 75 --steps2 175 --batch 8 --sampling-steps 20 --only ours --only "ours, half guidance" ...   # how to sample
+    python scripts/tune.py --sample --people 9 --steps1 75 --steps2 175 --batch 8 --sampling-steps 20 --only ours --only "ours, half guidance" ...   # how to sample
 
 Variants of training are sampled with ordinary guidance, and all are asked for the edits in words alone. Every pair of person and variant is kept as soon as it is done, and the same command goes on from there. Prints means and paired 95 % intervals
 over people; writes them and all rows to --out, and with --keep NAME to data/bench/ as well.
