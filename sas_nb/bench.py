@@ -306,7 +306,7 @@ def answer_loss(concept:Concept, case:Case, draws:int=8, seed:int=0)->dict[str, 
         x0 = dit.encode_once(case.clip(spec).frames[None]).repeat(draws, 1, 1, 1, 1)
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
         text = add_tokens(dit.embed_once(case.prompt(spec)), [split_placeholders(case.prompt(spec))[1]], concept.tokens).expand(draws, -1, -1)
-        v = dit.velocity(interpolate(x0, noise, t).to(dit.device), t, text)
+        v = dit.velocity(interpolate(x0, noise, t), t, text)
         found[name] = float(loss_per_sample(v.float().cpu(), velocity_target(x0, noise)).mean())
     return found
 

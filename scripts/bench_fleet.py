@@ -79,8 +79,7 @@ def own_loss(dit, basis, data, tokens: dict, draws: int = 2) -> float:
     "Flow-matching loss on the concept's own examples, at five times and fixed noise, nothing dropped or masked."
     x0, text, found = data.batch([i % len(data) for i in range(5 * draws)])
     noise, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), torch.linspace(.1, .9, 5).repeat(draws)
-    x0, text, noise, t = (v.to(dit.device) for v in (x0, text, noise, t))
-    with basis.undropped(): return float(flow_loss(dit.velocity(interpolate(x0, noise, t), t, add_tokens(text, found, tokens)), velocity_target(x0, noise)))
+    with basis.undropped(): return float(flow_loss(dit.velocity(interpolate(x0, noise, t), t, add_tokens(text, found, tokens)).cpu(), velocity_target(x0, noise)))
 
 
 def newcomer(dit, c, A: dict | None, steps: int, batch: int, every: int) -> tuple[list[dict], Clip]:

@@ -1,6 +1,6 @@
 """Make a zoo: a population of concepts over one universal basis, each with its truth, small enough to ship. The shipped one is
 
-    python scripts/zoo.py                                               # 64 people and 8 things into data/zoo; about half an hour on two cores, three minutes on a large GPU
+    python scripts/zoo.py                                               # 64 people and 8 things into data/zoo; about half an hour on two cores; a large GPU trains them in three minutes
     python scripts/zoo.py --people 1000 --out big --fast                # a thousand, compiled
     python scripts/zoo.py --people 5 --things 1 --share .2 --out small  # a rehearsal
 
