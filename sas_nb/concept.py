@@ -114,13 +114,13 @@ def _settings(stage1, stage2, preset, regularize, free):
     return check_settings(replace(one, **off)), check_settings(replace(two, **off))
 
 def _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, A, progress):
-    "All that needs the encoders: clip, frame set, sequence and both priors; and before that, all that can fail."
+    "All that needs the encoders: clip, frame set, sequence with its twins, and both priors; and before that, all that can fail."
     if old := getattr(dit, "basis", None): old.detach()
     for p in (appearance, motion): dit.check_words(p)
     clip = fit_clip(dit, clip)
     _check_out(dit, out, rank, layers, A)
-    if progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
-    data = both_views(dit, clip, appearance, motion, settings[0])
+    if progress: print(f"encoding {len(clip)} frames, as a set and as a sequence" + ", and redrawing them with others in the part"*(settings[1].twins > 0))
+    data = both_views(dit, clip, appearance, motion, *settings)
     if progress and any(s.prior for s in settings): print("prior preservation: what the base shows for its own prompts (made once, then cached)")
     return clip, data, both_priors(dit, clip, settings, prior_prompts, progress)
 

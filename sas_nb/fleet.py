@@ -7,6 +7,7 @@ __all__ = ['Fleet', 'Chances', 'bf16_products', 'compiled', 'FleetTrainer', 'uni
 
 # %% ../nbs/15_fleet.ipynb #631a5b0f
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 import warnings
 import torch
@@ -19,7 +20,7 @@ from .dit import VideoDiT, join_texts
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis, dropout_mask
 from .regularize import Examples
-from .frames import Settings, Trainer, check_folder, draw
+from .frames import Settings, Trainer, _scaled_identity, check_folder, draw, shares
 from .residual import SAMPLING, both_priors, both_views, preset_settings
 from .concept import Concept, base_model, check_prompts, fit_clip, provenance
 
@@ -147,9 +148,12 @@ def _one_step(self:FleetTrainer):
     "One optimiser step for every member. Raises `UserError` naming the member whose loss is not finite; no weight has changed then."
     losses, times = [], []
     for i in range(0, self.basis.n, self.group):
-        loss, t = self._losses(range(i, min(i+self.group, self.basis.n)))
-        loss.mean(1).sum().backward()
-        losses.append(loss.detach().flatten()); times.append(t.flatten())
+        members = range(i, min(i+self.group, self.basis.n))
+        for part in zip(*(shares(self.settings, self.data[i]) for i in members)):
+            with _scaled_identity(self.basis, part[0][-1]):
+                loss, t = self._losses(members, part)
+                (loss.sum()/self.settings.batch).backward()
+            losses.append(loss.detach().flatten()); times.append(t.flatten())
     self.basis.members = slice(None)
     norms = self._clip()
     self.optimiser.step(); self.optimiser.zero_grad(set_to_none=True)
@@ -158,13 +162,13 @@ def _one_step(self:FleetTrainer):
 
 # %% ../nbs/15_fleet.ipynb #95748c14
 @patch
-def _losses(self:FleetTrainer, members:range)->tuple[Tensor, Tensor]: # losses and times, (members, batch) each
-    s, fleet, device = self.settings, self.basis, self.dit.device
+def _losses(self:FleetTrainer, members:range, part)->tuple[Tensor, Tensor]: # losses and times, (members, n) each; `part` has each member's of `shares`
+    (_, n, identity), s, fleet, device = part[0], self.settings, self.basis, self.dit.device
     mine = lambda i: {k: v[i] for k, v in self.tokens.items()}
-    drawn = [draw(s, self.generator[i], self.data[i], self.prior, mine(i), device) for i in members]
+    drawn = [draw(replace(s, batch=n), self.generator[i], data, self.prior if identity else None, mine(i), device) for i, (data, *_) in zip(members, part)]
     x0, noise, t = (torch.cat(part) for part in (list(zip(*drawn))[k] for k in (0, 1, 3)))
     fleet.members = slice(members.start, members.stop)
-    fleet.draw_masks(self.stage, s.dropout, self.generator[fleet.members], s.rescale)
+    if identity: fleet.draw_masks(self.stage, s.dropout, self.generator[fleet.members], s.rescale)
     with bf16_products(device) if self.bf16 else nullcontext(): v = self.dit.velocity(interpolate(x0, noise, t), t, join_texts([d[2] for d in drawn], self.longest))
     losses = loss_per_sample(v.float(), velocity_target(x0, noise)).view(len(members), -1)
     if len(odd := (~torch.isfinite(losses).all(1)).nonzero()): raise UserError(f"Member {members[int(odd[0])]}: {self._not_finite()}")
@@ -229,7 +233,7 @@ def learn_many(clips:list[Clip|str|Path],
 # %% ../nbs/15_fleet.ipynb #4a38e924
 def _encoded(dit, clips, prompts, one, two):
     "Frame sets, sequences, and both priors."
-    sets, whole = zip(*(both_views(dit, c, *p, one) for c, p in zip(clips, prompts)))
+    sets, whole = zip(*(both_views(dit, c, *p, one, two) for c, p in zip(clips, prompts)))
     return list(sets), list(whole), both_priors(dit, clips[0], (one, two))
 
 def _tokens(dit, n): return {t: nn.Parameter(torch.zeros(n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}

@@ -21,6 +21,7 @@ class Examples:
     latents:Tensor             # (N, C, t, h, w)
     texts:list                 # of (1, L, D), one or N
     placeholders:list          # of lists such as ["[v]"], one or N
+    twins:Tensor|None=None     # (M, C, t, h, w) the same movement by others, see `residual.add_twins`
     def __len__(self): return len(self.latents)
     def batch(self, index:list[int])->tuple[Tensor, Tensor, list]: # latents, text (B, L, D), placeholders
         "Some examples, their texts padded to one length."

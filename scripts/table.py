@@ -28,7 +28,7 @@ from sas_nb.residual import PRESETS, SAMPLING
 
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
-LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance")
+LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance", "ours, twins")
 SETS = dict(quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL, regularisers=dict(people=12, things=0, method=tuple(REGULARISERS)) | SMALL, ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
             long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8), full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
 POOLS = dict(regularisers=REGULARISERS, ablation=ABLATIONS) # sets with methods of their own, which are asked for the edits in words

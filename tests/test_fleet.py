@@ -59,10 +59,11 @@ def exact(dit):
     yield dit
     dit.transformer.float()
 
-@pytest.mark.parametrize("stage", ["identity", "motion"])
-def test_a_member_ends_as_if_alone(exact, A, data, stage):
+@pytest.mark.parametrize("stage, twins", [("identity", 0.), ("motion", 0.), ("motion", .5)])
+def test_a_member_ends_as_if_alone(exact, A, data, stage, twins):
     dit = exact
-    s = replace(Settings() if stage == "identity" else motion_settings(), steps=5, batch=2, token_lr=1e-3, token_start=.5, lr=1e-2)
+    if twins: data = data | dict(motion=[replace(d, twins=torch.randn(3, *d.latents.shape[1:], generator=torch.Generator().manual_seed(i))) for i, d in enumerate(data["motion"])])
+    s = replace(Settings() if stage == "identity" else motion_settings(), steps=5, batch=2, twins=twins, token_lr=1e-3, token_start=.5, lr=1e-2)
     p = prior(dit, data[stage][0])
     fleet, theirs = fleet_run(dit, A, data[stage], s, stage=stage, prior=p, seeds=[3, 4, 5], at_once=4) # in two pieces
     fleet.detach()

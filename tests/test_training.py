@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest, torch, torch.utils.checkpoint
 from torch import nn
 
-from sas_nb import concept as concept_module, frames
+from sas_nb import concept as concept_module, frames, residual
 from sas_nb.basis import Basis
 from sas_nb.clip import UserError
 from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT, fingerprint
-from sas_nb.frames import Log, Settings, Trainer, check_folder, check_settings, draw, frame_set, plot_history, read_log, stop_gently, train_identity
+from sas_nb.frames import Log, Settings, Trainer, check_folder, check_settings, draw, frame_set, plot_history, read_log, shares, stop_gently, train_identity
 from sas_nb.regularize import Examples, SelfConditioning
-from sas_nb.residual import both_views, motion_settings, sequence, train_motion
+from sas_nb.residual import add_twins, both_views, motion_settings, sequence, train_motion
 from sas_nb.world import heldout_spec, render
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
@@ -91,6 +91,81 @@ def test_the_sets_prompt_says_how_it_moves_when_asked_and_never_by_the_new_word(
     set_, film = both_views(dit, clip, STATIC, motion, Settings(whole_prompt=whole))
     assert torch.equal(set_.texts[0], dit.embed_once(said)) and set_.placeholders == [["[v]"]]
     assert torch.equal(film.texts[0], dit.embed_once(f"{STATIC}. {motion}")) and film.placeholders == [["[v]", "[u]"]] and set_.latents.shape[2] == 1
+
+
+# others who move alike
+
+@functools.cache
+def twinned(): return add_twins(base(), sequence(base(), five(), FULL), FULL, (.3, .9), 2, steps=4)
+
+def without_basis(dit):
+    if old := getattr(dit, "basis", None): old.detach()
+
+def test_twins_are_the_clip_redrawn_by_the_base(dit, monkeypatch):
+    without_basis(dit); data = twinned()
+    assert data.twins.shape == (4, *data.latents.shape[1:]) and len(data) == 1, "the clip is still the only example"
+    far = (data.twins - data.latents).square().mean((1, 2, 3, 4))
+    assert far[:2].max() < far[2:].min(), "the farther it was noised, the less is left of it"
+    assert not torch.equal(data.twins[0], data.twins[1]), "each from noise of its own"
+    monkeypatch.setattr(dit, "denoise", None, raising=False)
+    again = add_twins(dit, replace(data, twins=None), FULL, (.3, .9), 2, steps=4)
+    assert torch.equal(again.twins, data.twins), "made once"
+
+def test_the_base_does_not_hear_the_new_words(dit):
+    without_basis(dit)
+    plain = FULL.replace("[v] ", "").replace("[u] ", "")
+    assert torch.equal(add_twins(dit, replace(twinned(), twins=None), plain, (.3, .9), 2, steps=4).twins, twinned().twins)
+
+def test_twins_through_an_adapter_are_refused(dit):
+    Basis(dit, 1, LAYERS)
+    with pytest.raises(UserError, match="basis.detach"): add_twins(dit, twinned(), FULL)
+
+@pytest.mark.parametrize("batch, share, clips, twins", [(8, .25, 6, 2), (4, .25, 3, 1), (3, .25, 3, 0), (1, .99, 1, 0), (4, 0., 4, 0)])
+def test_a_batch_has_its_share_of_twins(batch, share, clips, twins):
+    parts = shares(Settings(batch=batch, twins=share), twinned())
+    assert [n for _, n, _ in parts] == [clips] + [twins]*(twins > 0) and [scale for *_, scale in parts] == [1., 0.][:len(parts)]
+    assert shares(Settings(batch=batch, twins=share), replace(twinned(), twins=None))[0][1] == batch, "without twins, all the batch is the clip's"
+
+def test_twins_are_shown_with_the_identity_off_and_the_clip_with_it_on(dit, monkeypatch):
+    without_basis(dit); data, seen, velocity = twinned(), [], dit.velocity
+    t = Trainer(dit, Basis(dit, 2, LAYERS), "motion", data, Settings(steps=1, batch=4, twins=.5, prior=0., shift=1e-3), tokens=new_tokens(dit), progress=False) # hardly any noise
+    def look(x, when, text): seen.append((t.basis.appearance, x.detach().clone())); return velocity(x, when, text)
+    monkeypatch.setattr(dit, "velocity", look, raising=False)
+    t.run()
+    assert [scale for scale, _ in seen] == [1., 0.] and t.basis.appearance == 1.
+    nearest = lambda x, bag: (x[:, None]-bag[None]).square().flatten(2).mean(2).amin(1)
+    (_, clip), (_, others) = seen
+    assert (nearest(clip, data.latents) < nearest(clip, data.twins)).all() and (nearest(others, data.twins) < nearest(others, data.latents)).all()
+    assert len(t.history) == 1 and torch.isfinite(torch.tensor(t.history[0][1]))
+
+def test_a_run_with_twins_goes_on_exactly_and_is_another_run(dit, tmp_path):
+    without_basis(dit); data = twinned()
+    def run(out, steps, **changes):
+        without_basis(dit)
+        t = Trainer(dit, Basis(dit, 2, LAYERS), "motion", data, Settings(**dict(steps=steps, batch=4, twins=.25, prior=0., log_every=2, save_every=2) | changes), tokens=new_tokens(dit), out=tmp_path/out, progress=False)
+        t.run(); return copies(t.trained)
+    whole, _, rest = run("whole", 5), run("cut", 3), run("cut", 5)
+    assert same(whole, rest)
+    with pytest.raises(UserError, match="another"): run("cut", 7, twins=0.)
+
+def test_checkpointed_activations_are_made_again_with_the_identity_off_too(dit):
+    without_basis(dit); data = twinned()
+    def run(checkpointing):
+        without_basis(dit)
+        s = Settings(steps=3, batch=4, twins=.5, prior=0., lr=1e-2, checkpointing=checkpointing)
+        t = Trainer(dit, Basis(dit, 2, LAYERS), "motion", data, s, tokens=new_tokens(dit), progress=False)
+        for k, p in t.basis.parameters().items():
+            if k.endswith("B1"): p.data.fill_(.05) # an identity that matters
+        t.run(); return copies(t.trained)
+    kept, again = run(False), run(True)
+    for k in kept: torch.testing.assert_close(again[k], kept[k], atol=1e-5, rtol=1e-4)
+
+def test_learn_makes_twins_where_stage_two_wants_them(dit, clip, monkeypatch):
+    without_basis(dit); made = []
+    monkeypatch.setattr(residual, "add_twins", lambda dit, data, prompt: made.append(prompt) or data)
+    for share in (0., .25): both_views(dit, clip, STATIC, DYNAMIC, Settings(), motion_settings(twins=share))
+    both_views(dit, clip, STATIC, DYNAMIC, Settings())
+    assert made == [FULL]
 
 
 # what is trained
