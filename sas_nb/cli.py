@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'HUB', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Preset', 'Steps1', 'Steps2', 'Lr', 'TokenLr', 'TokenStart',
-           'Batch', 'Checkpointing', 'Prior', 'PriorPrompt', 'Dropout1', 'Dropout2', 'TokenMask', 'SelfCond',
+           'Batch', 'Checkpointing', 'Prior', 'PriorPrompt', 'Dropout1', 'Dropout2', 'TokenMask', 'Twins', 'SelfCond',
            'SampleEvery', 'SaveEvery', 'ConceptFolder', 'sentence', 'show', 'complain', 'tidy', 'command', 'main',
            'models', 'inspect', 'check_writable', 'stages', 'train', 'generate', 'info', 'export', 'explore']
 
@@ -151,7 +151,7 @@ def stages(regularize:bool, # with the four regularisers, or without any
     from dataclasses import replace
     from sas_nb.residual import preset_settings
     def given(**options): return {k: v for k, v in options.items() if v is not None}
-    off = [k for options in (both, first, second) for k, v in options.items() if k in ("prior", "dropout", "token_mask", "self_conditioning") and v]
+    off = [k for options in (both, first, second) for k, v in options.items() if k in ("prior", "dropout", "token_mask", "twins", "self_conditioning") and v]
     if off and not regularize: raise typer.BadParameter(f"--no-regularize turns {off[0].replace('_', '-')} off, and it is also set: give one of the two.")
     return tuple(replace(s, **given(**both, **own)) for s, own in zip(preset_settings(preset, regularize), (first, second)))
 
@@ -172,6 +172,7 @@ PriorPrompt = Annotated[Optional[list[str]], typer.Option(help="A two-part promp
 Dropout1 = _option(float, "Coefficient dropout of stage 1 \\[the preset's].", _R, "--dropout1")
 Dropout2 = _option(float, "Coefficient dropout of stage 2 \\[the preset's].", _R, "--dropout2")
 TokenMask = _option(float, "Probability that a text token is masked \\[the preset's].", _R)
+Twins = _option(float, "Share of each batch of stage 2 in which others move like the subject \\[0].", _R)
 SelfCond = _option(float, "Probability of self-conditioning \\[0]; the concept then cannot be exported.", _R, "--self-conditioning")
 SampleEvery = _option(int, "Write a sample every so many steps \\[never].", _L, min=0)
 SaveEvery = _option(int, "Write a checkpoint every so many steps \\[50].", _L, min=1)
@@ -190,11 +191,11 @@ def train(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video of t
           seed:Annotated[int, typer.Option(help="Same seed, same concept.", rich_help_panel=_T)]=0, checkpointing:Checkpointing=None,
           regularize:Annotated[bool, typer.Option(help="All four regularisers, or none.", rich_help_panel=_R)]=True,
           prior:Prior=None, prior_prompt:PriorPrompt=None, dropout1:Dropout1=None, dropout2:Dropout2=None,
-          token_mask:TokenMask=None, self_conditioning:SelfCond=None, sample_every:SampleEvery=None, save_every:SaveEvery=None, quiet:Quiet=False):
+          token_mask:TokenMask=None, twins:Twins=None, self_conditioning:SelfCond=None, sample_every:SampleEvery=None, save_every:SaveEvery=None, quiet:Quiet=False):
     "Learn a concept from one video in two stages. Ctrl-C stops it safely, and the same command goes on."
     both = dict(lr=lr, token_lr=token_lr, token_start=token_start, batch=batch, seed=seed, checkpointing=checkpointing, prior=prior, token_mask=token_mask,
                 self_conditioning=self_conditioning, sample_every=sample_every, save_every=save_every)
-    settings = stages(regularize, both, dict(steps=steps1, dropout=dropout1), dict(steps=steps2, dropout=dropout2), preset)
+    settings = stages(regularize, both, dict(steps=steps1, dropout=dropout1), dict(steps=steps2, dropout=dropout2, twins=twins), preset)
     _learned(_train(_load(clip, model, frames, fps, start), appearance, motion, model, out, rank, settings, regularize, prior_prompt, not quiet, preset), out)
 
 # %% ../nbs/16_cli.ipynb #f8321628
