@@ -4,7 +4,7 @@
     python scripts/table.py --brief --minutes 40 --keep   # the most informative methods under a small budget, as many people as 40 minutes allow, kept in data/bench/
     python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
     python scripts/table.py --regularisers     # ours with each regulariser alone, and left out
-    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances
+    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances, and ours with twins
     python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
     python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
