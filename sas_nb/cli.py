@@ -149,9 +149,9 @@ def stages(regularize:bool, # with the four regularisers, or without any
           )->tuple:         # Settings of stage 1 and of stage 2
     "Settings from options: the preset's, changed where an option was given."
     from dataclasses import replace
-    from sas_nb.residual import preset_settings
+    from sas_nb.residual import OFF, preset_settings
     def given(**options): return {k: v for k, v in options.items() if v is not None}
-    off = [k for options in (both, first, second) for k, v in options.items() if k in ("prior", "dropout", "token_mask", "twins", "self_conditioning") and v]
+    off = [k for options in (both, first, second) for k, v in options.items() if k in OFF and v]
     if off and not regularize: raise typer.BadParameter(f"--no-regularize turns {off[0].replace('_', '-')} off, and it is also set: give one of the two.")
     return tuple(replace(s, **given(**both, **own)) for s, own in zip(preset_settings(preset, regularize), (first, second)))
 

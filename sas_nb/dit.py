@@ -415,7 +415,8 @@ def denoise(self:VideoDiT,
     if clean is not None:
         first = min(int((scheduler.sigmas[:-1] > start).sum()), len(times)-1)
         scheduler.set_begin_index(first)
-        x, times = clean.to(x) + float(scheduler.sigmas[first])*(x-clean.to(x)), times[first:]
+        clean, times = clean.to(x), times[first:]
+        x = clean + float(scheduler.sigmas[first])*(x-clean)
     for t in tqdm(times, disable=not progress, desc="sampling", leave=False):
         v = _guided(self, x, (t/1000).expand(len(x)).to(x), text, guidance, velocity or self.velocity)
         x = scheduler.step(v.float(), t, x, return_dict=False)[0]

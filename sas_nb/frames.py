@@ -235,7 +235,7 @@ def _run_id(self:Trainer)->str:
     h = hashlib.sha256(json.dumps(words, default=str).encode())
     everything = self.basis.parameters() | self.tokens | ({"self_conditioning": self.conditioning.project.weight} if self.conditioning else {})
     frozen = [p for k, p in everything.items() if k not in self.trained]
-    for t in [t for e in sets for t in (e.latents, *e.texts, *([] if e.twins is None else [e.twins]))] + frozen: h.update(t.detach().float().cpu().contiguous().numpy().tobytes())
+    for t in [t for e in sets for t in (e.latents, *e.texts, e.twins) if t is not None] + frozen: h.update(t.detach().float().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
 # %% ../nbs/07_frames.ipynb #32245db6

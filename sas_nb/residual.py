@@ -9,11 +9,10 @@ __all__ = ['OFF', 'PRESETS', 'SAMPLING', 'motion_settings', 'sequence', 'train_m
 # %% ../nbs/08_residual.ipynb #4140ee1f
 from dataclasses import replace
 import torch
-from torch import Tensor
 from .clip import Clip, UserError
 from .dit import VideoDiT, cached, fingerprint, split_placeholders
 from .basis import Basis
-from .regularize import Examples, prior_examples
+from .regularize import Examples, _generate, prior_examples
 from .frames import Settings, Trainer, frame_set
 
 # %% ../nbs/08_residual.ipynb #2cce5828
@@ -53,15 +52,11 @@ def add_twins(dit:VideoDiT,        # the base model, no adapter on it
     if getattr(dit, "basis", None) is not None: raise UserError("Twins must come from the base model, and an adapter is on it: call its basis.detach() first.")
     r, plain = dit.recommended, split_placeholders(prompt)[0]
     steps, guidance = steps or r.steps, r.guidance if guidance is None else guidance
-    z = cached(lambda: dict(z=_redrawn(dit, data.latents[:1], plain, starts, each, steps, guidance, seed)), "twins", fingerprint(dit.transformer), str(dit.dtype), fingerprint(dit._part("text_encoder")),
+    T, size = data.latents.shape[2], [n*dit.space_factor for n in data.latents.shape[-2:]]
+    redrawn = lambda i, start: _generate(dit, [plain]*each, ((T-1)*dit.time_factor+1, *size), steps, guidance, seed+i*each, each, False, clean=data.latents[:1], start=start)
+    z = cached(lambda: dict(z=torch.cat([redrawn(i, s) for i, s in enumerate(starts)])), "twins", fingerprint(dit.transformer), str(dit.dtype), fingerprint(dit._part("text_encoder")),
                data.latents, plain, starts, each, steps, guidance, seed, r.negative, repr(dit.pipe.scheduler.config))["z"]
     return replace(data, twins=z)
-
-def _redrawn(dit, latents, prompt, starts, each, steps, guidance, seed)->Tensor: # (starts x each, C, t, h, w)
-    "What the base makes of latents under noise."
-    text, (t, h, w) = dit.embed([prompt]*each + [dit.recommended.negative]*each*(guidance != 1)), latents.shape[2:]
-    noise = lambda first: dit.noise(range(first, first+each), (t-1)*dit.time_factor+1, h*dit.space_factor, w*dit.space_factor)
-    return torch.cat([dit.denoise(noise(seed+i*each), text, steps, guidance, clean=latents, start=s).cpu() for i, s in enumerate(starts)])
 
 # %% ../nbs/08_residual.ipynb #a8d9946f
 OFF = dict(dropout=0., token_mask=0., prior=0., twins=0., self_conditioning=0.) # no regularisation
