@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 import json
-import typer
+import torch, typer
 from rich.console import Console
 from rich.markdown import Markdown
 from sas_nb.bench import ABLATIONS, BRIEF, LEAKS, METHODS, REGULARISERS, TABLE, Budget, cases, complete, estimate, in_words, run, save_table, table
@@ -39,6 +39,12 @@ def part(text: str) -> tuple[int, int]:
     i, _, n = text.partition("/")
     if not (i.isdigit() and n.isdigit() and int(i) < int(n)): raise UserError(f"--part is {text!r}: give i/n with i from 0 to n-1, as in 0/4.")
     return int(i), int(n)
+
+
+def load(model: str) -> VideoDiT:
+    "In float32 throughout, so that rows of all machines are alike."
+    torch.backends.cudnn.allow_tf32 = False
+    return VideoDiT.load(model, dtype=torch.float32)
 
 
 def write(rows: list[dict], about: dict, folder: Path, name: str):
@@ -74,7 +80,7 @@ def main(
     with tidy():
         if odd := next((m for m in s["method"] if m not in pool), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(pool)}.")
         budget, folder = Budget(s["steps1"], s["steps2"], s["batch"], seed=seed), out or Path("out") / kind
-        dit, oracles, which = VideoDiT.load(model), Oracles.load(), part(share)
+        dit, oracles, which = load(model), Oracles.load(), part(share)
         if only_estimate:
             hours = estimate(dit, list(s["method"]), budget, s["people"] + s["things"], oracles)
             return print(f"{s['people'] + s['things']} concepts x {len(s['method'])} methods, {budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} hours on one core or device; shared by n processes, an n-th.")

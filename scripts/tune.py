@@ -18,9 +18,9 @@ from rich.markdown import Markdown
 from sas_nb.bench import LEAKS, TABLE, Budget, case, in_words, losses, measured, one_stage, run, set_and_sequence, table
 from sas_nb.cli import tidy
 from sas_nb.clip import UserError, atomic
-from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.dit import fingerprint
 from sas_nb.oracles import Oracles
-from table import write
+from table import load, write
 
 FIRST = 100  # people are numbered from here; the benchmark's are 0 to 23
 
@@ -55,7 +55,7 @@ def main(
     with tidy():
         names, budget = list(only or VARIANTS), Budget(steps1, steps2, batch, seed=seed)
         if odd := next((n for n in names if n not in VARIANTS), None): raise UserError(f"There is no variant {odd!r}: choose from {'; '.join(VARIANTS)}.")
-        dit, oracles = VideoDiT.load("tiny"), Oracles.load()
+        dit, oracles = load("tiny"), Oracles.load()
         who = [in_words(case(FIRST + n, fps=dit.recommended.fps)) for n in range(people)]
         rows = run(who, {n: VARIANTS[n] for n in names}, out / "rows", oracles, dit, budget, sampling=dict(steps=sampling_steps) if sample else None, measure=measured if sample else losses, minutes=minutes)
         words = table(rows, names[0], (("loss", False), ("loss", True)) + (TABLE[:-1] + LEAKS if sample else ()))
