@@ -269,7 +269,7 @@ def test_a_verdict_says_no_more_than_its_interval():
 def script(monkeypatch, tmp_path, dit):
     "Run a script's main on this file's model, from an empty folder."
     from typer.testing import CliRunner
-    monkeypatch.chdir(tmp_path); monkeypatch.setattr(VideoDiT, "load", lambda name: dit)
+    monkeypatch.chdir(tmp_path); monkeypatch.setattr(VideoDiT, "load", lambda name, **how: dit)
     def call(main, *args):
         app = typer.Typer(); app.command()(main)
         return CliRunner().invoke(app, [str(a) for a in (*args, "--out", tmp_path)], catch_exceptions=False)
