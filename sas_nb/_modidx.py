@@ -693,6 +693,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'sas_nb.pretrain.load_state': ('pretrain.html#load_state', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.local_heads': ('pretrain.html#local_heads', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.make_tokenizer': ('pretrain.html#make_tokenizer', 'sas_nb/pretrain.py'),
+                                 'sas_nb.pretrain.mixed_precision': ('pretrain.html#mixed_precision', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.optimisers': ('pretrain.html#optimisers', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.orthogonalise': ('pretrain.html#orthogonalise', 'sas_nb/pretrain.py'),
                                  'sas_nb.pretrain.passes': ('pretrain.html#passes', 'sas_nb/pretrain.py'),

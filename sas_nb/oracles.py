@@ -28,7 +28,7 @@ from .clip import Clip, UserError, atomic
 from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
 from .world import joints as body_joints
 from .dit import best_device, channels_last, data_path
-from .pretrain import FPS, Clock, decode, encode, load_state, optimisers, save_state, set_rates, to_signed
+from .pretrain import FPS, Clock, decode, encode, load_state, mixed_precision, optimisers, save_state, set_rates, to_signed
 
 # %% ../nbs/11_oracles.ipynb #5a9345af
 @torch.no_grad()
@@ -265,7 +265,7 @@ class RoundTrips:
         "Until there are n, a multiple of four; written every 200 clips."
         while len(self.kept) < n:
             x = torch.stack([torch.from_numpy(render_array(s, fps=FPS)).permute(0, 3, 1, 2) for s in self.next_specs(min(8, n-len(self.kept)))])
-            with torch.autocast(self.vae.device.type, torch.bfloat16): self.keep(round_trip(self.vae, x, noise=.3))
+            with mixed_precision(self.vae.device): self.keep(round_trip(self.vae, x, noise=.3))
             if self.path and (len(self.kept) % 200 == 0 or len(self.kept) >= n):
                 with atomic(self.path) as tmp: save_file(dict(frames=torch.stack([k["frames"] for k in self.kept])), tmp)
     def batch(self, n:int, rng)->dict:
@@ -302,7 +302,7 @@ def place_loss(attention:Tensor, J:Tensor)->Tensor: # (N, 1024), (N, 2) pixels i
 def oracle_loss(net:OracleNet, x:Tensor, b:dict)->dict: # (B, 5, 3, 64, 64) in [0, 1], and the answers; `times` (B, 5) are the frames' numbers
     "One loss per question, from three frames of five; joints outside the picture do not count."
     some = torch.randperm(5)[:3]
-    with torch.autocast(x.device.type, torch.bfloat16): out = net(x, some)
+    with mixed_precision(x.device): out = net(x, some)
     out = {k: v.float() for k, v in out.items()}
     parts = {name: F.cross_entropy(out[name], b["labels"][:, n]) for n, name in enumerate(LABELS) if name != "motion"}
     J = b["joints"].gather(1, b["times"][:, some, None, None].expand(-1, -1, *b["joints"].shape[2:]))
@@ -372,7 +372,7 @@ def studied(net:OracleNet, store:RoundTrips, most:int=1200)->dict: # tensors of 
     n = min(most, len(store.kept))//8*4; net.eval()
     fresh = [example(s, render_array(s, fps=FPS)) for s in (random_spec(TRAIN_SEED+150_000_000+i, people=1) for i in range(2*n))]
     rows = [*store.kept[:n], *fresh[:n], *store.kept[n:2*n], *fresh[n:]]
-    with torch.autocast(net.device.type, torch.bfloat16): seen = perceive(net, torch.stack([r["frames"] for r in rows]))
+    with mixed_precision(net.device): seen = perceive(net, torch.stack([r["frames"] for r in rows]))
     return seen | {k: torch.stack([r[k] for r in rows]).to(net.device) for k in ("joints", "code", "labels")}
 
 def learn(part:nn.Module, loss, minutes:float, lr:float=2e-3, decay:float=.3, more=()):

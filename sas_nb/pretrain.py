@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FPS', 'TEST_SEED', 'LONGEST', 'RATES', 'PRIOR', 'RECOMMENDED', 'whole_clip', 'encode', 'decode', 'tiny_autoencoder',
            'Muon', 'orthogonalise', 'save_state', 'load_state', 'Clock', 'optimisers', 'adam', 'set_rates',
-           'training_spec', 'Clips', 'to_signed', 'interest', 'busy_crops', 'latent_shape', 'passes',
+           'training_spec', 'Clips', 'to_signed', 'interest', 'busy_crops', 'mixed_precision', 'latent_shape', 'passes',
            'reconstruction_loss', 'batch_loss', 'reconstruction_psnr', 'wider', 'train_autoencoder', 'make_tokenizer',
            'local_heads', 'tiny_pipeline', 'ids_of', 'read', 'text_of', 'captions', 'Latents', 'MatmulAttention',
            'quick', 'dit_loss', 'train_dit', 'pieces', 'ship']
@@ -183,6 +183,12 @@ def busy_crops(x:Tensor, c:Tensor, each:int=2, side:int=32)->tuple[Tensor, Tenso
     cut = lambda v: v.unfold(3, side, 8).unfold(4, side, 8)[which, :, :, q//places, q % places]
     return cut(x), cut(c)
 
+# %% ../nbs/10_pretrain.ipynb #b16w0rks
+def mixed_precision(device)->torch.autocast:
+    "Inside, products are in bf16, on a device that has it: a processor without it takes forty times as long for a convolution."
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
 # %% ../nbs/10_pretrain.ipynb #f39353cb
 def latent_shape(x:Tensor)->tuple: # of clips (B, 3, T, H, W), 4x8x8 compression and 16 channels
     return len(x), 16, (x.shape[2]+3)//4, x.shape[3]//8, x.shape[4]//8
@@ -196,7 +202,7 @@ def reconstruction_loss(both, x:Tensor, c:Tensor, mean_interest:Tensor)->Tensor:
     "Weighted squared and absolute error; the first frame counts double, and latents carry a little noise."
     x = x.contiguous(memory_format=torch.channels_last_3d)
     w = 1+1.5*c/(mean_interest+.02); w = w/w.mean(); w[:, :, 0] *= 2
-    with torch.autocast(x.device.type, torch.bfloat16), whole_clip(): z, y = both(x, .05*torch.randn(latent_shape(x), device=x.device))
+    with mixed_precision(x.device), whole_clip(): z, y = both(x, .05*torch.randn(latent_shape(x), device=x.device))
     d = y.float()-x
     return ((.15*d.abs()+d.pow(2))*w).mean() + 1e-5*z.float().pow(2).mean()
 
@@ -341,7 +347,7 @@ class Latents:
         "Draw new clips, encode a batch of them whole, and one random frame of each."
         seeds, x, words = next(self.drawn)
         frames = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
-        with torch.autocast(self.vae.device.type, torch.bfloat16): z, zi = (encode(self.vae, to_signed(v, self.vae.device)).half() for v in (x[:self.batch], frames))
+        with mixed_precision(self.vae.device): z, zi = (encode(self.vae, to_signed(v, self.vae.device)).half() for v in (x[:self.batch], frames))
         mine, singles = (slice(n*(at := self.made % self.most), n*(at+self.batch)) for n in (1, self.n))
         self.clips[mine], self.words[mine], self.seeds[mine] = z, words[:self.batch, 0].to(z.device), seeds[:self.batch]
         self.images[singles], self.image_words[singles], self.image_seeds[singles] = zi, words[:, 1].to(z.device), seeds
@@ -382,7 +388,7 @@ def quick(dit:WanTransformer3DModel, fast:bool=True): # a function to call in it
 def dit_loss(dit, shift:float, x0:Tensor, text:Tensor, g:torch.Generator|None=None)->Tensor: # shift: of the sampler's times
     "Flow matching (eq. 1), at times spread as the sampler visits them: where a pose and the colour of a shirt are decided, in the noise, it walks slowly."
     t = sample_times(len(x0), g, shift=shift, device=x0.device); noise = torch.randn_like(x0)
-    with torch.autocast(x0.device.type, torch.bfloat16): v = dit(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
+    with mixed_precision(x0.device): v = dit(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
     return (v.float()-velocity_target(x0, noise)).pow(2).mean()
 
 # %% ../nbs/10_pretrain.ipynb #010cb893

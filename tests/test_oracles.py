@@ -199,10 +199,10 @@ def test_joints_outside_the_picture_do_not_count(clips, specs):
 # ---------------------------------------------------------------- training
 
 def test_training_learns_resumes_and_ships(vae, tmp_path, capsys):
-    made = train_oracles(tmp_path, vae, minutes=.2, batch=2, first=8, workers=0, device="cpu", n=12)
+    made = train_oracles(tmp_path, vae, minutes=.05, batch=2, first=8, workers=0, device="cpu", n=12)
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (tmp_path/"training.safetensors").exists() and first["step"] >= 1
-    again = train_oracles(tmp_path, vae, minutes=.3, batch=2, first=8, workers=0, device="cpu", n=12)
+    again = train_oracles(tmp_path, vae, minutes=.2, batch=2, first=8, workers=0, device="cpu", n=12)
     second = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert second["step"] > first["step"] and second["minutes"] > first["minutes"]
     loaded = Oracles.load(tmp_path/"oracles", "cpu")
