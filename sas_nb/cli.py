@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'HUB', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Preset', 'Steps1', 'Steps2', 'Lr', 'TokenLr', 'TokenStart',
-           'Batch', 'Checkpointing', 'Prior', 'PriorPrompt', 'Dropout1', 'Dropout2', 'TokenMask', 'Twins', 'SelfCond',
-           'SampleEvery', 'SaveEvery', 'ConceptFolder', 'sentence', 'show', 'complain', 'tidy', 'command', 'main',
-           'models', 'inspect', 'check_writable', 'stages', 'train', 'generate', 'info', 'export', 'explore']
+           'Batch', 'Checkpointing', 'Prior', 'PriorPrompt', 'Dropout1', 'Dropout2', 'TokenMask', 'Twins', 'TwinPrompt',
+           'SelfCond', 'SampleEvery', 'SaveEvery', 'ConceptFolder', 'sentence', 'show', 'complain', 'tidy', 'command',
+           'main', 'models', 'inspect', 'check_writable', 'stages', 'train', 'generate', 'info', 'export', 'explore']
 
 # %% ../nbs/16_cli.ipynb #06764a38
 import errno, json, os
@@ -173,6 +173,7 @@ Dropout1 = _option(float, "Coefficient dropout of stage 1 \\[the preset's].", _R
 Dropout2 = _option(float, "Coefficient dropout of stage 2 \\[the preset's].", _R, "--dropout2")
 TokenMask = _option(float, "Probability that a text token is masked \\[the preset's].", _R)
 Twins = _option(float, "Share of each batch of stage 2 in which others move like the subject \\[0].", _R)
+TwinPrompt = _option(str, "Both prompts about somebody else, for twins \\[a woman for a man, and the other way round].", _R)
 SelfCond = _option(float, "Probability of self-conditioning \\[0]; the concept then cannot be exported.", _R, "--self-conditioning")
 SampleEvery = _option(int, "Write a sample every so many steps \\[never].", _L, min=0)
 SaveEvery = _option(int, "Write a checkpoint every so many steps \\[50].", _L, min=1)
@@ -191,19 +192,19 @@ def train(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video of t
           seed:Annotated[int, typer.Option(help="Same seed, same concept.", rich_help_panel=_T)]=0, checkpointing:Checkpointing=None,
           regularize:Annotated[bool, typer.Option(help="All four regularisers, or none.", rich_help_panel=_R)]=True,
           prior:Prior=None, prior_prompt:PriorPrompt=None, dropout1:Dropout1=None, dropout2:Dropout2=None,
-          token_mask:TokenMask=None, twins:Twins=None, self_conditioning:SelfCond=None, sample_every:SampleEvery=None, save_every:SaveEvery=None, quiet:Quiet=False):
+          token_mask:TokenMask=None, twins:Twins=None, twin_prompt:TwinPrompt=None, self_conditioning:SelfCond=None, sample_every:SampleEvery=None, save_every:SaveEvery=None, quiet:Quiet=False):
     "Learn a concept from one video in two stages. Ctrl-C stops it safely, and the same command goes on."
     both = dict(lr=lr, token_lr=token_lr, token_start=token_start, batch=batch, seed=seed, checkpointing=checkpointing, prior=prior, token_mask=token_mask,
                 self_conditioning=self_conditioning, sample_every=sample_every, save_every=save_every)
     settings = stages(regularize, both, dict(steps=steps1, dropout=dropout1), dict(steps=steps2, dropout=dropout2, twins=twins), preset)
-    _learned(_train(_load(clip, model, frames, fps, start), appearance, motion, model, out, rank, settings, regularize, prior_prompt, not quiet, preset), out)
+    _learned(_train(_load(clip, model, frames, fps, start), appearance, motion, model, out, rank, settings, regularize, prior_prompt, twin_prompt, not quiet, preset), out)
 
 # %% ../nbs/16_cli.ipynb #f8321628
-def _train(clip, appearance, motion, model, out, rank, settings, regularize, prior_prompts, progress, preset):
+def _train(clip, appearance, motion, model, out, rank, settings, regularize, prior_prompts, twin_prompt, progress, preset):
     from sas_nb.concept import learn
     for w in clip.report.warnings: typer.secho(f"Warning: {w}.", fg="yellow", err=True)
     check_writable(out)
-    return learn(clip, appearance, motion, model, out, rank, *settings, preset=preset, regularize=regularize, prior_prompts=prior_prompts or None, progress=progress)
+    return learn(clip, appearance, motion, model, out, rank, *settings, preset=preset, regularize=regularize, prior_prompts=prior_prompts or None, twin_prompt=twin_prompt, progress=progress)
 
 def _learned(concept, out):
     "Say what was learned, where it is, and what to do next."

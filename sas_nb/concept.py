@@ -84,6 +84,7 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
           preset:str="ours",          # of `residual.PRESETS`: "ours", tuned on the tiny model, or "paper"
           regularize:bool=True,       # False turns all four regularisers off, with fewer steps
           prior_prompts:list[str]|None=None, # two-part prompts for prior preservation; the checkpoint's own when None
+          twin_prompt:str|None=None,  # both prompts about somebody else, where stage 2 wants twins; see `residual.add_twins`
           layers:str|None=None, basis:"dict[str, Tensor]|Concept|None"=None, # which linear layers (all of attention and feed-forward when None); a ready A1 to learn over, or the concept that has it
           free:bool=False,            # drop both encoders before training; the concept then loads its base anew to generate
           progress:bool=True)->Concept:
@@ -91,7 +92,7 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
     check_prompts(appearance, motion)
     settings, out = _settings(stage1, stage2, preset, regularize, free), Path(out) if out else None
     (rank, layers, basis), dit = _given(basis, rank, layers), model if isinstance(model, VideoDiT) else base_model(str(model))
-    prepared = _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, basis, progress)
+    prepared = _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, twin_prompt, basis, progress)
     if free: _free(dit)
     concept = _two_stages(dit, appearance, motion, settings, out, rank, layers, basis, progress, *prepared)
     concept.info |= dict(preset=preset if settings == preset_settings(preset, regularize) else f"{preset}, changed", sampling=SAMPLING[preset])
@@ -113,14 +114,14 @@ def _settings(stage1, stage2, preset, regularize, free):
     if free and (one.sample_every or two.sample_every): raise UserError("Samples during training need the encoders that free=True drops: set sample_every=0, or free=False.")
     return check_settings(replace(one, **off)), check_settings(replace(two, **off))
 
-def _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, A, progress):
+def _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, twin_prompt, A, progress):
     "All that needs the encoders: clip, frame set, sequence with its twins, and both priors; and before that, all that can fail."
     if old := getattr(dit, "basis", None): old.detach()
     for p in (appearance, motion): dit.check_words(p)
     clip = fit_clip(dit, clip)
     _check_out(dit, out, rank, layers, A)
     if progress: print(f"encoding {len(clip)} frames, as a set and as a sequence" + ", and redrawing them with others in the part"*(settings[1].twins > 0))
-    data = both_views(dit, clip, appearance, motion, *settings)
+    data = both_views(dit, clip, appearance, motion, *settings, twin_prompt)
     if progress and any(s.prior for s in settings): print("prior preservation: what the base shows for its own prompts (made once, then cached)")
     return clip, data, both_priors(dit, clip, settings, prior_prompts, progress)
 

@@ -398,6 +398,13 @@ def _guided(self, x, t, text, scale, velocity):
 
 # %% ../nbs/02_dit.ipynb #ec8e5c0f
 @patch
+def schedule(self:VideoDiT, steps:int, device=None): # a scheduler of diffusers, with its `timesteps` and `sigmas`
+    "A scheduler like the pipeline's, new and set to so many steps."
+    scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+@patch
 @torch.no_grad()
 def denoise(self:VideoDiT,
             x:Tensor,          # (B, C, t, h, w) noise
@@ -405,19 +412,10 @@ def denoise(self:VideoDiT,
             steps:int, guidance:float,
             progress:bool=False, # show a bar
             velocity=None,     # another velocity than the DiT's own, e.g. a self-conditioned one
-            clean:Tensor|None=None, # latents like `x`: start from them under noise, and walk only the rest of the way
-            start:float=1.,    # with `clean`: how noisy to begin, above 0 to 1, rounded down to a time of the schedule
            )->Tensor:          # (B, C, t, h, w) clean latents
-    "Follow the velocity from noise to latents with the pipeline's own scheduler; or redraw `clean` from its noisy half ([SDEdit](https://arxiv.org/abs/2108.01073))."
-    scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-    scheduler.set_timesteps(steps, device=x.device)
-    x, times = x.float(), scheduler.timesteps
-    if clean is not None:
-        first = min(int((scheduler.sigmas[:-1] > start).sum()), len(times)-1)
-        scheduler.set_begin_index(first)
-        clean, times = clean.to(x), times[first:]
-        x = clean + float(scheduler.sigmas[first])*(x-clean)
-    for t in tqdm(times, disable=not progress, desc="sampling", leave=False):
+    "Follow the velocity from noise to latents with the pipeline's own scheduler."
+    scheduler, x = self.schedule(steps, x.device), x.float()
+    for t in tqdm(scheduler.timesteps, disable=not progress, desc="sampling", leave=False):
         v = _guided(self, x, (t/1000).expand(len(x)).to(x), text, guidance, velocity or self.velocity)
         x = scheduler.step(v.float(), t, x, return_dict=False)[0]
     return x

@@ -50,13 +50,13 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     return Examples(z, [texts[p] for p in used], [split_placeholders(p)[1] for p in used])
 
 # %% ../nbs/06_regularize.ipynb #11d3b2a5
-def _generate(dit, prompts, size, steps, guidance, seed, batch, progress, **start)->Tensor: # (N, C, t, h, w); where to start, see `VideoDiT.denoise`
+def _generate(dit, prompts, size, steps, guidance, seed, batch, progress)->Tensor: # (N, C, t, h, w)
     "Latents the model samples for these prompts, a few at a time; on the CPU."
     made = []
     for i in range(0, len(prompts), batch):
         some = prompts[i:i+batch]
         text = dit.embed(some + [dit.recommended.negative]*len(some)*(guidance != 1))
-        made.append(dit.denoise(dit.noise(range(seed+i, seed+i+len(some)), *size), text, steps, guidance, progress, **start).cpu())
+        made.append(dit.denoise(dit.noise(range(seed+i, seed+i+len(some)), *size), text, steps, guidance, progress).cpu())
     return torch.cat(made)
 
 # %% ../nbs/06_regularize.ipynb #54ffe748

@@ -20,7 +20,7 @@ from sas_nb.cli import tidy
 from sas_nb.clip import UserError, atomic
 from sas_nb.dit import fingerprint
 from sas_nb.oracles import Oracles
-from table import load, write
+from table import load, part, write
 
 FIRST = 100  # people are numbered from here; the benchmark's are 0 to 23
 
@@ -49,6 +49,7 @@ def main(
     sample: Annotated[bool, typer.Option("--sample", help="Generate and measure clips, too.")] = False,
     steps1: int = 30, steps2: int = 60, batch: int = 4, seed: int = 0,
     sampling_steps: Annotated[int, typer.Option(min=1)] = 10, minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
+    share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th pair.")] = "0/1",
     keep: Annotated[str | None, typer.Option(help="Also write data/bench/KEEP.csv and .json; the analysis reads tune, tune_long and tune_sampling.")] = None, out: Path = Path("out/tune"),
 ):
     "Train variants, measure them, print the table."
@@ -57,7 +58,7 @@ def main(
         if odd := next((n for n in names if n not in VARIANTS), None): raise UserError(f"There is no variant {odd!r}: choose from {'; '.join(VARIANTS)}.")
         dit, oracles = load("tiny"), Oracles.load()
         who = [in_words(case(FIRST + n, fps=dit.recommended.fps)) for n in range(people)]
-        rows = run(who, {n: VARIANTS[n] for n in names}, out / "rows", oracles, dit, budget, sampling=dict(steps=sampling_steps) if sample else None, measure=measured if sample else losses, minutes=minutes)
+        rows = run(who, {n: VARIANTS[n] for n in names}, out / "rows", oracles, dit, budget, part(share), dict(steps=sampling_steps) if sample else None, measure=measured if sample else losses, minutes=minutes)
         words = table(rows, names[0], (("loss", False), ("loss", True)) + (TABLE[:-1] + LEAKS if sample else ()))
         about = dict(people=sorted({r["concept"] for r in rows}), budget=asdict(budget), sampling_steps=sampling_steps if sample else None, dit=fingerprint(dit.transformer))
         write(rows, about, out, "rows")

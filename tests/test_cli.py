@@ -107,11 +107,11 @@ def test_every_training_option_arrives(dancer, tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr("sas_nb.concept.learn", lambda *args, **kwargs: given.update(args=args, kwargs=kwargs) or type("C", (), dict(info=dict(history={}))))
     ok("train", dancer, *PROMPTS, "--out", tmp_path, "--model", "tiny", "--rank", 3, "--seed", 5, "--steps1", 11, "--steps2", 12, "--lr", .01, "--token-lr", .02, "--token-start", .3, "--batch", 2, "--prior", .5,
-       "--prior-prompt", "a man. he is walking", "--prior-prompt", "a woman. she is waving", "--dropout1", .1, "--dropout2", .2, "--token-mask", .3, "--self-conditioning", .4, "--twins", .25,
+       "--prior-prompt", "a man. he is walking", "--prior-prompt", "a woman. she is waving", "--dropout1", .1, "--dropout2", .2, "--token-mask", .3, "--self-conditioning", .4, "--twins", .25, "--twin-prompt", "a dog. it is running",
        "--sample-every", 6, "--save-every", 7, "--checkpointing", "--frames", 9, "--fps", 6, "--start", .5, "--preset", "paper", "--quiet")
     clip, appearance, motion, model, out, rank, first, second = given["args"]
     assert (len(clip), clip.fps, clip.report.start, appearance, motion, model, out, rank) == (9, 6, .5, LOOK, MOVE, "tiny", tmp_path, 3)
-    assert given["kwargs"] == dict(preset="paper", regularize=True, prior_prompts=["a man. he is walking", "a woman. she is waving"], progress=False)
+    assert given["kwargs"] == dict(preset="paper", regularize=True, prior_prompts=["a man. he is walking", "a woman. she is waving"], twin_prompt="a dog. it is running", progress=False)
     assert (first.twins, second.twins) == (0., .25), "twins are stage 2's"
     for s, steps, dropout in ((first, 11, .1), (second, 12, .2)):
         assert (s.steps, s.dropout, s.lr, s.token_lr, s.token_start, s.batch, s.prior, s.token_mask, s.self_conditioning, s.sample_every, s.save_every, s.checkpointing, s.seed) == (steps, dropout, .01, .02, .3, 2, .5, .3, .4, 6, 7, True, 5)

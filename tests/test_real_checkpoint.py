@@ -8,7 +8,7 @@ from sas_nb.clip import Clip, UserError
 from sas_nb.concept import Concept, learn
 from sas_nb.dit import VideoDiT
 from sas_nb.frames import Settings
-from sas_nb.residual import motion_settings
+from sas_nb.residual import motion_settings, redraw
 
 APPEARANCE, MOTION = "a [v] man in a red shirt in the park", "he is [u] dancing"
 SIZE = dict(num_frames=5, height=32, width=32)
@@ -142,17 +142,22 @@ def test_denoise_is_the_stock_pipeline(folder, scheduler, guidance):
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("start, passes", [(1., 8), (.6, 5), (1e-9, 1)])
+@pytest.mark.parametrize("guidance", [1., 3.])
 @pytest.mark.parametrize("scheduler", [UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler])
-def test_a_clip_is_redrawn_from_the_time_asked_for(folder, scheduler, start, passes):
-    "By a velocity that knows both ends, it comes back exactly, whatever the start."
-    dit, times = load(folder), []
-    dit.pipe.scheduler = scheduler.from_config(dit.pipe.scheduler.config, **(dict(shift=1.) if scheduler is FlowMatchEulerDiscreteScheduler else dict(flow_shift=1.)))
-    clean, noise = dit.noise([1], **SIZE), dit.noise([0, 2], **SIZE)
-    def straight(x, t, text): times.append(float(t[0])); return noise - clean
-    again = dit.denoise(noise, dit.embed(["a man", "a man"]), 8, 1., velocity=straight, clean=clean, start=start)
-    torch.testing.assert_close(again, clean.expand(2, -1, -1, -1, -1), atol=1e-4, rtol=1e-4)
-    assert abs(len(times) - passes) <= 1 and (max(times) <= start + 1e-3 or len(times) == 1)
+def test_a_clip_is_redrawn_by_the_difference_of_its_words(folder, monkeypatch, scheduler, guidance):
+    "Where every prompt has one clip that the velocity leads to, straight, only the difference of the two clips is added, whatever the noise; and times the guidance."
+    dit = load(folder)
+    dit.pipe.scheduler = scheduler.from_config(dit.pipe.scheduler.config)
+    clean, ends = dit.noise([0], **SIZE), dict(zip(("a man", "a woman", dit.recommended.negative), dit.noise([1, 2, 3], **SIZE)))
+    texts = {k: dit.embed(k)[0] for k in ends}
+    far = lambda a, b: float((a[:len(b)]-b[:len(a)]).square().mean()) # one may be padded
+    def straight(x, t, text):
+        where = torch.stack([ends[min(ends, key=lambda k: far(texts[k], w))] for w in text])
+        return (x-where)/t.clamp_min(1e-3)[:, None, None, None, None]
+    monkeypatch.setattr(dit, "velocity", straight, raising=False)
+    made = redraw(dit, clean, "a man", "a woman", 8, guidance, draws=2)
+    torch.testing.assert_close(made, clean + guidance*(ends["a woman"]-ends["a man"])[None], atol=.02, rtol=.02)
+    torch.testing.assert_close(redraw(dit, clean, "a man", "a man", 8, guidance), clean, atol=1e-4, rtol=1e-4)
 
 
 def test_time_is_sigma_for_the_published_scheduler():

@@ -13,7 +13,7 @@ from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.frames import Log, Settings, Trainer, check_folder, check_settings, draw, frame_set, plot_history, read_log, shares, stop_gently, train_identity
 from sas_nb.regularize import Examples, SelfConditioning
-from sas_nb.residual import add_twins, both_views, motion_settings, sequence, train_motion
+from sas_nb.residual import add_twins, both_views, motion_settings, sequence, somebody_else, train_motion
 from sas_nb.world import heldout_spec, render
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
@@ -95,26 +95,36 @@ def test_the_sets_prompt_says_how_it_moves_when_asked_and_never_by_the_new_word(
 
 # others who move alike
 
+BRIEF = dict(n=3, steps=4, draws=1)
+
 @functools.cache
-def twinned(): return add_twins(base(), sequence(base(), five(), FULL), FULL, (.3, .9), 2, steps=4)
+def twinned(): return add_twins(base(), sequence(base(), five(), FULL), FULL, **BRIEF)
 
 def without_basis(dit):
     if old := getattr(dit, "basis", None): old.detach()
 
 def test_twins_are_the_clip_redrawn_by_the_base(dit, monkeypatch):
     without_basis(dit); data = twinned()
-    assert data.twins.shape == (4, *data.latents.shape[1:]) and len(data) == 1, "the clip is still the only example"
-    far = (data.twins - data.latents).square().mean((1, 2, 3, 4))
-    assert far[:2].max() < far[2:].min(), "the farther it was noised, the less is left of it"
+    assert data.twins.shape == (3, *data.latents.shape[1:]) and len(data) == 1, "the clip is still the only example"
+    assert (data.twins - data.latents).square().mean((1, 2, 3, 4)).min() > 1e-3, "somebody else"
     assert not torch.equal(data.twins[0], data.twins[1]), "each from noise of its own"
-    monkeypatch.setattr(dit, "denoise", None, raising=False)
-    again = add_twins(dit, replace(data, twins=None), FULL, (.3, .9), 2, steps=4)
-    assert torch.equal(again.twins, data.twins), "made once"
+    monkeypatch.setattr(residual, "redraw", None)
+    assert torch.equal(add_twins(dit, replace(data, twins=None), FULL, **BRIEF).twins, data.twins), "made once"
 
-def test_the_base_does_not_hear_the_new_words(dit):
-    without_basis(dit)
+def test_twins_are_of_whom_the_words_say(dit, monkeypatch):
+    without_basis(dit); heard = []
+    monkeypatch.setattr(residual, "redraw", lambda dit, clean, before, after, **how: heard.append((before, after)) or clean)
     plain = FULL.replace("[v] ", "").replace("[u] ", "")
-    assert torch.equal(add_twins(dit, replace(twinned(), twins=None), plain, (.3, .9), 2, steps=4).twins, twinned().twins)
+    for others in (None, "a [v] robot in a red shirt in a park. he is [u] dancing"): add_twins(dit, replace(twinned(), twins=None), FULL, others, n=1, seed=9)
+    assert heard == [(plain, "a woman in a red shirt in a park. she is dancing"), (plain, "a robot in a red shirt in a park. he is dancing")], "and never by the new words"
+
+@pytest.mark.parametrize("said, other", [("a [v] man. he is [u] dancing", "a woman. she is dancing"), ("A girl and her dog. She is [u] running", "A boy and his dog. He is running"),
+                                         ("a woman and a man, a human", "a man and a woman, a human")])
+def test_somebody_else_is_the_other_of_two(said, other): assert somebody_else(said) == other
+
+def test_for_twins_of_no_man_and_no_woman_somebody_must_say_whose(dit):
+    without_basis(dit)
+    with pytest.raises(UserError, match="twin_prompt"): add_twins(dit, sequence(dit, five(), FULL), "a [v] ball in a park. it is [u] bouncing", **BRIEF)
 
 def test_twins_through_an_adapter_are_refused(dit):
     Basis(dit, 1, LAYERS)
@@ -162,10 +172,10 @@ def test_checkpointed_activations_are_made_again_with_the_identity_off_too(dit):
 
 def test_learn_makes_twins_where_stage_two_wants_them(dit, clip, monkeypatch):
     without_basis(dit); made = []
-    monkeypatch.setattr(residual, "add_twins", lambda dit, data, prompt: made.append(prompt) or data)
-    for share in (0., .25): both_views(dit, clip, STATIC, DYNAMIC, Settings(), motion_settings(twins=share))
+    monkeypatch.setattr(residual, "add_twins", lambda dit, data, *words: made.append(words) or data)
+    for share in (0., .25): both_views(dit, clip, STATIC, DYNAMIC, Settings(), motion_settings(twins=share), "a woman")
     both_views(dit, clip, STATIC, DYNAMIC, Settings())
-    assert made == [FULL]
+    assert made == [(FULL, "a woman")]
 
 
 # what is trained
