@@ -83,8 +83,7 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
           stage1:Settings|None=None, stage2:Settings|None=None, # the preset's when None
           preset:str="ours",          # of `residual.PRESETS`: "ours", tuned on the tiny model, or "paper"
           regularize:bool=True,       # False turns all four regularisers off, with fewer steps
-          prior_prompts:list[str]|None=None, # two-part prompts for prior preservation; the checkpoint's own when None
-          twin_prompt:str|None=None,  # both prompts about somebody else, where stage 2 wants twins; see `residual.add_twins`
+          prior_prompts:list[str]|None=None, twin_prompt:str|None=None, # two-part prompts for prior preservation, the checkpoint's own when None; both prompts about somebody else, see `residual.add_twins`
           layers:str|None=None, basis:"dict[str, Tensor]|Concept|None"=None, # which linear layers (all of attention and feed-forward when None); a ready A1 to learn over, or the concept that has it
           free:bool=False,            # drop both encoders before training; the concept then loads its base anew to generate
           progress:bool=True)->Concept:
