@@ -725,6 +725,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'sas_nb/regularize.py'),
                                    'sas_nb.regularize.SelfConditioning.velocity': ( 'regularize.html#selfconditioning.velocity',
                                                                                     'sas_nb/regularize.py'),
+                                   'sas_nb.regularize._from_base': ('regularize.html#_from_base', 'sas_nb/regularize.py'),
                                    'sas_nb.regularize._generate': ('regularize.html#_generate', 'sas_nb/regularize.py'),
                                    'sas_nb.regularize.join_prompts': ('regularize.html#join_prompts', 'sas_nb/regularize.py'),
                                    'sas_nb.regularize.mask_tokens': ('regularize.html#mask_tokens', 'sas_nb/regularize.py'),

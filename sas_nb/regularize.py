@@ -39,13 +39,11 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
                    progress:bool=False,
                   )->Examples:             # latents the base generated, with their prompts
     "Prior preservation (section 3.4): what the base itself shows for general prompts. Made once, then read from the cache. Raises `UserError`."
-    if getattr(dit, "basis", None) is not None: raise UserError("The prior must come from the base model, and an adapter is on it: call its basis.detach() first.")
     r = dit.recommended
     if not (prompts := list(prompts or r.prior)): raise UserError("Prior preservation needs prompts and got none: pass some, or set prior=0.")
     steps, guidance, used = steps or r.steps, r.guidance if guidance is None else guidance, [prompts[i % len(prompts)] for i in range(n)]
     size = (1 if frames else num_frames or r.num_frames, height or r.height, width or r.width)
-    z = cached(lambda: dict(z=_generate(dit, used, size, steps, guidance, seed, batch, progress)), "prior", fingerprint(dit.transformer), str(dit.dtype),
-               fingerprint(dit._part("text_encoder")), used, size, steps, guidance, seed, r.negative, repr(dit.pipe.scheduler.config))["z"]
+    z = _from_base(dit, "prior", lambda: _generate(dit, used, size, steps, guidance, seed, batch, progress), used, size, steps, guidance, seed)
     texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
     return Examples(z, [texts[p] for p in used], [split_placeholders(p)[1] for p in used])
 
@@ -58,6 +56,11 @@ def _generate(dit, prompts, size, steps, guidance, seed, batch, progress)->Tenso
         text = dit.embed(some + [dit.recommended.negative]*len(some)*(guidance != 1))
         made.append(dit.denoise(dit.noise(range(seed+i, seed+i+len(some)), *size), text, steps, guidance, progress).cpu())
     return torch.cat(made)
+
+def _from_base(dit, name, make, *words)->Tensor: # `words`: all that decides what `make` gives, beside the model
+    "What the base alone makes: once, then read from the cache. Raises `UserError` if an adapter is on it."
+    if getattr(dit, "basis", None) is not None: raise UserError(f"The {name} must come from the base model, and an adapter is on it: call its basis.detach() first.")
+    return cached(lambda: dict(z=make()), name, fingerprint(dit.transformer), str(dit.dtype), fingerprint(dit._part("text_encoder")), *words, dit.recommended.negative, repr(dit.pipe.scheduler.config))["z"]
 
 # %% ../nbs/06_regularize.ipynb #54ffe748
 def mask_tokens(text:Tensor,                # (B, L, D), last token the padding

@@ -12,9 +12,9 @@ import re
 import torch
 from torch import Tensor
 from .clip import Clip, UserError
-from .dit import VideoDiT, _guided, cached, fingerprint, split_placeholders
+from .dit import VideoDiT, _guided, split_placeholders
 from .basis import Basis
-from .regularize import Examples, prior_examples
+from .regularize import Examples, _from_base, prior_examples
 from .frames import Settings, Trainer, frame_set
 
 # %% ../nbs/08_residual.ipynb #2cce5828
@@ -85,12 +85,10 @@ def add_twins(dit:VideoDiT,        # the base model, no adapter on it
               seed:int=2000,
              )->Examples:          # the same, with its `twins`
     "The same movement by others: the base redraws the clip with somebody else in the part. Made once, then read from the cache. Raises `UserError`."
-    if getattr(dit, "basis", None) is not None: raise UserError("Twins must come from the base model, and an adapter is on it: call its basis.detach() first.")
     words, r = (split_placeholders(prompt)[0], split_placeholders(others)[0] if others else somebody_else(prompt)), dit.recommended
     how = dict(steps=steps or r.steps, guidance=r.guidance if guidance is None else guidance, draws=draws)
-    z = cached(lambda: dict(z=torch.cat([redraw(dit, data.latents[:1], *words, **how, seed=seed+i).cpu() for i in range(n)])), "twins", fingerprint(dit.transformer), str(dit.dtype),
-               fingerprint(dit._part("text_encoder")), data.latents, words, n, how, seed, r.negative, repr(dit.pipe.scheduler.config))["z"]
-    return replace(data, twins=z)
+    make = lambda: torch.cat([redraw(dit, data.latents[:1], *words, **how, seed=seed+i).cpu() for i in range(n)])
+    return replace(data, twins=_from_base(dit, "twins", make, data.latents, words, n, how, seed))
 
 # %% ../nbs/08_residual.ipynb #a8d9946f
 OFF = dict(dropout=0., token_mask=0., prior=0., twins=0., self_conditioning=0.) # no regularisation
