@@ -213,6 +213,35 @@ def test_start_and_mark_and_home(explorer):
     assert explorer.start["motion"].value == AVERAGE and pad.point == [0, 0] and explorer.position.dance == AVERAGE
 
 
+def test_drawn_widgets_are_sent_what_a_thread_changed_meanwhile(explorer, monkeypatch):
+    for w, names in ((explorer.pad["motion"], ("marks", "here", "point")), (explorer.screen, ("data", "turn", "note"))):
+        sent = []
+        monkeypatch.setattr(w, "_send", lambda message, buffers=None: sent.append((message, buffers)))
+        w._handle_custom_msg(dict(drawn=True), [])  # what the page says when it has drawn the widget
+        (message, buffers), = sent
+        assert message["method"] == "update" and {n: message["state"][n] for n in names if n != "data"} == {n: getattr(w, n) for n in names if n != "data"}
+        assert not {k for k in message["state"] if k[0] == "_"}, "the code that draws is not sent again"
+        if "data" in names: assert [bytes(b) for b in buffers] == [w.data] and w.data
+
+
+def test_an_older_state_is_never_sent_last(monkeypatch):
+    pad, sent, reading = explore.Pad(marks=[dict(name="old")]), [], threading.Event()
+    def slow(message, buffers=None): reading.set(); time.sleep(.2 if message["state"]["marks"][0]["name"] == "old" else 0); sent.append(message["state"]["marks"][0]["name"])
+    monkeypatch.setattr(pad, "_send", slow)
+    first = threading.Thread(target=pad._handle_custom_msg, args=(dict(drawn=True), [])); first.start()
+    assert reading.wait(10)
+    pad.marks = [dict(name="new")]
+    first.join()
+    assert sent[-1] == "new"
+
+
+def test_the_same_video_is_not_played_again(explorer):
+    screen, turn = explorer.screen, explorer.screen.turn
+    screen.show(screen.data, screen.film, "other words")
+    assert screen.turn == turn and screen.label == "other words"
+    screen.show(b"another", True, ""); assert screen.turn == turn+1
+
+
 def test_prompt_offers_words_and_says_what_it_does_not_know(explorer):
     explorer.prompt.value = "a [v] man in the sn"; explorer.worker.wait()
     assert explorer.prompt.options == ("a [v] man in the snow",) and "does not know 'sn'" in explorer.screen.note
