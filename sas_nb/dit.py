@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'channels_last', 'Recommended',
            'Wan', 'VideoDiT', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'split_placeholders', 'join_texts',
-           'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached']
+           'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached', 'guided']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager, nullcontext
@@ -390,8 +390,13 @@ def noise(self:VideoDiT,
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(self.device)
 
 # %% ../nbs/02_dit.ipynb #40b2e435
-def _guided(self, x, t, text, scale, velocity):
-    "Velocity with classifier-free guidance; `text` holds the prompts, then as many negatives, unless `scale` is 1."
+def guided(velocity,          # a function of noisy latents, times and text, as `VideoDiT.velocity`
+           x:Tensor,          # (B, C, t, h, w) noisy latents
+           t:Tensor,          # (B,) times in [0, 1]
+           text:Tensor,       # (2B, L, D): the prompts, then as many negatives; (B, L, D) where `scale` is 1
+           scale:float,       # of guidance
+          )->Tensor:          # (B, C, t, h, w)
+    "Velocity with classifier-free guidance ([Ho and Salimans](https://arxiv.org/abs/2207.12598)): from the negative prompt's through the prompt's, `scale` times as far."
     if scale == 1: return velocity(x, t, text)
     cond, uncond = velocity(torch.cat([x, x]), torch.cat([t, t]), text).float().chunk(2)
     return uncond + scale*(cond-uncond)
@@ -416,7 +421,7 @@ def denoise(self:VideoDiT,
     "Follow the velocity from noise to latents with the pipeline's own scheduler."
     scheduler, x = self.schedule(steps, x.device), x.float()
     for t in tqdm(scheduler.timesteps, disable=not progress, desc="sampling", leave=False):
-        v = _guided(self, x, (t/1000).expand(len(x)).to(x), text, guidance, velocity or self.velocity)
+        v = guided(velocity or self.velocity, x, (t/1000).expand(len(x)).to(x), text, guidance)
         x = scheduler.step(v.float(), t, x, return_dict=False)[0]
     return x
 

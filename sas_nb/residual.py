@@ -12,9 +12,9 @@ import re
 import torch
 from torch import Tensor
 from .clip import Clip, UserError
-from .dit import VideoDiT, _guided, split_placeholders
+from .dit import VideoDiT, guided, split_placeholders
 from .basis import Basis
-from .regularize import Examples, _from_base, prior_examples
+from .regularize import Examples, from_base, prior_examples
 from .frames import Settings, Trainer, frame_set
 
 # %% ../nbs/08_residual.ipynb #2cce5828
@@ -58,7 +58,7 @@ def redraw(dit:VideoDiT,
         change = 0.
         for _ in range(draws):
             noisy = clean + now*(torch.randn(clean.shape, generator=chance).to(clean)-clean)
-            v = _guided(dit, torch.cat([noisy, noisy+made-clean]), (t/1000).expand(2*n).to(clean), text, guidance, dit.velocity).float()
+            v = guided(dit.velocity, torch.cat([noisy, noisy+made-clean]), (t/1000).expand(2*n).to(clean), text, guidance).float()
             change = change + (v[n:]-v[:n])/draws
         made = made + (then-now)*change
     return made
@@ -88,7 +88,7 @@ def add_twins(dit:VideoDiT,        # the base model, no adapter on it
     words, r = (split_placeholders(prompt)[0], split_placeholders(others)[0] if others else somebody_else(prompt)), dit.recommended
     how = dict(steps=steps or r.steps, guidance=r.guidance if guidance is None else guidance, draws=draws)
     make = lambda: torch.cat([redraw(dit, data.latents[:1], *words, **how, seed=seed+i).cpu() for i in range(n)])
-    return replace(data, twins=_from_base(dit, "twins", make, data.latents, words, n, how, seed))
+    return replace(data, twins=from_base(dit, "twins", make, data.latents, words, n, how, seed))
 
 # %% ../nbs/08_residual.ipynb #a8d9946f
 OFF = dict(dropout=0., token_mask=0., prior=0., twins=0., self_conditioning=0.) # no regularisation
