@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['synthetic', 'Member', 'Lora', 'layer_name', 'layer_gram', 'Atlas', 'PCA', 'centred', 'pca_of', 'null_ratios',
-           'leave_one_out', 'Direction', 'together', 'Response', 'response', 'safe_range']
+           'leave_one_out', 'Direction', 'together', 'spread', 'Response', 'response', 'safe_range']
 
 # %% ../nbs/13_atlas.ipynb #0ad07e02
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .clip import Clip, UserError, atomic
+from .clip import Clip, UserError, atomic, figure
 from .dit import VideoDiT, add_tokens
 from .flow import flow_loss, interpolate, sample_times, velocity_target
 from .lowrank import canonical, principal_angles, recompress
@@ -371,12 +371,11 @@ def null(self:Atlas, part:str="joint", draws:int=20, seed:int=0)->np.ndarray: # 
 
 # %% ../nbs/13_atlas.ipynb #237deee0
 def _figure(width=5., height=3.6, cols=1):
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(width, height), dpi=65, layout="constrained")
+    fig = figure(width, height)
     return fig, fig.subplots(1, cols, squeeze=False)[0]
 
 @patch
-def plot_scree(self:Atlas, part:str="joint", most:int=20, draws:int=20)->"matplotlib.figure.Figure":
+def plot_scree(self:Atlas, part:str="joint", most:int=20, draws:int=20): # a matplotlib figure
     "Share of the variance that each component explains, beside what random updates of the same lengths give."
     fig, (ax,) = _figure()
     ratio, null = self.pca(part).ratio[:most], self.null(part, draws)[:, :most]
@@ -412,7 +411,7 @@ def reconstruction(self:Atlas, part:str="joint", components:Sequence[int]|None=N
 
 # %% ../nbs/13_atlas.ipynb #5571da36
 @patch
-def plot_reconstruction(self:Atlas, part:str="joint", components:Sequence[int]|None=None)->"matplotlib.figure.Figure":
+def plot_reconstruction(self:Atlas, part:str="joint", components:Sequence[int]|None=None): # a matplotlib figure
     "Median residual by number of components, for members seen and unseen, with quartiles of the unseen."
     r, (fig, (ax,)) = self.reconstruction(part, components), _figure()
     low, mid, high = np.quantile(r["unseen"], (.25, .5, .75), axis=0)
@@ -511,10 +510,33 @@ def together(found:dict[str, Direction]|Sequence[Direction])->tuple[float, float
     return float(score), float((1+(null >= score).sum())/(1+len(null)))
 
 # %% ../nbs/13_atlas.ipynb #101397e9
-def _thumbnail(ax, xy, image):
+def spread(points:np.ndarray, # (N, 2) where boxes would be centred
+           sizes:np.ndarray,  # (N, 2) width and height of each, in the same units
+           rounds:int=300,
+          )->np.ndarray:      # (N, 2) centres near `points`
+    "Push boxes apart until none covers another, each pair along the axis in which it overlaps least."
+    places = points + np.random.default_rng(0).normal(0, 1e-3, points.shape)*sizes
+    need = (sizes[:, None] + sizes[None])/2
+    for _ in range(rounds):
+        gap = places[:, None] - places[None]
+        over = need - np.abs(gap)
+        touching = (over > 0).all(-1) & ~np.eye(len(points), dtype=bool)
+        if not touching.any(): break
+        along_x = over[..., 0] < over[..., 1]
+        push = np.where(np.stack([along_x, ~along_x], -1) & touching[..., None], np.sign(gap)*over/2, 0)
+        places = places + push.sum(1)*.6
+    return places
+
+# %% ../nbs/13_atlas.ipynb #f8c56be0
+def _thumbnails(ax, points, images, inch):
+    "Pictures beside each other, near their points, each tied to its own by a line; `inch` in units of the data."
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-    image = image.thumbnail(64) if isinstance(image, Clip) else image
-    ax.add_artist(AnnotationBbox(OffsetImage(np.asarray(image), zoom=32/np.asarray(image).shape[0]), xy, pad=.1))
+    places = spread(points, np.full(points.shape, .6*inch))
+    for xy, place, image in zip(points, places, images):
+        image = np.asarray(image.thumbnail(64) if isinstance(image, Clip) else image)
+        ax.plot(*zip(xy, place), color=".5", linewidth=.6, zorder=1)
+        ax.add_artist(AnnotationBbox(OffsetImage(image, zoom=32/image.shape[0]), tuple(place), pad=.1))
+    ax.update_datalim(places)
 
 # %% ../nbs/13_atlas.ipynb #f7575316
 @patch
@@ -523,18 +545,19 @@ def plot_map(self:Atlas, part:str="joint",
              images:Sequence|None=None,   # a picture or a `Clip` per member, drawn in its place
              x:int=1, y:int=2,            # components, counted from 1
              directions:Sequence=(),      # directions of the same part, drawn as arrows
-            )->"matplotlib.figure.Figure":
+            ): # a matplotlib figure
     "The members on two principal components, in units of the norm of the update, with equal scales."
-    p, (fig, (ax,)) = self.pca(part), _figure(5.4, 4.2)
+    side = 4.2 if images is None else max(4.2, .85*len(self)**.5)
+    p, (fig, (ax,)) = self.pca(part), _figure(side+1.2, side)
     if max(x, y) > len(p.axes) or min(x, y) < 1: raise UserError(f"This population has {len(p.axes)} components, counted from 1: choose others than {x} and {y}.")
     P, kinds = p.scores[:, [x-1, y-1]], np.asarray(["members"]*len(self) if labels is None else [str(l) for l in labels])
     for i, kind in enumerate(dict.fromkeys(kinds)): ax.scatter(*P[kinds == kind].T, marker="os^DvPX*"[i % 8], edgecolors="black", linewidths=.5, label=kind)
-    for xy, image in zip(P, images if images is not None else ()): _thumbnail(ax, xy, image)
+    if images is not None: _thumbnails(ax, P, images, 1.4*np.ptp(P, axis=0).max()/side)
     for i, d in enumerate(directions):
         tip = np.array([p.scores[:, k] @ d.axis for k in (x-1, y-1)])*np.abs(P).max()
         ax.annotate(d.name, (0, 0), tip, ha="center", va="center", arrowprops=dict(arrowstyle="<-"), bbox=dict(boxstyle="round", fc="white", ec="black", pad=.2))
     share = [f"PC {k} ({p.ratio[k-1]:.0%} of the variance)" for k in (x, y)]
-    ax.set(title=f"Map of {len(self)} members: {part}", xlabel=share[0], ylabel=share[1], aspect="equal", adjustable="datalim"); ax.margins(.12 if images is None else .25)
+    ax.set(title=f"Map of {len(self)} members: {part}", xlabel=share[0], ylabel=share[1], aspect="equal", adjustable="datalim"); ax.margins(.12)
     if labels is not None: ax.legend()
     return fig
 
@@ -705,7 +728,7 @@ def _squares(ax, place, kinds, values, title):
 @patch
 def plot_layers(self:Atlas, who:int|str,
                 other:int|str|None=None, # also draw the mean angle between the two members' row spaces
-               )->"matplotlib.figure.Figure":
+               ): # a matplotlib figure
     "Norms of a member's parts in every layer, as squares of that area."
     i, (kinds, place) = self.index(who), _grid(self.layers)
     titles = {"appearance": "appearance, norm of A1 B1", "motion": "motion, norm of A1 B2", "update": "norm of B A"}

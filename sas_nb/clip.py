@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['UserError', 'atomic', 'Clip', 'fit_length', 'resample', 'cover_box', 'Preflight', 'preflight', 'contact_sheet']
+__all__ = ['UserError', 'atomic', 'Clip', 'fit_length', 'resample', 'cover_box', 'Preflight', 'preflight', 'contact_sheet',
+           'figure']
 
 # %% ../nbs/00_clip.ipynb #0d0701f9
 class UserError(ValueError):
@@ -679,27 +680,29 @@ def contact_sheet(
     height:int=128, # of a frame, in pixels, at most
     label:int=140, # width of the labels, in pixels
     title:str="", # above everything
+    heads:list[str]|None=None, # what stands above the columns, once; None: times, whenever they differ from the row before
 ) -> Image.Image:
-    "Clips as labelled rows of frames; times stand above a row whenever they differ from the row before. Raises `UserError`."
+    "Clips as labelled rows of frames. Raises `UserError`."
     if not rows: raise UserError("A contact sheet needs at least one clip: give a dictionary of label and clip.")
     font, gap, line = _font(15), 6, 24
     made = [(_wrapped(k, font, label - gap), *_row(x, n, height)) for k, x in rows.items()]
     label = label if any(rows) else gap
     columns = max(len(images) for _, images, _ in made)
     cell = [max(images[k].width for _, images, _ in made if k < len(images)) for k in range(columns)]
-    heads = [times != made[i - 1][2] if i else True for i, (_, _, times) in enumerate(made)]
-    tall = sum(images[0].height + gap + line*head for (_, images, _), head in zip(made, heads)) + gap + (line + gap)*bool(title)
+    if heads is not None: made = [(words, images, heads) for words, images, _ in made]
+    headed = [times != made[i - 1][2] if i else bool(times) for i, (_, _, times) in enumerate(made)]
+    tall = sum(images[0].height + gap + line*head for (_, images, _), head in zip(made, headed)) + gap + (line + gap)*bool(title)
     width = max(label + sum(cell) + gap*columns, round(font.getlength(title)) + 2*gap)
     sheet = Image.new("RGB", (width, tall), "white")
-    return _draw(sheet, made, heads, cell, font, gap, line, label, title)
+    return _draw(sheet, made, headed, cell, font, gap, line, label, title)
 
 # %% ../nbs/00_clip.ipynb #53711c2c
-def _draw(sheet, made, heads, cell, font, gap, line, label, title):
+def _draw(sheet, made, headed, cell, font, gap, line, label, title):
     draw, y = ImageDraw.Draw(sheet), gap
     if title:
         draw.text((gap, y), title, "black", _font(17))
         y += line + gap
-    for (words, images, times), head in zip(made, heads):
+    for (words, images, times), head in zip(made, headed):
         x = label
         for image, time, w in zip(images, times, cell):
             if head: draw.text((x + w/2, y + line/2), time, "#444", font, anchor="mm")
@@ -723,3 +726,18 @@ def thumbnail(
 ) -> Image.Image:
     "The middle frame as a picture."
     return _cells(self.frames, [len(self)//2], height)[0]
+
+# %% ../nbs/00_clip.ipynb #891f0c93
+def figure(
+    width:float, height:float, # in inches
+    **kwargs, # further arguments of `matplotlib.figure.Figure`
+):
+    "An empty `matplotlib.figure.Figure` that notebooks show as a picture, whatever backend is active."
+    from matplotlib.figure import Figure # slow to import, and only needed here
+
+    class ShownFigure(Figure):
+        def _repr_png_(self):
+            self.savefig(buffer := BytesIO(), format="png")
+            return buffer.getvalue()
+
+    return ShownFigure(figsize=(width, height), **{"dpi": 65, "layout": "constrained", **kwargs})

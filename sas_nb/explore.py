@@ -19,10 +19,10 @@ import anywidget, numpy as np, traitlets as tr
 import ipywidgets as iw
 from PIL import Image
 from fastcore.basics import patch
-from .clip import Clip, UserError
+from .clip import Clip, figure, UserError
 from .dit import VideoDiT
 from .concept import Concept
-from .atlas import Atlas
+from .atlas import Atlas, spread
 from .zoo import load_zoo, zoo_folder
 
 # %% ../nbs/14_explore.ipynb #734404c1
@@ -643,9 +643,8 @@ def close(self:Explorer):
 @patch
 def picture(self:Explorer, clip:Clip|None=None)->Image.Image:
     "What the widgets show, to look at without them: both maps with the point, and the frames of `clip` if given."
-    from matplotlib.figure import Figure
     p = self.position
-    fig = Figure(figsize=(8.6, 3.9 if clip is None else 5.4), dpi=65, layout="constrained")
+    fig = figure(8.6, 3.9 if clip is None else 5.4)
     grid = fig.add_gridspec(1 if clip is None else 2, 2, height_ratios=[1] if clip is None else [3, 1.25])
     for k, part in enumerate(PARTS): _draw_map(fig.add_subplot(grid[0, k]), self.pad[part], f"{part}, strength {getattr(p, part):g}")
     fig.suptitle(f"{describe(p)}\n{p.prompt or self.prompt.placeholder}", fontsize=10)
@@ -656,10 +655,18 @@ def picture(self:Explorer, clip:Clip|None=None)->Image.Image:
     return Image.open(out)
 
 def _draw_map(ax, pad, title):
-    for m in pad.marks:
-        ax.plot(m["x"], m["y"], "D", color=".85", markeredgecolor="black"); ax.annotate(m["name"], (m["x"], m["y"]), xytext=(0, 8 if m["above"] else -14), textcoords="offset points", ha="center", fontsize=9)
-    ax.plot(*pad.point, "o", markersize=13, fillstyle="none", color="#b00", markeredgewidth=2); ax.plot(*pad.point, "+", markersize=9, color="#b00")
-    ax.set(title=title, xlabel=pad.axes[0], ylabel=pad.axes[1], xlim=(-pad.span, pad.span), ylim=(-pad.span, pad.span), aspect="equal")
+    span = 1.15*max(pad.span, *map(abs, pad.point))
+    inch = 2*span/3.2 # of a map that is about 3.2 inches wide
+    marks = np.array([(m["x"], m["y"]) for m in pad.marks])
+    names = [m["name"] for m in pad.marks]
+    places = spread(marks + [0, .18*inch], np.array([(.1*len(n)*inch, .19*inch) for n in names]))
+    ax.plot(*marks.T, "D", color=".85", markeredgecolor="black")
+    for name, mark, place in zip(names, marks, places):
+        ax.annotate(name, mark, place, ha="center", va="center", fontsize=9, annotation_clip=False,
+                    arrowprops=dict(arrowstyle="-", color=".5", linewidth=.6, shrinkA=2, shrinkB=4))
+    ax.plot(*pad.point, "o", markersize=13, fillstyle="none", color="#b00", markeredgewidth=2)
+    ax.plot(*pad.point, "+", markersize=9, color="#b00")
+    ax.set(title=title, xlabel=pad.axes[0], ylabel=pad.axes[1], xlim=(-span, span), ylim=(-span, span), aspect="equal")
 
 # %% ../nbs/14_explore.ipynb #ee34ae67
 @patch

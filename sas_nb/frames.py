@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .clip import Clip, UserError, atomic
+from .clip import Clip, UserError, atomic, figure
 from .dit import VideoDiT, add_tokens, fingerprint, join_texts, split_placeholders
 from .flow import clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times, velocity_target
 from .basis import Basis
@@ -394,12 +394,11 @@ def _stopped(self:Trainer):
 _STYLES = (("all times", "-", "o", 2.2), ("t 0 to ¼, almost clean", "--", "", 1.2), ("t ¼ to ½", "-.", "", 1.2), ("t ½ to ¾", ":", "", 1.6), ("t ¾ to 1, almost noise", (0, (1, 4)), "x", 1.2))
 
 def plot_history(history, # a concept, its history (stage -> rows), or the rows that `Trainer.run` returns
-                )->"matplotlib.figure.Figure":
+                ):        # a matplotlib figure
     "Loss curves of every stage, over all times and in four quarters of time."
-    from matplotlib.figure import Figure
     history = getattr(history, "info", {}).get("history") or history
     if not isinstance(history, dict): history = {"training": history}
-    fig = Figure(figsize=(5*len(history), 3.6), dpi=65, layout="constrained")
+    fig = figure(5*len(history), 3.6)
     for ax, (stage, rows) in zip(fig.subplots(1, len(history), squeeze=False)[0], history.items()):
         for i, (label, style, marker, width) in enumerate(_STYLES):
             points = [(r[0], r[i+1]) for r in rows if r[i+1] is not None]

@@ -65,11 +65,19 @@ def lint_output(out, source: str) -> Iterator[str]:
         if kind != "text/html" and len(value) > MAX_TEXT: yield f"a text output of {len(value)} characters, over {MAX_TEXT}"
 
 
+def has_picture(cell) -> bool:
+    "Whether one of a code cell's stored outputs is a picture or holds one."
+    outputs = [out.get("data", {}) for out in cell.outputs]
+    return any(k.startswith("image/") or "<img" in text(v) or "<video" in text(v) for d in outputs for k, v in d.items())
+
+
 def lint_cell(cell) -> Iterator[str]:
     "What is wrong with one code cell and its outputs."
     lines = cell.source.strip().count("\n") + 1
     if lines > MAX_LINES: yield f"{lines} lines, over {MAX_LINES}: split it"
     if "raises-exception" in cell.metadata.get("tags", []): return
+    if directive(cell.source, "fig-alt") and directive(cell.source, "eval") != "false" and not has_picture(cell):
+        yield "has alt text and no picture is stored: run the notebook, and see that the figure shows itself"
     for out in cell.outputs: yield from lint_output(out, cell.source)
 
 

@@ -48,6 +48,8 @@ def test_a_good_notebook_passes(nbs):
     (cells()[:1] + cells()[2:], "default_exp flow"),
     (cells(new_code_cell("x = 1\n" * 26)), "26 lines"),
     (cells(picture("plot()")), "fig-alt"),
+    (cells(new_code_cell("#| fig-alt: A line\nplot()")), "no picture is stored"),
+    (cells(new_code_cell("#| fig-alt: A line\nplot()", outputs=[new_output("execute_result", {"text/plain": "<Figure size 325x234 with 1 Axes>"})])), "no picture is stored"),
     (cells(new_code_cell("1/0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])])), "ZeroDivisionError"),
     (cells(new_code_cell("p", outputs=[new_output("stream", text="saved /srv/ada/clip.mp4")])), "path of one machine"),
     (cells(new_code_cell("p", outputs=[new_output("stream", text="0\n" * 3000)])), "6000 characters"),
