@@ -21,6 +21,7 @@ from PIL import Image
 from fastcore.basics import patch
 from .clip import Clip, figure, UserError
 from .dit import VideoDiT
+from .residual import about
 from .concept import Concept
 from .atlas import Atlas, spread
 from .zoo import load_zoo, zoo_folder
@@ -133,7 +134,7 @@ def concept(self:Studio, p:Position)->Concept:
 def own_prompt(self:Studio, p:Position)->str:
     "What the concept at a place is called by itself: the words of whoever weighs most in each part."
     look, dance = (self.atlas.members[int(np.argmax(self.weights(p, part)))].state()["info"] for part in PARTS)
-    return f"{look['appearance']}. {dance['motion']}"
+    return f"{look['appearance']}. {about(look['appearance'], dance['motion'])}"
 
 # %% ../nbs/14_explore.ipynb #41f605b6
 def webp(clip:Clip, side:int=160)->bytes: # a larger short side is scaled down to this

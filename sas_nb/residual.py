@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTERPARTS', 'OFF', 'PRESETS', 'SAMPLING', 'motion_settings', 'sequence', 'train_motion', 'redraw', 'somebody_else',
-           'add_twins', 'preset_settings', 'both_views', 'both_priors']
+           'about', 'add_twins', 'preset_settings', 'both_views', 'both_priors']
 
 # %% ../nbs/08_residual.ipynb #4140ee1f
 from dataclasses import replace
@@ -67,13 +67,24 @@ def redraw(dit:VideoDiT,
 _PAIRS = (("man", "woman"), ("men", "women"), ("boy", "girl"), ("boys", "girls"), ("he", "she"), ("his", "her"), ("himself", "herself"))
 COUNTERPARTS = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 
+def _exchanged(prompt):
+    def other(match):
+        word = COUNTERPARTS.get(match[0].lower(), match[0])
+        return word.capitalize() if match[0][0].isupper() else word
+    return re.sub(r"\w+", other, prompt)
+
 def somebody_else(prompt:str)->str: # without `[v]` and `[u]`
     "The same words about a woman where they were about a man, and the other way round. Raises `UserError` where there is neither."
-    other = lambda word: COUNTERPARTS.get(word.lower(), word)
     plain = split_placeholders(prompt)[0]
-    said = re.sub(r"\w+", lambda m: other(m[0]).capitalize() if m[0][0].isupper() else other(m[0]), plain)
-    if said == plain: raise UserError(f"Twins are others in the part, and {plain!r} has no man or woman to be exchanged: give the same prompt about somebody (or something) else as twin_prompt, or set twins=0.")
-    return said
+    if (other := _exchanged(plain)) == plain:
+        raise UserError(f"Twins are others in the part, and {plain!r} has no man or woman to be exchanged: give the same prompt about "
+                        "somebody (or something) else as twin_prompt, or set twins=0.")
+    return other
+
+def about(appearance:str, motion:str)->str:
+    "A motion prompt about whom an appearance prompt shows: 'he is [u] dancing' becomes 'she is [u] dancing' for a woman."
+    shown, moving = ({i for i in (0, 1) for pair in _PAIRS if re.search(rf"\b{pair[i]}\b", p.lower())} for p in (appearance, motion))
+    return _exchanged(motion) if len(shown) == len(moving) == 1 and shown != moving else motion
 
 # %% ../nbs/08_residual.ipynb #7be2a9c4
 def add_twins(dit:VideoDiT,        # the base model, no adapter on it
