@@ -255,17 +255,16 @@ def _picture(frame, turn, aspect):
 
 # %% ../nbs/00_clip.ipynb #c10a7e03
 def _continued(packets, stream, source):
-    """Yield `(packet, is it whole?)`. Where time stamps jump back, or in broadcast formats ahead by more than 10 s, they go on
-    from the end of the part before; the last two packets of that part are whole, though the join makes one look damaged."""
-    tick, ahead = stream.time_base, 10 if source.broadcast else math.inf
-    step = round(1/(tick*(source.fps or 25)))
+    """Yield `(packet, is it whole?)`. Where the clock jumps (`_jumps`), time stamps go on from the end of the part before;
+    the last two packets of that part are whole, though the join makes one look damaged."""
+    step = round(1/(stream.time_base*(source.fps or 25)))
     held, before, end, shift = [], None, None, 0
     for p in packets:
-        if p.pts is not None and p.dts is not None:
-            if before is not None and not -.1 <= (p.dts - before)*tick <= ahead:
+        if p.pts is not None:
+            if before is not None and _jumps(p, before, end - shift - step, stream.time_base, source):
                 yield from ((q, True) for q in held)
                 held, shift = [], end - p.pts
-                source.joins.append(float(end*tick - source.t0))
+                source.joins.append(float(end*stream.time_base - source.t0))
             before = p.dts
             if shift: p.pts += shift
             end = max(end or p.pts, p.pts + (p.duration or step))
@@ -274,6 +273,12 @@ def _continued(packets, stream, source):
             q = held.pop(0)
             yield q, not q.is_corrupt
     yield from ((q, not q.is_corrupt) for q in held)
+
+def _jumps(packet, before, latest, tick, source):
+    """Does another recording begin here? In broadcast formats, where the time of decoding steps back or leaps by more than 10 s;
+    in others, where a key frame is shown before frames that came earlier."""
+    if not source.broadcast: return packet.is_keyframe and (packet.pts - latest)*tick < -.1
+    return None not in (packet.dts, before) and not -.1 <= (packet.dts - before)*tick <= 10
 
 # %% ../nbs/00_clip.ipynb #d585524b
 def _decoded(packets, decoder, source):
@@ -357,12 +362,13 @@ def _container(path):
         raise UserError(f"{path.name!r} cannot be read as a video: it is another kind of file, or it was cut off before its index "
                         "was written; check that it plays, copy it again, or convert it to mp4.") from e
 
-def _films(container):
+def _films(path, container):
     "The video streams that move, the one that players show first, and the number of single pictures."
     mark, streams = av.stream.Disposition, container.streams.video
     films = [s for s in streams if not s.disposition & mark.attached_pic]
     if len(films) > 1:
-        seen = Counter(p.stream.index for p in islice(container.demux(films), 200) if p.size)
+        with _container(path) as again:
+            seen = Counter(p.stream.index for p in islice(again.demux(list(again.streams.video)), 200) if p.size)
         moving = [s for s in films if s.codec_context.name not in {"mjpeg", "png", "bmp", "webp"} or seen[s.index] > 1]
         films = sorted(moving or films, key=lambda s: (not s.disposition & mark.default, -s.width*s.height))
     return films, len(streams) - len(films)
@@ -384,29 +390,39 @@ def _reorders(container, stream):
     if not stream.codec_context.has_b_frames: return False
     if container.format.name == "avi": return True
     packets = [p for p in islice(container.demux(stream), 40) if p.size]
-    delays = {p.pts - p.dts for p in packets if p.pts is not None and p.dts is not None}
-    if len(delays) != 1: return not any(p.pts is not None for p in packets)
+    stamps = [p.pts for p in packets if p.pts is not None]
+    if stamps != sorted(stamps): return False # these are times of showing
     shown = []
     with suppress(av.error.FFmpegError):
-        for p in packets: shown += [f.pts for f in stream.decode(p)]
-    return shown != sorted(shown)
+        for p in packets[:20]: shown += [f.pts for f in stream.decode(p) if f.pts is not None]
+    return not stamps or shown != sorted(shown)
+
+# %% ../nbs/00_clip.ipynb #c10a7e14
+def _rate(container, stream):
+    "Frames per second, or None. An AVI may count in ticks of which only every second one has a frame."
+    rate = stream.average_rate or stream.guessed_rate
+    if container.format.name == "gif" and stream.duration: rate = stream.frames/(stream.duration*stream.time_base)
+    if container.format.name == "avi":
+        stamps = [p.dts for p in islice(container.demux(stream), 40) if p.dts is not None]
+        if steps := [b - a for a, b in zip(stamps, stamps[1:]) if b > a]: rate = 1/(min(steps)*stream.time_base)
+    return Fraction(rate) if rate and rate <= 240 else None
 
 # %% ../nbs/00_clip.ipynb #3355fcc9
 _TS_DISCONT = 512 # ffmpeg's mark of a format whose clock may jump
 
 def _about(path, container):
     "What the file says about its picture, and the number of its stream."
-    films, stills = _films(container)
+    films, stills = _films(path, container)
     if not films: raise UserError(f"{path.name!r} has no picture in it, "
                                   f"{'only sound' if container.streams.audio else 'or it was cut off'}: choose a video file.")
     stream = films[0]
-    rate, last = stream.average_rate or stream.guessed_rate, list(stream.index_entries)[-1:]
-    if container.format.name == "gif" and stream.duration: rate = stream.frames/(stream.duration*stream.time_base)
+    rate = _rate(container, stream)
+    cut = any(e.pos + e.size > path.stat().st_size for e in list(stream.index_entries)[-1:])
     began = [s.start_time*s.time_base for s in (stream, *container.streams.audio) if s.start_time is not None]
-    source = _Source(stream.codec_context.name, Fraction(rate) if rate and rate <= 240 else None, None,
+    source = _Source(stream.codec_context.name, rate, None,
         t0=min(began, default=Fraction(0)), aspect=stream.sample_aspect_ratio or 1,
-        broadcast=bool(container.format.flags & _TS_DISCONT), reorders=_reorders(container, stream),
-        cut=any(e.pos + e.size > path.stat().st_size for e in last))
+        broadcast=bool(container.format.flags & _TS_DISCONT), cut=cut)
+    source.reorders = _reorders(container, stream)
     source.duration = _duration(container, stream, source.t0)
     source.seeks = not (source.broadcast or source.reorders or container.format.name in ("gif", "apng"))
     if stills: source.notes.append("the file also holds a cover picture, which is left out")
@@ -719,7 +735,8 @@ def _decisions(r, wanted):
 def _damage(r, source, end, ran_out):
     if source.damaged: yield f"damaged: {source.damaged} of its packets could not be decoded and are left out"
     if source.cut or (ran_out and (r.duration or 0) - end > .5 + 2/r.fps):
-        yield f"the file is cut off before the {r.duration:.2f} s it promises: only what is there can be used, so copy it again for the rest"
+        promised = "end" if r.duration is None else f"{r.duration:.2f} s"
+        yield f"the file is cut off before the {promised} it promises: only what is there can be used, so copy it again for the rest"
 
 def _suspicions(r):
     if (unique := len(set(r.kept))) < .8*r.num_frames:
