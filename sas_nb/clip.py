@@ -228,8 +228,8 @@ def _eight_bits(image, name):
     "Grey of 16 or 32 bits (white is 65535) or of floats (white is 1) as 8 bits."
     x, white = np.asarray(image, np.float64), 1 if image.mode == "F" else 65535
     if not (x.min() >= 0 and x.max() <= white):
-        raise UserError(f"The picture {name!r} has values from {x.min():g} to {x.max():g}, and pictures of its kind are read from "
-                        f"0 (black) to {white} (white): rescale it, or save it as an 8-bit png.")
+        raise UserError(f"The picture {name!r} has values from {x.min():g} to {x.max():g}, and pictures of its "
+                        f"kind are read from 0 (black) to {white} (white): rescale it, or save it as an 8-bit png.")
     return Image.fromarray((x*255/white).round().astype(np.uint8))
 
 def _on_white(image, name=""):
@@ -255,8 +255,8 @@ def _picture(frame, turn, aspect):
 
 # %% ../nbs/00_clip.ipynb #c10a7e03
 def _continued(packets, stream, source):
-    """Yield `(packet, is it whole?)`. Where the clock jumps (`_jumps`), time stamps go on from the end of the part before;
-    the last two packets of that part are whole, though the join makes one look damaged."""
+    """Yield `(packet, is it whole?)`. Where the clock jumps, time stamps go on from the end of the part
+    before; the last two packets of that part are whole, though the join makes one look damaged."""
     step = round(1/(stream.time_base*(source.fps or 25)))
     held, before, end, shift = [], None, None, 0
     for p in packets:
@@ -274,9 +274,10 @@ def _continued(packets, stream, source):
             yield q, not q.is_corrupt
     yield from ((q, not q.is_corrupt) for q in held)
 
+# %% ../nbs/00_clip.ipynb #c10a7e17
 def _jumps(packet, before, latest, tick, source):
-    """Does another recording begin here? In broadcast formats, where the time of decoding steps back or leaps by more than 10 s;
-    in others, where a key frame is shown before frames that came earlier."""
+    """Does another recording begin here? In broadcast formats, where the time of decoding steps back or
+    leaps by more than 10 s; in others, where a key frame is shown before frames that came earlier."""
     if not source.broadcast: return packet.is_keyframe and (packet.pts - latest)*tick < -.1
     return None not in (packet.dts, before) and not -.1 <= (packet.dts - before)*tick <= 10
 
@@ -301,7 +302,7 @@ def _decoded(packets, decoder, source):
 
 # %% ../nbs/00_clip.ipynb #9d95fbf3
 def _scan(open_it, source, time=math.inf):
-    "Without decoding: the number of the last key packet not after `time`, and the seconds at which what was scanned ends."
+    "Without decoding: number of the last key packet not after `time`, and the seconds at which the scan ends."
     key = end = 0
     container, stream, _ = open_it()
     with container:
@@ -317,20 +318,21 @@ def _packets(container, stream, source, open_it, back):
     "Packets from the last key frame that is not after `back` seconds."
     skip = _scan(open_it, source, back)[0] if back and source.broadcast else 0
     if back and source.seeks:
-        with suppress(av.error.FFmpegError): container.seek(int((back + source.t0)/stream.time_base), stream=stream)
+        at = int((back + source.t0)/stream.time_base)
+        with suppress(av.error.FFmpegError): container.seek(at, stream=stream)
     source.damaged, source.joins = 0, []
     yield from islice(_continued(container.demux(stream), stream, source), skip, None)
 
 # %% ../nbs/00_clip.ipynb #c10a7e05
 def _frames(open_it, source, start):
-    "Decoded frames from the last key frame before `start`, or from the very beginning if the file cannot seek."
+    "Decoded frames from the last key frame before `start`, or from the very beginning if that fails."
     for back in dict.fromkeys((start, max(0, start - 10), 0)):
         container, stream, decoder = open_it()
         with container:
             frames = _decoded(_packets(container, stream, source, open_it, back), decoder, source)
             first = next(frames, None)
-            landed = first and first.key_frame and first.pts is not None and first.pts*first.time_base - source.t0 <= start
-            if back and not landed: continue
+            keyed = first and first.key_frame and first.pts is not None
+            if back and not (keyed and first.pts*first.time_base - source.t0 <= start): continue
             if first is not None: yield first
             yield from frames
             return
@@ -340,7 +342,8 @@ def _timed(open_it, source, start):
     "Yield (seconds from the file's beginning, duration, function that makes the picture)."
     gap, time, turn = 1/(source.fps or 25), None, None
     for f in _frames(open_it, source, start):
-        now = f.pts*f.time_base - source.t0 if f.pts is not None else Fraction(0) if time is None else time + gap
+        if f.pts is not None: now = f.pts*f.time_base - source.t0
+        else: now = Fraction(0) if time is None else time + gap
         if time is None:
             source.turn, turn = _turn(f)
             source.notes += _remarks(f)
@@ -352,11 +355,11 @@ def _timed(open_it, source, start):
 def _remarks(frame):
     if frame.interlaced_frame: yield "the video is interlaced: moving edges will look like combs"
     if frame.color_trc in (16, 18): yield "the video is HDR and is read as it is: colours will look pale"
-    if _untagged_hd(frame): yield "the file does not say what its colours mean: they are read as BT.709, as players do for its size"
+    if _untagged_hd(frame): yield "untagged colours are read as BT.709, as players do for this size"
 
 # %% ../nbs/00_clip.ipynb #4aa0c8b6
 def _container(path):
-    # the prefix says that a name with a colon is a file, the option that one with %d is not a series of them
+    # the prefix says that a name with a colon is a file, the option that one with %d is not a series
     try: return av.open(f"file:{path}", metadata_errors="replace", options={"pattern_type": "none"})
     except (av.error.FFmpegError, OSError) as e:
         raise UserError(f"{path.name!r} cannot be read as a video: it is another kind of file, or it was cut off before its index "
@@ -368,8 +371,10 @@ def _films(path, container):
     films = [s for s in streams if not s.disposition & mark.attached_pic]
     if len(films) > 1:
         with _container(path) as again:
-            seen = Counter(p.stream.index for p in islice(again.demux(list(again.streams.video)), 200) if p.size)
-        moving = [s for s in films if s.codec_context.name not in {"mjpeg", "png", "bmp", "webp"} or seen[s.index] > 1]
+            packets = islice(again.demux(list(again.streams.video)), 200)
+            seen = Counter(p.stream.index for p in packets if p.size)
+        stills = {"mjpeg", "png", "bmp", "webp"}
+        moving = [s for s in films if s.codec_context.name not in stills or seen[s.index] > 1]
         films = sorted(moving or films, key=lambda s: (not s.disposition & mark.default, -s.width*s.height))
     return films, len(streams) - len(films)
 
@@ -386,7 +391,7 @@ def _stream(path, index):
 
 # %% ../nbs/00_clip.ipynb #c10a7e09
 def _reorders(container, stream):
-    "Are frames shown in another order than they are decoded, and does the file know only the times of decoding?"
+    "Are frames shown in another order than decoded, while the file knows only the times of decoding?"
     if not stream.codec_context.has_b_frames: return False
     if container.format.name == "avi": return True
     packets = [p for p in islice(container.demux(stream), 40) if p.size]
@@ -401,10 +406,12 @@ def _reorders(container, stream):
 def _rate(container, stream):
     "Frames per second, or None. An AVI may count in ticks of which only every second one has a frame."
     rate = stream.average_rate or stream.guessed_rate
-    if container.format.name == "gif" and stream.duration: rate = stream.frames/(stream.duration*stream.time_base)
-    if container.format.name == "avi":
+    tick, kind = stream.time_base, container.format.name
+    if kind == "gif" and stream.duration: rate = stream.frames/(stream.duration*tick)
+    if kind == "avi":
         stamps = [p.dts for p in islice(container.demux(stream), 40) if p.dts is not None]
-        if steps := [b - a for a, b in zip(stamps, stamps[1:]) if b > a]: rate = 1/(min(steps)*stream.time_base)
+        steps = [b - a for a, b in zip(stamps, stamps[1:]) if b > a]
+        if steps: rate = 1/(min(steps)*tick)
     return Fraction(rate) if rate and rate <= 240 else None
 
 # %% ../nbs/00_clip.ipynb #3355fcc9
@@ -413,27 +420,30 @@ _TS_DISCONT = 512 # ffmpeg's mark of a format whose clock may jump
 def _about(path, container):
     "What the file says about its picture, and the number of its stream."
     films, stills = _films(path, container)
-    if not films: raise UserError(f"{path.name!r} has no picture in it, "
-                                  f"{'only sound' if container.streams.audio else 'or it was cut off'}: choose a video file.")
+    if not films:
+        what = "only sound" if container.streams.audio else "or it was cut off"
+        raise UserError(f"{path.name!r} has no picture in it, {what}: choose a video file.")
     stream = films[0]
-    rate = _rate(container, stream)
     cut = any(e.pos + e.size > path.stat().st_size for e in list(stream.index_entries)[-1:])
     began = [s.start_time*s.time_base for s in (stream, *container.streams.audio) if s.start_time is not None]
-    source = _Source(stream.codec_context.name, rate, None,
+    source = _Source(stream.codec_context.name, _rate(container, stream), None,
         t0=min(began, default=Fraction(0)), aspect=stream.sample_aspect_ratio or 1,
         broadcast=bool(container.format.flags & _TS_DISCONT), cut=cut)
-    source.reorders = _reorders(container, stream)
     source.duration = _duration(container, stream, source.t0)
+    source.reorders = _reorders(container, stream)
     source.seeks = not (source.broadcast or source.reorders or container.format.name in ("gif", "apng"))
     if stills: source.notes.append("the file also holds a cover picture, which is left out")
-    if len(films) > 1: source.notes.append(f"the file holds {len(films)} videos: the one that players show is read, "
-                                           f"{stream.width} × {stream.height} px")
+    if len(films) > 1:
+        source.notes.append(f"the file holds {len(films)} videos: the one that players show is read, "
+                            f"{stream.width} × {stream.height} px")
     return source, stream.index
 
+# %% ../nbs/00_clip.ipynb #c10a7e18
 def _open_video(path, start):
     with _container(path) as container: source, index = _about(path, container)
     open_it = partial(_stream, path, index)
-    if source.broadcast and path.stat().st_size < 100e6: source.duration = _scan(open_it, source)[1] or source.duration
+    # what a joined file states is true of one part only, and a small one is soon counted
+    if source.broadcast and path.stat().st_size < 100e6: source.duration = _scan(open_it, source)[1] or None
     source.pictures = _timed(open_it, source, start)
     return source
 
@@ -447,9 +457,9 @@ def _duration(container, stream, t0):
     return container.duration/av.time_base if container.duration and len(container.streams) == 1 else None
 
 # %% ../nbs/00_clip.ipynb #78bfc39d
-_IMAGES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".apng", ".jp2",
-           ".tga", ".ppm", ".pgm", ".pbm", ".pnm"}
-_UNREAD = {".heic", ".heif", ".jxl", ".exr", ".hdr", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg"}
+_IMAGES = set(".png .apng .jpg .jpeg .jpe .jfif .webp .avif .bmp .tif .tiff .gif .jp2 .tga .ppm .pgm .pbm "
+              ".pnm".split())
+_UNREAD = set(".heic .heif .jxl .exr .hdr .dng .raw .cr2 .cr3 .nef .arw .psd .svg".split())
 
 def _natural(path):
     parts = re.split(r"(\d+)", path.name.lower())
@@ -469,30 +479,35 @@ def _image(path, source):
                         "repair or remove it, or the motion would have a hole.") from e
 
 # %% ../nbs/00_clip.ipynb #c10a7e10
-def _left_out(path, files, others):
-    "Notes and warnings on what of a folder is not read, or twice."
+def _left_out(files, others):
+    "Notes and warnings on what of a folder is not read, or read twice."
     unread = [p.name for p in others if p.suffix.lower() in _UNREAD]
     rest = [p.name for p in others if p.name not in unread]
-    notes = [f"not pictures, so left out: {_named(rest)}"] if rest else []
-    warnings = [f"pictures of a kind that is not read, so left out: {_named(unread)}; convert them to png"] if unread else []
     twice = [stem for stem, n in Counter(p.stem for p in files).items() if n > 1]
-    if twice: warnings.append(f"there is more than one picture named {_named(twice)}: all are read, one after the other")
+    notes = [f"not pictures, so left out: {_named(rest)}"] if rest else []
+    warnings = []
+    if unread:
+        warnings.append(f"pictures of a kind that is not read, so left out: {_named(unread)}; convert them to png")
+    if twice: warnings.append(f"more than one picture is named {_named(twice)}: all are read, one by one")
     return notes, warnings
 
+_NO_CLOCK = "images have no clock: read as 8 per second, pass fps= to change that"
+
+# %% ../nbs/00_clip.ipynb #c10a7e19
 def _open_folder(path, fps):
-    there = sorted((p for p in path.iterdir() if p.name[0] != "." and p.name not in ("Thumbs.db", "desktop.ini")), key=_natural)
+    there = [p for p in path.iterdir() if p.name[0] != "." and p.name not in ("Thumbs.db", "desktop.ini")]
+    there = sorted(there, key=_natural)
     files = [p for p in there if p.suffix.lower() in _IMAGES and not p.is_dir()]
-    notes, warnings = _left_out(path, files, [p for p in there if p not in files])
+    notes, warnings = _left_out(files, [p for p in there if p not in files])
     if not files:
-        raise UserError(f"The folder {path.name!r} has no images in it (png, jpg, webp, avif, bmp, tiff){''.join(f'; {w}' for w in warnings)}: "
-                        "choose a folder of frames or a video file.")
+        why = "".join(f" ({w})" for w in warnings)
+        raise UserError(f"The folder {path.name!r} has no images in it that can be read{why}: choose a folder of "
+                        "png, jpg, webp, avif, bmp or tiff frames, or a video file.")
     rate = Fraction(fps or 8)
     source = _Source(f"{len(files)} images", rate, float(len(files)/rate), notes=notes, warnings=warnings)
     if not fps: source.notes.append(_NO_CLOCK)
     source.pictures = ((i/rate, 1/rate, partial(_image, p, source)) for i, p in enumerate(files))
     return source
-
-_NO_CLOCK = "images have no clock: read as 8 per second, pass fps= to change that"
 
 # %% ../nbs/00_clip.ipynb #c10a7e12
 _PAGED = re.compile(rb"RIFF....WEBP|....ftyp(?:avif|avis|mif1|msf1)|II\*\0|MM\0\*", re.DOTALL)
@@ -512,15 +527,15 @@ def _open_pages(path, fps):
     if not clock and not fps: source.notes.append(_NO_CLOCK)
     return source
 
+# %% ../nbs/00_clip.ipynb #c10a7e13
 def _stays(image):
-    "Seconds for which each picture is shown; None without a clock. As in browsers, 10 ms or less means a tenth of a second."
+    "Seconds for which each picture is shown; None without a clock. As in browsers, 10 ms or less mean 100."
     for k in range(getattr(image, "n_frames", 1)):
         image.seek(k)
         image.load()
         ms = image.info.get("duration")
         yield None if ms is None else Fraction(ms if ms > 10 else 100)/1000
 
-# %% ../nbs/00_clip.ipynb #c10a7e13
 def _pages(path, stays):
     time = Fraction(0)
     with Image.open(path) as image:
@@ -639,6 +654,16 @@ def _check_wishes(num_frames, fps, size, start):
         raise UserError(f"size={size} is not a picture size: give (height, width) in pixels, each from 1 to 4096.")
     if not 0 <= start < math.inf: raise UserError(f"start={start} is not a time in the clip: give seconds from its beginning, 0 or more.")
 
+# %% ../nbs/00_clip.ipynb #c10a7e20
+def _first_tick(source, first, start):
+    "`start`, or the time of the first picture if that is later."
+    if not first: return start
+    begins = max(start, first[0][0]) if start else first[0][0]
+    if begins > start + Fraction(1, 10):
+        source.notes.append(f"the first picture comes {float(begins):.2f} s after the file begins: "
+                            "the clip starts there")
+    return begins
+
 # %% ../nbs/00_clip.ipynb #062bfcb8
 _LIMIT = 2 << 30 # bytes of float32 frames that one clip may take
 
@@ -664,14 +689,6 @@ def _collect(source, name, num_frames, fps, size, start):
             raise UserError(f"{name!r} is too long to hold in memory at this size: ask for fewer frames with num_frames=, or a smaller size=.")
         if len(ticks) == num_frames: break
     return arrays, ticks, seen, native
-
-def _first_tick(source, first, start):
-    "`start`, or the time of the first picture if that is later."
-    if not first: return start
-    begins = max(start, first[0][0]) if start else first[0][0]
-    if begins > start + Fraction(1, 10):
-        source.notes.append(f"the first picture comes {float(begins):.2f} s after the file begins: the clip starts with it")
-    return begins
 
 # %% ../nbs/00_clip.ipynb #8580414d
 def _read(path, num_frames, fps, size, start):
@@ -713,19 +730,21 @@ def _report(name, source, frames, native, ticks, seen, wanted, fps, start):
     r = Preflight(name, source.kind, source.fps and float(source.fps), native, duration, source.turn,
         variable=bool(len(gaps) and gaps.max() > 1.5*gaps.min()), num_frames=n, fps=float(fps), size=size, start=float(start),
         kept=kept, times=times, dropped=sorted(set(range(kept[-1] + 1)) - set(kept)), trimmed=len(ticks) - n,
-        box=cover_box(native, size), notes=[*source.notes, *_found(source, seen[-1])], warnings=list(source.warnings))
+        box=cover_box(native, size), warnings=list(source.warnings),
+        notes=[*source.notes, *_found(source, seen[-1])])
     r.notes += _decisions(r, wanted)
     r.warnings += [*_damage(r, source, float(seen[-1]), len(ticks) != wanted), *_suspicions(r), *_look(frames, r.fps)]
     return r
 
-# %% ../nbs/00_clip.ipynb #ec7a8fa5
+# %% ../nbs/00_clip.ipynb #c10a7e21
 def _found(source, end):
     "Notes on what came up while reading, up to `end` seconds."
     for t in source.joins:
-        if t <= end: yield f"the time stamps jump at {t:.2f} s, where another recording begins: it is joined on there"
+        if t <= end: yield f"the time stamps jump at {t:.2f} s, where another recording begins: read on"
     if source.resized: yield f"the pictures change their size at {source.resized[0]:.2f} s"
-    if source.several: yield f"files with several pictures, of which the first is used: {_named(source.several)}"
+    if source.several: yield f"files of several pictures, of which one is used: {_named(source.several)}"
 
+# %% ../nbs/00_clip.ipynb #ec7a8fa5
 def _decisions(r, wanted):
     there = r.num_frames + r.trimmed
     if wanted and there < wanted: yield f"{wanted} frames were asked for and {there} are there: the clip is the first {r.num_frames}, a length 4n + 1"
@@ -736,7 +755,8 @@ def _damage(r, source, end, ran_out):
     if source.damaged: yield f"damaged: {source.damaged} of its packets could not be decoded and are left out"
     if source.cut or (ran_out and (r.duration or 0) - end > .5 + 2/r.fps):
         promised = "end" if r.duration is None else f"{r.duration:.2f} s"
-        yield f"the file is cut off before the {promised} it promises: only what is there can be used, so copy it again for the rest"
+        yield (f"the file is cut off before the {promised} it promises: only what is there can be used, "
+               "so copy it again for the rest")
 
 def _suspicions(r):
     if (unique := len(set(r.kept))) < .8*r.num_frames:
