@@ -228,8 +228,8 @@ def _eight_bits(image, name):
     "Grey of 16 or 32 bits (white is 65535) or of floats (white is 1) as 8 bits."
     x, white = np.asarray(image, np.float64), 1 if image.mode == "F" else 65535
     if not (x.min() >= 0 and x.max() <= white):
-        raise UserError(f"The picture {name!r} has values from {x.min():g} to {x.max():g}, and pictures of its "
-                        f"kind are read from 0 (black) to {white} (white): rescale it, or save it as an 8-bit png.")
+        raise UserError(f"The picture {name!r} has values from {x.min():g} to {x.max():g}, and its kind is "
+                        f"read from 0 (black) to {white} (white): rescale it, or save it as an 8-bit png.")
     return Image.fromarray((x*255/white).round().astype(np.uint8))
 
 def _on_white(image, name=""):
@@ -302,7 +302,7 @@ def _decoded(packets, decoder, source):
 
 # %% ../nbs/00_clip.ipynb #9d95fbf3
 def _scan(open_it, source, time=math.inf):
-    "Without decoding: number of the last key packet not after `time`, and the seconds at which the scan ends."
+    "Without decoding: the last key packet not after `time`, and the second at which the scan ends."
     key = end = 0
     container, stream, _ = open_it()
     with container:
@@ -487,7 +487,7 @@ def _left_out(files, others):
     notes = [f"not pictures, so left out: {_named(rest)}"] if rest else []
     warnings = []
     if unread:
-        warnings.append(f"pictures of a kind that is not read, so left out: {_named(unread)}; convert them to png")
+        warnings.append(f"pictures of an unread kind, so left out: {_named(unread)}; make them png")
     if twice: warnings.append(f"more than one picture is named {_named(twice)}: all are read, one by one")
     return notes, warnings
 
@@ -501,8 +501,8 @@ def _open_folder(path, fps):
     notes, warnings = _left_out(files, [p for p in there if p not in files])
     if not files:
         why = "".join(f" ({w})" for w in warnings)
-        raise UserError(f"The folder {path.name!r} has no images in it that can be read{why}: choose a folder of "
-                        "png, jpg, webp, avif, bmp or tiff frames, or a video file.")
+        raise UserError(f"The folder {path.name!r} has no images in it that can be read{why}: choose a "
+                        "folder of png, jpg, webp, avif, bmp or tiff frames, or a video file.")
     rate = Fraction(fps or 8)
     source = _Source(f"{len(files)} images", rate, float(len(files)/rate), notes=notes, warnings=warnings)
     if not fps: source.notes.append(_NO_CLOCK)
