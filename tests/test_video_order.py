@@ -313,7 +313,8 @@ def patches(path, matrix, full, h, w, tag=2):
 
 @pytest.mark.parametrize("matrix, full, h, w, tag", [
     ("709", False, 720, 1280, 2), ("709", True, 720, 1280, 2), ("709", False, 1280, 720, 2),
-    ("601", False, 480, 640, 2), ("601", True, 480, 640, 2), ("601", False, 720, 1280, 6), ("601", False, 720, 1280, 5),
+    ("601", False, 480, 640, 2), ("601", True, 480, 640, 2), ("601", False, 720, 1280, 6),
+    ("601", False, 720, 1280, 5),
     ("709", False, 240, 320, 1), ("709", True, 240, 320, 1), ("2020", False, 240, 320, 9)])
 def test_colours(tmp_path, matrix, full, h, w, tag):
     clip = Clip.load(patches(tmp_path/"a.mp4", matrix, full, h, w, tag), num_frames=1)
@@ -421,3 +422,10 @@ def test_one_bit_pictures(tmp_path):
 def test_scales_that_nobody_knows_are_refused(tmp_path, image):
     for k in range(5): image.save(tmp_path/f"{k}.tif")
     with pytest.raises(UserError, match=r"'0.tif' has values from .* to .*rescale it"): Clip.load(tmp_path)
+
+
+def test_a_file_of_several_pictures_in_a_folder_is_named(tmp_path):
+    images = [Image.fromarray(bars(k)) for k in range(5)]
+    for k in range(5): images[k].save(tmp_path/f"{k}.png")
+    images[0].save(tmp_path/"5.gif", save_all=True, append_images=images[1:])
+    assert any("one is used: 5.gif" in s for s in Clip.load(tmp_path).report.notes)
