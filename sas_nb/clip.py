@@ -5,11 +5,13 @@
 # %% ../nbs/00_clip.ipynb #1c196c77
 from __future__ import annotations
 import base64, errno, html, math, os, re, secrets, shutil, textwrap
+from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
+from itertools import chain, islice
 from pathlib import Path
 import av, numpy as np, torch
 import torch.nn.functional as F
@@ -192,12 +194,19 @@ class _Source:
     "A stream of timed pictures, and what is known about it (some of it only while reading)."
     kind:str # codec, or the number of images
     fps:Fraction|None # native rate, None if it has none
-    duration:float|None # seconds, None if it does not say
+    duration:float|None # seconds until its last picture goes, None if it does not say
     pictures:object=None # generator of (time, duration, function that makes an RGB image)
-    t0:Fraction=Fraction(0) # time stamp of its beginning
+    t0:Fraction=Fraction(0) # time stamp of its beginning, be it sound or picture
     aspect:Fraction=Fraction(1) # of one pixel, width to height
     turn:str="none" # how the file asks to be turned
+    seeks:bool=True # can it be entered in the middle?
+    broadcast:bool=False # is it of a kind whose clock may start anew?
+    reorders:bool=False # does it say when frames are decoded, and not when they are shown?
+    joins:list=field(default_factory=list) # seconds at which another recording is joined on
+    resized:list=field(default_factory=list) # seconds at which the pictures' size changes
+    several:list=field(default_factory=list) # image files with more than one picture
     notes:list=field(default_factory=list) # things to tell the user
+    warnings:list=field(default_factory=list) # things to warn of
     damaged:int=0 # packets that could not be decoded
     cut:bool=False # does its index promise more bytes than there are?
 
@@ -216,48 +225,115 @@ def _turn(frame):
     return _TURNS.get(tuple(round(float(v)) for v in (a, b, c, d)), ("an odd angle, ignored", None))
 
 # %% ../nbs/00_clip.ipynb #3ed8d079
-def _on_white(image):
+def _eight_bits(image, name):
+    "Grey of 16 or 32 bits (white is 65535) or of floats (white is 1) as 8 bits."
+    x, white = np.asarray(image, np.float64), 1 if image.mode == "F" else 65535
+    if not (x.min() >= 0 and x.max() <= white):
+        raise UserError(f"The picture {name!r} has values from {x.min():g} to {x.max():g}, and its kind is "
+                        f"read from 0 (black) to {white} (white): rescale it, or save it as an 8-bit png.")
+    return Image.fromarray((x*255/white).round().astype(np.uint8))
+
+def _on_white(image, name=""):
     "An RGB image; transparency shows white."
-    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image)//257).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F": image = _eight_bits(image, name)
     if not image.has_transparency_data: return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
+# %% ../nbs/00_clip.ipynb #c10a7e02
+def _untagged_hd(frame):
+    "Is it a large picture that does not say what its colours mean?"
+    return (frame.colorspace == 2 and (frame.width >= 1280 or frame.height >= 720)
+            and len(frame.format.components) > 2 and not frame.format.is_rgb)
+
 def _picture(frame, turn, aspect):
     "A decoded frame as an upright RGB image with square pixels."
+    if _untagged_hd(frame): frame.colorspace = 1 # BT.709
     clear = any(c.is_alpha for c in frame.format.components) or frame.format.has_palette
     image = _on_white(Image.fromarray(frame.to_ndarray(format="rgba"))) if clear else frame.to_image()
     if aspect != 1: image = image.resize((max(1, round(image.width*aspect)), image.height), Image.Resampling.BICUBIC)
     return image if turn is None else image.transpose(turn)
 
+# %% ../nbs/00_clip.ipynb #c10a7e03
+def _continued(packets, stream, source):
+    """Yield `(packet, is it whole?)`. Where the clock jumps, time stamps go on from the end of the part
+    before; the last two packets of that part are whole, though the join makes one look damaged."""
+    step = round(1/(stream.time_base*(source.fps or 25)))
+    held, before, end, shift = [], None, None, 0
+    for p in packets:
+        if p.pts is not None:
+            if before is not None and _jumps(p, before, end - shift - step, stream.time_base, source):
+                yield from ((q, True) for q in held)
+                held, shift = [], end - p.pts
+                source.joins.append(float(end*stream.time_base - source.t0))
+            before = p.dts
+            if shift: p.pts += shift
+            end = max(end or p.pts, p.pts + (p.duration or step))
+        held.append(p)
+        if len(held) > 2:
+            q = held.pop(0)
+            yield q, not q.is_corrupt
+    yield from ((q, not q.is_corrupt) for q in held)
+
+# %% ../nbs/00_clip.ipynb #c10a7e17
+def _jumps(packet, before, latest, tick, source):
+    """Does another recording begin here? In broadcast formats, where the time of decoding steps back or
+    leaps by more than 10 s; in others, where a key frame is shown before frames that came earlier."""
+    if not source.broadcast: return packet.is_keyframe and (packet.pts - latest)*tick < -.1
+    return None not in (packet.dts, before) and not -.1 <= (packet.dts - before)*tick <= 10
+
 # %% ../nbs/00_clip.ipynb #d585524b
-def _decoded(container, stream, decoder, source):
+def _decoded(packets, decoder, source):
     "Decoded frames in order of presentation; what cannot be decoded is counted and skipped."
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-            if packet is None: return
-            good = [] if packet.is_corrupt else [f for f in decoder.decode(packet) if not f.is_corrupt]
-            source.damaged += packet.is_corrupt
+    first = delay = None
+    for packet, whole in packets:
+        try: frames = decoder.decode(packet) if whole else []
         except av.error.FFmpegError:
             source.damaged += 1
             continue
-        yield from good
+        source.damaged += not whole
+        if first is None: first = packet.dts
+        for f in frames:
+            if f.is_corrupt: continue
+            if source.reorders:
+                stamped = first is not None and f.dts is not None
+                if stamped and delay is None: delay = f.dts - first
+                f.pts = f.dts - delay if stamped else None
+            yield f
 
 # %% ../nbs/00_clip.ipynb #9d95fbf3
+def _scan(open_it, source, time=math.inf):
+    "Without decoding: the last key packet not after `time`, and the second at which the scan ends."
+    key = end = 0
+    container, stream, _ = open_it()
+    with container:
+        for k, (p, _) in enumerate(_continued(container.demux(stream), stream, source)):
+            if p.pts is None: continue
+            now = p.pts*stream.time_base - source.t0
+            if p.is_keyframe and now > time: break
+            if p.is_keyframe: key = k
+            end = max(end, now + (p.duration or 0)*stream.time_base)
+    return key, float(end)
+
+def _packets(container, stream, source, open_it, back):
+    "Packets from the last key frame that is not after `back` seconds."
+    skip = _scan(open_it, source, back)[0] if back and source.broadcast else 0
+    if back and source.seeks:
+        at = int((back + source.t0)/stream.time_base)
+        with suppress(av.error.FFmpegError): container.seek(at, stream=stream)
+    source.damaged, source.joins = 0, []
+    yield from islice(_continued(container.demux(stream), stream, source), skip, None)
+
+# %% ../nbs/00_clip.ipynb #c10a7e05
 def _frames(open_it, source, start):
-    "Decoded frames from the last key frame before `start`, or from the very beginning if the file cannot seek."
+    "Decoded frames from the last key frame before `start`, or from the very beginning if that fails."
     for back in dict.fromkeys((start, max(0, start - 10), 0)):
-        source.damaged = 0
         container, stream, decoder = open_it()
         with container:
-            if back and container.format.name != "ogg": # which lands between key frames, and decodes to rubbish
-                with suppress(av.error.FFmpegError): container.seek(int((back + source.t0)/stream.time_base), stream=stream)
-            frames = _decoded(container, stream, decoder, source)
+            frames = _decoded(_packets(container, stream, source, open_it, back), decoder, source)
             first = next(frames, None)
-            landed = first and first.key_frame and first.pts is not None and first.pts*first.time_base - source.t0 <= start
-            if back and not landed: continue
+            keyed = first and first.key_frame and first.pts is not None
+            if back and not (keyed and first.pts*first.time_base - source.t0 <= start): continue
             if first is not None: yield first
             yield from frames
             return
@@ -267,88 +343,218 @@ def _timed(open_it, source, start):
     "Yield (seconds from the file's beginning, duration, function that makes the picture)."
     gap, time, turn = 1/(source.fps or 25), None, None
     for f in _frames(open_it, source, start):
-        now = f.pts*f.time_base - source.t0 if f.pts is not None else 0 if time is None else time + gap
+        if f.pts is not None: now = f.pts*f.time_base - source.t0
+        else: now = Fraction(0) if time is None else time + gap
         if time is None:
             source.turn, turn = _turn(f)
-            if f.interlaced_frame: source.notes.append("the video is interlaced: moving edges will look like combs")
-            if f.color_trc in (16, 18): source.notes.append("the video is HDR and is read as it is: colours will look pale")
-        elif now <= time: continue
+            source.notes += _remarks(f)
+        elif now <= time: now = time + gap/8
         else: gap = now - time
         time = now
         yield time, f.duration*f.time_base if f.duration else gap, partial(_picture, f, turn, source.aspect)
 
+def _remarks(frame):
+    if frame.interlaced_frame: yield "the video is interlaced: moving edges will look like combs"
+    if frame.color_trc in (16, 18): yield "the video is HDR and is read as it is: colours will look pale"
+    if _untagged_hd(frame): yield "untagged colours are read as BT.709, as players do for this size"
+
 # %% ../nbs/00_clip.ipynb #4aa0c8b6
-def _stream(path):
-    "Open a file at its picture: container, stream, and what decodes its packets."
-    try: container = av.open(str(path), metadata_errors="replace")
+def _container(path):
+    # the prefix says that a name with a colon is a file, the option that one with %d is not a series
+    try: return av.open(f"file:{path}", metadata_errors="replace", options={"pattern_type": "none"})
     except (av.error.FFmpegError, OSError) as e:
         raise UserError(f"{path.name!r} cannot be read as a video: it is another kind of file, or it was cut off before its index "
                         "was written; check that it plays, copy it again, or convert it to mp4.") from e
-    stream = next((s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic), None)
-    if stream is None:
-        what = "only sound" if container.streams.audio else "or it was cut off"
-        container.close()
-        raise UserError(f"{path.name!r} has no picture in it, {what}: choose a video file.")
+
+def _films(path, container):
+    "The video streams that move, the one that players show first, and the number of single pictures."
+    mark, streams = av.stream.Disposition, container.streams.video
+    films = [s for s in streams if not s.disposition & mark.attached_pic]
+    if len(films) > 1:
+        with _container(path) as again:
+            packets = islice(again.demux(list(again.streams.video)), 200)
+            seen = Counter(p.stream.index for p in packets if p.size)
+        stills = {"mjpeg", "png", "bmp", "webp"}
+        moving = [s for s in films if s.codec_context.name not in stills or seen[s.index] > 1]
+        films = sorted(moving or films, key=lambda s: (not s.disposition & mark.default, -s.width*s.height))
+    return films, len(streams) - len(films)
+
+# %% ../nbs/00_clip.ipynb #c10a7e07
+def _stream(path, index):
+    "Open a file at one of its streams: container, stream, and what decodes its packets."
+    container = _container(path)
+    stream = container.streams[index]
     stream.thread_type = "AUTO"
     # ffmpeg's own vp8 and vp9 drop the alpha plane; libvpx keeps it
     libvpx = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
     clear = libvpx and stream.metadata.get("alpha_mode") == "1"
     return container, stream, av.CodecContext.create(libvpx, "r") if clear else stream
 
+# %% ../nbs/00_clip.ipynb #c10a7e09
+def _reorders(container, stream):
+    "Are frames shown in another order than decoded, while the file knows only the times of decoding?"
+    if not stream.codec_context.has_b_frames: return False
+    if container.format.name == "avi": return True
+    packets = [p for p in islice(container.demux(stream), 40) if p.size]
+    stamps = [p.pts for p in packets if p.pts is not None]
+    if stamps != sorted(stamps): return False # these are times of showing
+    shown = []
+    with suppress(av.error.FFmpegError):
+        for p in packets[:20]: shown += [f.pts for f in stream.decode(p) if f.pts is not None]
+    return not stamps or shown != sorted(shown)
+
+# %% ../nbs/00_clip.ipynb #c10a7e14
+def _rate(container, stream):
+    "Frames per second, or None. An AVI may count in ticks of which only every second one has a frame."
+    rate = stream.average_rate or stream.guessed_rate
+    tick, kind = stream.time_base, container.format.name
+    if kind == "gif" and stream.duration: rate = stream.frames/(stream.duration*tick)
+    if kind == "avi":
+        stamps = [p.dts for p in islice(container.demux(stream), 40) if p.dts is not None]
+        steps = [b - a for a, b in zip(stamps, stamps[1:]) if b > a]
+        if steps: rate = 1/(min(steps)*tick)
+    return Fraction(rate) if rate and rate <= 240 else None
+
 # %% ../nbs/00_clip.ipynb #3355fcc9
+_TS_DISCONT = 512 # ffmpeg's mark of a format whose clock may jump
+
+def _about(path, container):
+    "What the file says about its picture, and the number of its stream."
+    films, stills = _films(path, container)
+    if not films:
+        what = "only sound" if container.streams.audio else "or it was cut off"
+        raise UserError(f"{path.name!r} has no picture in it, {what}: choose a video file.")
+    stream = films[0]
+    cut = any(e.pos + e.size > path.stat().st_size for e in list(stream.index_entries)[-1:])
+    began = [s.start_time*s.time_base for s in (stream, *container.streams.audio) if s.start_time is not None]
+    source = _Source(stream.codec_context.name, _rate(container, stream), None,
+        t0=min(began, default=Fraction(0)), aspect=stream.sample_aspect_ratio or 1,
+        broadcast=bool(container.format.flags & _TS_DISCONT), cut=cut)
+    source.duration = _duration(container, stream, source.t0)
+    source.reorders = _reorders(container, stream)
+    source.seeks = not (source.broadcast or source.reorders or container.format.name in ("gif", "apng"))
+    if stills: source.notes.append("the file also holds a cover picture, which is left out")
+    if len(films) > 1:
+        source.notes.append(f"the file holds {len(films)} videos: the one that players show is read, "
+                            f"{stream.width} × {stream.height} px")
+    return source, stream.index
+
+# %% ../nbs/00_clip.ipynb #c10a7e18
 def _open_video(path, start):
-    container, stream, _ = _stream(path)
-    with container:
-        rate, last = stream.average_rate or stream.guessed_rate, list(stream.index_entries)[-1:]
-        if container.format.name == "gif" and stream.duration: rate = stream.frames/(stream.duration*stream.time_base)
-        source = _Source(stream.codec_context.name, Fraction(rate) if rate and rate <= 240 else None, _duration(container, stream),
-            t0=(stream.start_time or 0)*stream.time_base, aspect=stream.sample_aspect_ratio or 1,
-            cut=any(e.pos + e.size > path.stat().st_size for e in last))
-    source.pictures = _timed(partial(_stream, path), source, start)
+    with _container(path) as container: source, index = _about(path, container)
+    open_it = partial(_stream, path, index)
+    # what a joined file states is true of one part only, and a small one is soon counted
+    if source.broadcast and path.stat().st_size < 100e6: source.duration = _scan(open_it, source)[1] or None
+    source.pictures = _timed(open_it, source, start)
     return source
 
 # %% ../nbs/00_clip.ipynb #d7fdf9f6
-def _duration(container, stream):
-    "Seconds of picture, as the file states it, or None."
-    if stream.duration: return float(stream.duration*stream.time_base)
+def _duration(container, stream, t0):
+    "Seconds from the file's beginning to the end of its picture, as it states them, or None."
+    if stream.duration: return float((stream.duration + (stream.start_time or 0))*stream.time_base - t0)
     if (tag := stream.metadata.get("DURATION", "")).count(":") == 2:
         h, m, s = tag.split(":")
-        return int(h)*3600 + int(m)*60 + float(s)
+        return int(h)*3600 + int(m)*60 + float(s) - float(t0)
     return container.duration/av.time_base if container.duration and len(container.streams) == 1 else None
 
 # %% ../nbs/00_clip.ipynb #78bfc39d
-_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+_IMAGES = set(".png .apng .jpg .jpeg .jpe .jfif .webp .avif .bmp .tif .tiff .gif .jp2 .tga .ppm .pgm .pbm "
+              ".pnm".split())
+_UNREAD = set(".heic .heif .jxl .exr .hdr .dng .raw .cr2 .cr3 .nef .arw .psd .svg".split())
 
-def _natural(path): return [int(s) if s.isdigit() else s.lower() for s in re.split(r"(\d+)", path.name)]
+def _natural(path):
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [int(s) if k % 2 else s for k, s in enumerate(parts)]
 
-def _image(path):
+def _named(names): return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+def _image(path, source):
+    "One picture of a folder, upright, as RGB."
     try:
-        with Image.open(path) as image: return _on_white(ImageOps.exif_transpose(image))
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO": source.several.append(path.name)
+            return _on_white(ImageOps.exif_transpose(image), path.name)
+    except UserError: raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise UserError(f"The image {path.name!r} in the folder {path.parent.name!r} cannot be read: "
                         "repair or remove it, or the motion would have a hole.") from e
 
+# %% ../nbs/00_clip.ipynb #c10a7e10
+def _left_out(files, others):
+    "Notes and warnings on what of a folder is not read, or read twice."
+    unread = [p.name for p in others if p.suffix.lower() in _UNREAD]
+    rest = [p.name for p in others if p.name not in unread]
+    twice = [stem for stem, n in Counter(p.stem for p in files).items() if n > 1]
+    notes = [f"not pictures, so left out: {_named(rest)}"] if rest else []
+    warnings = []
+    if unread:
+        warnings.append(f"pictures of an unread kind, so left out: {_named(unread)}; make them png")
+    if twice: warnings.append(f"more than one picture is named {_named(twice)}: all are read, one by one")
+    return notes, warnings
+
+_NO_CLOCK = "images have no clock: read as 8 per second, pass fps= to change that"
+
+# %% ../nbs/00_clip.ipynb #c10a7e19
 def _open_folder(path, fps):
-    files = sorted((p for p in path.iterdir() if p.suffix.lower() in _IMAGES and p.name[0] != "."), key=_natural)
+    there = [p for p in path.iterdir() if p.name[0] != "." and p.name not in ("Thumbs.db", "desktop.ini")]
+    there = sorted(there, key=_natural)
+    files = [p for p in there if p.suffix.lower() in _IMAGES and not p.is_dir()]
+    notes, warnings = _left_out(files, [p for p in there if p not in files])
     if not files:
-        raise UserError(f"The folder {path.name!r} has no images in it (png, jpg, webp, bmp, tiff): choose a folder of "
-                        "frames or a video file.")
+        why = "".join(f" ({w})" for w in warnings)
+        raise UserError(f"The folder {path.name!r} has no images in it that can be read{why}: choose a "
+                        "folder of png, jpg, webp, avif, bmp or tiff frames, or a video file.")
     rate = Fraction(fps or 8)
-    source = _Source(f"{len(files)} images", rate, float(len(files)/rate))
-    if not fps: source.notes.append("images have no clock: read as 8 per second, pass fps= to change that")
-    source.pictures = ((i/rate, 1/rate, partial(_image, p)) for i, p in enumerate(files))
+    source = _Source(f"{len(files)} images", rate, float(len(files)/rate), notes=notes, warnings=warnings)
+    if not fps: source.notes.append(_NO_CLOCK)
+    source.pictures = ((i/rate, 1/rate, partial(_image, p, source)) for i, p in enumerate(files))
     return source
+
+# %% ../nbs/00_clip.ipynb #c10a7e12
+_PAGED = re.compile(rb"RIFF....WEBP|....ftyp(?:avif|avis|mif1|msf1)|II\*\0|MM\0\*", re.DOTALL)
+
+def _open_pages(path, fps):
+    "The pictures of a WebP, AVIF or TIFF file, or None if it is of another kind."
+    with path.open("rb") as f: head = f.read(12)
+    if not _PAGED.match(head): return None
+    try:
+        with Image.open(path) as image: kind, stays = image.format.lower(), [*_stays(image)]
+    except Image.UnidentifiedImageError: return None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+        raise UserError(f"{path.name!r} is damaged or cut off: copy or download it again.") from e
+    clock = len(stays) > 1 and None not in stays
+    if not clock: stays = [1/Fraction(fps or 8)]*len(stays)
+    source = _Source(kind, len(stays)/sum(stays), float(sum(stays)), _pages(path, stays))
+    if not clock and not fps: source.notes.append(_NO_CLOCK)
+    return source
+
+# %% ../nbs/00_clip.ipynb #c10a7e13
+def _stays(image):
+    "Seconds for which each picture is shown; None without a clock. As in browsers, 10 ms or less mean 100."
+    for k in range(getattr(image, "n_frames", 1)):
+        image.seek(k)
+        image.load()
+        ms = image.info.get("duration")
+        yield None if ms is None else Fraction(ms if ms > 10 else 100)/1000
+
+def _pages(path, stays):
+    time = Fraction(0)
+    with Image.open(path) as image:
+        for k, stay in enumerate(stays):
+            image.seek(k)
+            yield time, stay, partial(_on_white, ImageOps.exif_transpose(image), path.name)
+            time += stay
 
 # %% ../nbs/00_clip.ipynb #5bc90b03
 def _open(path, fps, start):
     path = Path(path).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):
         hint = "download it first" if "://" in str(path) or ":/" in str(path) else "check the spelling and the folder you are in"
         raise UserError(f"There is no file or folder {str(path)!r}: {hint}.")
     if path.is_dir(): return _open_folder(path, fps)
     if path.stat().st_size == 0: raise UserError(f"{path.name!r} is empty (0 bytes): copy or download it again.")
     if not os.access(path, os.R_OK): raise UserError(f"{path.name!r} may not be read: change its permissions or copy it elsewhere.")
-    return _open_video(path, start)
+    return _open_pages(path, fps) or _open_video(path, start)
 
 # %% ../nbs/00_clip.ipynb #6d7b9886
 @dataclass
@@ -449,20 +655,32 @@ def _check_wishes(num_frames, fps, size, start):
         raise UserError(f"size={size} is not a picture size: give (height, width) in pixels, each from 1 to 4096.")
     if not 0 <= start < math.inf: raise UserError(f"start={start} is not a time in the clip: give seconds from its beginning, 0 or more.")
 
+# %% ../nbs/00_clip.ipynb #c10a7e20
+def _first_tick(source, first, start):
+    "`start`, or the time of the first picture if that is later."
+    if not first: return start
+    begins = max(start, first[0][0]) if start else first[0][0]
+    if begins > start + Fraction(1, 10):
+        source.notes.append(f"the first picture comes {float(begins):.2f} s after the file begins: "
+                            "the clip starts there")
+    return begins
+
 # %% ../nbs/00_clip.ipynb #062bfcb8
 _LIMIT = 2 << 30 # bytes of float32 frames that one clip may take
 
 def _collect(source, name, num_frames, fps, size, start):
     "Read ticks until there are enough: arrays (H,W,3), their (index, time), and the times of all frames seen."
-    seen, ticks, arrays = [], [], []
+    seen, ticks, arrays, native = [], [], [], None
     def log():
-        for t, d, x in source.pictures:
+        for t, d, x in chain(first, source.pictures):
             seen.append(t)
             yield t, d, x
-    for i, t, make in resample(log(), fps, start):
+    first = [*islice(source.pictures, 1)]
+    for i, t, make in resample(log(), fps, _first_tick(source, first, start)):
         if not ticks or ticks[-1][0] != i:
             image = make()
-            native = image.size[::-1]
+            if native and image.size[::-1] != native: source.resized.append(float(t))
+            native = native or image.size[::-1]
             arrays.append(np.asarray(_fit(image, size)))
             if arrays[-1].shape != arrays[0].shape:
                 raise UserError(f"The frames of {name!r} differ in size: pass size=(height, width) to bring them to one.")
@@ -471,7 +689,7 @@ def _collect(source, name, num_frames, fps, size, start):
         if arrays[0].size*4*len(arrays) > _LIMIT:
             raise UserError(f"{name!r} is too long to hold in memory at this size: ask for fewer frames with num_frames=, or a smaller size=.")
         if len(ticks) == num_frames: break
-    return arrays, ticks, seen, (native if ticks else None)
+    return arrays, ticks, seen, native
 
 # %% ../nbs/00_clip.ipynb #8580414d
 def _read(path, num_frames, fps, size, start):
@@ -484,6 +702,7 @@ def _read(path, num_frames, fps, size, start):
     rate = exact or source.fps
     if rate is None: raise UserError(f"{name!r} does not say how many frames per second it has: pass fps=.")
     with closing(source.pictures): arrays, ticks, seen, native = _collect(source, name, num_frames, rate, size, start)
+    if seen: start = max(start, seen[0])
     n = _usable(name, source, len(ticks), num_frames, rate, start)
     frames = torch.from_numpy(np.stack(arrays[:n])).permute(0, 3, 1, 2).float().div_(255).contiguous()
     return frames, _report(name, source, frames, native, ticks, seen, num_frames, rate, start)
@@ -508,13 +727,23 @@ def _report(name, source, frames, native, ticks, seen, wanted, fps, start):
     n, size = len(frames), tuple(frames.shape[2:])
     kept, times = [i - ticks[0][0] for i, _ in ticks[:n]], [float(t) for _, t in ticks[:n]]
     gaps = np.diff([float(t) for t in seen])
-    r = Preflight(name, source.kind, source.fps and float(source.fps), native, source.duration, source.turn,
+    duration = source.duration if source.duration and source.duration > seen[-1] - 1/fps else None
+    r = Preflight(name, source.kind, source.fps and float(source.fps), native, duration, source.turn,
         variable=bool(len(gaps) and gaps.max() > 1.5*gaps.min()), num_frames=n, fps=float(fps), size=size, start=float(start),
         kept=kept, times=times, dropped=sorted(set(range(kept[-1] + 1)) - set(kept)), trimmed=len(ticks) - n,
-        box=cover_box(native, size), notes=list(source.notes))
+        box=cover_box(native, size), warnings=list(source.warnings),
+        notes=[*source.notes, *_found(source, seen[-1])])
     r.notes += _decisions(r, wanted)
     r.warnings += [*_damage(r, source, float(seen[-1]), len(ticks) != wanted), *_suspicions(r), *_look(frames, r.fps)]
     return r
+
+# %% ../nbs/00_clip.ipynb #c10a7e21
+def _found(source, end):
+    "Notes on what came up while reading, up to `end` seconds."
+    for t in source.joins:
+        if t <= end: yield f"the time stamps jump at {t:.2f} s, where another recording begins: read on"
+    if source.resized: yield f"the pictures change their size at {source.resized[0]:.2f} s"
+    if source.several: yield f"files of several pictures, of which one is used: {_named(source.several)}"
 
 # %% ../nbs/00_clip.ipynb #ec7a8fa5
 def _decisions(r, wanted):
@@ -526,7 +755,9 @@ def _decisions(r, wanted):
 def _damage(r, source, end, ran_out):
     if source.damaged: yield f"damaged: {source.damaged} of its packets could not be decoded and are left out"
     if source.cut or (ran_out and (r.duration or 0) - end > .5 + 2/r.fps):
-        yield f"the file is cut off before the {r.duration:.2f} s it promises: only what is there can be used, so copy it again for the rest"
+        promised = "end" if r.duration is None else f"{r.duration:.2f} s"
+        yield (f"the file is cut off before the {promised} it promises: only what is there can be used, "
+               "so copy it again for the rest")
 
 def _suspicions(r):
     if (unique := len(set(r.kept))) < .8*r.num_frames:
