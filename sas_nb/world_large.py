@@ -90,12 +90,17 @@ def _swung(rng, mean, swing):
     far = swing*np.array([1-second, second])
     return np.r_[mean, np.stack([np.sin(angles), np.cos(angles)], 1).ravel()*far.repeat(2)]
 
-def _limbs(rng, upper, lower):
-    "Left and right pairs of upper and lower half; given are the ranges of mean and swing, outwards."
-    side = lambda: [_swung(rng, rng.uniform(*mean), rng.uniform(*swing)) for mean, swing in (upper, lower)]
-    right, style = side(), rng.choice(["mirror", "turns", "own"])
+def _side(rng, upper, lower):
+    "Upper and lower half of a limb; given are the ranges of mean and swing, outwards."
+    a, b = (_swung(rng, rng.uniform(*mean), rng.uniform(*swing)) for mean, swing in (upper, lower))
+    b[0] = min(b[0], 2.5-a[0]) # a raised hand is beside the face and not before it
+    return [a, b]
+
+def _limbs(rng, *ranges):
+    "Left and right limb of a dance, in one of three styles."
+    right, style = _side(rng, *ranges), rng.choice(["mirror", "turns", "own"])
     later = np.array([1, -1, -1, 1, 1]) # by half a cycle: the first harmonic changes its sign
-    left = dict(mirror=right, turns=[later*x for x in right]).get(str(style)) or side()
+    left = dict(mirror=right, turns=[later*x for x in right]).get(str(style)) or _side(rng, *ranges)
     return [-x for x in left], right
 
 def _random_dance(rng):
@@ -190,13 +195,13 @@ def heldout_spec(n:int, # which one, 0 or more
     return Spec((random_person(rng, motion="dancing", hat="none", held="none", x=32.),))
 
 # %% ../nbs/01_world_large.ipynb #8b39a93a
-GROUND = 60.3 # where feet stand, in pixels of a 64-pixel stage
+GROUND = 60.8 # where feet stand, in pixels of a 64-pixel stage
 
 def _named(p): return dict(zip(IDENTITY, p.identity))
 
 def _body(p):
     "Lengths of a person's parts, in pixels of a 64-pixel stage."
-    ranges = dict(height=(50., 52.3), head=(7.1, 9.), arms=(7.6, 9.6), width=(4.2, 6.4), limbs=(4.6, 6.4))
+    ranges = dict(height=(50.7, 52.7), head=(7.1, 9.), arms=(7.6, 9.6), width=(4.2, 6.4), limbs=(4.6, 6.4))
     i = _named(p)
     b = {name: lo + (hi-lo)*i[name] for name, (lo, hi) in ranges.items()}
     rest = b["height"] - 2*b["head"] - .8
@@ -277,6 +282,7 @@ def _recorded(found):
     found.append(recorder.finishRecordingAsPicture())
 
 def _played(canvas, picture, x, y, angle, scale=1.):
+    if picture is None: return
     canvas.save()
     canvas.translate(x, y)
     canvas.rotate(math.degrees(angle))
@@ -431,6 +437,7 @@ def _head(found, p):
     a, skin, hair, cut = _head_width(i), _skin(i), _hair_colour(i), _pick(_CUTS, i["hair_cut"])
     bare, look = p.hat == "none", .07*p.facing
     with _recorded(found) as canvas: _hair_back(canvas, i, a, cut, hair, bare)
+    if not found[0].approximateOpCount(): found[0] = None
     with _recorded(found) as canvas:
         for side in (-1, 1): _disc(canvas, side*a, .12, .2, _mix(skin, (120, 30, 20), .16))
         _oval(canvas, -a, -1, 2*a, 2, skin)
@@ -444,23 +451,25 @@ def _head(found, p):
         _hat(canvas, p)
 
 # %% ../nbs/01_world_large.ipynb #cb918755
-def _pattern(canvas, i, w, h, colour):
-    "A pattern over a torso of half-width `w` and height `h`, hung from (0, 0)."
-    kind, s = _pick(_PATTERNS, i["pattern"]), 3 + 1.6*i["pattern_scale"]
+def _pattern(i, w, h):
+    "A pattern over a torso of half-width `w` and height `h`, hung from (0, 0), as a path."
+    kind, s, path = _pick(_PATTERNS, i["pattern"]), 3 + 1.6*i["pattern_scale"], skia.Path()
+    box = lambda x, y, wide, high: path.addRect(skia.Rect.MakeXYWH(x, y, wide, high))
     if kind == "hoops":
-        for k in range(4): _box(canvas, -w-4, .8+s+2*k*s-.5*s, 2*w+8, s, colour)
+        for k in range(4): box(-w-4, .8+s/2+2*k*s, 2*w+8, s)
     if kind == "stripes":
-        for k in range(-2, 3): _box(canvas, 2*k*s-s/2, -4, s, h+12, colour)
+        for k in range(-2, 3): box(2*k*s-s/2, -4, s, h+12)
     if kind == "dots":
         for row in range(4):
-            for k in range(-3, 4): _disc(canvas, (2*k+row%2)*s*.95, 2+row*s*1.6, s*.62, colour)
+            for k in range(-3, 4): path.addCircle((2*k+row%2)*s*.95, 2+row*s*1.6, s*.62)
     if kind == "checks":
         for row in range(-1, 6):
-            for k in range(-3, 3): _box(canvas, (2*k+row%2)*s, row*s, s, s, colour)
+            for k in range(-3, 3): box((2*k+row%2)*s, row*s, s, s)
     if kind == "star":
         angles, radii = np.arange(10)*np.pi/5, np.tile([1.9, .85], 5)*s
-        _poly(canvas, zip(np.sin(angles)*radii, h*.56-np.cos(angles)*radii), colour)
-    if kind == "yoke": _box(canvas, -w-4, -4, 2*w+8, 4+h*(.35+.3*i["pattern_scale"]), colour)
+        path.addPoly(_points(zip(np.sin(angles)*radii, h*.56-np.cos(angles)*radii)), True)
+    if kind == "yoke": box(-w-4, -4, 2*w+8, 4+h*(.35+.3*i["pattern_scale"]))
+    return path
 
 # %% ../nbs/01_world_large.ipynb #983548f5
 def _torso(found, p, b):
@@ -473,12 +482,10 @@ def _torso(found, p, b):
     with _recorded(found) as canvas:
         _poly(canvas, outline, colour)
         _line(canvas, [*outline, outline[0]], _paint(colour, edge))
-        path = skia.Path().addPoly(_points([(x+math.copysign(edge/2, x), y) for x, y in outline]), True)
-        canvas.save()
-        canvas.clipPath(path, doAntiAlias=True)
-        canvas.scale(s, s)
-        _pattern(canvas, i, w/s, h/s, _accent(i, colour))
-        canvas.restore()
+        cloth = skia.Path().addPoly(_points([(x+math.copysign(edge/2, x), y) for x, y in outline]), True)
+        pattern = _pattern(i, w/s, h/s)
+        pattern.transform(skia.Matrix.Scale(s, s))
+        canvas.drawPath(skia.Op(pattern, cloth, skia.kIntersect_PathOp), _paint(_accent(i, colour)))
 
 # %% ../nbs/01_world_large.ipynb #d9935ddc
 def _paints(p, b):
@@ -728,10 +735,25 @@ def _thing(canvas, s, seconds):
     f = .5+.5*s.shape[0] # cycles per second
     _MOVERS[s.kind](canvas, s, lambda phase, rate=1.: math.sin(2*math.pi*(f*rate*seconds + phase)), seconds)
 
-# %% ../nbs/01_world_large.ipynb #0cdbc2c6
-_LIGHT = dict(sunset=np.array([[1.02, .06, 0], [.02, .80, .02], [.05, .04, .60]], np.float32),
-              night=np.array([[.60, 0, -.10], [0, .52, .01], [.06, .10, .66]], np.float32))
+# %% ../nbs/01_world_large.ipynb #32df0ba9
+_LIGHT = dict(sunset=((1.02, .06, 0), (.02, .80, .02), (.05, .04, .60)),
+              night=((.60, 0, -.10), (0, .52, .01), (.06, .10, .66)))
+_FILTERS = {}
+for _name, _rows in _LIGHT.items():
+    _matrix = [number for row in _rows for number in (*row, 0., 0.)] + [0., 0., 0., 1., 0.]
+    _FILTERS[_name] = skia.Paint(ColorFilter=skia.ColorFilters.Matrix(_matrix))
 
+@contextmanager
+def _lit(canvas, light):
+    "Draw under this light."
+    if light == "day":
+        yield
+        return
+    canvas.saveLayer(None, _FILTERS[light])
+    yield
+    canvas.restore()
+
+# %% ../nbs/01_world_large.ipynb #0cdbc2c6
 def _camera(spec, u):
     "Zoom and sideways shift at `u`, time in units of two seconds."
     if spec.camera == "zoom": return .8+.36*u, 0.
@@ -752,20 +774,25 @@ def _backdrop(spec):
     return found[0]
 
 # %% ../nbs/01_world_large.ipynb #a54a50a5
+def _subject(canvas, spec, s, moving, n, t):
+    "One subject in one frame; `moving` is a person's figure and joints."
+    with _lit(canvas, "day" if getattr(s, "kind", "") == "bonfire" else spec.light):
+        if isinstance(s, Person): _person(canvas, s, moving[0], moving[1][n], t)
+        else: _thing(canvas, s, t)
+
 def _draw(spec, times, size, only=None):
     "Frames (T, size, size, 4) uint8; with `only`, that subject alone on a transparent stage."
     frames = np.zeros((len(times), size, size, 4), np.uint8)
     shown = _order(spec) if only is None else [only]
     people = {k: (_figure(s), joints(s, times)) for k in shown if isinstance(s := spec.subjects[k], Person)}
-    backdrop = None if only is not None else _backdrop(spec)
+    still, backdrop = spec.camera == "static", None if only is not None else _backdrop(spec)
     for n, t in enumerate(times):
         canvas = skia.Surface(frames[n], colorType=skia.kRGBA_8888_ColorType).getCanvas()
         _look(canvas, spec, t, size)
-        if backdrop and (n == 0 or spec.camera != "static"): canvas.drawPicture(backdrop)
-        if backdrop and n == 0 and spec.camera == "static": frames[1:] = frames[0] # never drawn twice
-        for k in shown:
-            if k not in people: _thing(canvas, spec.subjects[k], t)
-            else: _person(canvas, spec.subjects[k], people[k][0], people[k][1][n], t)
+        if backdrop and not (still and n):
+            with _lit(canvas, spec.light): canvas.drawPicture(backdrop)
+            if still: frames[1:] = frames[0] # never drawn twice
+        for k in shown: _subject(canvas, spec, spec.subjects[k], people.get(k), n, t)
     return frames
 
 # %% ../nbs/01_world_large.ipynb #e464d60a
@@ -775,9 +802,7 @@ def render_array(spec:Spec,         # what to draw
                  size:int=64,       # pixels
                 )->np.ndarray:      # (T, size, size, 3) uint8
     "The pixels of a clip."
-    rgb = _draw(spec, np.arange(num_frames)/fps, size)[..., :3]
-    if spec.light == "day": return rgb
-    return (rgb.astype(np.float32) @ _LIGHT[spec.light].T).clip(0, 255).astype(np.uint8)
+    return _draw(spec, np.arange(num_frames)/fps, size)[..., :3]
 
 def render(spec:Spec,         # what to draw
            num_frames:int=17, # T
