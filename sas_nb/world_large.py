@@ -60,8 +60,8 @@ def random_identity(rng:np.random.Generator, # source of the identity
     _known_word("kind", kind, KINDS)
     drawn = dict(zip(IDENTITY, rng.uniform(0, 1, len(IDENTITY)).tolist()))
     for name, options in _CHOICES.items():
-        weights = np.array([np.broadcast_to(w, 2)[KINDS.index(kind)] for w in options.values()], float)
-        chosen = rng.choice(len(options), p=weights/weights.sum())
+        weights = [w if np.isscalar(w) else w[KINDS.index(kind)] for w in options.values()]
+        chosen = int(np.searchsorted(np.cumsum(weights), rng.random()*sum(weights), "right"))
         drawn[name] = (chosen + drawn[name])/len(options)
     return tuple(drawn.values())
 
@@ -103,6 +103,7 @@ def _limbs(rng, *ranges):
     left = dict(mirror=right, turns=[later*x for x in right]).get(str(style)) or _side(rng, *ranges)
     return [-x for x in left], right
 
+# %% ../nbs/01_world_large.ipynb #e3f7751e
 def _random_dance(rng):
     (sl, el), (sr, er) = _limbs(rng, ((.5, 2.3), (.6, 1.15)), ((-.2, .9), (.35, 1.)))
     (hl, kl), (hr, kr) = _limbs(rng, ((.1, .4), (.05, .45)), ((-.3, 0), (.05, .4)))
@@ -158,10 +159,9 @@ def random_person(rng:np.random.Generator, # source of the person
 # %% ../nbs/01_world_large.ipynb #89ee33dd
 def _turned(people):
     "The same people, each turned to the side that keeps their heads far apart."
-    head = lambda p: joints(p, np.arange(25)/12)[:, 0]
-    sides = [[replace(p, facing=f) for f in (p.facing, -p.facing)] for p in people]
-    apart = lambda pair: np.linalg.norm(head(pair[0])-head(pair[1]), axis=-1).min()
-    return max(itertools.product(*sides), key=apart)
+    heads = lambda p: [(q, joints(q, np.arange(25)/12)[:, 0]) for q in (p, replace(p, facing=-p.facing))]
+    apart = lambda pair: np.linalg.norm(pair[0][1]-pair[1][1], axis=-1).min()
+    return [p for p, _ in max(itertools.product(*map(heads, people)), key=apart)]
 
 def _placed(rng, subjects):
     "Side by side, people smaller, when there are several."

@@ -165,3 +165,11 @@ def test_heldout_concepts_are_plain_and_never_met():
 def test_men_and_women_differ_in_their_odds_only():
     bearded = {k: np.mean([dict(zip(IDENTITY, random_identity(np.random.default_rng(s), k)))["beard"] > 1/6 for s in range(400)]) for k in KINDS}
     assert .4 < bearded["man"] < .7 and 0 < bearded["woman"] < .1
+
+
+def test_example_clips_are_drawn_as_documented(root):
+    import make_clips_large
+    folder = root / "data" / "next"
+    for name, spec in make_clips_large.CLIPS.items():
+        assert (folder / "clips" / f"{name}.mp4").stat().st_size < 200*1024
+        assert str(caption(spec)) in (folder / "README.md").read_text(encoding="utf-8")
