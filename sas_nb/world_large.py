@@ -336,8 +336,8 @@ def _hair_front(canvas, i, a, cut, hair, bare):
         return
     fringe = dict(bob=-.3, afro=-.42, long=-.5, curly=-.4).get(cut, -.44)
     _cap(canvas, a, fringe, .12+.06*s, hair)
-    if cut not in ("afro", "bun", "ponytail"): # temples
-        low = .35 if cut in ("short", "quiff", "spiky") else .75
+    if cut != "afro": # temples, which are seen under a hat too
+        low = .75 if cut in ("bob", "long", "curly", "pigtails") else .52
         for x in (-1.06*a, .84*a): _box(canvas, x, fringe-.05, .22*a, low, hair)
     if cut == "long":
         for x in (-a, a): _poly(canvas, [(0, -1), (0, -.62), (.95*x, .1), (1.08*x, .1), (x, -.6)], hair)
