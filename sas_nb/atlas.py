@@ -173,10 +173,10 @@ def _one_each(file:Path, found:list)->dict: # layer -> its entry of `found`, whi
 # %% ../nbs/13_atlas.ipynb #c71d85be
 _HARMLESS = set("""alpha_pattern auto_mapping base_model_name_or_path corda_config eva_config exclude_modules
 inference_mode layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config
-megatron_config megatron_core peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type
-use_rslora""".split()) # they choose layers and strengths, or matter in training alone
+megatron_config megatron_core peft_version qalora_group_size r rank_pattern revision runtime_config
+target_modules task_type use_rslora""".split()) # they choose layers and strengths, or matter in training
 _PLAIN = dict(peft_type=("LORA", None),
-              init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal", "mica")) # others: of the base
+              init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal", "mica"))
 _DEFAULTS = {f.name: None if f.default is MISSING else f.default for f in fields(LoraConfig)}
 
 def _check_config(file:Path, said:dict):
@@ -219,8 +219,8 @@ def _lora_size(f, keys:tuple, file:Path)->tuple[int, int, int]: # (out, in, rank
     a, b = (f.get_slice(k) for k in keys[:2])
     (r, *in_), (out, *rank) = a.get_shape(), b.get_shape()
     if r != int(np.prod(rank)):
-        raise UserError(f"In {str(file)!r}, A and B of {layer_name(keys[-1])!r} do not share a rank: the file "
-                        "is damaged or no plain LoRA, so leave it out.")
+        raise UserError(f"In {str(file)!r}, A and B of {layer_name(keys[-1])!r} do not share a rank: the "
+                        "file is damaged or no plain LoRA, so leave it out.")
     if not r:
         raise UserError(f"In {str(file)!r}, {keys[0]!r} has rank 0 and changes nothing: leave this file out.")
     if not all(t.get_dtype().startswith(("F", "BF")) for t in (a, b)):
