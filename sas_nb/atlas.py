@@ -205,7 +205,7 @@ def _strength(file:Path, about:dict)->Callable: # layer's raw name, its rank -> 
     config, prefix = _config(file, about)
     def scale(raw, rank):
         if not config: return 1.
-        name = raw.removeprefix(prefix)
+        name = raw.removeprefix(prefix) if raw.startswith(prefix) else layer_name(raw)
         own = lambda patterns, rest: (patterns or {}).get(get_pattern_key(list(patterns or {}), name), rest)
         if (told := own(config["rank_pattern"], config["r"])) != rank:
             raise UserError(f"{str(file)!r} has rank {rank} in {raw!r}, and its settings say {told}: they "

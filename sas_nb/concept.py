@@ -388,13 +388,13 @@ def _in_comfyui(concept, split):
     files = "both lora.safetensors, under two names," if split else "lora.safetensors"
     words = " and ".join(k for k, v in concept.tokens.items() if v.any())
     text = (f"Copy {files} into ComfyUI/models/loras, and load it over the same base with the node "
-            "`LoraLoaderModelOnly`.\n\nTried: diffusers loads these layer names, which are those of the authors' "
-            "own code, and gets the same update. Not tried: ComfyUI itself, and whether it can load the base "
-            f"`{concept.info['base']}`.\n\n")
+            "`LoraLoaderModelOnly`.\n\nTried: diffusers loads these layer names, which are those of the "
+            "authors' own code, and gets the same update. Not tried: ComfyUI itself, and whether it can "
+            f"load the base `{concept.info['base']}`.\n\n")
     if words:
         text += (f"**{words} are lost there**, since their vectors are in tokens.safetensors, which ComfyUI "
-                 "cannot read: leave these words out of the prompt, and expect less likeness. To lose "
-                 "nothing, train with `token_start=0` and `token_lr=0`.\n\n")
+                 "cannot read: leave these words out of the prompt, and expect less likeness. To "
+                 "lose nothing, train with `token_start=0` and `token_lr=0`.\n\n")
     return f"## In ComfyUI\n\n{text}"
 
 # %% ../nbs/09_concept.ipynb #47e1b8c0

@@ -747,3 +747,15 @@ def test_numbers_of_every_width(tmp_path, dtype, alpha):
 def test_pairs_that_are_no_numbers(tmp_path, how, say):
     plain_lora(["blocks.0.attn1.to_q"], tmp_path/"x.safetensors", **how)
     with pytest.raises(UserError, match=say): Atlas([tmp_path/"x.safetensors"]*2)
+
+def test_a_header_in_diffusers_words_over_the_authors_names(wan, tmp_path):
+    "diffusers first renames the layers, then matches its header's patterns; so do we."
+    from diffusers import WanPipeline
+    file = tmp_path/"x.safetensors"
+    tensors = {f"diffusion_model.blocks.{i}.self_attn.{x}.lora_{k}.weight": torch.randn(*s) for i in (0, 1) for x in "qk" for k, s in (("A", (3, 24)), ("B", (24, 3)))}
+    said = dict(r=3, lora_alpha=6, target_modules=["to_q", "to_k"], alpha_pattern={"^blocks.1.attn1.to_q": 12}, use_rslora=True)
+    save_file(tensors, file, {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in said.items()})})
+    WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=wan).load_lora_weights(file, adapter_name="x")
+    truth = {n: m.get_delta_weight("x").detach().double() for n, m in wan.named_modules() if hasattr(m, "get_delta_weight") and "attn1" in n}
+    wan.unload_lora()
+    is_read_as([file, file], [{l: truth[l] for l in Atlas([file]*2).layers}]*2)
