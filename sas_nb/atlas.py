@@ -8,7 +8,7 @@ __all__ = ['synthetic', 'Member', 'Lora', 'layer_name', 'layer_gram', 'Atlas', '
 
 # %% ../nbs/13_atlas.ipynb #0ad07e02
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 import json, re
 import numpy as np
@@ -18,8 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from fastcore.basics import patch
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
 from .clip import Clip, UserError, atomic, figure
-from .dit import VideoDiT, add_tokens
+from .dit import VideoDiT, Wan, add_tokens
 from .flow import flow_loss, interpolate, sample_times, velocity_target
 from .lowrank import canonical, principal_angles, recompress
 from .frames import Settings
@@ -71,7 +73,10 @@ class Lora:
     layers:dict      # layer -> (A (r, in), B (out, r))
     lost:float=0.    # share of the norm that was lost in fitting it into its rank
     def save(self, path:str|Path)->Path:
-        "Write a LoRA file that diffusers loads, in its names. Raises `UserError` if the disk refuses."
+        "Write a LoRA file of Wan's linear layers that diffusers loads. Raises `UserError` for others, or a disk that refuses."
+        if odd := [l for l in self.layers if not Wan.original_name(l)]:
+            raise UserError(f"{odd[0]!r} is no linear layer of Wan as diffusers names it, so nothing was "
+                            "written: LoRAs of other models, and of convolutions, can be explored and not saved.")
         tensors = {f"transformer.{l}.lora_{k}.weight": t.contiguous() for l, pair in self.layers.items() for k, t in zip("AB", pair)}
         with atomic(Path(path)) as tmp: tmp.write_bytes(to_bytes(tensors, {"format": "pt"}))
         return Path(path)
@@ -98,53 +103,151 @@ def _in_folder(folder:Path, name:str)->Member:
     return Member(name, sizes, ("appearance", "motion"), read, state, info.get("fingerprint", ""))
 
 # %% ../nbs/13_atlas.ipynb #a2796092
-_OURS = {f"{a}{x}": f"{b}.{c}" for a, b in (("selfattn", "attn1"), ("crossattn", "attn2")) for x, c in zip("qkvo", ("to_q", "to_k", "to_v", "to_out.0"))}
-_OURS |= {re.sub(r"[._]", "", c): c for c in _OURS.values()} | {k: c for c in ("ffn.net.0.proj", "ffn.net.2") for k in (c.replace(".", ""), f"ffn{c[8]}")}
+def _squeezed(name): return re.sub(r"[._]", "", name)
+_OURS = {_squeezed(spelt): pair[0] for pair in Wan.original_names.items() for spelt in pair}
+_PREFIXES = (r"^(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.|unet\.|pipe\."
+             r"|dit\.|model\.|module\.|lora_unet_|lora_transformer_|lycoris_)+")
+_WRAPPERS = r"_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)[._]" # torch.compile, many cards
 
 def layer_name(raw:str, # as a LoRA file has it, without `.lora_A.weight`
-              )->str:   # as diffusers has it, for the layers of Wan; else without its prefix
+              )->str:   # as diffusers has it, for the linear layers of Wan; else without its prefix
     "One name for one layer, whatever program wrote the file."
-    name = re.sub(r"^(base_model\.model\.|diffusion_model\.|transformer\.|unet\.|lora_unet_|lora_transformer_)+", "", raw)
-    block = re.fullmatch(r"blocks[._](\d+)[._](.+)", name)
-    ours = block and _OURS.get(re.sub(r"[._]", "", block[2]))
-    return f"blocks.{block[1]}.{ours}" if ours else name
+    name = re.sub(_PREFIXES, "", re.sub(_WRAPPERS, "", raw))
+    block = re.match(r"blocks[._](\d+)[._]", name)
+    ours = _OURS.get("blocks#" + _squeezed(name[block.end():]) if block else _squeezed(name))
+    return ours.replace("#", block[1] if block else "") if ours else name
 
 # %% ../nbs/13_atlas.ipynb #edc70f33
-def _strength(file:Path, about:dict)->Callable: # layer's raw name, its rank -> scale
-    "alpha / rank where no alpha stands beside a layer: from peft's config or diffusers' metadata, else 1."
-    beside = file.parent/"adapter_config.json"
-    config = json.loads(beside.read_text()) if file.name == "adapter_model.safetensors" and beside.exists() else {}
-    if "lora_adapter_metadata" in about: config = {k.removeprefix("transformer."): v for k, v in json.loads(about["lora_adapter_metadata"]).items()}
-    def scale(raw, rank):
-        patterns = config.get("alpha_pattern") or {}
-        alpha = next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", raw)), config.get("lora_alpha") or rank)
-        return alpha/(rank**.5 if config.get("use_rslora") else rank)
-    return scale
+def _products(f, file:Path)->tuple[dict, set]: # raw name of a layer -> the keys of A and B; all other keys
+    "The pairs in an open file. Raises `UserError` where two adapters share it."
+    found, rest, adapters = {}, set(f.keys()), set()
+    for key in sorted(rest):
+        m = re.fullmatch(r"(.+?)[._]lora[._](A|B|down|up)(?:\.(.+))?\.weight", key)
+        if not m: continue
+        raw, factor, adapter = m.groups()
+        found.setdefault((raw, adapter), {})["A" if factor in ("A", "down") else "B"] = key
+        adapters.add(repr(adapter or "one without a name"))
+        rest.discard(key)
+    if len(adapters) > 1:
+        raise UserError(f"{str(file)!r} holds several LoRAs ({', '.join(sorted(adapters))}): "
+                        "save each in a file of its own.")
+    return {raw: keys for (raw, _), keys in found.items()}, rest
+
+# %% ../nbs/13_atlas.ipynb #b0c4e7a1
+_ELSEWHERE = {r"lora_te\d*_|(base_model\.model\.)?text_encoder": "the text encoder",
+              r"transformer_2\.": "Wan 2.2's second transformer"}
+
+def _check_keys(file:Path, keys:list, odd:set):
+    "Raise `UserError` for all that is not B A of one transformer."
+    for key in keys:
+        if part := next((part for start, part in _ELSEWHERE.items() if re.match(start, key)), None):
+            raise UserError(f"{str(file)!r} holds {key!r}, a change of {part}, and an atlas compares "
+                            "changes of one transformer: save it without that part, or leave this file out.")
+    if odd:
+        raise UserError(f"{str(file)!r} holds {min(odd)!r}, which is no part of a plain LoRA (DoRA, LoKr, "
+                        "full weights and biases are not products B A): leave this file out.")
 
 def _lora_keys(f, file:Path)->dict: # layer -> (key of A, key of B, key of alpha or None, raw name)
-    found, rest = {}, set(f.keys())
-    for key in sorted(rest):
-        m = re.fullmatch(r"(.+?)[._]lora[._](A|B|down|up)(?:\.\w+)?\.weight", key)
-        if m: found.setdefault(m[1], {})["A" if m[2] in ("A", "down") else "B"] = key; rest.discard(key)
-    whole = {raw: k for raw, k in found.items() if len(k) == 2}
-    if odd := sorted(rest - {f"{raw}.alpha" for raw in whole} | {k for raw in set(found)-set(whole) for k in found[raw].values()}):
-        raise UserError(f"{str(file)!r} holds {odd[0]!r}, which is no part of a plain LoRA (DoRA, LoKr, full weights and biases are not products B A): leave this file out.")
-    if not whole: raise UserError(f"{str(file)!r} holds no LoRA: give a file with lora_A and lora_B, or lora_down and lora_up.")
-    return {layer_name(raw): (k["A"], k["B"], f"{raw}.alpha" if f"{raw}.alpha" in rest else None, raw) for raw, k in whole.items()}
+    "Which tensors make which layer. Raises `UserError`."
+    found, rest = _products(f, file)
+    alphas = {raw: f"{raw}.alpha" for raw in found if f"{raw}.alpha" in rest}
+    halves = {key for keys in found.values() if len(keys) < 2 for key in keys.values()}
+    _check_keys(file, sorted(f.keys()), rest - set(alphas.values()) | halves)
+    if not found:
+        raise UserError(f"{str(file)!r} holds no LoRA: give a file with lora_A and lora_B, "
+                        "or lora_down and lora_up.")
+    return _one_each(file, [(k["A"], k["B"], alphas.get(raw), raw) for raw, k in found.items()])
+
+# %% ../nbs/13_atlas.ipynb #9a61f2d8
+def _one_each(file:Path, found:list)->dict: # layer -> its entry of `found`, which ends in the raw name
+    "By layer. Raises `UserError` if two spellings in one file mean one layer."
+    made = {}
+    for entry in found:
+        layer, raw = layer_name(entry[-1]), entry[-1]
+        if layer in made:
+            raise UserError(f"{str(file)!r} changes the layer {layer!r} twice, as {made[layer][-1]!r} and "
+                            f"as {raw!r}: save it in one spelling.")
+        made[layer] = entry
+    return made
+
+# %% ../nbs/13_atlas.ipynb #c71d85be
+_HARMLESS = set("""alpha_pattern auto_mapping base_model_name_or_path corda_config eva_config exclude_modules
+inference_mode layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config
+megatron_config megatron_core peft_version qalora_group_size r rank_pattern revision runtime_config
+target_modules task_type use_rslora""".split()) # they choose layers and strengths, or matter in training
+_PLAIN = dict(peft_type=("LORA", None),
+              init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal", "mica"))
+_DEFAULTS = {f.name: None if f.default is MISSING else f.default for f in fields(LoraConfig)}
+
+def _check_config(file:Path, said:dict):
+    "Raise `UserError` unless the update is B A times a number."
+    for k, v in said.items():
+        usual = _DEFAULTS.get(k)
+        if k in _PLAIN: plain = v in _PLAIN[k]
+        else: plain = k in _HARMLESS or v == usual or not (v or usual)
+        if not plain:
+            raise UserError(f"{str(file)!r} was made with {k} = {str(v)[:60]!r}, so its update is not B A "
+                            "alone: leave it out, or save it again as a plain LoRA.")
+
+# %% ../nbs/13_atlas.ipynb #d94b6e20
+def _config(file:Path, about:dict)->tuple[dict, str]: # peft's settings; what stands before names
+    "What peft's file beside a LoRA, or diffusers' metadata in it, say. Raises `UserError`."
+    said, prefix, beside = {}, "base_model.model.", file.parent/"adapter_config.json"
+    if file.name == "adapter_model.safetensors" and beside.exists(): said = json.loads(beside.read_text())
+    if "lora_adapter_metadata" in about:
+        prefix = "transformer."
+        said = {k.removeprefix(prefix): v for k, v in json.loads(about["lora_adapter_metadata"]).items()}
+    _check_config(file, said)
+    return _DEFAULTS | said if said else {}, prefix
+
+def _strength(file:Path, about:dict)->Callable: # layer's raw name, its rank -> scale
+    "alpha / rank where no alpha stands beside a layer, as peft works it out; 1 where nothing is said."
+    config, prefix = _config(file, about)
+    def scale(raw, rank):
+        if not config: return 1.
+        name = raw.removeprefix(prefix) if raw.startswith(prefix) else layer_name(raw)
+        own = lambda patterns, rest: (patterns or {}).get(get_pattern_key(list(patterns or {}), name), rest)
+        if (told := own(config["rank_pattern"], config["r"])) != rank:
+            raise UserError(f"{str(file)!r} has rank {rank} in {raw!r}, and its settings say {told}: they "
+                            "do not belong together, so copy both again from where they were made.")
+        return own(config["alpha_pattern"], config["lora_alpha"])/(rank**.5 if config["use_rslora"] else rank)
+    return scale
 
 # %% ../nbs/13_atlas.ipynb #b37fa65b
+def _lora_size(f, keys:tuple, file:Path)->tuple[int, int, int]: # (out, in, rank)
+    "One layer's size, from the header alone; a convolution counts as flat. Raises `UserError`."
+    a, b = (f.get_slice(k) for k in keys[:2])
+    (r, *in_), (out, *rank) = a.get_shape(), b.get_shape()
+    if r != int(np.prod(rank)):
+        raise UserError(f"In {str(file)!r}, A and B of {layer_name(keys[-1])!r} do not share a rank: the "
+                        "file is damaged or no plain LoRA, so leave it out.")
+    if not r:
+        raise UserError(f"In {str(file)!r}, {keys[0]!r} has rank 0 and changes nothing: leave this file out.")
+    if not all(t.get_dtype().startswith(("F", "BF")) for t in (a, b)):
+        raise UserError(f"In {str(file)!r}, {keys[0]!r} holds whole numbers, as a quantised file does: "
+                        "give the LoRA in fp32, fp16 or bf16.")
+    return out, int(np.prod(in_)), r
+
 def _lora_file(file:Path, name:str)->Member:
     with safe_open(file, "pt") as f:
         keys, strength = _lora_keys(f, file), _strength(file, f.metadata() or {})
-        shape = lambda k: f.get_slice(k).get_shape()
-        sizes = {l: (shape(b)[0], int(np.prod(shape(a)[1:])), shape(a)[0]) for l, (a, b, _, _) in keys.items()}
-        if odd := next((l for l, (a, b, _, _) in keys.items() if int(np.prod(shape(b)[1:])) != shape(a)[0]), None): raise UserError(f"In {str(file)!r}, A and B of {odd!r} do not share a rank: the file is damaged or no plain LoRA, so leave it out.")
-        scale = {l: (f.get_tensor(alpha).item()/sizes[l][2] if alpha else strength(raw, sizes[l][2])) for l, (_, _, alpha, raw) in keys.items()}
-    def read(layers):
-        with safe_open(file, "pt") as f:
-            pair = lambda l: (f.get_tensor(keys[l][0]).flatten(1), f.get_tensor(keys[l][1]).flatten(1))
-            return {l: (A, B if scale[l] == 1 else B.to(torch.float32 if B.element_size() == 2 else torch.float64)*scale[l]) for l in layers for A, B in [pair(l)]}
+        sizes = {l: _lora_size(f, k, file) for l, k in keys.items()}
+        alpha = {l: f.get_tensor(k[2]).item() for l, k in keys.items() if k[2]}
+    scale = {l: alpha[l]/sizes[l][2] if l in alpha else strength(k[3], sizes[l][2]) for l, k in keys.items()}
+    read = lambda layers: _scaled(file, {l: (*keys[l][:2], scale[l]) for l in layers})
     return Member(name, sizes, ("update",), read, dict)
+
+# %% ../nbs/13_atlas.ipynb #e2508f7c
+def _scaled(file:Path, keys:dict)->dict[str, tuple]: # layer -> (A (r, in), B (out, r) times the strength)
+    "Read some layers; the strength is multiplied into B in more digits than B has."
+    made = {}
+    with safe_open(file, "pt") as f:
+        for l, (a, b, scale) in keys.items():
+            A, B = (f.get_tensor(k).flatten(1) for k in (a, b))
+            if B.element_size() == 1: A, B = A.float(), B.float() # torch does not calculate in eight bits
+            finer = torch.float32 if B.element_size() == 2 else torch.float64
+            made[l] = A, B if scale == 1 else B.to(finer)*scale
+    return made
 
 # %% ../nbs/13_atlas.ipynb #47db2c75
 def _member(x, name:str|None, i:int)->Member:

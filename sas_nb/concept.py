@@ -9,7 +9,6 @@ __all__ = ['base_model', 'Concept', 'check_prompts', 'fit_clip', 'learn', 'prove
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from functools import reduce
 from pathlib import Path
 import html, json, re
 import torch
@@ -318,34 +317,98 @@ def export(self:Concept,
     return made
 
 # %% ../nbs/09_concept.ipynb #59b8f54f
-def _lora(layers, prefix):
-    "The bytes of a LoRA file in peft's names."
-    return to_bytes({f"{prefix}{l}.lora_{k}.weight": t.contiguous() for l, (A, B) in layers.items() for k, t in (("A", A), ("B", B))}, {"format": "pt"})
+def _lora(layers, prefix, concept):
+    "The bytes of a LoRA file in peft's names; its header says what it is and of which base."
+    said = {k: concept.info[k] for k in ("base", "fingerprint", "appearance", "motion")}
+    about = said | dict(format="pt", made_by=f"sas_nb {__version__}", rank=concept.rank, alpha=concept.rank)
+    tensors = {f"{prefix}{l}.lora_{k}.weight": t.contiguous()
+               for l, pair in layers.items() for k, t in zip("AB", pair)}
+    return to_bytes(tensors, {k: str(v) for k, v in about.items()})
 
-def _diffusers(folder, layers, concept): (folder/"pytorch_lora_weights.safetensors").write_bytes(_lora(layers, "transformer."))
+def _diffusers(folder, layers, concept):
+    (folder/"pytorch_lora_weights.safetensors").write_bytes(_lora(layers, "transformer.", concept))
 
 def _peft(folder, layers, concept):
-    (folder/"adapter_model.safetensors").write_bytes(_lora(layers, "base_model.model."))
-    config = dict(peft_type="LORA", task_type=None, base_model_name_or_path=concept.info["base"], r=concept.rank, lora_alpha=concept.rank, lora_dropout=0.,
+    (folder/"adapter_model.safetensors").write_bytes(_lora(layers, "base_model.model.", concept))
+    config = dict(peft_type="LORA", task_type=None, base_model_name_or_path=concept.info["base"],
+                  r=concept.rank, lora_alpha=concept.rank, lora_dropout=0.,
                   target_modules=sorted(layers), bias="none", fan_in_fan_out=False, inference_mode=True)
     (folder/"adapter_config.json").write_text(json.dumps(config, indent=1))
 
+# %% ../nbs/09_concept.ipynb #f05b92c7
 def _comfyui(folder, layers, concept):
-    "ComfyUI reads the names of the authors' own code."
-    names = FAMILIES[concept.info.get("family", "WanPipeline")].original_names
-    rename = lambda l: reduce(lambda s, pair: s.replace(*pair), names, l)
-    (folder/"lora.safetensors").write_bytes(_lora({rename(l): pair for l, pair in layers.items()}, "diffusion_model."))
+    family = FAMILIES[concept.info.get("family", "WanPipeline")]
+    named = {l: family.original_name(l) for l in layers}
+    if lost := [l for l, name in named.items() if not name]:
+        raise UserError(f"The layer {lost[0]!r} has no name in the authors' own code, which ComfyUI reads: "
+                        "export in the format 'diffusers' or 'peft', or train with other layers.")
+    tensors = _lora({named[l]: pair for l, pair in layers.items()}, "diffusion_model.", concept)
+    (folder/"lora.safetensors").write_bytes(tensors)
 
 _FORMATS = dict(diffusers=_diffusers, peft=_peft, comfyui=_comfyui)
 
 # %% ../nbs/09_concept.ipynb #87df9b56
+_FILES = dict(diffusers="pytorch_lora_weights.safetensors", comfyui="lora.safetensors")
+
+def _loading(format, split): # lines of Python
+    "Put the adapters on `pipe`, from inside the export's folder."
+    parts = {"identity": "identity", "motion": "motion"} if split else {"concept": "."}
+    if format != "peft":
+        lines = [f'pipe.load_lora_weights("{place}", weight_name="{_FILES[format]}", adapter_name="{name}")'
+                 for name, place in parts.items()]
+        return lines + ['pipe.set_adapters(["identity", "motion"], [1., 1.])']*split
+    (name, place), *more = parts.items()
+    call = f'PeftModel.from_pretrained(pipe.transformer, "{place}", adapter_name="{name}")'
+    return (["from peft import PeftModel", f"pipe.transformer = {call}"]
+            + [f'pipe.transformer.load_adapter("{place}", adapter_name="{name}")' for name, place in more]
+            + ['pipe.transformer.base_model.set_adapter(["identity", "motion"])']*split)
+
+# %% ../nbs/09_concept.ipynb #2b7f05d3
+def _program(concept, format, split): # text of a Python program
+    "Load the base, put the LoRA on, make the video: to be run in the export's folder."
+    clip, own = concept.info.get("clip", {}), concept.info.get("sampling", {})
+    frames, _, height, width = clip.get("shape") or [None]*4
+    size = f"num_frames={frames}, height={height}, width={width}, " if frames else ""
+    weaker = f"{own['guidance_factor']:.3g}*" if "guidance_factor" in own else ""
+    return "\n".join([
+        "import torch", "from safetensors.torch import load_file", "from sas_nb.clip import Clip",
+        "from sas_nb.dit import VideoDiT", "", f"dit = VideoDiT.load({concept.info['base']!r})",
+        "pipe = dit.pipe # a pipeline of diffusers",
+        f"text = dit.prompt_embeds({concept.prompt!r}, load_file('tokens.safetensors'))",
+        "negative = dit.prompt_embeds(dit.recommended.negative)", *_loading(format, split),
+        f"frames = pipe(prompt_embeds=text, negative_prompt_embeds=negative, {size}output_type='pt',",
+        "              num_inference_steps=dit.recommended.steps,",
+        f"              guidance_scale={weaker}dit.recommended.guidance,",
+        "              generator=torch.Generator().manual_seed(0)).frames[0]",
+        f"Clip(frames.float().cpu(), {clip.get('fps', 'dit.recommended.fps')}).save('video.mp4')"])
+
+# %% ../nbs/09_concept.ipynb #90d3a61e
+def _in_comfyui(concept, split):
+    "What is known of ComfyUI, and what is lost there."
+    files = "both lora.safetensors, under two names," if split else "lora.safetensors"
+    words = " and ".join(k for k, v in concept.tokens.items() if v.any())
+    text = (f"Copy {files} into ComfyUI/models/loras, and load it over the same base with the node "
+            "`LoraLoaderModelOnly`.\n\nTried: diffusers loads these layer names, which are those of the "
+            "authors' own code, and gets the same update. Not tried: ComfyUI itself, and whether it can "
+            f"load the base `{concept.info['base']}`.\n\n")
+    if words:
+        text += (f"**{words} are lost there**, since their vectors are in tokens.safetensors, which ComfyUI "
+                 "cannot read: leave these words out of the prompt, and expect less likeness. To "
+                 "lose nothing, train with `token_start=0` and `token_lr=0`.\n\n")
+    return f"## In ComfyUI\n\n{text}"
+
+# %% ../nbs/09_concept.ipynb #47e1b8c0
 def _usage(concept, format, split):
-    where = "each of identity/ and motion/" if split else "this folder"
-    load = dict(diffusers='pipe.load_lora_weights("PATH")', peft='pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "PATH")',
-                comfyui="copy lora.safetensors into ComfyUI/models/loras (ComfyUI cannot read the new words' vectors: for it, train with token_start=0 and token_lr=0)")[format]
-    own = concept.info.get("sampling", {})
-    return (f"# {concept.prompt}\n\nAn ordinary rank-{concept.rank} LoRA for `{concept.info['base']}`, made by sas_nb {__version__}. Load {where}:\n\n    {load}\n\n"
-            "The new words have vectors of their own (tokens.safetensors). Give the pipeline their text as embeddings:\n\n"
-            "    from sas_nb.dit import VideoDiT\n    from safetensors.torch import load_file\n"
-            f'    dit = VideoDiT.load("{concept.info["base"]}")\n    embeds = dit.prompt_embeds("{concept.prompt}", load_file("PATH/tokens.safetensors"))\n    pipe(prompt_embeds=embeds, negative_prompt="", ...)\n'
-            + (f"\nIt is made for {own['guidance_factor']:.2g} times the `guidance_scale` that suits the base." + " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."*("against" in own) + "\n" if own else ""))
+    "The README of an export."
+    own, kind = concept.info.get("sampling", {}), "Two ordinary LoRAs" if split else "An ordinary LoRA"
+    notes = "The new words have vectors of their own, so the pipeline is given text as embeddings."
+    if "guidance_factor" in own:
+        notes += f" The concept is made for {own['guidance_factor']:.2g} times the base's own guidance."
+    if "against" in own:
+        notes += " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."
+    title = "In diffusers, with peft" if format == "peft" else "In diffusers"
+    return (f"# {concept.prompt}\n\n{kind} of rank {concept.rank}, alpha {concept.rank}, for "
+            f"`{concept.info['base']}`, made by sas_nb {__version__}.\n\n"
+            + (_in_comfyui(concept, split) if format == "comfyui" else "")
+            + f"## {title}\n\nRun this in this folder, with sas_nb installed; it writes video.mp4.\n\n"
+            f"```python\n{_program(concept, format, split)}\n```\n\n{notes}\n")

@@ -90,12 +90,31 @@ class Recommended:
         said = json.loads(path.read_text()) if path and path.exists() else {}
         return cls(**{f.name: said[f.name] for f in fields(cls) if f.name in said})
 
+# %% ../nbs/02_dit.ipynb #5d1f0c3a
+_QKVO = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}
+_ATTENTION = (("attn1", "self_attn"), ("attn2", "cross_attn"))
+_BLOCK = {f"{ours}.{k}": f"{theirs}.{v}" for ours, theirs in _ATTENTION for k, v in _QKVO.items()}
+_BLOCK |= {"attn2.add_k_proj": "cross_attn.k_img", "attn2.add_v_proj": "cross_attn.v_img"} # of image-to-video
+_BLOCK |= {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}
+_NAMES = {f"blocks.#.{k}": f"blocks.#.{v}" for k, v in _BLOCK.items()}
+_NAMES |= {f"condition_embedder.{x}_embedder.linear_{n}": f"{x}_embedding.{k}"
+           for x in ("time", "text") for n, k in ((1, 0), (2, 2))}
+_NAMES |= {"condition_embedder.time_proj": "time_projection.1", "proj_out": "head.head",
+           "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+           "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3"}
+
+def _original_name(layer):
+    "The authors' name of one of diffusers' layers, or None."
+    block = re.match(r"blocks\.(\d+)\.", layer)
+    name = _NAMES.get(f"blocks.#.{layer[block.end():]}" if block else layer)
+    return name and name.replace("#", block[1] if block else "")
+
 # %% ../nbs/02_dit.ipynb #bfe87a5f
 class Wan:
     "What is particular to Wan pipelines."
     pipeline, text_length = WanPipeline, 512
     lora_layers = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
-    original_names = ("attn1.to_out.0", "self_attn.o"), ("attn2.to_out.0", "cross_attn.o"), ("attn1.to_", "self_attn."), ("attn2.to_", "cross_attn."), ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2") # diffusers' layer names, and those of the authors' own code
+    original_names, original_name = _NAMES, staticmethod(_original_name) # of layers, in the authors' own code
     @staticmethod
     def prepare(pipe, length):
         for b in pipe.transformer.blocks: b.attn2.set_processor(OnePad(length))

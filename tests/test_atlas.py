@@ -549,3 +549,213 @@ def test_the_safe_range_is_the_stretch_around_rest(leak, safe):
 def test_a_noisy_leak_is_not_called_safe():
     "Too few people to know: what cannot be excluded is not safe."
     assert safe_range([response(made_rows(lambda v: 0., n=4, noise=2.), "s", "leak", 1.)])[:2] == (1., 1.)
+
+
+# other people's files, as their own programs read them
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn1 = torch.nn.ModuleDict({k: torch.nn.Linear(6, 5) for k in ("to_q", "to_k")})
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Block(), Block()])
+        self.proj_out = torch.nn.Linear(5, 6)
+    def forward(self, x): return x
+
+FRAGMENTS = ["to_q", "attn1.to_k", "blocks.0.attn1.to_q", "^blocks.0.attn1.to_q", "^blocks.1.attn1.to_k", "^attn1.to_q", "to_q$", "^proj_out", "^proj_out$",
+             "base_model.model.blocks.0.attn1.to_q", "transformer.proj_out", r"to_(q|k)", r"blocks\.\d+\.attn1\.to_k", "blocks.[01].attn.*", "o_q", "^.*to_q", "blocks.0", ".*", "attn1_to_q"]
+def patterns(numbers): return st.dictionaries(st.sampled_from(FRAGMENTS), numbers, max_size=3).map(lambda d: dict(sorted(d.items()))) # the first that matches counts, and peft's files are sorted
+
+def with_peft(folder, seed=0, adapter="default", **said):
+    "A random LoRA by peft itself: its config and state dict, and its updates as it works them out; saved as a folder where that can be."
+    from peft import LoraConfig, get_peft_model
+    torch.manual_seed(seed)
+    model = get_peft_model(Small(), LoraConfig(**dict(r=3, lora_alpha=6, target_modules=["to_q", "to_k", "proj_out"], init_lora_weights=False) | said), adapter)
+    model.save_pretrained(folder)
+    truth = {n: m.get_delta_weight(adapter).detach().double() for n, m in model.base_model.model.named_modules() if hasattr(m, "get_delta_weight")}
+    return model, truth
+
+def is_read_as(files, truths):
+    "An atlas of these files has the inner products and the norms of these updates."
+    made = Atlas(files)
+    assert set(made.layers) == set(truths[0])
+    np.testing.assert_allclose(made.gram(), [[sum(float((x[l]*y[l]).sum()) for l in x) for y in truths] for x in truths], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(made.norms(), [[float(t[l].norm()) for l in made.layers] for t in truths], rtol=1e-5)
+
+@pytest.mark.filterwarnings("ignore:The following:RuntimeWarning") # patterns that match nothing
+@settings(check, max_examples=15)
+@given(patterns(st.integers(1, 5)), patterns(st.integers(1, 16)), st.booleans(), st.integers(0, 99))
+def test_patterns_are_matched_as_peft_matches_them(tmp_path_factory, ranks, alphas, rslora, seed):
+    from diffusers import WanPipeline
+    from peft import get_peft_model_state_dict
+    folder = tmp_path_factory.mktemp("peft")
+    made = [with_peft(folder/f"{i}", seed+i, rank_pattern=ranks, alpha_pattern=alphas, use_rslora=rslora) for i in (0, 1)]
+    is_read_as([folder/"0", folder/"1"], truths := [t for _, t in made])
+    for i, (model, _) in enumerate(made):
+        weights = {k.removeprefix("base_model.model."): v for k, v in get_peft_model_state_dict(model).items()}
+        WanPipeline.save_lora_weights(folder/f"d{i}", weights, transformer_lora_adapter_metadata=model.peft_config["default"].to_dict())
+    is_read_as([folder/"d0", folder/"d1"], truths)
+
+def test_a_strength_for_one_layer_has_the_right_value(tmp_path):
+    "By hand: alpha 32 of rank 4 is eight times, in this layer and no other."
+    plain, strong = (with_peft(tmp_path/name, r=4, lora_alpha=4, alpha_pattern=p)[1] for name, p in (("a", {}), ("b", {"^blocks.0.attn1.to_q": 32})))
+    norms = Atlas([tmp_path/"a", tmp_path/"b"]).norms()
+    assert norms[1]/norms[0] == pytest.approx([8 if l == "blocks.0.attn1.to_q" else 1 for l in sorted(plain)], rel=1e-5)
+
+@pytest.mark.parametrize("said, say", [(dict(use_dora=True), "magnitude"), (dict(lora_bias=True), "lora_B.bias"), (dict(bias="all"), "bias"), (dict(modules_to_save=["proj_out"], target_modules=["to_q"]), "proj_out"),
+                                       (dict(init_lora_weights="pissa"), "init_lora_weights = 'pissa'"), (dict(init_lora_weights="olora"), "init_lora_weights = 'olora'")])
+def test_what_peft_makes_otherwise_is_refused(tmp_path, said, say):
+    with_peft(tmp_path/"a", **said)
+    with pytest.raises(UserError, match=say): Atlas([tmp_path/"a"]*2)
+
+@pytest.mark.parametrize("field, value", [("layer_replication", [[0, 2], [1, 2]]), ("fan_in_fan_out", True), ("alora_invocation_tokens", [1]), ("use_qalora", True), ("peft_type", "ADALORA"), ("use_dora", True), ("modules_to_save", ["norm"]),
+                                          ("init_lora_weights", "corda"), ("bias", "lora_only"), ("target_parameters", ["experts"]), ("of_the_future", "yes"), ("kasa_config", dict(a=1))])
+def test_settings_that_change_the_meaning_are_named(tmp_path, field, value):
+    with_peft(tmp_path/"a")
+    path = tmp_path/"a"/"adapter_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {field: value}))
+    with pytest.raises(UserError, match=f"{field} = .*not B A alone"): Atlas([tmp_path/"a"]*2)
+    weights = {k.replace("base_model.model.", "transformer."): v for k, v in load_file(tmp_path/"a"/"adapter_model.safetensors").items()}
+    save_file(weights, tmp_path/"d.safetensors", {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in (said | {field: value}).items()})})
+    with pytest.raises(UserError, match=f"{field} = .*not B A alone"): Atlas([tmp_path/"d.safetensors"]*2)
+
+@pytest.mark.parametrize("kind", ["LoHaConfig", "LoKrConfig", "IA3Config", "OFTConfig"])
+def test_other_kinds_of_adapter_are_refused(tmp_path, kind):
+    import peft
+    more = dict(feedforward_modules=[]) if kind == "IA3Config" else dict(oft_block_size=0, r=1) if kind == "OFTConfig" else {}
+    peft.get_peft_model(Small(), getattr(peft, kind)(target_modules=["to_q"], **more)).save_pretrained(tmp_path/"a")
+    with pytest.raises(UserError, match="no part of a plain LoRA"): Atlas([tmp_path/"a"]*2)
+
+def test_a_config_of_another_file_is_refused(tmp_path):
+    with_peft(tmp_path/"a", r=3)
+    path = tmp_path/"a"/"adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(r=5)))
+    with pytest.raises(UserError, match="has rank 3 in .* settings say 5"): Atlas([tmp_path/"a"]*2)
+
+def plain_lora(layers, path, g=None, a="lora_A", b="lora_B", dtype=torch.float32, rank=3, size=6, **more):
+    g = g or torch.Generator().manual_seed(0)
+    save_file(made := {f"{l}.{k}.weight": torch.randn(*s, generator=g).to(dtype) for l in layers for k, s in ((a, (rank, size)), (b, (size, rank)))} | more, path)
+    return made
+
+@pytest.mark.parametrize("adapter", ["default", "my-adapter", "v1.2", "a.b-c.d", "lora_A"])
+def test_adapters_may_have_names(tmp_path, adapter):
+    named, plain = tmp_path/"n.safetensors", tmp_path/"p.safetensors"
+    plain_lora(["blocks.0.self_attn.q"], plain); plain_lora(["blocks.0.self_attn.q"], named, a=f"lora_A.{adapter}", b=f"lora_B.{adapter}")
+    both = Atlas([named, plain])
+    assert both.layers == ["blocks.0.attn1.to_q"] and both.gram() == pytest.approx(both.gram()[0, 0]*np.ones((2, 2)))
+
+@pytest.mark.parametrize("adapters", [("one", "two-b"), ("v1.1", "v1.2"), ("", "other")])
+def test_several_adapters_in_one_file_are_named(tmp_path, adapters):
+    tensors = {}
+    for name in adapters: tensors |= plain_lora(["blocks.0.attn1.to_q"], tmp_path/"x.safetensors", **{k: f"lora_{k.upper()}{'.'*bool(name)}{name}" for k in "ab"})
+    save_file(tensors, tmp_path/"x.safetensors")
+    with pytest.raises(UserError, match=f"several LoRAs.*{adapters[-1]}.*file of its own"): Atlas([tmp_path/"x.safetensors"]*2)
+
+@pytest.fixture(scope="module")
+def wan():
+    "Image-to-video's transformer, small and random: all layers that a Wan has."
+    from diffusers import WanTransformer3DModel
+    torch.manual_seed(0)
+    return WanTransformer3DModel(patch_size=[1, 2, 2], num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=20, freq_dim=16, ffn_dim=40, num_layers=2,
+                                 cross_attn_norm=True, qk_norm="rms_norm_across_heads", image_dim=28, added_kv_proj_dim=24, rope_max_seq_len=64)
+
+@pytest.fixture(scope="module")
+def linears(wan): return {n: (m.out_features, m.in_features) for n, m in wan.named_modules() if isinstance(m, torch.nn.Linear)}
+
+PREFIXES = ["", "diffusion_model.", "transformer.", "base_model.model.", "model.diffusion_model.", "base_model.model.diffusion_model.", "unet.", "model.", "pipe.dit.", "dit.", "module.", "_orig_mod.", "base_model.model._orig_mod.",
+            "lora_unet_", "lora_transformer_", "lycoris_"]
+
+def test_every_layer_of_wan_has_both_names(linears):
+    "Against diffusers' own table for whole checkpoints; written with dots, with underscores, and behind every prefix."
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+    from sas_nb.dit import Wan
+    assert len(linears) > 28 and {"blocks.1.attn2.add_k_proj", "condition_embedder.image_embedder.ff.net.2", "proj_out"} <= set(linears)
+    for layer in linears:
+        theirs = Wan.original_name(layer)
+        assert list(convert_wan_transformer_to_diffusers({f"{theirs}.weight": 0})) == [f"{layer}.weight"]
+        for prefix in PREFIXES:
+            for name in (layer, theirs): assert layer_name(prefix + (name.replace(".", "_") if prefix.endswith("_") else name)) == layer
+    assert layer_name("lora_unet_blocks_11_cross_attn_k_img") == "blocks.11.attn2.add_k_proj" and layer_name("blocks.3._orig_mod.ffn.0") == "blocks.3.ffn.net.0.proj"
+    assert not Wan.original_name("patch_embedding") and not Wan.original_name("blocks.0.attn1.to_qkv") and layer_name("diffusion_model.patch_embedding") == "patch_embedding"
+
+def wan_lora(linears, path, spell, g, alpha=False, layers=None, **kinds):
+    "A random LoRA in the authors' names."
+    from sas_nb.dit import Wan
+    a, b = kinds.get("a", "lora_A"), kinds.get("b", "lora_B")
+    tensors = {}
+    for l, (o, i) in linears.items():
+        raw = spell(Wan.original_name(l))
+        tensors |= {f"{raw}.{a}.weight": torch.randn(3, i, generator=g), f"{raw}.{b}.weight": torch.randn(o, 3, generator=g)}
+        if alpha and "blocks" in l: tensors[f"{raw}.alpha"] = torch.tensor(1.5)
+    save_file(tensors, path)
+    return tensors
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("a, b", [("lora_A", "lora_B"), ("lora_down", "lora_up")])
+def test_the_authors_names_are_read_as_diffusers_reads_them(linears, tmp_path, alpha, a, b):
+    from diffusers.loaders import lora_conversion_utils as theirs
+    dotted = wan_lora(linears, tmp_path/"dots.safetensors", "diffusion_model.{}".format, torch.Generator().manual_seed(1), alpha, a=a, b=b)
+    inside = {l: s for l, s in linears.items() if "blocks" in l} # all that diffusers takes in underscores, and always with alpha
+    flat = wan_lora(inside, tmp_path/"flat.safetensors", lambda l: "lora_unet_" + l.replace(".", "_"), torch.Generator().manual_seed(1), True, a="lora_down", b="lora_up")
+    for name, truth in (("dots", theirs._convert_non_diffusers_wan_lora_to_diffusers(dict(dotted))), ("flat", theirs._convert_musubi_wan_lora_to_diffusers(dict(flat)))):
+        member = Atlas([tmp_path/f"{name}.safetensors"]*2).members[0]
+        truth = {k.removeprefix("transformer."): v.double() for k, v in truth.items()}
+        assert set(member.sizes) == {k.rsplit(".lora", 1)[0] for k in truth}
+        for l, (A, B) in member.read(list(member.sizes)).items(): torch.testing.assert_close(delta(A.double(), B.double()), delta(truth[f"{l}.lora_A.weight"], truth[f"{l}.lora_B.weight"]))
+
+def test_what_we_write_arrives_in_diffusers_layer_by_layer(wan, linears, tmp_path):
+    from diffusers import WanImageToVideoPipeline
+    files = [tmp_path/f"{i}.safetensors" for i in (0, 1)]
+    for i, f in enumerate(files): wan_lora(linears, f, "diffusion_model.{}".format, torch.Generator().manual_seed(i), alpha=True)
+    members = Atlas(files).members
+    wanted = {l: sum(w*delta(*(t.double() for t in m.read([l])[l])) for w, m in zip((.3, .7), members)) for l in linears}
+    pipe = WanImageToVideoPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, image_processor=None, image_encoder=None, transformer=wan)
+    pipe.load_lora_weights(Atlas(files).interpolate(0, 1, .7, rank=6).save(tmp_path/"mix.safetensors"))
+    arrived = {n: m.get_delta_weight("default_0").detach().double() for n, m in wan.named_modules() if hasattr(m, "get_delta_weight")}
+    pipe.unload_lora_weights()
+    assert set(arrived) == set(linears)
+    for l in linears: torch.testing.assert_close(arrived[l], wanted[l], rtol=1e-4, atol=1e-4)
+
+@pytest.mark.parametrize("layer", ["patch_embedding", "double_blocks.0.img_attn.qkv", "blocks.0.attn1.to_qkv", "vace_blocks.0.self_attn.q"])
+def test_what_has_no_name_in_diffusers_is_not_written(tmp_path, layer):
+    for i in (0, 1): plain_lora(["diffusion_model.blocks.0.self_attn.q", f"diffusion_model.{layer}"], tmp_path/f"{i}.safetensors", torch.Generator().manual_seed(i))
+    made = Atlas([tmp_path/f"{i}.safetensors" for i in (0, 1)]).interpolate(0, 1)
+    with pytest.raises(UserError, match=f"'{layer}' is no linear layer of Wan.*nothing was written"): made.save(tmp_path/"new"/"made.safetensors")
+    assert not (tmp_path/"new").exists()
+
+@pytest.mark.parametrize("extra, say", [("lora_te_text_model_encoder_layers_0_mlp_fc1", "the text encoder"), ("lora_te2_x", "the text encoder"), ("text_encoder.encoder.block.0.q", "the text encoder"),
+                                        ("transformer_2.blocks.0.attn1.to_q", "second transformer"), ("diffusion_model.blocks.0.self_attn.q", "'blocks.0.attn1.to_q' twice")])
+def test_what_belongs_to_no_one_dit_is_refused(tmp_path, extra, say):
+    plain_lora(["transformer.blocks.0.attn1.to_q", extra], tmp_path/"x.safetensors")
+    with pytest.raises(UserError, match=say): Atlas([tmp_path/"x.safetensors"]*2)
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+@pytest.mark.parametrize("alpha", [None, torch.tensor(1.5), torch.tensor([3.], dtype=torch.bfloat16)])
+def test_numbers_of_every_width(tmp_path, dtype, alpha):
+    layers, truths = ["blocks.0.attn1.to_q", "blocks.0.attn2.to_v"], []
+    for i in (0, 1):
+        t = plain_lora(layers, tmp_path/f"{i}.safetensors", torch.Generator().manual_seed(i), dtype=dtype, **({} if alpha is None else {f"{layers[0]}.alpha": alpha}))
+        scale = {l: float(alpha)/3 if alpha is not None and l == layers[0] else 1. for l in layers}
+        truths.append({l: scale[l]*delta(t[f"{l}.lora_A.weight"].double(), t[f"{l}.lora_B.weight"].double()) for l in layers})
+    is_read_as([tmp_path/f"{i}.safetensors" for i in (0, 1)], truths)
+
+@pytest.mark.parametrize("how, say", [(dict(rank=0), "rank 0"), (dict(dtype=torch.int8), "whole numbers")])
+def test_pairs_that_are_no_numbers(tmp_path, how, say):
+    plain_lora(["blocks.0.attn1.to_q"], tmp_path/"x.safetensors", **how)
+    with pytest.raises(UserError, match=say): Atlas([tmp_path/"x.safetensors"]*2)
+
+def test_a_header_in_diffusers_words_over_the_authors_names(wan, tmp_path):
+    "diffusers first renames the layers, then matches its header's patterns; so do we."
+    from diffusers import WanPipeline
+    file = tmp_path/"x.safetensors"
+    tensors = {f"diffusion_model.blocks.{i}.self_attn.{x}.lora_{k}.weight": torch.randn(*s) for i in (0, 1) for x in "qk" for k, s in (("A", (3, 24)), ("B", (24, 3)))}
+    said = dict(r=3, lora_alpha=6, target_modules=["to_q", "to_k"], alpha_pattern={"^blocks.1.attn1.to_q": 12}, use_rslora=True)
+    save_file(tensors, file, {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in said.items()})})
+    WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=wan).load_lora_weights(file, adapter_name="x")
+    truth = {n: m.get_delta_weight("x").detach().double() for n, m in wan.named_modules() if hasattr(m, "get_delta_weight") and "attn1" in n}
+    wan.unload_lora()
+    is_read_as([file, file], [{l: truth[l] for l in Atlas([file]*2).layers}]*2)

@@ -1,5 +1,5 @@
 "A concept: learnt in one call, kept whole, reweighted, and the same video in stock diffusers and peft."
-import errno, json, shutil
+import errno, json, re, shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from sas_nb import concept as concept_module, residual as residual_module
-from sas_nb.clip import UserError
+from sas_nb.clip import Clip, UserError
 from sas_nb.concept import Concept, learn, plot_history
 from sas_nb.dit import VideoDiT, data_path
 from sas_nb.frames import Settings, Trainer
@@ -335,6 +335,65 @@ def test_one_adapter_holds_the_scales(concept):
     for layer, (A, B) in one.items():
         assert B.shape[1] == concept.rank and torch.allclose(B, two["identity"][layer][1] + two["motion"][layer][1])
         assert torch.equal(B, .5*concept.weights[f"{layer}.B1"] + 2*concept.weights[f"{layer}.B2"])
+
+class Meanwhile:
+    "A small transformer of Wan under stock loaders, to see what arrives."
+    def __init__(self):
+        from diffusers import WanTransformer3DModel
+        torch.manual_seed(0)
+        self.transformer = WanTransformer3DModel(patch_size=[1, 2, 2], num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=20, freq_dim=16, ffn_dim=40, num_layers=2, rope_max_seq_len=64)
+        self.sizes = {n: (m.out_features, m.in_features) for n, m in self.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    def load(self, folder, format):
+        if format == "peft": return PeftModel.from_pretrained(self.transformer, folder, adapter_name="concept")
+        pipe = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=self.transformer)
+        pipe.load_lora_weights(folder, weight_name="lora.safetensors" if format == "comfyui" else "pytorch_lora_weights.safetensors", adapter_name="concept")
+    def updates(self): return {n: m.get_delta_weight("concept").detach() for n, m in self.transformer.named_modules() if hasattr(m, "get_delta_weight")}
+
+@pytest.mark.parametrize("format", ["diffusers", "peft", "comfyui"])
+def test_every_layer_arrives_in_stock_loaders(tmp_path, format):
+    "Also those outside the blocks, which no concept of ours adapts by default."
+    from sas_nb.atlas import synthetic
+    there = Meanwhile()
+    one = synthetic(1, sizes=there.sizes, rank=3)[0][0].at(.5, 2.)
+    there.load(one.export(tmp_path/"e", format)[0], format)
+    arrived = there.updates()
+    assert len(there.sizes) > 24 and set(arrived) == set(there.sizes)
+    for l, (A, B) in one.adapters()["concept"].items(): torch.testing.assert_close(arrived[l], delta(A, B))
+
+def test_what_has_no_name_in_comfyui_is_not_exported(tmp_path):
+    from sas_nb.atlas import synthetic
+    fused = synthetic(1, sizes={"blocks.0.attn1.to_q": (6, 6), "blocks.0.attn1.to_qkv": (18, 6)})[0][0]
+    with pytest.raises(UserError, match="'blocks.0.attn1.to_qkv' has no name"): fused.export(tmp_path/"e", "comfyui")
+    assert not list(tmp_path.iterdir()) and fused.export(tmp_path/"d")
+
+@pytest.mark.parametrize("format, file", [("diffusers", "pytorch_lora_weights"), ("peft", "adapter_model"), ("comfyui", "lora")])
+def test_the_header_says_whose_and_of_what(concept, tmp_path, format, file):
+    from safetensors import safe_open
+    folder, = concept.export(tmp_path/"e", format)
+    with safe_open(folder/f"{file}.safetensors", "pt") as f: said = f.metadata()
+    assert {k: said[k] for k in ("base", "fingerprint", "appearance", "motion")} == {k: concept.info[k] for k in ("base", "fingerprint", "appearance", "motion")}
+    assert (said["rank"], said["alpha"], said["format"]) == ("2", "2", "pt") and said["made_by"].startswith("sas_nb ")
+
+@pytest.mark.parametrize("format, split", [("diffusers", False), ("peft", True), ("comfyui", True)])
+def test_the_readme_is_a_program(concept, tmp_path, monkeypatch, format, split):
+    "Run as it stands, but for the number of steps; the video is ours."
+    concept.export(tmp_path/"e", format, split)
+    code, = re.findall(r"```python\n(.*?)```", (tmp_path/"e"/"README.md").read_text(), re.S)
+    asked, load = [], lambda name: asked.append(name) or VideoDiT(stock(), name, replace(concept.dit.recommended, steps=2))
+    monkeypatch.chdir(tmp_path/"e")
+    with monkeypatch.context() as m:
+        m.setattr(VideoDiT, "load", load)
+        exec(code, ran := {})
+    ours = concept.generate(seed=0, steps=2, against=1.)
+    assert asked == [concept.info["base"]] and (ran["frames"]-ours.frames).abs().max() < 2e-3
+    video = Clip.load("video.mp4")
+    assert (len(video), video.fps) == (len(ours), concept.info["clip"]["fps"])
+
+def test_comfyui_is_told_what_is_lost(concept, tmp_path):
+    for name, tokens in (("with", concept.tokens), ("without", {k: torch.zeros_like(v) for k, v in concept.tokens.items()})):
+        replace(concept, tokens=tokens).export(tmp_path/name, "comfyui")
+        words = (tmp_path/name/"README.md").read_text()
+        assert "Not tried: ComfyUI itself" in words and f"base `{concept.info['base']}`" in words and ("[v] and [u] are lost there" in words) == (name == "with")
 
 def test_export_explains_itself_and_is_whole(concept, tmp_path, monkeypatch):
     for split, format in ((False, "diffusers"), (True, "peft")):
