@@ -655,6 +655,7 @@ def picture(self:Explorer, clip:Clip|None=None)->Image.Image:
     fig.savefig(out := BytesIO(), format="png")
     return Image.open(out)
 
+# %% ../nbs/14_explore.ipynb #9874e0c2
 def _draw_map(ax, pad, title):
     span = 1.15*max(pad.span, *map(abs, pad.point))
     inch = 2*span/3.2 # of a map that is about 3.2 inches wide
