@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 from .clip import Clip, UserError, atomic
 from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
 from .world import joints as body_joints
-from .dit import best_device, channels_last, data_path
+from .dit import best_device, channels_last, named_folder
 from .pretrain import FPS, Clock, decode, encode, load_state, mixed_precision, optimisers, save_state, set_rates, to_signed
 
 # %% ../nbs/11_oracles.ipynb #5a9345af
@@ -463,11 +463,13 @@ class Oracles:
     "Trained oracles, and how often they are right."
     def __init__(self, net:OracleNet, accuracy:dict|None=None): self.net, self.accuracy = net.eval().requires_grad_(False), accuracy or {}
 
+_ORACLES = dict(marker="oracles.json", names=("oracles.json", "oracles.safetensors"), sign=("oracles.json", '"accuracy"'))
+
 @patch
 def save(self:Oracles, folder:Path)->Oracles:
     "Write weights and accuracy, whole or not at all."
     state = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-    with atomic(Path(folder), marker="oracles.json") as tmp:
+    with atomic(folder, **_ORACLES) as tmp:
         save_file({k: v if v.ndim < 2 else v.half() for k, v in state.items()}, tmp/"oracles.safetensors")
         (tmp/"oracles.json").write_text(json.dumps(dict(accuracy=self.accuracy, labels=LABELS), indent=1))
     return self
@@ -476,7 +478,7 @@ def save(self:Oracles, folder:Path)->Oracles:
 @patch(cls_method=True)
 def load(cls:Oracles, name:str|Path="oracles", device=None)->Oracles: # the shipped ones, or a folder
     "Load oracles. Raises `UserError`."
-    folder = path if (path := Path(name).expanduser()).is_dir() else data_path(str(name))
+    folder = named_folder(name, "oracles.json") or Path(name)
     try: state, said = load_file(folder/"oracles.safetensors"), json.loads((folder/"oracles.json").read_text())
     except (OSError, ValueError, SafetensorError) as e: raise UserError(f"There are no oracles in {str(folder)!r} ({type(e).__name__}): give a folder that train_oracles wrote, or 'oracles' for the shipped ones.") from e
     net = OracleNet()
