@@ -8,6 +8,7 @@ __all__ = ['synthetic', 'Member', 'Lora', 'layer_name', 'layer_gram', 'Atlas', '
 
 # %% ../nbs/13_atlas.ipynb #0ad07e02
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from dataclasses import dataclass, replace
 from pathlib import Path
 import json, re
@@ -225,8 +226,8 @@ def _zoo_of(place)->Path|None:
 def _all_in(place)->list[tuple]: # (name or None, member)
     "What a place stands for: a zoo for all that is in it, `zoo` for the shipped one; anything else for itself."
     if not (folder := _zoo_of(place)): return [(None, place)]
-    from sas_nb.zoo import load_zoo # which draws people, and most atlases need none
-    return list(load_zoo(folder).items())
+    zoo = import_module("sas_nb.zoo") # only here: it stands below, and needs what draws people
+    return list(zoo.load_zoo(folder).items())
 
 def _inside(place)->list:
     "What a lone name stands for: a concept, a LoRA's file, a zoo, or a folder full of concepts or LoRAs."

@@ -82,11 +82,10 @@ def _zoo(x)->Path|None:
 
 def _opened(named)->dict: # name -> concept
     "Read what is on disk, each zoo once."
-    wanted = {}
-    for v in named.values():
-        if z := _zoo(v): wanted.setdefault(z, []).append(v.name)
-    zoos = {z: load_zoo(z, names) for z, names in wanted.items()}
-    return {k: v if isinstance(v, Concept) else zoos[z][v.name] if (z := _zoo(v)) else Concept.load(v) for k, v in named.items()}
+    places = {k: z for k, v in named.items() if (z := _zoo(v))}
+    zoos = {z: load_zoo(z) for z in dict.fromkeys(places.values())}
+    if odd := next((named[k] for k, z in places.items() if named[k].name not in zoos[z]), None): raise UserError(f"There is no {odd.name!r} in the zoo {str(_zoo(odd))!r}: its members are in its zoo.json.")
+    return {k: zoos[places[k]][v.name] if k in places else v if isinstance(v, Concept) else Concept.load(v) for k, v in named.items()}
 
 # %% ../nbs/14_explore.ipynb #93791541
 def _named(concepts)->dict: # name -> concept, its folder, or its place in a zoo
