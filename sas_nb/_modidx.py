@@ -202,6 +202,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sas_nb.clip.UserError': ('clip.html#usererror', 'sas_nb/clip.py'),
                              'sas_nb.clip._Source': ('clip.html#_source', 'sas_nb/clip.py'),
                              'sas_nb.clip._about_us': ('clip.html#_about_us', 'sas_nb/clip.py'),
+                             'sas_nb.clip._aside': ('clip.html#_aside', 'sas_nb/clip.py'),
                              'sas_nb.clip._brief': ('clip.html#_brief', 'sas_nb/clip.py'),
                              'sas_nb.clip._cells': ('clip.html#_cells', 'sas_nb/clip.py'),
                              'sas_nb.clip._check_free': ('clip.html#_check_free', 'sas_nb/clip.py'),

@@ -148,6 +148,12 @@ def check_place(
     _check_free(folder, writes, _written(folder, marker, names, sign))
 
 # %% ../nbs/00_clip.ipynb #a0fe1378
+def _aside(path, old, stays):
+    "Keep a file as `old`; if it `stays` it also keeps its name, where the disk can do that."
+    if not stays: return os.replace(path, old)
+    try: os.link(path, old)
+    except OSError: os.replace(path, old)
+
 def _rename_all(steps):
     "Rename each (new file, its place) in turn; None just removes. If the system refuses one, all is as before."
     done = []
@@ -155,12 +161,14 @@ def _rename_all(steps):
         for k, (new, path) in enumerate(steps):
             old = path.with_name(f".{secrets.token_hex(4)}-{k}")
             done.append((path, old if path.exists() else None))
-            if path.exists(): os.replace(path, old)
+            if path.exists(): _aside(path, old, stays=new is not None)
             if new: os.replace(new, path)
     except BaseException:
         for path, old in reversed(done):
             if old is None: path.unlink(missing_ok=True)
-            elif old.exists(): os.replace(old, path)
+            elif old.exists():
+                os.replace(old, path)
+                old.unlink(missing_ok=True) # two names of one file are not renamed
         for new, _ in steps:
             if new: new.unlink(missing_ok=True)
         raise
@@ -484,7 +492,7 @@ def _open_folder(path, fps):
 
 # %% ../nbs/00_clip.ipynb #5bc90b03
 def _open(path, fps, start):
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         hint = "download it first" if "://" in str(path) or ":/" in str(path) else "check the spelling and the folder you are in"
         raise UserError(f"There is no file or folder {str(path)!r}: {hint}.")
@@ -746,7 +754,7 @@ def save(
     scale:int|None=None, # enlarge by a whole number; None: until the short side is at least 256
 ) -> Path: # where it was written
     "Write a file that browsers play; it is whole or absent. Raises `UserError`: NaN, unknown suffix, disk refuses."
-    path, pixels = Path(path).expanduser(), _pixels(self, scale)
+    path, pixels = expanded(path), _pixels(self, scale)
     if (suffix := path.suffix.lower()) not in {*_CODECS, ".gif"}:
         raise UserError(f"Cannot save a clip as {path.name!r}: end the name in .mp4, .mov, .webm or .gif.")
     with atomic(path) as tmp:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from .clip import Clip, UserError, atomic
+from .clip import Clip, UserError, atomic, expanded
 from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
 from .world import joints as body_joints
 from .dit import best_device, channels_last, named_folder
@@ -447,16 +447,17 @@ def train_oracles(out:Path,             # folder of the checkpoint, of the round
                   n:int=1200,           # clips to measure on, a multiple of six
                  )->"Oracles":
     "Train, measure and ship the oracles: most of the time on pictures, the last 10 % on what needs time, from what the backbone found."
-    device, path = torch.device(device or best_device()), Path(out)/"training.safetensors"; torch.manual_seed(seed)
+    out = expanded(out)
+    device, path = torch.device(device or best_device()), out/"training.safetensors"; torch.manual_seed(seed)
     net, vae = channels_last(OracleNet()).to(device), vae.to(device)
     opts = optimisers(net.named_parameters(), lr, lr/10, lambda n, p: p.ndim > 1 and n.startswith("frame") and not any(k in n for k in ("stem", "where")))
     about = load_state(path, dict(net=net), opts)
     clock, step = Clock(.9*minutes, about.get("minutes", 0.)), about.get("step", 0)
-    store = RoundTrips(vae, TRAIN_SEED+100_000_000, Path(out)/"round_trips.safetensors"); store.fill(first)
+    store = RoundTrips(vae, TRAIN_SEED+100_000_000, out/"round_trips.safetensors"); store.fill(first)
     if clock.fraction < 1: learn_pictures(net, opts, store, clock, step, path, seed, batch, lr, workers)
     seen, left = studied(net, store), .1*minutes
     for part, share in ((learn_paths, .5), (learn_lengths, .2), (learn_movements, .2), (learn_identities, .1)): part(net, seen, share*left)
-    return Oracles(net, measure(Oracles(net), vae, n)).save(Path(out)/"oracles")
+    return Oracles(net, measure(Oracles(net), vae, n)).save(out/"oracles")
 
 # %% ../nbs/11_oracles.ipynb #b161fbd0
 class Oracles:

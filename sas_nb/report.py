@@ -56,7 +56,7 @@ def load_strip(path:Path)->Tensor: # (T, 3, H, W) uint8, square frames
 
 def generate(dit:VideoDiT, asked:list[Question], folder:Path, steps:int|None=None, guidance:float|None=None, batch:int=10, progress:bool=False)->Tensor: # (N, T, 3, H, W) uint8
     "One clip per question, with the question's seed; what is already in `folder` is read."
-    path = lambda q: Path(folder)/f"{q.seed:05d}.png"
+    path = lambda q: expanded(folder)/f"{q.seed:05d}.png"
     missing = [q for q in asked if not path(q).exists()]
     for i in tqdm(range(0, len(missing), batch), disable=not progress, desc=f"sampling {len(missing)} clips"):
         some = missing[i:i+batch]
