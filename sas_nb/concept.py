@@ -317,7 +317,7 @@ _MUST = dict(base=(_words, "the name of a model"), fingerprint=(_words, "the bas
              motion=(lambda x: _prompt(x, "[u]"), "a prompt with [u] before the movement"),
              rank=(lambda x: _whole(x, 1, 10**5), "a whole number above 0"), layers=(_regex, "a regular expression of layer names"),
              scales=(lambda x: _list_of(x, lambda s: _number(s, -1000, 1000)) and len(x) == 2, "two numbers, the strengths of appearance and motion"))
-_MAY = dict(base_path=(_words, "the folder of the base"), family=(FAMILIES.__contains__, f"one of {', '.join(FAMILIES)}"),
+_MAY = dict(base_path=(_words, "the folder of the base"), family=(lambda x: _text(x) and x in FAMILIES, f"one of {', '.join(FAMILIES)}"),
             clip=(_clip, "an object with name, shape (4 numbers) and fps"), dtype=(_words, "a name such as torch.float32"),
             settings=(lambda x: _dict_of(x, _stage), "an object of two stages with their steps"), lr=(lambda x: _list_of(x, _number), "a list of numbers"),
             history=(lambda x: _dict_of(x, lambda rows: _list_of(rows, _loss_row)), "an object of lists of losses"),

@@ -532,7 +532,7 @@ def test_atomic_folder_never_deletes_what_is_not_ours(tmp_path):
 def test_atomic_folder_comes_back_if_the_rename_fails(tmp_path, monkeypatch):
     write(tmp_path/"c", a="old", b="old")
     before, real = {p.name: p.read_text() for p in (tmp_path/"c").iterdir()}, os.replace
-    for last in range(1, 9):
+    for last in range(1, 6):
         calls = []
         def flaky(a, b):
             calls.append(1)
