@@ -47,6 +47,7 @@ def _code(e):
     if isinstance(e, OSError): return e.errno
     return int(found[1]) if (found := re.search(r"\(os error (\d+)\)", str(e))) else None
 
+# %% ../nbs/00_clip.ipynb #a635f710
 def expanded(path:str|Path) -> Path:
     "The path with `~` written out. Raises `UserError` where nobody has that home."
     try: return Path(path).expanduser()
@@ -112,6 +113,7 @@ def read_about(path:Path) -> dict:
         raise UserError(f"The folder {str(path.parent)!r} was being written when the program was stopped: write it again.")
     return {k: v for k, v in about.items() if k != "files"}
 
+# %% ../nbs/00_clip.ipynb #426f80a1
 def _is_ours(name, names):
     parts = PurePosixPath(name).parts if isinstance(name, str) and "\\" not in name else ("..",)
     return ".." not in parts and any(fnmatchcase(name, pattern) for pattern in names)
@@ -175,6 +177,7 @@ def _rename_all(steps):
     for _, old in done:
         if old: old.unlink()
 
+# %% ../nbs/00_clip.ipynb #7bc3b9c2
 def _listing(text, files):
     "A marker's JSON with the list of files at its end, and otherwise as it was laid out."
     start = text.rstrip().removesuffix("}").rstrip()
@@ -238,6 +241,7 @@ def atomic(
         if _about_us(e, tmp or real, real) and _code(e) in _REFUSED: raise _refused(given, _code(e)) from e
         raise
 
+# %% ../nbs/00_clip.ipynb #34fa21cf
 def _about_us(e, tmp, real):
     "Did the system refuse our own file, or a folder above it?"
     name = str(getattr(e, "filename", None) or tmp)

@@ -219,6 +219,7 @@ def base(self:Concept)->VideoDiT:
     if self.dit.print != self.info["fingerprint"]: raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other weights of it): load it with the base {self.info['base']!r} it names{_made_with(self.info)}.")
     return self.dit
 
+# %% ../nbs/09_concept.ipynb #9aaf0f89
 @patch
 def put_on(self:Concept)->Basis:
     "Put this concept's weights on its base. If they are there already, only the two scales change. Raises `UserError` if they do not fit."
@@ -339,6 +340,7 @@ def check_info(info:dict): # all that concept.json holds
         if key in info and not (isinstance(info[key], (str, list, dict, int, float)) and ok(info[key])):
             raise ValueError(f"in concept.json, {key} is {json.dumps(info[key])[:60]}, and must be {what}")
 
+# %% ../nbs/09_concept.ipynb #7681d10f
 def check_shapes(info:dict, shapes:dict): # name in concept.safetensors -> shape
     "Raise `ValueError` unless the tensors are those of a concept like this."
     layers, rank = {k[8:].rsplit(".", 1)[0] for k in shapes if k.startswith("weights/")}, info["rank"]

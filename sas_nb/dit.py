@@ -374,6 +374,7 @@ def _kept(path:Path)->dict|None:
     except (OSError, ValueError, SafetensorError): return None
     return tensors if said.get("checksum") == _checksum(tensors) else None
 
+# %% ../nbs/02_dit.ipynb #0074684c
 def cached(make,   # () -> dict of tensors
            *what,  # everything the result depends on: strings, numbers, tensors
           )->dict: # what `make` returned, now or in an earlier run

@@ -144,6 +144,7 @@ def verdict_sheet(samples:Tensor, found:list[dict], columns:int=10, rows:int=9, 
 # %% ../nbs/18_report.ipynb #68223254
 _REPORT = dict(marker="report.json", names=("report.json", "sheet.png"), sign=("report.json", '"attributes"'))
 
+# %% ../nbs/18_report.ipynb #b79b52e1
 def report_card(model:str|Path="tiny",   # what `VideoDiT.load` takes: a model of the world
                 out:Path|str="out/report", # gets report.json, sheet.png, and the samples, which a second run reads
                 n:int=500, seed:int=0,   # questions seed, seed+1, ...

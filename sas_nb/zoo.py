@@ -72,6 +72,7 @@ def read_zoo(folder:Path)->dict: # shard, common, and members: name -> provenanc
         for own in about["members"].values(): check_info(about["common"] | own | dict(scales=[1., 1.]))
         return about
 
+# %% ../nbs/13_zoo.ipynb #64530689
 def load_zoo(folder:str|Path="zoo", # the shipped one, or a folder that `save_zoo` wrote
              names=None,            # only these; all when None
              dit:VideoDiT|None=None, # the base; loaded by name when first needed
