@@ -156,6 +156,7 @@ def _aside(path, old, stays):
     try: os.link(path, old)
     except OSError: os.replace(path, old)
 
+# %% ../nbs/00_clip.ipynb #3f382b68
 def _rename_all(steps):
     "Rename each (new file, its place) in turn; None just removes. If the system refuses one, all is as before."
     done = []
