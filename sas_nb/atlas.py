@@ -8,7 +8,8 @@ __all__ = ['synthetic', 'Member', 'Lora', 'layer_name', 'layer_gram', 'Atlas', '
 
 # %% ../nbs/13_atlas.ipynb #0ad07e02
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, MISSING, replace
+from importlib import import_module
 from pathlib import Path
 import json, re
 import numpy as np
@@ -20,13 +21,13 @@ from tqdm.auto import tqdm
 from fastcore.basics import patch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from .clip import Clip, UserError, atomic, figure
-from .dit import VideoDiT, Wan, add_tokens
+from .clip import atomic, Clip, expanded, figure, UserError
+from .dit import add_tokens, named_folder, VideoDiT, Wan
 from .flow import flow_loss, interpolate, sample_times, velocity_target
 from .lowrank import canonical, principal_angles, recompress
 from .frames import Settings
 from .residual import both_views
-from .concept import Concept
+from .concept import Concept, _readable, check_shapes, concept_folder, read_info
 from .metrics import paired_bootstrap
 
 # %% ../nbs/13_atlas.ipynb #a9200c83
@@ -46,7 +47,7 @@ def synthetic(n:int=40,                 # how many concepts
     basis = lambda: {l: draw(rank, i)/i**.5 for l, (_, i) in sizes.items()}
     A = [basis()]*n if shared else [basis() for _ in range(n)]
     B = {(l, part): _moved(z[:, p::2], noise, draw, o, rank) for l, (o, _) in sizes.items() for p, part in enumerate(("B1", "B2"))}
-    info = dict(base="made up", fingerprint="none", appearance="a [v] man in a park", motion="he is [u] dancing", rank=rank, layers="made up") | about
+    info = dict(base="made up", fingerprint="none", appearance="a [v] man in a park", motion="he is [u] dancing", rank=rank, layers="|".join(map(re.escape, sizes))) | about
     weights = lambda i: {f"{l}.A": A[i][l] for l in sizes} | {f"{l}.{part}": b[i] for (l, part), b in B.items()}
     return [Concept(weights(i), {"[v]": draw(8), "[u]": draw(8)}, dict(info)) for i in range(n)], z.numpy().astype(np.float64)
 
@@ -78,8 +79,8 @@ class Lora:
             raise UserError(f"{odd[0]!r} is no linear layer of Wan as diffusers names it, so nothing was "
                             "written: LoRAs of other models, and of convolutions, can be explored and not saved.")
         tensors = {f"transformer.{l}.lora_{k}.weight": t.contiguous() for l, pair in self.layers.items() for k, t in zip("AB", pair)}
-        with atomic(Path(path)) as tmp: tmp.write_bytes(to_bytes(tensors, {"format": "pt"}))
-        return Path(path)
+        with atomic(path) as tmp: tmp.write_bytes(to_bytes(tensors, {"format": "pt"}))
+        return expanded(path)
 
 # %% ../nbs/13_atlas.ipynb #6a90a8af
 def _in_memory(c:Concept, name:str)->Member:
@@ -90,16 +91,18 @@ def _in_memory(c:Concept, name:str)->Member:
     return Member(name, sizes, ("appearance", "motion"), read, state, c.info.get("fingerprint", ""))
 
 def _in_folder(folder:Path, name:str)->Member:
-    info, file = json.loads((folder/"concept.json").read_text()), folder/"concept.safetensors"
+    info, file = read_info(folder), folder/"concept.safetensors"
+    with _readable(folder, info), safe_open(file, "pt") as f:
+        shapes = {k: f.get_slice(k).get_shape() for k in f.keys()}
+        check_shapes(info, shapes)
     a, m = info.pop("scales")
     def read(layers):
         with safe_open(file, "pt") as f: return {l: (f.get_tensor(f"weights/{l}.A"), a*f.get_tensor(f"weights/{l}.B1"), m*f.get_tensor(f"weights/{l}.B2")) for l in layers}
     def state():
         with safe_open(file, "pt") as f: tokens = {k[7:]: f.get_tensor(k) for k in f.keys() if k.startswith("tokens/")}; c = f.get_tensor("conditioning") if "conditioning" in f.keys() else None
         return dict(info=info, tokens=tokens, conditioning=c, dit=None)
-    with safe_open(file, "pt") as f:
-        shape = lambda k: f.get_slice(f"weights/{k}").get_shape()
-        sizes = {(l := k[8:-2]): (shape(f"{l}.B1")[0], *shape(f"{l}.A")[::-1]) for k in sorted(f.keys()) if k.startswith("weights/") and k.endswith(".A")}
+    layers = sorted(k[:-2] for k in shapes if k.startswith("weights/") and k.endswith(".A"))
+    sizes = {l[8:]: (shapes[f"{l}.B1"][0], *shapes[f"{l}.A"][::-1]) for l in layers}
     return Member(name, sizes, ("appearance", "motion"), read, state, info.get("fingerprint", ""))
 
 # %% ../nbs/13_atlas.ipynb #a2796092
@@ -251,11 +254,12 @@ def _scaled(file:Path, keys:dict)->dict[str, tuple]: # layer -> (A (r, in), B (o
 
 # %% ../nbs/13_atlas.ipynb #47db2c75
 def _member(x, name:str|None, i:int)->Member:
-    "A member from a concept, a `Lora`, a concept's folder, or a LoRA's file or folder. Raises `UserError`."
+    "A member from a concept, a `Lora`, a concept's folder or its run's, or a LoRA's file or folder. Raises `UserError`."
     if isinstance(x, Member): return x
     if isinstance(x, Concept): return _in_memory(x, name or f"concept {i}")
     if isinstance(x, Lora): return Member(name or x.name, {l: (len(b), *a.shape[::-1]) for l, (a, b) in x.layers.items()}, ("update",), lambda ls: {l: x.layers[l] for l in ls}, dict)
-    path, name = Path(x), name or Path(x).stem
+    path = concept_folder(x)
+    name = name or (path.resolve().parent.name if path.name == "concept" else path.name if path.is_dir() else path.stem)
     if not path.exists(): raise UserError(f"There is no {str(path)!r}: give concepts, their folders, or LoRA files that exist.")
     if path.is_dir() and not (path/"concept.json").exists():
         files = [f for n in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors") if (f := path/n).exists()] or sorted(path.glob("*.safetensors"))
@@ -318,9 +322,24 @@ def _layers_of(members:list[Member], budget:int=2**30, progress:bool=False)->Ite
             for l in group: yield l, [d.pop(l) for d in data]; bar.update()
 
 # %% ../nbs/13_atlas.ipynb #9a8e7f87
-def _inside(folder:Path)->list[Path]:
-    if not folder.is_dir(): raise UserError(f"{str(folder)!r} is not a folder: give a folder of concepts or LoRA files, or a list of them.")
-    return sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or any((p/n).exists() for n in ("concept.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")))
+def _zoo_of(place)->Path|None:
+    folder = named_folder(place, "zoo.json") if isinstance(place, (str, Path)) else None
+    return folder if folder and (folder/"zoo.json").is_file() else None
+
+def _all_in(place)->list[tuple]: # (name or None, member)
+    "What a place stands for: a zoo for all that is in it, `zoo` for the shipped one; anything else for itself."
+    if not (folder := _zoo_of(place)): return [(None, place)]
+    zoo = import_module("sas_nb.zoo") # only here: it stands below, and needs what draws people
+    return list(zoo.load_zoo(folder).items())
+
+def _inside(place)->list:
+    "What a lone name stands for: a concept, a LoRA's file, a zoo, or a folder full of concepts or LoRAs."
+    if not isinstance(place, (str, Path)) or _zoo_of(place): return [place]
+    path = concept_folder(place)
+    if path.is_file() or (path/"concept.json").is_file(): return [path]
+    if not path.is_dir(): raise UserError(f"{str(path)!r} is not a folder: give a folder of concepts or LoRA files, or a list of them.")
+    holds = ("concept.json", "concept/concept.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+    return sorted(p for p in path.iterdir() if p.suffix == ".safetensors" or any((p/n).exists() for n in holds))
 
 def _unique(names): return [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names)]
 
@@ -329,12 +348,12 @@ class Atlas:
     """A population of concepts, or of LoRAs, and its geometry; after weights2weights (arXiv 2406.09413), but of the updates B A themselves, so that no gauge matters.
     Nothing is computed before it is asked for. Raises `UserError` for members that cannot be compared."""
     def __init__(self,
-                 concepts:Sequence|dict|str|Path, # concepts, folders of concepts, LoRA files or folders; or name -> any of these; or one folder full of them
+                 concepts:Sequence|dict|str|Path, # concepts, folders of concepts, of runs or of zoos, LoRA files or folders; or name -> any of these but zoos; or one of them, or one folder full of them
                  device:str|None=None,    # for the matrix products; CUDA if there, else the CPU
                  progress:bool=False,     # show a bar while reading
                 ):
-        if isinstance(concepts, (str, Path)): concepts = _inside(Path(concepts))
-        named = list(concepts.items()) if isinstance(concepts, dict) else [(None, c) for c in concepts]
+        if isinstance(concepts, (str, Path, Concept, Lora)): concepts = _inside(concepts)
+        named = list(concepts.items()) if isinstance(concepts, dict) else [m for c in concepts for m in _all_in(c)]
         self.members = [_member(c, n, i) for i, (n, c) in enumerate(named)]
         self.names, self.progress = _unique([m.name for m in self.members]), progress
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,7 +19,7 @@ import csv, hashlib, json, re, time
 import numpy as np, torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .clip import Clip, UserError, atomic
+from .clip import Clip, UserError, atomic, expanded
 from .world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec, caption, edit, heldout_spec, random_thing, render
 from .dit import VideoDiT, add_tokens, fingerprint, maker_fingerprint, split_placeholders
 from .flow import interpolate, loss_per_sample, velocity_target
@@ -354,7 +354,7 @@ def run(cases:list[Case], methods:list[str]|dict, out:Path, oracles, dit:VideoDi
     "Train and measure each pair of concept and method that is not done, all methods of one concept before the next. Raises `UserError` for an unknown method."
     train, began = methods if isinstance(methods, dict) else METHODS, time.monotonic()
     if odd := next((m for m in methods if m not in train), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(train)}.")
-    pairs = [(c, m, Path(out)/_key(c, m, train[m], budget, dit, oracles, sampling, measure)) for c in cases for m in methods]
+    pairs = [(c, m, expanded(out)/_key(c, m, train[m], budget, dit, oracles, sampling, measure)) for c in cases for m in methods]
     for c, m, path in tqdm(pairs[part[0]::part[1]], disable=not progress):
         if path.exists() or minutes is not None and time.monotonic()-began > 60*minutes: continue
         made = measure(train[m](dit, c, budget), c, oracles, m, budget.seed, **sampling or {})
@@ -372,7 +372,7 @@ def save_table(rows:list[dict], path:Path, columns=COLUMNS, number="{:.5g}".form
 def load_table(path:Path)->list[dict]:
     "What `save_table` wrote."
     number = lambda k, v: v if k in COLUMNS[:3] else int(v) if k == "seed" else float(v)
-    with open(path, newline="") as f: return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
+    with open(expanded(path), newline="") as f: return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
 
 def per_concept(rows:list[dict], column:str, method:str, edits:bool|None=None)->dict[str, float]: # concept -> mean
     "A method's mean of a column for each concept, over its reconstruction (`edits=False`), its edits (True) or both."

@@ -132,12 +132,12 @@ def inspect(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video, o
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
 
 # %% ../nbs/16_cli.ipynb #3167565c
-def check_writable(path:Path): # a file or folder to be written later
+def check_writable(path:Path,          # to be written later
+                   folder:bool=False): # or a file
     "Raise `UserError` now if `path` could not be written then."
-    path = Path(os.path.abspath(path.expanduser()))
-    if path.exists() and not path.is_dir(): path = path.parent
-    from sas_nb.clip import atomic
-    probe = next(p for p in (path, *path.parents) if p.exists())/f".sas-nb-{os.getpid()}"
+    from sas_nb.clip import atomic, destination
+    path = destination(path, folder)
+    probe = next(p for p in (path if folder else path.parent, *path.parents) if p.exists())/f".sas-nb-{os.getpid()}"
     with atomic(probe) as tmp: tmp.write_bytes(bytes(4096))
     probe.unlink()
 
@@ -203,7 +203,7 @@ def train(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video of t
 def _train(clip, appearance, motion, model, out, rank, settings, regularize, prior_prompts, twin_prompt, progress, preset):
     from sas_nb.concept import learn
     for w in clip.report.warnings: typer.secho(f"Warning: {w}.", fg="yellow", err=True)
-    check_writable(out)
+    check_writable(out, folder=True)
     return learn(clip, appearance, motion, model, out, rank, *settings, preset=preset, regularize=regularize, prior_prompts=prior_prompts or None, twin_prompt=twin_prompt, progress=progress)
 
 def _learned(concept, out):
@@ -215,10 +215,8 @@ def _learned(concept, out):
 
 # %% ../nbs/16_cli.ipynb #e7ae545c
 def _concept(folder, model=None):
-    "The concept in a folder, or in the `concept` folder that `train` put there."
     from sas_nb.concept import Concept, base_model
-    inner = folder/"concept"
-    return Concept.load(inner if (inner/"concept.json").exists() else folder, base_model(model) if model else None)
+    return Concept.load(folder, base_model(model) if model else None)
 
 def _check_name(path):
     from sas_nb.clip import UserError
@@ -264,7 +262,8 @@ def _provenance(concept):
     if "clip" in i: yield "clip", f"{i['clip']['name']}: {i['clip']['shape'][0]} frames, {i['clip']['shape'][3]} x {i['clip']['shape'][2]}, {i['clip']['fps']:g} fps"
     for part in ("appearance", "motion") if "atlas" in i else (): yield f"{part} mixed from", ", ".join(f"{w:g} x {name}" for name, w in i["atlas"][part].items())
     if "preset" in i: yield "preset", i["preset"]
-    for stage, s in i.get("settings", {}).items(): yield f"stage {stage}", f"{s['steps']} steps, batch {s['batch']}, dropout {s['dropout']}, prior {s['prior']}, token mask {s['token_mask']}, self-conditioning {s['self_conditioning']}, seed {s['seed']}"
+    kept = ("batch", "dropout", "prior", "token_mask", "self_conditioning", "seed")
+    for stage, s in i.get("settings", {}).items(): yield f"stage {stage}", ", ".join([f"{s['steps']} steps", *(f"{k.replace('_', ' ')} {s[k]}" for k in kept if k in s)])
     for word, vector in concept.tokens.items(): yield f"norm of {word}", f"{float(vector.norm()):.4f}"
     yield "scales", f"appearance {concept.appearance:g}, motion {concept.motion:g}"
     yield from (("made", i.get("made", "by mixing")), ("with", ", ".join(f"{k} {v}" for k, v in i.get("versions", {}).items())))

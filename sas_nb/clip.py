@@ -4,15 +4,16 @@
 
 # %% ../nbs/00_clip.ipynb #1c196c77
 from __future__ import annotations
-import base64, errno, html, math, os, re, secrets, shutil, textwrap
+import base64, errno, html, math, os, re, secrets, shutil, textwrap, json, stat
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import av, numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -20,8 +21,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['UserError', 'atomic', 'Clip', 'fit_length', 'resample', 'cover_box', 'Preflight', 'preflight', 'contact_sheet',
-           'figure']
+__all__ = ['UserError', 'expanded', 'destination', 'read_about', 'check_place', 'atomic', 'Clip', 'fit_length', 'resample',
+           'cover_box', 'Preflight', 'preflight', 'contact_sheet', 'figure']
 
 # %% ../nbs/00_clip.ipynb #0d0701f9
 class UserError(ValueError):
@@ -36,9 +37,11 @@ _REFUSED = {
     errno.EPERM: "you have no permission to write there, so choose a folder of your own",
     errno.ENOTDIR: "a part of that path is a file and not a folder, so choose another path",
     errno.EEXIST: "a part of that path is a file and not a folder, so choose another path",
-    errno.ENAMETOOLONG: "the name is too long, so choose a shorter one"}
+    errno.ENAMETOOLONG: "the name is too long, so choose a shorter one",
+    errno.ELOOP: "that link leads back to itself, so choose another name"}
 
 def _refused(path, code):
+    path = path if path.name else Path(os.path.realpath(path))
     return UserError(f"Cannot write {path.name!r} to the folder {str(path.parent)!r}: {_REFUSED[code]}.")
 
 def _code(e):
@@ -46,53 +49,206 @@ def _code(e):
     if isinstance(e, OSError): return e.errno
     return int(found[1]) if (found := re.search(r"\(os error (\d+)\)", str(e))) else None
 
+# %% ../nbs/00_clip.ipynb #a635f710
+def expanded(path:str|Path) -> Path:
+    "The path with `~` written out. Raises `UserError` where nobody has that home."
+    try: return Path(path).expanduser()
+    except RuntimeError as e:
+        raise UserError(f"There is no home folder for {str(path)!r}: write the path out, or choose another.") from e
+
 # %% ../nbs/00_clip.ipynb #4c62a9ea
-def _may_replace(path, marker):
-    "Raise, before any work is done, if something else stands where `path` should go."
-    if path.is_dir() and marker is None:
-        raise UserError(f"Cannot write the file {str(path)!r}: a folder has that name, so choose another one.")
-    if marker and path.is_file():
+def destination(
+    path:str|Path, # a file, or a folder, to be written
+    folder:bool=False,
+) -> Path: # where it really is
+    "Follow all links, `~` too. Raises `UserError` for what cannot be written over: the other kind, a device, a protected file."
+    path = expanded(path)
+    real = Path(os.path.realpath(path))
+    there = not folder and real.is_file()
+    if real.is_symlink(): raise _refused(path, errno.ELOOP)
+    if folder and real.exists() and not real.is_dir():
         raise UserError(f"Cannot write the folder {str(path)!r}: a file has that name, so choose another one.")
-    if marker and path.is_dir() and any(path.iterdir()) and not (path/marker).exists():
-        raise UserError(f"Will not replace the folder {str(path)!r}: it holds no {marker!r}, so it was not written by "
-                        "this program; choose another name or remove it yourself.")
+    if not folder and real.is_dir():
+        raise UserError(f"Cannot write the file {str(path)!r}: a folder has that name, so choose another one.")
+    if not folder and real.exists() and not there:
+        raise UserError(f"Cannot write the file {str(path)!r}: that name is no ordinary file, so choose another one.")
+    if there and not real.stat().st_mode & 0o222:
+        raise UserError(f"Cannot write the file {str(path)!r}: it is write-protected, so choose another name or allow writing.")
+    return real
 
 # %% ../nbs/00_clip.ipynb #aa23cc03
-def _swap(new, path):
-    "Rename `new` to `path`; a folder already there steps aside first, and comes back if the rename fails."
-    if not path.is_dir(): return os.replace(new, path)
-    old = new.with_name(new.name + "-old")
-    os.replace(path, old)
-    try: os.replace(new, path)
-    except OSError:
-        os.replace(old, path)
+@contextmanager
+def _folders(folder):
+    "Make a folder and those above it; what was made goes again if the work fails."
+    made = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try: yield
+    except BaseException:
+        with suppress(OSError):
+            for f in made: f.rmdir()
         raise
-    shutil.rmtree(old)
+
+@contextmanager
+def _new_file(tmp, path):
+    with _folders(path.parent):
+        try:
+            tmp.touch()
+            mode = (path if path.exists() else tmp).stat().st_mode
+            yield
+            with suppress(OSError): tmp.chmod(stat.S_IMODE(mode)) # some disks have no rights to give
+            os.replace(tmp, path)
+        finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_clip.ipynb #de08c55d
+def _json_object(path):
+    try: about = json.loads(path.read_text("utf-8-sig"))
+    except OSError as e: raise UserError(f"{str(path)!r} cannot be read ({e.strerror}): check that it is there and yours.") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{str(path)!r} is no JSON in UTF-8 ({str(e)[:80]}): correct it, or copy it again.") from e
+    if not isinstance(about, dict): raise UserError(f"{str(path)!r} holds no JSON object {{...}}: correct it, or copy it again.")
+    return about
+
+def read_about(path:Path) -> dict:
+    "What a marker says, without its list of files. Raises `UserError` if it is no JSON object, or the folder was never finished."
+    about = _json_object(path)
+    if about.pop("unfinished", False):
+        raise UserError(f"The folder {str(path.parent)!r} was being written when the program was stopped: write it again.")
+    return {k: v for k, v in about.items() if k != "files"}
+
+# %% ../nbs/00_clip.ipynb #426f80a1
+def _is_ours(name, names):
+    parts = PurePosixPath(name).parts if isinstance(name, str) and "\\" not in name else ("..",)
+    return ".." not in parts and any(fnmatchcase(name, pattern) for pattern in names)
+
+def _written(folder, marker, names, sign):
+    "Names of the files that we wrote into a folder."
+    with suppress(UserError):
+        listed = _json_object(folder/marker).get("files")
+        if isinstance(listed, list): return {n for n in listed if _is_ours(n, names)}
+    file, words = sign
+    try: text = (folder/file).read_text("utf-8", "replace")
+    except OSError: return set()
+    if words not in text and (file != marker or text.strip()): return set()
+    return {p.relative_to(folder).as_posix() for pattern in names for p in folder.glob(pattern)}
+
+# %% ../nbs/00_clip.ipynb #ca670932
+def _check_free(folder, writes, ours):
+    "Raise `UserError` if a file that is not ours, or cannot be replaced, stands where one of `writes` should go."
+    for name in writes:
+        above = [folder/p for p in PurePosixPath(name).parents if p.name]
+        for path in above: destination(path, folder=True)
+        if os.path.lexists(path := folder/name) and name not in ours:
+            raise UserError(f"Will not replace {str(path)!r}: this program did not write it, so move it away or choose "
+                            "another folder.")
+        destination(path)
+
+def check_place(
+    folder:str|Path, # to be written later by `atomic`
+    writes:tuple, # names of the files that it will hold
+    marker:str, names:tuple=("*",), sign:tuple=("", ""), # as `atomic` takes them
+):
+    "Raise `UserError`, before any work is done, if something that is not ours is in the way of a folder."
+    folder = destination(folder, folder=True)
+    _check_free(folder, writes, _written(folder, marker, names, sign))
+
+# %% ../nbs/00_clip.ipynb #a0fe1378
+def _aside(path, old, stays):
+    "Keep a file as `old`; if it `stays` it also keeps its name, where the disk can do that."
+    if not stays: return os.replace(path, old)
+    try: os.link(path, old)
+    except OSError: os.replace(path, old)
+
+# %% ../nbs/00_clip.ipynb #3f382b68
+def _rename_all(steps):
+    "Rename each (new file, its place) in turn; None just removes. If the system refuses one, all is as before."
+    done = []
+    try:
+        for k, (new, path) in enumerate(steps):
+            old = path.with_name(f".{secrets.token_hex(4)}-{k}")
+            done.append((path, old if path.exists() else None))
+            if path.exists(): _aside(path, old, stays=new is not None)
+            if new: os.replace(new, path)
+    except BaseException:
+        for path, old in reversed(done):
+            if old is None: path.unlink(missing_ok=True)
+            elif old.exists():
+                os.replace(old, path)
+                old.unlink(missing_ok=True) # two names of one file are not renamed
+        for new, _ in steps:
+            if new: new.unlink(missing_ok=True)
+        raise
+    for _, old in done:
+        if old: old.unlink()
+
+# %% ../nbs/00_clip.ipynb #7bc3b9c2
+def _listing(text, files):
+    "A marker's JSON with the list of files at its end, and otherwise as it was laid out."
+    start = text.rstrip().removesuffix("}").rstrip()
+    return f"{start}{',' if json.loads(text) else ''}\n \"files\": {json.dumps(sorted(files))}\n}}\n"
+
+# %% ../nbs/00_clip.ipynb #f534458f
+def _ready(new, path):
+    "Give a new file the rights of the one it replaces; bring it to that one's disk, since no rename leaves a disk."
+    with suppress(OSError):
+        if path.exists(): new.chmod(stat.S_IMODE(path.stat().st_mode))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if new.stat().st_dev == path.parent.stat().st_dev: return new
+    return Path(shutil.copy2(new, path.with_name(f".{secrets.token_hex(4)}")))
+
+def _exchange(tmp, folder, marker, ours):
+    "Put the files of `tmp` into `folder` in place of those that are ours, the marker first and last."
+    new = {p.relative_to(tmp).as_posix(): p for p in sorted(tmp.rglob("*")) if p.is_file()}
+    _check_free(folder, new, ours)
+    gone = [n for n in sorted(ours - set(new)) if (folder/n).is_file() and not (folder/n).is_symlink()]
+    new[marker].write_text(_listing(new[marker].read_text("utf-8"), new), "utf-8")
+    (tmp/".unfinished").write_text(json.dumps(dict(unfinished=True, files=sorted({*ours, *new}))), "utf-8")
+    (tmp/".mode").touch()
+    for p in (*new.values(), tmp/".unfinished"):
+        with suppress(OSError): p.chmod(stat.S_IMODE((tmp/".mode").stat().st_mode))
+    last, places = (marker, new.pop(marker)), {n: Path(os.path.realpath(folder/n)) for n in (*gone, *new, marker)}
+    ready = [(_ready(p, places[n]), places[n]) for n, p in ((marker, tmp/".unfinished"), *new.items(), last)]
+    _rename_all([ready[0], *((None, places[n]) for n in gone), *ready[1:]])
+    for path in {(folder/n).parent for n in gone} - {folder}:
+        with suppress(OSError): path.rmdir() # where nothing else is in it
+
+# %% ../nbs/00_clip.ipynb #fadb1c8d
+@contextmanager
+def _new_files(tmp, folder, marker, names, sign, writes):
+    _check_free(folder, writes, _written(folder, marker, names, sign))
+    with _folders(folder):
+        tmp.mkdir()
+        try:
+            yield
+            _exchange(tmp, folder, marker, _written(folder, marker, names, sign))
+        finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/00_clip.ipynb #46ac71be
 @contextmanager
 def atomic(
-    path:str|Path, # the file, or folder, to write
-    marker:str|None=None, # write a folder; one that is there is replaced only if it is empty or holds this file
+    path:str|Path, # the file, or folder, to write; links are followed
+    marker:str|None=None, # write a folder: the JSON file in it that lists what we wrote
+    names:tuple=("*",), # patterns of all names that such a folder ever had from us, with `/`
+    sign:tuple=("", ""), # a file of a folder that an older version wrote, and words that are in it
+    writes:tuple=(), # names that will be written, as far as they are known
 ):
-    """Yield a temporary path beside `path` (same suffix) that takes its place on success and vanishes on failure.
-    Parent folders are created. Raises `UserError` when the disk refuses: full, read-only, no permission."""
-    given = Path(path).expanduser()
-    path = Path(os.path.abspath(given))
-    _may_replace(given, marker)
-    tmp = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
+    """Yield a temporary path (same suffix, same disk) that takes its place on success and vanishes on failure.
+    In a folder, only files that we wrote are replaced; others stay. Parent folders are created. Raises `UserError`
+    when the disk refuses (full, read-only, no permission) or something that is not ours is in the way."""
+    given = expanded(path)
+    real, tmp = given, None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if marker: tmp.mkdir()
-        yield tmp
-        _swap(tmp, path)
+        real = destination(given, bool(marker))
+        tmp = (real if marker else real.parent)/f".{secrets.token_hex(4)}{'' if marker else given.suffix}"
+        with _new_files(tmp, real, marker, names, sign, writes) if marker else _new_file(tmp, real): yield tmp
     except Exception as e:
-        name = str(getattr(e, "filename", None) or tmp)
-        about_us = str(tmp).startswith(name) or name.startswith(str(tmp))
-        if about_us and _code(e) in _REFUSED: raise _refused(given, _code(e)) from e
+        if _about_us(e, tmp or real, real) and _code(e) in _REFUSED: raise _refused(given, _code(e)) from e
         raise
-    finally:
-        with suppress(OSError): shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()
+
+# %% ../nbs/00_clip.ipynb #34fa21cf
+def _about_us(e, tmp, real):
+    "Did the system refuse our own file, or a folder above it?"
+    name = str(getattr(e, "filename", None) or tmp)
+    return str(tmp).startswith(name) or name.startswith((str(tmp), str(real)))
 
 # %% ../nbs/00_clip.ipynb #1c54157f
 def _checked_frames(x):
@@ -547,8 +703,8 @@ def _pages(path, stays):
 
 # %% ../nbs/00_clip.ipynb #5bc90b03
 def _open(path, fps, start):
-    path = Path(path).expanduser()
-    if not os.path.exists(path):
+    path = expanded(path)
+    if not os.path.exists(path): # also for a name that is too long for the disk
         hint = "download it first" if "://" in str(path) or ":/" in str(path) else "check the spelling and the folder you are in"
         raise UserError(f"There is no file or folder {str(path)!r}: {hint}.")
     if path.is_dir(): return _open_folder(path, fps)
@@ -834,7 +990,7 @@ def save(
     scale:int|None=None, # enlarge by a whole number; None: until the short side is at least 256
 ) -> Path: # where it was written
     "Write a file that browsers play; it is whole or absent. Raises `UserError`: NaN, unknown suffix, disk refuses."
-    path, pixels = Path(path).expanduser(), _pixels(self, scale)
+    path, pixels = expanded(path), _pixels(self, scale)
     if (suffix := path.suffix.lower()) not in {*_CODECS, ".gif"}:
         raise UserError(f"Cannot save a clip as {path.name!r}: end the name in .mp4, .mov, .webm or .gif.")
     with atomic(path) as tmp:

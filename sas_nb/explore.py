@@ -19,12 +19,13 @@ import anywidget, numpy as np, traitlets as tr
 import ipywidgets as iw
 from PIL import Image
 from fastcore.basics import patch
-from .clip import Clip, figure, UserError
-from .dit import VideoDiT
+from .clip import Clip, expanded, figure, UserError
+from .dit import named_folder, VideoDiT
 from .residual import about
-from .concept import Concept
+from .concept import Concept, concept_folder
 from .atlas import Atlas, spread
-from .zoo import load_zoo, zoo_folder
+from .zoo import load_zoo, read_zoo
+
 
 # %% ../nbs/14_explore.ipynb #734404c1
 AVERAGE = "the average"
@@ -47,7 +48,7 @@ class Position:
 class Studio:
     "Concepts, all places between them, and the videos of these places. Raises `UserError` for concepts that cannot be compared."
     def __init__(self,
-                 concepts,            # concepts, folders of concepts, of runs or of zoos; or name -> any of these
+                 concepts,            # concepts, folders of concepts, of runs or of zoos; or one of these; or name -> any of these but zoos
                  steps:int|None=None, # of a full video; the model's own when None
                  preview:int=4,       # steps of a quick one
                  most:int=200,        # videos to keep
@@ -64,33 +65,37 @@ class Studio:
     def __repr__(self): return f"Studio({', '.join(self.names[:-1])}; {self.steps} steps, {len(self.kept)} videos kept)"
 
 # %% ../nbs/14_explore.ipynb #2fc0a0b9
-def _inner(x):
-    "A run's folder holds its concept in `concept`."
-    return Path(x)/"concept" if not isinstance(x, Concept) and (Path(x)/"concept"/"concept.json").exists() else x
+def _name(x, i): return f"concept {i+1}" if isinstance(x, Concept) else p.parent.name if (p := x.resolve()).name == "concept" else p.name
 
-def _name(x, i): return f"concept {i+1}" if isinstance(x, Concept) else p.parent.name if (p := Path(x).resolve()).name == "concept" else p.name
+def _is_zoo(folder): return folder is not None and (folder/"zoo.json").is_file()
 
 def _members(x)->list:
-    "A zoo stands for all in it; `zoo` is the shipped one where no folder has that name."
-    if isinstance(x, Concept) or not ((Path(x)/"zoo.json").exists() or str(x) == "zoo" and not Path(x).exists()): return [x]
-    folder = zoo_folder(x)
-    return [folder/n for n in json.loads((folder/"zoo.json").read_text())["members"]]
+    "A zoo stands for all in it; `zoo` is the shipped one where no zoo here has that name."
+    if isinstance(x, Concept): return [x]
+    if not _is_zoo(folder := named_folder(x, "zoo.json")): return [expanded(x)]
+    return [folder/n for n in read_zoo(folder)["members"]]
+
+def _is_concept(x)->bool: return isinstance(x, Concept) or (concept_folder(x)/"concept.json").is_file()
 
 def _zoo(x)->Path|None:
     "The zoo that a place such as `zoo/ann` is in."
-    return Path(x).parent if not isinstance(x, Concept) and (Path(x).parent/"zoo.json").exists() else None
+    folder = None if _is_concept(x) else named_folder(x.parent, "zoo.json")
+    return folder if _is_zoo(folder) else None
 
 def _opened(named)->dict: # name -> concept
     "Read what is on disk, each zoo once."
-    zoos = {z: load_zoo(z) for z in {_zoo(v) for v in named.values()} if z}
-    return {k: v if isinstance(v, Concept) else zoos[z][Path(v).name] if (z := _zoo(v)) else Concept.load(v) for k, v in named.items()}
+    places = {k: z for k, v in named.items() if (z := _zoo(v))}
+    zoos = {z: load_zoo(z) for z in dict.fromkeys(places.values())}
+    if odd := next((named[k] for k, z in places.items() if named[k].name not in zoos[z]), None): raise UserError(f"There is no {odd.name!r} in the zoo {str(_zoo(odd))!r}: its members are in its zoo.json.")
+    return {k: zoos[places[k]][v.name] if k in places else v if isinstance(v, Concept) else Concept.load(v) for k, v in named.items()}
 
 # %% ../nbs/14_explore.ipynb #93791541
 def _named(concepts)->dict: # name -> concept, its folder, or its place in a zoo
-    if isinstance(concepts, dict): return {k: _inner(v) for k, v in concepts.items()}
+    if isinstance(concepts, dict): return {k: v if isinstance(v, Concept) else expanded(v) for k, v in concepts.items()}
+    if isinstance(concepts, (str, Path, Concept)): concepts = [concepts]
     concepts = [m for x in concepts for m in _members(x)]
     names = [_name(x, i) for i, x in enumerate(concepts)]
-    return {n if names.count(n) == 1 else f"{n} ({i+1})": _inner(x) for i, (n, x) in enumerate(zip(names, concepts))}
+    return {n if names.count(n) == 1 else f"{n} ({i+1})": x for i, (n, x) in enumerate(zip(names, concepts))}
 
 def _company(named)->dict:
     "A lonely concept beside the base model."
@@ -446,7 +451,7 @@ class Explorer:
                  faces:int=24,                  # so many concepts get a thumbnail
                  **options):                    # of `Studio`
         self.studio = s = concepts if isinstance(concepts, Studio) else Studio(concepts, **options)
-        self.out, self.worker, self.quiet, self.words = Path(out).resolve(), Worker(), False, known_words(s.dit)
+        self.out, self.worker, self.quiet, self.words = expanded(out).resolve(), Worker(), False, known_words(s.dit)
         pick = lambda label: iw.Dropdown(options=s.names, value=s.names[0], description=label, style=dict(description_width="5em"))
         self.start = dict(appearance=pick("Look of"), motion=pick("Dance of"))
         self.pad = {p: _pad(s, p) for p in PARTS}
@@ -693,7 +698,7 @@ def _check_site(concepts, host, port):
     "Raise `UserError` for what would fail later, in a place where nobody reads it."
     if not importlib.util.find_spec("voila"): raise UserError("The page needs Voila, which is not installed: pip install 'sas_nb[notebooks]', or use Explorer in a notebook.")
     for name, folder in concepts.items():
-        if isinstance(folder, Concept) or not (_zoo(folder) or (Path(folder)/"concept.json").exists()): raise UserError(f"{name!r} is not the folder of a saved concept: give folders that `sas-nb train` or Concept.save wrote.")
+        if isinstance(folder, Concept) or not (_zoo(folder) or _is_concept(folder)): raise UserError(f"{name!r} is not the folder of a saved concept: give folders that `sas-nb train` or Concept.save wrote.")
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))
@@ -705,7 +710,7 @@ def site(concepts, host:str="127.0.0.1", port:int=8866, out:str|Path="explored",
     "Serve the explorer of saved concepts with Voila; gives the address. Raises `UserError`."
     named = _named(concepts)
     _check_site(named, host, port)
-    named, options = {k: str(Path(v).resolve()) for k, v in named.items()}, dict(out=str(Path(out).resolve())) | options
+    named, options = {k: str(Path(v).resolve()) for k, v in named.items()}, dict(out=str(expanded(out).resolve())) | options
     token, name = secrets.token_urlsafe(16), f"[{host}]" if ":" in host else host
     with tempfile.TemporaryDirectory(prefix="sas-nb-") as folder: # readable by its owner alone
         (Path(folder)/"explore.ipynb").write_text(_notebook(named, options))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastcore.basics import patch
-from .clip import Clip, UserError
+from .clip import Clip, UserError, expanded
 from .dit import VideoDiT, join_texts
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis, dropout_mask
@@ -219,7 +219,7 @@ def learn_many(clips:list[Clip|str|Path],
     for p in prompts: check_prompts(*p)
     dit, (one, two) = model if isinstance(model, VideoDiT) else base_model(str(model)), (given or own for given, own in zip((stage1, stage2), preset_settings(preset)))
     if old := getattr(dit, "basis", None): old.detach()
-    if out: check_folder(out := Path(out))
+    if out: check_folder(out := expanded(out))
     clips = [fit_clip(dit, c) for c in clips]
     sets, clips_encoded, priors = _encoded(dit, clips, prompts, one, two)
     shared = dict(out=out, progress=progress, at_once=at_once, bf16=bf16, fast=fast)

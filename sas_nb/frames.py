@@ -10,7 +10,7 @@ __all__ = ['frame_set', 'Settings', 'check_settings', 'Trainer', 'draw', 'shares
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-import hashlib, json, shutil, signal, threading, time
+import hashlib, json, os, shutil, signal, threading, time
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .clip import Clip, UserError, atomic, figure
+from .clip import atomic, Clip, expanded, figure, UserError
 from .dit import VideoDiT, add_tokens, fingerprint, join_texts, split_placeholders
 from .flow import clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times, velocity_target
 from .basis import Basis
@@ -99,7 +99,7 @@ class Trainer:
                  prompt:str="",                  # of the sample clips, when the settings name none
                 ):
         self.dit, self.basis, self.stage, self.data, self.prior, self.prompt = dit, basis, stage, data, prior, prompt
-        self.settings, self.out, self.progress = check_settings(settings), Path(out) if out else None, progress
+        self.settings, self.out, self.progress = check_settings(settings), expanded(out) if out else None, progress
         self.tokens, self.conditioning = tokens if tokens is not None else {}, self_conditioning
         self.lr = settings.rate(dit.recommended.lr)
         self.generator, self.step = torch.Generator().manual_seed(settings.seed), 0
@@ -425,7 +425,8 @@ def train_identity(dit:VideoDiT, basis:Basis,
 def check_folder(out:Path,     # where a run wants to write
                  need:int=0):  # bytes that it will write
     "Raise `UserError` now, and not after hours of training, if `out` cannot take what a run writes."
-    out, probe = Path(out), Path(out)/"write-test"
+    out = expanded(out)
+    probe = out/f".sas-nb-{os.getpid()}"
     with atomic(probe) as tmp: tmp.write_bytes(b"0"*4096)
     probe.unlink()
     if (free := shutil.disk_usage(out).free) < need:

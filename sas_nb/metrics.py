@@ -14,11 +14,12 @@ __all__ = ['pixel_encoder', 'embed', 'mse', 'psnr', 'ssim', 'edit_error', 'simil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+import os
 import numpy as np, torch
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
-from .clip import Clip, UserError
+from .clip import Clip, UserError, expanded
 from .dit import best_device
 from .world import Spec, edit, random_person, render, truth
 
@@ -147,6 +148,7 @@ def _prepare(x, config):
 def _checkpoint(name, kind, device):
     "A frozen model and the settings of its image processor."
     from transformers.image_processing_base import ImageProcessingMixin
+    name = os.path.expanduser(name)
     try: model, config = kind.from_pretrained(name), ImageProcessingMixin.get_image_processor_dict(name)[0]
     except (OSError, ValueError) as e:
         raise UserError(f"Cannot load an encoder from {str(name)!r}: give a folder or a Hub name that holds a model and its preprocessor_config.json, and check the connection.") from e
@@ -164,6 +166,7 @@ def clip_encoder(name:str|Path="openai/clip-vit-large-patch14", # Hub name or fo
                 )->tuple[Callable,Callable]: # encoders of frames and of text, one space
     "CLIP as two encoders, for CLIP-I, C-T and TC. Prompts beyond the model's 77 tokens are cut. Raises `UserError`."
     from transformers import AutoTokenizer, CLIPModel
+    name = os.path.expanduser(name)
     model, config = _checkpoint(name, CLIPModel, device)
     tokenizer = AutoTokenizer.from_pretrained(name)
     limit = model.config.text_config.max_position_embeddings
@@ -189,7 +192,8 @@ def arcface_encoder(path:str|Path, # ONNX file: aligned faces (N,3,S,S), RGB fro
     as OpenCV's YuNet does. Needs the extra `[metrics]`. Raises `UserError`."""
     try: import onnxruntime
     except ImportError as e: raise UserError("A face encoder needs onnxruntime, which is not installed: run pip install 'sas_nb[metrics]'.") from e
-    if not Path(path).is_file(): raise UserError(f"There is no ONNX file at {str(path)!r}: give the path of a face recognition model, such as InsightFace's w600k_r50.onnx.")
+    path = expanded(path)
+    if not path.is_file(): raise UserError(f"There is no ONNX file at {str(path)!r}: give the path of a face recognition model, such as InsightFace's w600k_r50.onnx.")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
     size = [n if isinstance(n, int) else 112 for n in given.shape[-2:]]

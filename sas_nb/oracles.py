@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from .clip import Clip, UserError, atomic
+from .clip import Clip, UserError, atomic, expanded
 from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
 from .world import joints as body_joints
-from .dit import best_device, channels_last, data_path
+from .dit import best_device, channels_last, named_folder
 from .pretrain import FPS, Clock, decode, encode, load_state, mixed_precision, optimisers, save_state, set_rates, to_signed
 
 # %% ../nbs/11_oracles.ipynb #5a9345af
@@ -447,27 +447,30 @@ def train_oracles(out:Path,             # folder of the checkpoint, of the round
                   n:int=1200,           # clips to measure on, a multiple of six
                  )->"Oracles":
     "Train, measure and ship the oracles: most of the time on pictures, the last 10 % on what needs time, from what the backbone found."
-    device, path = torch.device(device or best_device()), Path(out)/"training.safetensors"; torch.manual_seed(seed)
+    out = expanded(out)
+    device, path = torch.device(device or best_device()), out/"training.safetensors"; torch.manual_seed(seed)
     net, vae = channels_last(OracleNet()).to(device), vae.to(device)
     opts = optimisers(net.named_parameters(), lr, lr/10, lambda n, p: p.ndim > 1 and n.startswith("frame") and not any(k in n for k in ("stem", "where")))
     about = load_state(path, dict(net=net), opts)
     clock, step = Clock(.9*minutes, about.get("minutes", 0.)), about.get("step", 0)
-    store = RoundTrips(vae, TRAIN_SEED+100_000_000, Path(out)/"round_trips.safetensors"); store.fill(first)
+    store = RoundTrips(vae, TRAIN_SEED+100_000_000, out/"round_trips.safetensors"); store.fill(first)
     if clock.fraction < 1: learn_pictures(net, opts, store, clock, step, path, seed, batch, lr, workers)
     seen, left = studied(net, store), .1*minutes
     for part, share in ((learn_paths, .5), (learn_lengths, .2), (learn_movements, .2), (learn_identities, .1)): part(net, seen, share*left)
-    return Oracles(net, measure(Oracles(net), vae, n)).save(Path(out)/"oracles")
+    return Oracles(net, measure(Oracles(net), vae, n)).save(out/"oracles")
 
 # %% ../nbs/11_oracles.ipynb #b161fbd0
 class Oracles:
     "Trained oracles, and how often they are right."
     def __init__(self, net:OracleNet, accuracy:dict|None=None): self.net, self.accuracy = net.eval().requires_grad_(False), accuracy or {}
 
+_ORACLES = dict(marker="oracles.json", names=("oracles.json", "oracles.safetensors"), sign=("oracles.json", '"accuracy"'))
+
 @patch
 def save(self:Oracles, folder:Path)->Oracles:
     "Write weights and accuracy, whole or not at all."
     state = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-    with atomic(Path(folder), marker="oracles.json") as tmp:
+    with atomic(folder, **_ORACLES) as tmp:
         save_file({k: v if v.ndim < 2 else v.half() for k, v in state.items()}, tmp/"oracles.safetensors")
         (tmp/"oracles.json").write_text(json.dumps(dict(accuracy=self.accuracy, labels=LABELS), indent=1))
     return self
@@ -476,7 +479,7 @@ def save(self:Oracles, folder:Path)->Oracles:
 @patch(cls_method=True)
 def load(cls:Oracles, name:str|Path="oracles", device=None)->Oracles: # the shipped ones, or a folder
     "Load oracles. Raises `UserError`."
-    folder = path if (path := Path(name).expanduser()).is_dir() else data_path(str(name))
+    folder = named_folder(name, "oracles.json") or Path(name)
     try: state, said = load_file(folder/"oracles.safetensors"), json.loads((folder/"oracles.json").read_text())
     except (OSError, ValueError, SafetensorError) as e: raise UserError(f"There are no oracles in {str(folder)!r} ({type(e).__name__}): give a folder that train_oracles wrote, or 'oracles' for the shipped ones.") from e
     net = OracleNet()

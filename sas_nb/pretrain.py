@@ -485,9 +485,12 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a w
          "a man in a blue shirt and white trousers on a beach at sunset. he is dancing", "a woman in a red shirt and green trousers wearing a straw hat on a street. she is walking")
 RECOMMENDED = dict(height=64, width=64, num_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3, negative="", prior=PRIOR)
 
+_SHIPPED = dict(marker="sas_nb.json", names=("sas_nb.json", "model_index.json", "*.jsonl", *(f"{part}/*" for part in ("vae", "text_encoder", "transformer", "tokenizer", "scheduler"))),
+                sign=("sas_nb.json", '"trained"'))
+
 def ship(pipe:WanPipeline, folder:Path, logs=(), **about):
     "Save a pipeline, autoencoder and DiT in half precision, with its recommended settings and the logs of its training, whole or not at all."
-    with atomic(folder, marker="model_index.json") as tmp:
+    with atomic(folder, **_SHIPPED) as tmp:
         for name, part in (("vae", pipe.vae), ("text_encoder", pipe.text_encoder), ("transformer", pipe.transformer)):
             # transformers loads what it finds, diffusers loads fp32: a half text encoder would not fit in a plain `from_pretrained`
             (part.float() if name == "text_encoder" else copy.deepcopy(part).half()).save_pretrained(tmp/name)

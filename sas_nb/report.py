@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from .clip import UserError, atomic
+from .clip import UserError, atomic, check_place, expanded
 from .world import CAMERAS, HATS, HELD, LIGHTS, SCENES, THINGS, Spec, caption, random_spec, render_array
 from .dit import VideoDiT, fingerprint, maker_fingerprint
 from .oracles import LABELS, Oracles, named_answers, round_trip, share, words_of
@@ -56,7 +56,7 @@ def load_strip(path:Path)->Tensor: # (T, 3, H, W) uint8, square frames
 
 def generate(dit:VideoDiT, asked:list[Question], folder:Path, steps:int|None=None, guidance:float|None=None, batch:int=10, progress:bool=False)->Tensor: # (N, T, 3, H, W) uint8
     "One clip per question, with the question's seed; what is already in `folder` is read."
-    path = lambda q: Path(folder)/f"{q.seed:05d}.png"
+    path = lambda q: expanded(folder)/f"{q.seed:05d}.png"
     missing = [q for q in asked if not path(q).exists()]
     for i in tqdm(range(0, len(missing), batch), disable=not progress, desc=f"sampling {len(missing)} clips"):
         some = missing[i:i+batch]
@@ -142,6 +142,9 @@ def verdict_sheet(samples:Tensor, found:list[dict], columns:int=10, rows:int=9, 
     return sheet
 
 # %% ../nbs/18_report.ipynb #68223254
+_REPORT = dict(marker="report.json", names=("report.json", "sheet.png"), sign=("report.json", '"attributes"'))
+
+# %% ../nbs/18_report.ipynb #b79b52e1
 def report_card(model:str|Path="tiny",   # what `VideoDiT.load` takes: a model of the world
                 out:Path|str="out/report", # gets report.json, sheet.png, and the samples, which a second run reads
                 n:int=500, seed:int=0,   # questions seed, seed+1, ...
@@ -152,7 +155,8 @@ def report_card(model:str|Path="tiny",   # what `VideoDiT.load` takes: a model o
                )->dict:                  # what report.json holds
     "Sample, judge, compare, write. Raises `UserError`."
     if n < 1: raise UserError(f"A report on {n} clips says nothing: ask for 1 or more.")
-    dit, oracles, out, asked = VideoDiT.load(model), Oracles.load("oracles"), Path(out), [question(seed+i) for i in range(n)]
+    check_place(out, _REPORT["names"], **_REPORT)
+    dit, oracles, out, asked = VideoDiT.load(model), Oracles.load("oracles"), expanded(out), [question(seed+i) for i in range(n)]
     guidance, name = dit.recommended.guidance if guidance is None else guidance, fingerprint(dit.transformer)
     samples = generate(dit, asked, out/"samples"/f"{maker_fingerprint(dit)}-g{guidance:g}-s{steps}", steps, guidance, batch, progress)
     real = renders_of([q.spec for q in asked])
@@ -161,8 +165,9 @@ def report_card(model:str|Path="tiny",   # what `VideoDiT.load` takes: a model o
     card = dict(model=Path(model).name, fingerprint=name, n=n, seed=seed, steps=steps, guidance=guidance, attributes=marks(found, verdicts(seen(oracles, real), asked)), exchanged=exchanged(said, asked),
                 flicker=dict(model=median_of((flicker(samples), flicker(real))), autoencoder=median_of((flicker(trips), flicker(real)))),
                 recall=recall(samples, trips, trained_on(references)))
-    with atomic(out/"sheet.png") as tmp: verdict_sheet(samples, found).quantize(96, dither=Image.Dither.NONE).save(tmp, optimize=True)
-    with atomic(out/"report.json") as tmp: tmp.write_text(json.dumps(card, indent=1))
+    with atomic(out, **_REPORT) as tmp:
+        verdict_sheet(samples, found).quantize(96, dither=Image.Dither.NONE).save(tmp/"sheet.png", optimize=True)
+        (tmp/"report.json").write_text(json.dumps(card, indent=1))
     return card
 
 # %% ../nbs/18_report.ipynb #92d54223

@@ -95,7 +95,7 @@ def main(
 ):
     "Learn a dynamic concept from one video with the tiny model, show it again, and edit it by prompt."
     if fast: steps1 = steps2 = FAST_STEPS
-    out, seconds = out or Path("out/demo-fast" if fast else "out/demo"), {}
+    out, seconds = (out or Path("out/demo-fast" if fast else "out/demo")).expanduser(), {}
 
     @contextmanager
     def timed(step):

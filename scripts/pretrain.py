@@ -31,6 +31,7 @@ def main(
 ):
     torch.backends.cudnn.benchmark = True # shapes never change
     torch.set_float32_matmul_precision("high")
+    out, start = out.expanduser(), start and start.expanduser()
     with tidy():
         vae = train_autoencoder(out, autoencoder_minutes, autoencoder_batch, workers=workers, device=device, frozen_encoder=frozen_encoder, encoder_dim=encoder_dim, decoder_dim=decoder_dim, start=start, fast=fast)
         if dit_minutes: train_dit(out, vae, dit_minutes, clips, images, first, fresh, workers=workers, device=device, start=start, same_latents=frozen_encoder or not autoencoder_minutes, fast=fast)

@@ -17,8 +17,7 @@ import numpy as np, torch, typer
 from sas_nb.atlas import Atlas
 from sas_nb.bench import save_table
 from sas_nb.concept import Concept
-from sas_nb.dit import data_path
-from sas_nb.zoo import load_zoo, spec_of
+from sas_nb.zoo import load_zoo, spec_of, zoo_folder
 from sas_nb.metrics import adherence, pose_correlation
 from sas_nb.oracles import Oracles, named_answers, seen_joints, words_of
 from sas_nb.world import SCENES, Person, edit, render
@@ -93,7 +92,7 @@ def main(
 ):
     if threads: torch.set_num_threads(threads)
     people = {n: c for n, c in load_zoo(zoo).items() if not c.info["truth"]["thing"]}
-    folder = Path(zoo) if Path(zoo).is_dir() else data_path(zoo)
+    folder = zoo_folder(zoo)
     out, names = out or folder / "response.csv", list(people)
     run = hashlib.sha256((folder / "zoo.json").read_bytes() + repr((SLIDERS, seeds, steps)).encode()).hexdigest()[:12]
     rows, atlas, oracles = [r for r in read(out) if r["run"] == run], Atlas(people), Oracles.load()

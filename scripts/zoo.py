@@ -20,15 +20,16 @@ from bench_fleet import own_loss
 from PIL import Image, ImageDraw
 from sas_nb.atlas import Atlas
 from sas_nb.bench import Case, case, save_table
-from sas_nb.clip import atomic
+from sas_nb.clip import atomic, check_place
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.fleet import learn_many
 from sas_nb.frames import Settings
 from sas_nb.residual import preset_settings, sequence
 from sas_nb.world import IDENTITY, SCENES, Person, render
-from sas_nb.zoo import load_zoo, save_zoo, spec_of
+from sas_nb.zoo import ZOO, load_zoo, save_zoo, spec_of
 
+BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"), sign=("packing.json", '"coefficients_relative_error"')) # what lies beside the zoo
 FIRST = 1000  # held-out people and things from this number on: the benchmark's come before
 SCENE = "park"
 
@@ -125,6 +126,9 @@ def main(
 ):
     if threads: torch.set_num_threads(threads)
     stop_cleanly(minutes)
+    out, work = out.expanduser(), work.expanduser()
+    check_place(out, BESIDE["names"], **BESIDE)
+    check_place(out, ZOO["names"][:2], **ZOO)
     began, dit, who = time.time(), VideoDiT.load(model), cast(people, things)
     say = lambda text: print(f"[{(time.time() - began) / 60:5.1f} min] {text}", flush=True)
     folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{'' if bf16 else '-fp32'}{'-fast' if fast else ''}"
@@ -138,13 +142,13 @@ def main(
     save_zoo(zoo, out)
     stored = load_zoo(out, dit=dit)
     rows = truth_table(stored)
-    save_table(rows, out / "truth.csv", list(rows[0]), lambda v: repr(float(v)))
-    say("measuring what eight bits cost")
+    say("measuring what eight bits cost, and drawing everyone")
     cost = packing(zoo, stored)
-    with atomic(out / "packing.json") as tmp: tmp.write_text(json.dumps(cost, indent=1))
     print(json.dumps(cost, indent=1))
-    say("drawing everyone")
-    with atomic(out / "sheet.png") as tmp: sheet(stored).quantize(128, dither=Image.Dither.NONE).save(tmp, optimize=True)
+    with atomic(out, **BESIDE) as tmp:
+        save_table(rows, tmp / "truth.csv", list(rows[0]), lambda v: repr(float(v)))
+        (tmp / "packing.json").write_text(json.dumps(cost, indent=1))
+        sheet(stored).quantize(128, dither=Image.Dither.NONE).save(tmp / "sheet.png", optimize=True)
     sizes = {f.name: f.stat().st_size / 1e6 for f in sorted(out.iterdir())}
     say(f"{out}: {sum(sizes.values()):.1f} MB, the largest file {max(sizes.values()):.1f} MB")
 

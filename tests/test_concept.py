@@ -137,7 +137,9 @@ def test_learn_refuses_a_folder_that_cannot_take_it(dit, clip, tmp_path, monkeyp
     (tmp_path/"file").write_text("")
     with pytest.raises(UserError, match="a file and not a folder"): quick(clip, dit, tmp_path/"file"/"run")
     (tmp_path/"run"/"concept").mkdir(parents=True)
-    with pytest.raises(UserError, match="is not a concept"): quick(clip, dit, tmp_path/"run")
+    (tmp_path/"run"/"concept"/"concept.json").write_text('{"design": "mine"}')
+    with pytest.raises(UserError, match="Will not replace"): quick(clip, dit, tmp_path/"run")
+    assert [p.name for p in (tmp_path/"run").iterdir()] == ["concept"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(UserError, match="free some space"): quick(clip, dit, tmp_path/"full")
     def read_only(self, data): raise OSError(errno.EROFS, "Read-only file system")
@@ -164,14 +166,18 @@ def test_self_conditioning_travels(dit, clip, tmp_path):
 def test_a_failed_save_leaves_the_old_one(concept, tmp_path, monkeypatch):
     concept.save(tmp_path/"c")
     before = {f.name: f.read_bytes() for f in (tmp_path/"c").iterdir()}
-    def full(self, data): raise OSError(errno.ENOSPC, "No space left on device")
+    def full(self, *data): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UserError, match="disk is full"): concept.at(motion=0).save(tmp_path/"c")
     assert {f.name: f.read_bytes() for f in (tmp_path/"c").iterdir()} == before and [p.name for p in tmp_path.iterdir()] == ["c"]
 
-def test_save_does_not_replace_somebody_elses_folder(concept, tmp_path):
+def test_save_leaves_what_is_somebody_elses(concept, tmp_path):
     (tmp_path/"thesis.tex").write_text("years")
-    with pytest.raises(UserError, match="Will not replace"): concept.save(tmp_path)
+    for _ in range(2): concept.save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"thesis.tex", "concept.json", "concept.safetensors"} and (tmp_path/"thesis.tex").read_text() == "years"
+    (tmp_path/"other").mkdir(); (tmp_path/"other/concept.safetensors").write_text("years")
+    with pytest.raises(UserError, match="Will not replace"): concept.save(tmp_path/"other")
+    assert (tmp_path/"other/concept.safetensors").read_text() == "years" and len(list((tmp_path/"other").iterdir())) == 1
 
 def spoil(folder, kind):
     weights, about = folder/"concept.safetensors", folder/"concept.json"
@@ -405,4 +411,9 @@ def test_export_explains_itself_and_is_whole(concept, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="choose diffusers, peft, comfyui"): concept.export(tmp_path/"x", "gguf")
     (tmp_path/"notes").mkdir()
     (tmp_path/"notes"/"a.txt").write_text("mine")
-    with pytest.raises(UserError, match="Will not replace"): concept.export(tmp_path/"notes")
+    for name in ("README.md", "pytorch_lora_weights.safetensors"):
+        (tmp_path/"notes"/name).write_text("mine")
+        with pytest.raises(UserError, match="Will not replace"): concept.export(tmp_path/"notes")
+        (tmp_path/"notes"/name).rename(tmp_path/"notes"/f"{name}.old")
+    concept.export(tmp_path/"notes")
+    assert [(tmp_path/"notes"/name).read_text() for name in ("a.txt", "README.md.old")] == ["mine", "mine"] and (tmp_path/"notes"/"export.json").exists()

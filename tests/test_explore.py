@@ -111,7 +111,9 @@ def test_a_zoo_stands_for_all_in_it(dit, concepts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(explore._named(["zoo"])) == 72 # the shipped one
     (tmp_path/"zoo").mkdir()
-    assert list(explore._named(["zoo"])) == ["zoo"] # but not where a folder has that name
+    assert len(explore._named(["zoo"])) == 72 # also where a folder has that name
+    save_zoo(concepts, tmp_path/"zoo")
+    assert list(explore._named(["zoo"])) == list(concepts) # but not where a zoo has it
 
 
 # Videos
