@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'channels_last', 'Recommended',
-           'Wan', 'VideoDiT', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'split_placeholders', 'join_texts',
-           'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached', 'guided']
+           'Wan', 'VideoDiT', 'recommended_for', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'split_placeholders',
+           'join_texts', 'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached', 'guided']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager, nullcontext
@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 import diffusers
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformer3DModel
 from tqdm.auto import tqdm
 from fastcore.basics import patch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from .clip import Clip, UserError, atomic, contact_sheet
 
@@ -72,7 +73,7 @@ def channels_last(model:torch.nn.Module)->torch.nn.Module:
 # %% ../nbs/02_dit.ipynb #30827228
 @dataclass
 class Recommended:
-    "What a checkpoint works best with; read from `sas_nb.json` in its folder, else Wan 2.1's own values."
+    "What a checkpoint works best with; read from `sas_nb.json` in its folder, else its family's own values, which are Wan 2.1's here."
     height:int=480
     width:int=832
     num_frames:int=81
@@ -85,10 +86,32 @@ class Recommended:
                  "A young woman in a white shirt. She is running on a beach", "A man in a black jacket. He is jumping in a forest", "A girl in a yellow raincoat. She is standing in the snow",
                  "A boy in green trousers. He is cycling on a country road", "A woman in a purple coat. She is talking in a kitchen") # prompts for prior preservation
     @classmethod
-    def read(cls, folder:Path|None):
+    def read(cls, folder:Path|None, own:dict): # a checkpoint's folder, if there is one; its family's values
         path = folder and folder/"sas_nb.json"
         said = json.loads(path.read_text()) if path and path.exists() else {}
-        return cls(**{f.name: said[f.name] for f in fields(cls) if f.name in said})
+        return cls(**own | {f.name: said[f.name] for f in fields(cls) if f.name in said})
+
+# %% ../nbs/02_dit.ipynb #9253365a
+def _only_text_to_video(index:dict, transformer:dict, vae:dict, name:str): # a pipeline's configuration and its parts'
+    "Raise `UserError` for a Wan checkpoint that would load and then be used as what it is not."
+    kind, width = transformer.get("_class_name", "WanTransformer3DModel"), transformer.get("in_channels")
+    reasons = {
+        "it has two transformers, each for a part of the noise": (index.get("transformer_2") or [None])[-1],
+        "it changes its transformer at a boundary_ratio": index.get("boundary_ratio") is not None,
+        "it has no transformer": not (index.get("transformer") or [None])[-1],
+        f"its transformer is a {kind}": kind != "WanTransformer3DModel",
+        "it must be shown a picture": any(transformer.get(k) for k in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"))
+            or width != transformer.get("out_channels"),
+        "its autoencoder does not fit its transformer": width != vae.get("z_dim")}
+    if why := next((reason for reason, found in reasons.items() if found), None):
+        raise UserError(f"{name!r} cannot be used, since {why}, and sas_nb knows only Wan's text-to-video models with one transformer: "
+                        "choose one, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
+
+def _wans_advice(index:dict, transformer:dict, vae:dict)->dict:
+    "What Wan's authors advise: for 2.2's smaller model, which times each token by itself, another size and pace than for 2.1."
+    smaller = index.get("expand_timesteps") or vae.get("z_dim") == 48
+    return dict(height=704, width=1280, num_frames=121, fps=24.) if smaller else {}
+
 
 # %% ../nbs/02_dit.ipynb #bfe87a5f
 class Wan:
@@ -96,6 +119,7 @@ class Wan:
     pipeline, text_length = WanPipeline, 512
     lora_layers = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
     original_names = ("attn1.to_out.0", "self_attn.o"), ("attn2.to_out.0", "cross_attn.o"), ("attn1.to_", "self_attn."), ("attn2.to_", "cross_attn."), ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2") # diffusers' layer names, and those of the authors' own code
+    check, recommended = staticmethod(_only_text_to_video), staticmethod(_wans_advice)
     @staticmethod
     def prepare(pipe, length):
         for b in pipe.transformer.blocks: b.attn2.set_processor(OnePad(length))
@@ -113,12 +137,11 @@ class Wan:
         return pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length, device=pipe.text_encoder.device)[0]
     @staticmethod
     def velocity(transformer, x, t, text): return transformer(hidden_states=x, timestep=1000*t, encoder_hidden_states=text, return_dict=False)[0]
-
 FAMILIES = {"WanPipeline": Wan}
 
 # %% ../nbs/02_dit.ipynb #e5cb983e
 class VideoDiT:
-    "A text-to-video diffusion transformer with one interface, over a diffusers pipeline."
+    "A text-to-video diffusion transformer with one interface, over a diffusers pipeline. Raises `UserError` for one it cannot serve."
     def __init__(self,
                  pipe:DiffusionPipeline,      # a loaded pipeline of a family in `FAMILIES`
                  name:str="",                 # where it came from
@@ -127,7 +150,10 @@ class VideoDiT:
         if type(pipe).__name__ not in FAMILIES:
             raise UserError(f"{type(pipe).__name__} is not a family that sas_nb knows; it knows {', '.join(FAMILIES)}.")
         self.pipe, self.name, self.family = pipe, name, FAMILIES[type(pipe).__name__]
-        self.recommended, self.texts = recommended or Recommended(), {} # `texts`: prompts read lately
+        about = dict(pipe.config), *(dict(getattr(p, "config", {})) for p in (pipe.transformer, pipe.vae))
+        self.family.check(*about, name or type(pipe).__name__)
+        self.recommended = recommended or Recommended(**self.family.recommended(*about))
+        self.texts, self.stored = {}, {} # prompts read lately; names of the weights on disk, see `weights_names`
         self.family.prepare(pipe, self.family.text_length)
         for part in (pipe.transformer, pipe.vae, pipe.text_encoder): part.requires_grad_(False).eval()
         c = pipe.vae.config
@@ -146,6 +172,14 @@ def _folder(name):
     if re.fullmatch(r"[\w-]+", str(name)): return data_path(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)): return None
     raise UserError(f"There is no model folder {str(name)!r}: give 'tiny', a folder in diffusers' format, or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
+
+def _configuration(source, **kwargs)->tuple: # a pipeline's, its transformer's and its autoencoder's
+    "What a checkpoint says of itself, read without its weights."
+    index = DiffusionPipeline.load_config(source, **kwargs)
+    kinds = dict(transformer=WanTransformer3DModel, vae=AutoencoderKLWan)
+    there = {p: kind for p, kind in kinds.items() if (index.get(p) or [None])[-1]}
+    parts = {p: kind.load_config(source, subfolder=p, **kwargs) for p, kind in there.items()}
+    return index, parts.get("transformer", {}), parts.get("vae", {})
 
 @contextmanager
 def _quiet():
@@ -168,8 +202,10 @@ def load(cls:VideoDiT,
     folder, device = _folder(name), torch.device(device or best_device())
     source = str(folder or name)
     try:
-        kind = DiffusionPipeline.load_config(source)["_class_name"]
+        about = _configuration(source)
+        kind = about[0]["_class_name"]
         if kind not in FAMILIES: raise UserError(f"{source!r} holds a {kind}, and sas_nb knows {', '.join(FAMILIES)}: choose a checkpoint of one of these.")
+        FAMILIES[kind].check(*about, source)
         with _quiet(): pipe = FAMILIES[kind].pipeline.from_pretrained(source, torch_dtype={"vae": torch.float32, "default": dtype or best_dtype(device)})
     except UserError: raise
     except Exception as e: # diffusers, transformers and safetensors raise many kinds here
@@ -177,7 +213,20 @@ def load(cls:VideoDiT,
         raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the name is right and every file of it is complete.") from e
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cpu": channels_last(pipe.vae)
-    return cls(pipe.to(device), str(name), Recommended.read(folder))
+    own = FAMILIES[kind].recommended(*about)
+    return cls(pipe.to(device), str(name), Recommended.read(folder, own))._note_stored()
+
+# %% ../nbs/02_dit.ipynb #07460dab
+def recommended_for(name:str|Path,      # as for `VideoDiT.load`
+                    download:bool=True, # read a hub's checkpoint's configuration from there; False looks only on this machine
+                   )->Recommended:
+    "What suits a checkpoint, without loading it; Wan 2.1's values where nothing can be read."
+    folder = _folder(name)
+    try: about = _configuration(str(folder or name), local_files_only=not download)
+    except Exception: return Recommended.read(folder, {}) # not there or not whole, which `load` says
+    family = FAMILIES.get(about[0].get("_class_name"))
+    return Recommended.read(folder, family.recommended(*about) if family else {})
+
 
 # %% ../nbs/02_dit.ipynb #368d6ec6
 @patch
@@ -322,12 +371,18 @@ def prompt_embeds(self:VideoDiT, prompts:str|list[str], tokens:dict[str, Tensor]
 
 # %% ../nbs/02_dit.ipynb #bc25fe1b
 def fingerprint(module:torch.nn.Module)->str:
-    "Sixteen hex digits that name a module's weights, the same in any precision: a hash over every tensor's name, shape and up to 64 of its values, rounded to bf16."
+    "Sixteen hex digits that name a module's weights: a hash over every tensor's name, shape and up to 64 of its values, rounded to bf16."
+    return _hash_weights(module.state_dict().items())
+
+def _hash_weights(named, fp16_but:tuple|None=None)->str: # pairs of name and tensor; as if in fp16, but for these modules
     h = hashlib.sha256()
-    for name, p in sorted(module.state_dict().items()):
+    for name, p in sorted(named, key=lambda pair: pair[0]):
         if "lora_" in name: continue
-        flat = p.detach().flatten()
-        h.update(f"{name.replace('.base_layer', '')}{tuple(p.shape)}".encode()); h.update(flat[::max(1, len(flat)//64)][:64].bfloat16().float().cpu().numpy().tobytes())
+        name, flat = name.replace(".base_layer", ""), p.detach().flatten()
+        some = flat[::max(1, len(flat)//64)][:64]
+        if fp16_but is not None and not set(name.split(".")) & set(fp16_but): some = some.half()
+        h.update(f"{name}{tuple(p.shape)}".encode())
+        h.update(some.bfloat16().float().cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
 def cache_folder()->Path:
@@ -338,6 +393,32 @@ def maker_fingerprint(dit:"VideoDiT")->str:
     "Sixteen hex digits that name all the weights that make a clip: text encoder, DiT and autoencoder."
     parts = "".join(fingerprint(dit._part(p)) for p in ("text_encoder", "transformer", "vae"))
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+# %% ../nbs/02_dit.ipynb #1ca19824
+def _stored(folder:Path)->dict[str, Tensor]: # memory-mapped: only what is looked at is read
+    "The tensors in a model's files; none if they are not safetensors."
+    found, tensors = [], {}
+    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
+        if (index := folder/f"{name}.index.json").exists(): found += json.loads(index.read_text())["weight_map"].values()
+        elif (folder/name).exists(): found.append(name)
+    for name in dict.fromkeys(found):
+        with safe_open(folder/name, "pt") as f: tensors |= {k: f.get_tensor(k) for k in f.keys()}
+    return tensors
+
+@patch
+def _note_stored(self:VideoDiT)->VideoDiT:
+    "Of each part just loaded, from the fingerprint it has in memory to those of its files: as they are, and as earlier versions had it in fp16."
+    for part in (self.pipe.transformer, self.pipe.text_encoder, self.pipe.vae):
+        exact, weights = getattr(part, "_keep_in_fp32_modules", None) or (), _stored(Path(part.config._name_or_path)).items()
+        if weights: self.stored[fingerprint(part)] = [_hash_weights(weights), _hash_weights(weights, exact)]
+    return self
+
+@patch
+def weights_names(self:VideoDiT, part:str="transformer")->list[str]:
+    "Fingerprints of a part's weights: that of its files first, the same in any precision; then others it may go by."
+    now = fingerprint(self._part(part))
+    return [*self.stored.get(now, []), now]
+
 
 # %% ../nbs/02_dit.ipynb #3fc25b02
 def cached(make,   # () -> dict of tensors
