@@ -45,8 +45,8 @@ def complain(message:str):
 @contextmanager
 def tidy():
     "Turn exceptions and signals into one line and an exit code. With `SAS_NB_DEBUG=1` errors keep their traceback."
-    from sas_nb.frames import stoppable
     try:
+        from sas_nb.frames import stoppable
         with stoppable(): yield
     except KeyboardInterrupt as e:
         with suppress(OSError): # the terminal may be gone
