@@ -150,7 +150,8 @@ class VideoDiT:
         if type(pipe).__name__ not in FAMILIES:
             raise UserError(f"{type(pipe).__name__} is not a family that sas_nb knows; it knows {', '.join(FAMILIES)}.")
         self.pipe, self.name, self.family = pipe, name, FAMILIES[type(pipe).__name__]
-        about = dict(pipe.config), *(dict(getattr(p, "config", {})) for p in (pipe.transformer, pipe.vae))
+        there = {p: [None, getattr(pipe, p, None) and "here"] for p in ("transformer", "transformer_2")} # what is, not what was said
+        about = dict(pipe.config) | there, *(dict(getattr(p, "config", {})) for p in (pipe.transformer, pipe.vae))
         self.family.check(*about, name or type(pipe).__name__)
         self.recommended = recommended or Recommended(**self.family.recommended(*about))
         self.texts, self.stored = {}, {} # prompts read lately; names of the weights on disk, see `weights_names`
