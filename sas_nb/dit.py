@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'channels_last', 'Recommended',
-           'Wan', 'VideoDiT', 'recommended_for', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'split_placeholders',
-           'join_texts', 'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached', 'guided']
+           'Wan', 'VideoDiT', 'fingerprint', 'recommended_for', 'in_two_pieces', 'OneDNN', 'quick_convolutions',
+           'split_placeholders', 'join_texts', 'add_tokens', 'cache_folder', 'maker_fingerprint', 'cached', 'guided']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager, nullcontext
@@ -147,14 +147,13 @@ class VideoDiT:
                  name:str="",                 # where it came from
                  recommended:Recommended|None=None, # sizes and settings that suit it
                 ):
-        if type(pipe).__name__ not in FAMILIES:
-            raise UserError(f"{type(pipe).__name__} is not a family that sas_nb knows; it knows {', '.join(FAMILIES)}.")
+        if type(pipe).__name__ not in FAMILIES: raise UserError(f"{type(pipe).__name__} is not a family that sas_nb knows; it knows {', '.join(FAMILIES)}.")
         self.pipe, self.name, self.family = pipe, name, FAMILIES[type(pipe).__name__]
         there = {p: [None, getattr(pipe, p, None) and "here"] for p in ("transformer", "transformer_2")} # what is, not what was said
         about = dict(pipe.config) | there, *(dict(getattr(p, "config", {})) for p in (pipe.transformer, pipe.vae))
         self.family.check(*about, name or type(pipe).__name__)
-        self.recommended = recommended or Recommended(**self.family.recommended(*about))
-        self.texts, self.stored = {}, {} # prompts read lately; names of the weights on disk, see `weights_names`
+        own = recommended or Recommended(**self.family.recommended(*about))
+        self.recommended, self.texts, self.stored = own, {}, {} # `texts`: prompts read lately; `stored`: see `weights_names`
         self.family.prepare(pipe, self.family.text_length)
         for part in (pipe.transformer, pipe.vae, pipe.text_encoder): part.requires_grad_(False).eval()
         c = pipe.vae.config
@@ -166,6 +165,48 @@ class VideoDiT:
         n = sum(p.numel() for p in self.transformer.parameters())/1e6
         return f"VideoDiT({self.name!r}, {self.family.__name__}, {n:.1f}M weights, {self.dtype}, {self.device})"
 
+# %% ../nbs/02_dit.ipynb #55e687a0
+def fingerprint(module:torch.nn.Module)->str:
+    "Sixteen hex digits that name a module's weights: a hash over every tensor's name, shape and up to 64 of its values, rounded to bf16."
+    return _hash_weights(module.state_dict().items())
+
+def _hash_weights(named, fp16_but:tuple|None=None)->str: # pairs of name and tensor; as if in fp16, but for these modules
+    h = hashlib.sha256()
+    for name, p in sorted(named, key=lambda pair: pair[0]):
+        if "lora_" in name: continue
+        name, flat = name.replace(".base_layer", ""), p.detach().flatten()
+        some = flat[::max(1, len(flat)//64)][:64]
+        if fp16_but is not None and not set(name.split(".")) & set(fp16_but): some = some.half()
+        h.update(f"{name}{tuple(p.shape)}".encode())
+        h.update(some.bfloat16().float().cpu().numpy().tobytes())
+    return h.hexdigest()[:16]
+
+# %% ../nbs/02_dit.ipynb #1ca19824
+def _stored(folder:Path)->dict[str, Tensor]: # memory-mapped: only what is looked at is read
+    "The tensors in a model's files; none if they are not safetensors."
+    found, tensors = [], {}
+    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
+        if (index := folder/f"{name}.index.json").exists(): found += json.loads(index.read_text())["weight_map"].values()
+        elif (folder/name).exists(): found.append(name)
+    for name in dict.fromkeys(found):
+        with safe_open(folder/name, "pt") as f: tensors |= {k: f.get_tensor(k) for k in f.keys()}
+    return tensors
+
+@patch
+def _note_stored(self:VideoDiT)->VideoDiT:
+    "Of each part just loaded, from the fingerprint it has in memory to those of its files: as they are, and as earlier versions had it in fp16."
+    for part in (self.pipe.transformer, self.pipe.text_encoder, self.pipe.vae):
+        exact, weights = getattr(part, "_keep_in_fp32_modules", None) or (), _stored(Path(part.config._name_or_path)).items()
+        if weights: self.stored[fingerprint(part)] = [_hash_weights(weights), _hash_weights(weights, exact)]
+    return self
+
+@patch
+def weights_names(self:VideoDiT, part:str="transformer")->list[str]:
+    "Fingerprints of a part's weights: that of its files first, the same in any precision; then others it may go by."
+    now = fingerprint(self._part(part))
+    return [*self.stored.get(now, []), now]
+
+
 # %% ../nbs/02_dit.ipynb #834f77d5
 def _folder(name):
     "The local folder that `name` means, or None for a hub id."
@@ -176,12 +217,15 @@ def _folder(name):
 
 def _configuration(source, **kwargs)->tuple: # a pipeline's, its transformer's and its autoencoder's
     "What a checkpoint says of itself, read without its weights."
-    index = DiffusionPipeline.load_config(source, **kwargs)
     kinds = dict(transformer=WanTransformer3DModel, vae=AutoencoderKLWan)
-    there = {p: kind for p, kind in kinds.items() if (index.get(p) or [None])[-1]}
-    parts = {p: kind.load_config(source, subfolder=p, **kwargs) for p, kind in there.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore") # diffusers asks the hub in a way that the hub calls old
+        index = DiffusionPipeline.load_config(source, **kwargs)
+        there = {p: kind for p, kind in kinds.items() if (index.get(p) or [None])[-1]}
+        parts = {p: kind.load_config(source, subfolder=p, **kwargs) for p, kind in there.items()}
     return index, parts.get("transformer", {}), parts.get("vae", {})
 
+# %% ../nbs/02_dit.ipynb #1c845d60
 @contextmanager
 def _quiet():
     "Loading without the libraries' progress bars and deprecation notes."
@@ -371,21 +415,6 @@ def prompt_embeds(self:VideoDiT, prompts:str|list[str], tokens:dict[str, Tensor]
     return F.pad(text, (0, 0, 0, self.family.text_length-text.shape[1]))
 
 # %% ../nbs/02_dit.ipynb #bc25fe1b
-def fingerprint(module:torch.nn.Module)->str:
-    "Sixteen hex digits that name a module's weights: a hash over every tensor's name, shape and up to 64 of its values, rounded to bf16."
-    return _hash_weights(module.state_dict().items())
-
-def _hash_weights(named, fp16_but:tuple|None=None)->str: # pairs of name and tensor; as if in fp16, but for these modules
-    h = hashlib.sha256()
-    for name, p in sorted(named, key=lambda pair: pair[0]):
-        if "lora_" in name: continue
-        name, flat = name.replace(".base_layer", ""), p.detach().flatten()
-        some = flat[::max(1, len(flat)//64)][:64]
-        if fp16_but is not None and not set(name.split(".")) & set(fp16_but): some = some.half()
-        h.update(f"{name}{tuple(p.shape)}".encode())
-        h.update(some.bfloat16().float().cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
-
 def cache_folder()->Path:
     "Where encoded clips and prompts are kept: `$SAS_NB_CACHE`, else `~/.cache/sas_nb`."
     return Path(os.environ.get("SAS_NB_CACHE", "~/.cache/sas_nb")).expanduser()
@@ -394,32 +423,6 @@ def maker_fingerprint(dit:"VideoDiT")->str:
     "Sixteen hex digits that name all the weights that make a clip: text encoder, DiT and autoencoder."
     parts = "".join(fingerprint(dit._part(p)) for p in ("text_encoder", "transformer", "vae"))
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
-
-# %% ../nbs/02_dit.ipynb #1ca19824
-def _stored(folder:Path)->dict[str, Tensor]: # memory-mapped: only what is looked at is read
-    "The tensors in a model's files; none if they are not safetensors."
-    found, tensors = [], {}
-    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
-        if (index := folder/f"{name}.index.json").exists(): found += json.loads(index.read_text())["weight_map"].values()
-        elif (folder/name).exists(): found.append(name)
-    for name in dict.fromkeys(found):
-        with safe_open(folder/name, "pt") as f: tensors |= {k: f.get_tensor(k) for k in f.keys()}
-    return tensors
-
-@patch
-def _note_stored(self:VideoDiT)->VideoDiT:
-    "Of each part just loaded, from the fingerprint it has in memory to those of its files: as they are, and as earlier versions had it in fp16."
-    for part in (self.pipe.transformer, self.pipe.text_encoder, self.pipe.vae):
-        exact, weights = getattr(part, "_keep_in_fp32_modules", None) or (), _stored(Path(part.config._name_or_path)).items()
-        if weights: self.stored[fingerprint(part)] = [_hash_weights(weights), _hash_weights(weights, exact)]
-    return self
-
-@patch
-def weights_names(self:VideoDiT, part:str="transformer")->list[str]:
-    "Fingerprints of a part's weights: that of its files first, the same in any precision; then others it may go by."
-    now = fingerprint(self._part(part))
-    return [*self.stored.get(now, []), now]
-
 
 # %% ../nbs/02_dit.ipynb #3fc25b02
 def cached(make,   # () -> dict of tensors

@@ -234,7 +234,9 @@ def _move(self:Trainer, norms:Tensor, times:Tensor, losses:Tensor)->bool:
         self.step += 1
         self.recent.append((times, losses, float(norms.mean())))
     elif self.scaler.is_enabled() and self.scaler.get_scale() > 1: self.scaler.update(self.scaler.get_scale()/2)
-    else: raise UserError(self._not_finite())
+    else:
+        bad = (~torch.isfinite(norms.view(-1))).nonzero()
+        raise UserError(f"Member {int(bad[0])}: "*norms.ndim + self._not_finite())
     self.optimiser.zero_grad(set_to_none=True)
     return finite
 
@@ -331,10 +333,9 @@ def _old_hash(self:Trainer)->str:
 def _data_file(self:Trainer)->Path: return self.out/f"{self.stage}.data.safetensors"
 
 @patch
-def _keep(self:Trainer):
-    "Write what this run learns from; checkpoints name it."
+def _keep(self:Trainer, name:str): # which checkpoints give it
+    "Write what this run learns from."
     tensors = {f"{i}/{k}": t.detach().cpu().contiguous().clone() for i, e in enumerate(self._examples()) for k, t in _parts(e).items()}
-    name = secrets.token_hex(8)
     with atomic(self._data_file()) as tmp: tmp.write_bytes(to_bytes(tensors, {"sas_nb": json.dumps(dict(kept=name))}))
     self.kept = name
 
@@ -373,9 +374,11 @@ def _tensors(self:Trainer)->dict:
 def save(self:Trainer):
     "Write the checkpoint: to a temporary name, then renamed, so that a kill at any moment leaves a whole one. Raises `UserError` if the disk refuses."
     if self.out is None: return
-    about = dict(version=__version__, step=self.step, given=self.given, defaults=_plain(asdict(Settings())), kept=self.kept,
+    kept = self.kept or secrets.token_hex(8)
+    about = dict(version=__version__, step=self.step, given=self.given, defaults=_plain(asdict(Settings())), kept=kept,
                  scale=self.scaler.state_dict(), history=self.history)
     with atomic(self._checkpoint()) as tmp: tmp.write_bytes(to_bytes(self._tensors(), {"sas_nb": json.dumps(about)}))
+    if not self.kept: self._keep(kept)
 
 
 # %% ../nbs/07_frames.ipynb #90a8cbde
@@ -566,7 +569,6 @@ def run(self:Trainer)->list: # history: rows of step, loss, and the loss in four
 @patch
 def _train(self:Trainer):
     s, transformer, number = self.settings, self.dit.transformer, 1 if self.stage == "identity" else 2
-    if self.out and self.kept is None: self._keep()
     log, bar = Log(self.out, self.stage, self.step), tqdm(total=s.steps, initial=self.step, desc=f"stage {number} of 2, {self.stage}", disable=not self.progress)
     if s.checkpointing: transformer.enable_gradient_checkpointing()
     try:

@@ -139,7 +139,7 @@ def test_names_and_formats_that_do_not_exist(trained, tmp_path):
 
 # runs that cannot go on
 
-def test_a_folder_with_another_run(dancer, trained): assert "holds a run with another clip" in refused("train", dancer, *PROMPTS, "--out", trained, *SHORT, "--lr", .5)
+def test_a_folder_with_another_run(dancer, trained): assert "holds another run (another lr: was " in refused("train", dancer, *PROMPTS, "--out", trained, *SHORT, "--lr", .5)
 
 
 def test_a_damaged_checkpoint(dancer, trained, tmp_path):
