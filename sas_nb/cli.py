@@ -9,8 +9,8 @@ __all__ = ['app', 'HUB', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Preset', '
            'main', 'models', 'inspect', 'check_writable', 'stages', 'train', 'generate', 'info', 'export', 'explore']
 
 # %% ../nbs/16_cli.ipynb #06764a38
-import errno, json, os
-from contextlib import contextmanager
+import errno, json, os, signal
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Optional
@@ -44,11 +44,14 @@ def complain(message:str):
 # %% ../nbs/16_cli.ipynb #55ea21fc
 @contextmanager
 def tidy():
-    "Turn exceptions into one line and an exit code. With `SAS_NB_DEBUG=1` errors keep their traceback."
-    try: yield
+    "Turn exceptions and signals into one line and an exit code. With `SAS_NB_DEBUG=1` errors keep their traceback."
+    try:
+        from sas_nb.frames import stoppable
+        with stoppable(): yield
     except KeyboardInterrupt as e:
-        typer.echo(str(e) or "Stopped, and nothing is left half-written: the same command starts it again.", err=True)
-        raise typer.Exit(130) from None
+        with suppress(OSError): # the terminal may be gone
+            typer.echo(str(e) or "Stopped, and nothing is left half-written: the same command starts it again.", err=True)
+        raise typer.Exit(128+getattr(e, "signum", signal.SIGINT)) from None # 130 for Ctrl-C, 143 for SIGTERM, as shells have it
     except Exception as e:
         ours = isinstance(e, (typer.Exit, typer.Abort, typer.BadParameter))
         if ours or os.environ.get("SAS_NB_DEBUG") == "1" or getattr(e, "errno", None) == errno.EPIPE: raise
@@ -90,10 +93,10 @@ def _is_local(hub_id):
 
 def _megabytes(folder): return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())/1e6
 
-def _clip_size(model):
+def _clip_size(model, download=True):
     "The clips that a model is trained on, read without loading it."
-    from sas_nb.dit import Recommended, _folder
-    return Recommended.read(_folder(model))
+    from sas_nb.dit import recommended_for
+    return recommended_for(model, download)
 
 # %% ../nbs/16_cli.ipynb #99e95ade
 @command("sas-nb models", "sas-nb train dancer.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers ...")
@@ -104,7 +107,7 @@ def models():
     rows = [("tiny", f"shipped with sas_nb, {_megabytes(data_path('tiny')):.0f} MB", "yes")]
     rows += [(name, f"on the hub, {what}", "yes" if _is_local(name) else "no: first use downloads it") for name, what in HUB.items()]
     for name, what, here in rows:
-        r = _clip_size(name)
+        r = _clip_size(name, download=False)
         table.add_row(name, what, f"{r.num_frames} frames, {r.width} x {r.height}, {r.fps:g} fps", here)
     show(table)
     typer.echo(f"Any checkpoint in diffusers' format of these families can be loaded, by folder or hub id: {', '.join(FAMILIES)}.")

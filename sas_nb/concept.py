@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
 from . import __version__
-from .clip import Clip, UserError, atomic, check_place, expanded, read_about
-from .dit import FAMILIES, PLACEHOLDERS, VideoDiT, _folder, fingerprint, lasting_name, split_placeholders
+from .clip import atomic, check_place, Clip, expanded, read_about, UserError
+from .dit import _folder, FAMILIES, fingerprint, lasting_name, PLACEHOLDERS, split_placeholders, VideoDiT
 from .lowrank import norm
 from .basis import Basis
 from .regularize import SelfConditioning
-from .frames import Settings, check_folder, check_settings, plot_history, train_identity
+from .frames import Settings, check_folder, check_settings, only_run, plot_history, stoppable, train_identity
 from .residual import OFF, SAMPLING, both_priors, both_views, preset_settings, train_motion
 _all_ = ["plot_history"]
 
@@ -92,13 +92,12 @@ def learn(clip:Clip|str|Path,         # one video of the subject: a file, a fold
     check_prompts(appearance, motion)
     settings, out = _settings(stage1, stage2, preset, regularize, free), expanded(out) if out else None
     (rank, layers, basis), dit = _given(basis, rank, layers), model if isinstance(model, VideoDiT) else base_model(str(model))
-    prepared = _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, twin_prompt, basis, progress)
-    if free: _free(dit)
-    concept = _two_stages(dit, appearance, motion, settings, out, rank, layers, basis, progress, *prepared)
-    concept.info |= dict(preset=preset if settings == preset_settings(preset, regularize) else f"{preset}, changed", sampling=SAMPLING[preset])
-    if free: dit.basis.detach(); concept.dit = None
-    if out: concept.save(out/"concept")
-    return concept
+    clip = _checked(dit, clip, appearance, motion, out, rank, layers, basis)
+    with stoppable(), only_run(out):
+        data = _prepare(dit, clip, appearance, motion, settings, prior_prompts, twin_prompt, progress)
+        if free: _free(dit)
+        concept = _two_stages(dit, appearance, motion, settings, out, rank, layers, basis, progress, clip, *data)
+        return _finished(concept, preset, settings == preset_settings(preset, regularize), free, out)
 
 # %% ../nbs/09_concept.ipynb #f900fbae
 def _given(basis, rank, layers):
@@ -114,16 +113,21 @@ def _settings(stage1, stage2, preset, regularize, free):
     if free and (one.sample_every or two.sample_every): raise UserError("Samples during training need the encoders that free=True drops: set sample_every=0, or free=False.")
     return check_settings(replace(one, **off)), check_settings(replace(two, **off))
 
-def _prepare(dit, clip, appearance, motion, settings, out, rank, layers, prior_prompts, twin_prompt, A, progress):
-    "All that needs the encoders: clip, frame set, sequence with its twins, and both priors; and before that, all that can fail."
+# %% ../nbs/09_concept.ipynb #a4696e12
+def _checked(dit, clip, appearance, motion, out, rank, layers, A):
+    "The clip in the model's size, once all is seen to that can fail before anything is computed."
     if old := getattr(dit, "basis", None): old.detach()
     for p in (appearance, motion): dit.check_words(p)
     clip = fit_clip(dit, clip)
     _check_out(dit, out, rank, layers, A)
+    return clip
+
+def _prepare(dit, clip, appearance, motion, settings, prior_prompts, twin_prompt, progress):
+    "All that needs the encoders: frame set, sequence with its twins, and both priors."
     if progress: print(f"encoding {len(clip)} frames, as a set and as a sequence" + ", and redrawing them with others in the part"*(settings[1].twins > 0))
     data = both_views(dit, clip, appearance, motion, *settings, twin_prompt)
     if progress and any(s.prior for s in settings): print("prior preservation: what the base shows for its own prompts (made once, then cached)")
-    return clip, data, both_priors(dit, clip, settings, prior_prompts, progress)
+    return data, both_priors(dit, clip, settings, prior_prompts, progress)
 
 def _free(dit):
     "Drop both encoders, and forget a shared base that has lost them."
@@ -143,6 +147,13 @@ def _two_stages(dit, appearance, motion, settings, out, rank, layers, A, progres
     info = provenance(dit, clip, appearance, motion, rank, layers, settings, history)
     return Concept(basis.tensors(), {k: v.detach().cpu() for k, v in tokens.items()}, info, conditioning and conditioning.project.weight.detach().cpu(), dit=dit)
 
+def _finished(concept, preset, unchanged, free, out):
+    "The concept with its recipe's name, off its base if that has lost its encoders, and saved."
+    concept.info |= dict(preset=preset if unchanged else f"{preset}, changed", sampling=SAMPLING[preset])
+    if free: concept.dit.basis.detach(); concept.dit = None
+    if out: concept.save(out/"concept")
+    return concept
+
 # %% ../nbs/09_concept.ipynb #36f12d46
 def _brief(rows, most=100):
     "At most about `most` rows of a history, the last one among them, in four digits."
@@ -153,7 +164,9 @@ _FORMAT = 1 # of concept.json; a higher one is a later version's
 
 def provenance(dit, clip, appearance, motion, rank, layers, settings, history):
     stages = ("identity", "motion")
-    return dict(format=_FORMAT, base=dit.name, **({"base_path": dit.lasting_name} if dit.lasting_name != dit.name else {}), family=type(dit.pipe).__name__, fingerprint=fingerprint(dit.transformer), appearance=appearance, motion=motion, rank=rank,
+    place = {"base_path": dit.lasting_name} if dit.lasting_name != dit.name else {}
+    return dict(format=_FORMAT, base=dit.name, **place, family=type(dit.pipe).__name__, fingerprint=dit.weights_names()[0],
+                appearance=appearance, motion=motion, rank=rank,
                 layers=layers or dit.family.lora_layers, clip=dict(name=clip.name, shape=list(clip.shape), fps=clip.fps), dtype=str(dit.dtype),
                 settings={k: asdict(s) | dict(betas=list(s.betas)) for k, s in zip(stages, settings)}, lr=[s.rate(dit.recommended.lr) for s in settings],
                 history={k: _brief(h) for k, h in history.items()},
@@ -214,8 +227,10 @@ def _base_name(info)->str:
 def base(self:Concept)->VideoDiT:
     "The model this concept lives on. Raises `UserError` if it is not found, or its weights are not those the concept was trained on."
     if self.dit is None: self.dit = base_model(_base_name(self.info))
-    if not getattr(self.dit, "print", None): self.dit.print = fingerprint(self.dit.transformer)
-    if self.dit.print != self.info["fingerprint"]: raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other weights of it): load it with the base {self.info['base']!r} it names{_made_with(self.info)}.")
+    if not getattr(self.dit, "prints", None): self.dit.prints = self.dit.weights_names()
+    if self.info["fingerprint"] not in self.dit.prints:
+        raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other weights of it): load it with the base "
+                        f"{self.info['base']!r} it names{_made_with(self.info)}.")
     return self.dit
 
 # %% ../nbs/09_concept.ipynb #9aaf0f89

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'named_folder', 'OnePad', 'trim', 'best_device', 'best_dtype',
-           'channels_last', 'Recommended', 'Wan', 'VideoDiT', 'lasting_name', 'in_two_pieces', 'OneDNN',
-           'quick_convolutions', 'split_placeholders', 'join_texts', 'add_tokens', 'fingerprint', 'cache_folder',
-           'maker_fingerprint', 'cached', 'guided']
+           'channels_last', 'Recommended', 'Wan', 'VideoDiT', 'fingerprint', 'lasting_name', 'recommended_for',
+           'in_two_pieces', 'OneDNN', 'quick_convolutions', 'split_placeholders', 'join_texts', 'add_tokens',
+           'cache_folder', 'maker_fingerprint', 'cached', 'guided']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,14 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 import diffusers
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformer3DModel
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as from_bytes, save as to_bytes
-from .clip import Clip, UserError, atomic, contact_sheet, expanded, read_about
+from safetensors import safe_open, SafetensorError
+from safetensors.torch import load as from_bytes, load_file, save as to_bytes, save_file
+from .clip import atomic, Clip, contact_sheet, expanded, read_about, UserError
+
 
 # %% ../nbs/02_dit.ipynb #d2c25cc9
 _PACKAGE = Path(str(files("sas_nb")))
@@ -86,7 +87,7 @@ def channels_last(model:torch.nn.Module)->torch.nn.Module:
 # %% ../nbs/02_dit.ipynb #30827228
 @dataclass
 class Recommended:
-    "What a checkpoint works best with; read from `sas_nb.json` in its folder, else Wan 2.1's own values."
+    "What a checkpoint works best with; read from `sas_nb.json` in its folder, else its family's own values, which are Wan 2.1's here."
     height:int=480
     width:int=832
     num_frames:int=81
@@ -99,10 +100,33 @@ class Recommended:
                  "A young woman in a white shirt. She is running on a beach", "A man in a black jacket. He is jumping in a forest", "A girl in a yellow raincoat. She is standing in the snow",
                  "A boy in green trousers. He is cycling on a country road", "A woman in a purple coat. She is talking in a kitchen") # prompts for prior preservation
     @classmethod
-    def read(cls, folder:Path|None):
+    def read(cls, folder:Path|None, own:dict): # a checkpoint's folder, if there is one; its family's values
         path = folder and folder/"sas_nb.json"
         said = read_about(path) if path and path.exists() else {}
-        return cls(**{f.name: said[f.name] for f in fields(cls) if f.name in said})
+        return cls(**own | {f.name: said[f.name] for f in fields(cls) if f.name in said})
+
+
+# %% ../nbs/02_dit.ipynb #9253365a
+def _only_text_to_video(index:dict, transformer:dict, vae:dict, name:str): # a pipeline's configuration and its parts'
+    "Raise `UserError` for a Wan checkpoint that would load and then be used as what it is not."
+    kind, width = transformer.get("_class_name", "WanTransformer3DModel"), transformer.get("in_channels")
+    reasons = {
+        "it has two transformers, each for a part of the noise": (index.get("transformer_2") or [None])[-1],
+        "it changes its transformer at a boundary_ratio": index.get("boundary_ratio") is not None,
+        "it has no transformer": not (index.get("transformer") or [None])[-1],
+        f"its transformer is a {kind}": kind != "WanTransformer3DModel",
+        "it must be shown a picture": any(transformer.get(k) for k in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"))
+            or width != transformer.get("out_channels"),
+        "its autoencoder does not fit its transformer": width != vae.get("z_dim")}
+    if why := next((reason for reason, found in reasons.items() if found), None):
+        raise UserError(f"{name!r} cannot be used, since {why}, and sas_nb knows only Wan's text-to-video models with one transformer: "
+                        "choose one, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
+
+def _wans_advice(index:dict, transformer:dict, vae:dict)->dict:
+    "What Wan's authors advise: for 2.2's smaller model, which times each token by itself, another size and pace than for 2.1."
+    smaller = index.get("expand_timesteps") or vae.get("z_dim") == 48
+    return dict(height=704, width=1280, num_frames=121, fps=24.) if smaller else {}
+
 
 # %% ../nbs/02_dit.ipynb #5d1f0c3a
 _QKVO = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}
@@ -129,6 +153,7 @@ class Wan:
     pipeline, text_length = WanPipeline, 512
     lora_layers = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
     original_names, original_name = _NAMES, staticmethod(_original_name) # of layers, in the authors' own code
+    check, recommended = staticmethod(_only_text_to_video), staticmethod(_wans_advice)
     @staticmethod
     def prepare(pipe, length):
         for b in pipe.transformer.blocks: b.attn2.set_processor(OnePad(length))
@@ -146,22 +171,24 @@ class Wan:
         return pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length, device=pipe.text_encoder.device)[0]
     @staticmethod
     def velocity(transformer, x, t, text): return transformer(hidden_states=x, timestep=1000*t, encoder_hidden_states=text, return_dict=False)[0]
-
 FAMILIES = {"WanPipeline": Wan}
 
 # %% ../nbs/02_dit.ipynb #e5cb983e
 class VideoDiT:
-    "A text-to-video diffusion transformer with one interface, over a diffusers pipeline."
+    "A text-to-video diffusion transformer with one interface, over a diffusers pipeline. Raises `UserError` for one it cannot serve."
     def __init__(self,
                  pipe:DiffusionPipeline,      # a loaded pipeline of a family in `FAMILIES`
                  name:str="",                 # where it came from
                  recommended:Recommended|None=None, # sizes and settings that suit it
                 ):
-        if type(pipe).__name__ not in FAMILIES:
-            raise UserError(f"{type(pipe).__name__} is not a family that sas_nb knows; it knows {', '.join(FAMILIES)}.")
+        if type(pipe).__name__ not in FAMILIES: raise UserError(f"{type(pipe).__name__} is not a family that sas_nb knows; it knows {', '.join(FAMILIES)}.")
         self.pipe, self.name, self.family = pipe, name, FAMILIES[type(pipe).__name__]
         self.lasting_name = name # see `lasting_name`
-        self.recommended, self.texts = recommended or Recommended(), {} # `texts`: prompts read lately
+        there = {p: [None, getattr(pipe, p, None) and "here"] for p in ("transformer", "transformer_2")} # what is, not what was said
+        about = dict(pipe.config) | there, *(dict(getattr(p, "config", {})) for p in (pipe.transformer, pipe.vae))
+        self.family.check(*about, name or type(pipe).__name__)
+        own = recommended or Recommended(**self.family.recommended(*about))
+        self.recommended, self.texts, self.stored = own, {}, {} # `texts`: prompts read lately; `stored`: see `weights_names`
         self.family.prepare(pipe, self.family.text_length)
         for part in (pipe.transformer, pipe.vae, pipe.text_encoder): part.requires_grad_(False).eval()
         c = pipe.vae.config
@@ -172,6 +199,48 @@ class VideoDiT:
     def __repr__(self):
         n = sum(p.numel() for p in self.transformer.parameters())/1e6
         return f"VideoDiT({self.name!r}, {self.family.__name__}, {n:.1f}M weights, {self.dtype}, {self.device})"
+
+# %% ../nbs/02_dit.ipynb #55e687a0
+def fingerprint(module:torch.nn.Module)->str:
+    "Sixteen hex digits that name a module's weights: a hash over every tensor's name, shape and up to 64 of its values, rounded to bf16."
+    return _hash_weights(module.state_dict().items())
+
+def _hash_weights(named, fp16_but:tuple|None=None)->str: # pairs of name and tensor; as if in fp16, but for these modules
+    h = hashlib.sha256()
+    for name, p in sorted(named, key=lambda pair: pair[0]):
+        if "lora_" in name: continue
+        name, flat = name.replace(".base_layer", ""), p.detach().flatten()
+        some = flat[::max(1, len(flat)//64)][:64]
+        if fp16_but is not None and not set(name.split(".")) & set(fp16_but): some = some.half()
+        h.update(f"{name}{tuple(p.shape)}".encode())
+        h.update(some.bfloat16().float().cpu().numpy().tobytes())
+    return h.hexdigest()[:16]
+
+# %% ../nbs/02_dit.ipynb #1ca19824
+def _stored(folder:Path)->dict[str, Tensor]: # memory-mapped: only what is looked at is read
+    "The tensors in a model's files; none if they are not safetensors."
+    found, tensors = [], {}
+    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
+        if (index := folder/f"{name}.index.json").exists(): found += json.loads(index.read_text())["weight_map"].values()
+        elif (folder/name).exists(): found.append(name)
+    for name in dict.fromkeys(found):
+        with safe_open(folder/name, "pt") as f: tensors |= {k: f.get_tensor(k) for k in f.keys()}
+    return tensors
+
+@patch
+def _note_stored(self:VideoDiT)->VideoDiT:
+    "Of each part just loaded, from the fingerprint it has in memory to those of its files: as they are, and as earlier versions had it in fp16."
+    for part in (self.pipe.transformer, self.pipe.text_encoder, self.pipe.vae):
+        exact, weights = getattr(part, "_keep_in_fp32_modules", None) or (), _stored(Path(part.config._name_or_path)).items()
+        if weights: self.stored[fingerprint(part)] = [_hash_weights(weights), _hash_weights(weights, exact)]
+    return self
+
+@patch
+def weights_names(self:VideoDiT, part:str="transformer")->list[str]:
+    "Fingerprints of a part's weights: that of its files first, the same in any precision; then others it may go by."
+    now = fingerprint(self._part(part))
+    return [*self.stored.get(now, []), now]
+
 
 # %% ../nbs/02_dit.ipynb #834f77d5
 def _folder(name):
@@ -185,6 +254,18 @@ def lasting_name(name:str|Path)->str:
     folder = _folder(name)
     return str(folder.absolute()) if folder and folder == expanded(name) else str(name)
 
+def _configuration(source, **kwargs)->tuple: # a pipeline's, its transformer's and its autoencoder's
+    "What a checkpoint says of itself, read without its weights."
+    kinds = dict(transformer=WanTransformer3DModel, vae=AutoencoderKLWan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore") # diffusers asks the hub in a way that the hub calls old
+        index = DiffusionPipeline.load_config(source, **kwargs)
+        there = {p: kind for p, kind in kinds.items() if (index.get(p) or [None])[-1]}
+        parts = {p: kind.load_config(source, subfolder=p, **kwargs) for p, kind in there.items()}
+    return index, parts.get("transformer", {}), parts.get("vae", {})
+
+
+# %% ../nbs/02_dit.ipynb #1c845d60
 @contextmanager
 def _quiet():
     "Loading without the libraries' progress bars and deprecation notes."
@@ -206,8 +287,10 @@ def load(cls:VideoDiT,
     folder, device = _folder(name), torch.device(device or best_device())
     source = str(folder or name)
     try:
-        kind = DiffusionPipeline.load_config(source)["_class_name"]
+        about = _configuration(source)
+        kind = about[0]["_class_name"]
         if kind not in FAMILIES: raise UserError(f"{source!r} holds a {kind}, and sas_nb knows {', '.join(FAMILIES)}: choose a checkpoint of one of these.")
+        FAMILIES[kind].check(*about, source)
         with _quiet(): pipe = FAMILIES[kind].pipeline.from_pretrained(source, torch_dtype={"vae": torch.float32, "default": dtype or best_dtype(device)})
     except UserError: raise
     except Exception as e: # diffusers, transformers and safetensors raise many kinds here
@@ -215,9 +298,23 @@ def load(cls:VideoDiT,
         raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the name is right and every file of it is complete.") from e
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cpu": channels_last(pipe.vae)
-    made = cls(pipe.to(device), str(name), Recommended.read(folder))
+    own = FAMILIES[kind].recommended(*about)
+    made = cls(pipe.to(device), str(name), Recommended.read(folder, own))
     made.lasting_name = lasting_name(name)
-    return made
+    return made._note_stored()
+
+
+# %% ../nbs/02_dit.ipynb #07460dab
+def recommended_for(name:str|Path,      # as for `VideoDiT.load`
+                    download:bool=True, # read a hub's checkpoint's configuration from there; False looks only on this machine
+                   )->Recommended:
+    "What suits a checkpoint, without loading it; Wan 2.1's values where nothing can be read."
+    folder = _folder(name)
+    try: about = _configuration(str(folder or name), local_files_only=not download)
+    except Exception: return Recommended.read(folder, {}) # not there or not whole, which `load` says
+    family = FAMILIES.get(about[0].get("_class_name"))
+    return Recommended.read(folder, family.recommended(*about) if family else {})
+
 
 # %% ../nbs/02_dit.ipynb #368d6ec6
 @patch
@@ -361,15 +458,6 @@ def prompt_embeds(self:VideoDiT, prompts:str|list[str], tokens:dict[str, Tensor]
     return F.pad(text, (0, 0, 0, self.family.text_length-text.shape[1]))
 
 # %% ../nbs/02_dit.ipynb #bc25fe1b
-def fingerprint(module:torch.nn.Module)->str:
-    "Sixteen hex digits that name a module's weights, the same in any precision: a hash over every tensor's name, shape and up to 64 of its values, rounded to bf16."
-    h = hashlib.sha256()
-    for name, p in sorted(module.state_dict().items()):
-        if "lora_" in name: continue
-        flat = p.detach().flatten()
-        h.update(f"{name.replace('.base_layer', '')}{tuple(p.shape)}".encode()); h.update(flat[::max(1, len(flat)//64)][:64].bfloat16().float().cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
-
 def cache_folder()->Path:
     "Where encoded clips and prompts are kept: `$SAS_NB_CACHE`, else `~/.cache/sas_nb`. Raises `UserError` where there is no such home."
     return expanded(os.environ.get("SAS_NB_CACHE") or "~/.cache/sas_nb")

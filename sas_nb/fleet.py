@@ -20,7 +20,7 @@ from .dit import VideoDiT, join_texts
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis, dropout_mask
 from .regularize import Examples
-from .frames import Settings, Trainer, _scaled_identity, check_folder, draw, shares
+from .frames import Settings, Trainer, _scaled_identity, check_folder, draw, only_run, shares, stoppable
 from .residual import SAMPLING, both_priors, both_views, preset_settings
 from .concept import Concept, base_model, check_prompts, fit_clip, provenance
 
@@ -144,7 +144,7 @@ class FleetTrainer(Trainer):
 
 # %% ../nbs/15_fleet.ipynb #74d4282f
 @patch
-def _one_step(self:FleetTrainer):
+def _try_step(self:FleetTrainer)->bool:
     "One optimiser step for every member. Raises `UserError` naming the member whose loss is not finite; no weight has changed then."
     losses, times = [], []
     for i in range(0, self.basis.n, self.group):
@@ -152,13 +152,12 @@ def _one_step(self:FleetTrainer):
         for part in zip(*(shares(self.settings, self.data[i]) for i in members)):
             with _scaled_identity(self.basis, part[0][-1]):
                 loss, t = self._losses(members, part)
-                (loss.sum()/self.settings.batch).backward()
+                self.scaler.scale(loss.sum()/self.settings.batch).backward()
             losses.append(loss.detach().flatten()); times.append(t.flatten())
     self.basis.members = slice(None)
-    norms = self._clip()
-    self.optimiser.step(); self.optimiser.zero_grad(set_to_none=True)
-    self.step += 1
-    self.recent.append((torch.cat(times).cpu(), torch.cat(losses).cpu(), float(norms.mean())))
+    self.scaler.unscale_(self.optimiser)
+    return self._move(self._clip(), torch.cat(times).cpu(), torch.cat(losses).cpu())
+
 
 # %% ../nbs/15_fleet.ipynb #95748c14
 @patch
@@ -189,7 +188,7 @@ def _clip(self:FleetTrainer)->Tensor: # (N,), before clipping
 def _concepts(self:FleetTrainer)->list[Examples]: return self.data
 
 @patch
-def _words(self:FleetTrainer)->list: return [self.seeds] + ["bf16"]*self.bf16 + ["fast"]*self.fast
+def _words(self:FleetTrainer)->dict: return dict(seeds=self.seeds, bf16=self.bf16, fast=self.fast)
 
 # %% ../nbs/15_fleet.ipynb #15c01fd1
 def universal_basis(dit:VideoDiT,
@@ -220,15 +219,23 @@ def learn_many(clips:list[Clip|str|Path],
     dit, (one, two) = model if isinstance(model, VideoDiT) else base_model(str(model)), (given or own for given, own in zip((stage1, stage2), preset_settings(preset)))
     if old := getattr(dit, "basis", None): old.detach()
     if out: check_folder(out := expanded(out))
-    clips = [fit_clip(dit, c) for c in clips]
-    sets, clips_encoded, priors = _encoded(dit, clips, prompts, one, two)
-    shared = dict(out=out, progress=progress, at_once=at_once, bf16=bf16, fast=fast)
-    if basis is None: basis = universal_basis(dit, sets, settings or one, rank, layers, prior=priors[0], **shared | dict(out=out and out/"basis"))
+    clips, named = [fit_clip(dit, c) for c in clips], dict(rank=rank, layers=layers, basis=basis, settings=settings, preset=preset)
+    how = dict(progress=progress, at_once=at_once, bf16=bf16, fast=fast)
+    with stoppable(), only_run(out): return _together(dit, clips, prompts, (one, two), out, **named, **how)
+
+
+# %% ../nbs/15_fleet.ipynb #0290b5e5
+def _together(dit, clips, prompts, stages, out, rank, layers, basis, settings, preset, **how)->list[Concept]:
+    "The basis, if none is given, and both stages."
+    sets, films, priors = _encoded(dit, clips, prompts, *stages)
+    if basis is None:
+        basis = universal_basis(dit, sets, settings or stages[0], rank, layers, prior=priors[0], out=out and out/"basis", **how)
     fleet, tokens = Fleet(dit, len(clips), layers=layers, A=basis, rank=len(next(iter(basis.values())))), _tokens(dit, len(clips))
-    history = dict(identity=FleetTrainer(fleet, "identity", sets, one, priors[0], tokens, **shared).run(),
-                   motion=FleetTrainer(fleet, "motion", clips_encoded, two, priors[1], tokens, **shared).run())
+    parts = zip(("identity", "motion"), (sets, films), stages, priors)
+    history = {stage: FleetTrainer(fleet, stage, data, s, prior, tokens, out=out, **how).run() for stage, data, s, prior in parts}
     fleet.detach()
-    return [_member(fleet, i, c, p, tokens, (one, two), history, SAMPLING[preset]) for i, (c, p) in enumerate(zip(clips, prompts))]
+    return [_member(fleet, i, c, p, tokens, stages, history, SAMPLING[preset]) for i, (c, p) in enumerate(zip(clips, prompts))]
+
 
 # %% ../nbs/15_fleet.ipynb #4a38e924
 def _encoded(dit, clips, prompts, one, two):

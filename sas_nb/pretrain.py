@@ -119,9 +119,10 @@ def load_state(path:Path, modules:dict, optimisers:dict)->dict: # what `about` w
     with safe_open(path, "pt") as f: state, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["about"])
     for m, module in modules.items(): module.load_state_dict({k[len(m)+1:]: v for k, v in state.items() if k.startswith(f"{m}/")})
     for name, o in optimisers.items():
-        for i, p in enumerate(p for g in o.param_groups for p in g["params"]):
-            mine = {k.split("/", 2)[2]: v for k, v in state.items() if k.startswith(f"{name}/{i}/")}
-            o.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
+        mine = {}
+        for k, v in state.items():
+            if k.startswith(f"{name}/"): mine.setdefault(int(k.split("/")[1]), {})[k.split("/", 2)[2]] = v
+        o.load_state_dict(o.state_dict() | dict(state=mine)) # which puts each number where this optimiser wants it
     return about
 
 # %% ../nbs/10_pretrain.ipynb #17bd8712

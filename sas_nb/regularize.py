@@ -6,7 +6,7 @@
 __all__ = ['Examples', 'prior_examples', 'from_base', 'mask_tokens', 'SelfConditioning', 'stitch', 'join_prompts']
 
 # %% ../nbs/06_regularize.ipynb #e0f18d63
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
@@ -22,7 +22,9 @@ class Examples:
     texts:list                 # of (1, L, D), one or N
     placeholders:list          # of lists such as ["[v]"], one or N
     twins:Tensor|None=None     # (M, C, t, h, w) the same movement by others, see `residual.add_twins`
+    given:dict|None=field(default=None, init=False) # what they were made of, for a run to be known by; `replace` forgets it
     def __len__(self): return len(self.latents)
+    def made_of(self, **given)->"Examples": self.given = given; return self
     def batch(self, index:list[int])->tuple[Tensor, Tensor, list]: # latents, text (B, L, D), placeholders
         "Some examples, their texts padded to one length."
         pick = [i if len(self.texts) > 1 else 0 for i in index]
@@ -45,7 +47,8 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     size = (1 if frames else num_frames or r.num_frames, height or r.height, width or r.width)
     z = from_base(dit, "prior", lambda: _generate(dit, used, size, steps, guidance, seed, batch, progress), used, size, steps, guidance, seed)
     texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
-    return Examples(z, [texts[p] for p in used], [split_placeholders(p)[1] for p in used])
+    made = Examples(z, [texts[p] for p in used], [split_placeholders(p)[1] for p in used])
+    return made.made_of(prompts=list(texts), n=n, size=size, steps=steps, guidance=guidance, negative=r.negative, seed=seed)
 
 # %% ../nbs/06_regularize.ipynb #11d3b2a5
 def _generate(dit, prompts, size, steps, guidance, seed, batch, progress)->Tensor: # (N, C, t, h, w)

@@ -15,7 +15,7 @@ from .clip import Clip, UserError
 from .dit import VideoDiT, guided, split_placeholders
 from .basis import Basis
 from .regularize import Examples, from_base, prior_examples
-from .frames import Settings, Trainer, frame_set
+from .frames import Settings, Trainer, frame_set, source
 
 # %% ../nbs/08_residual.ipynb #2cce5828
 def motion_settings(**changes)->Settings:
@@ -27,7 +27,7 @@ def sequence(dit:VideoDiT,
              prompt:str,   # static and dynamic: how it looks and how it moves, with `[v]` and `[u]`
             )->Examples:   # one example of shape (C, t, h, w)
     "The video as a *sequence*: one clip, encoded as a clip."
-    return Examples(dit.encode_once(clip.frames[None]), [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
+    return Examples(dit.encode_once(clip.frames[None]), [dit.embed_once(prompt)], [split_placeholders(prompt)[1]]).made_of(**source(dit, clip, prompt))
 
 # %% ../nbs/08_residual.ipynb #c3e91574
 def train_motion(dit:VideoDiT, basis:Basis,
@@ -99,7 +99,8 @@ def add_twins(dit:VideoDiT,        # the base model, no adapter on it
     words, r = (split_placeholders(prompt)[0], split_placeholders(others)[0] if others else somebody_else(prompt)), dit.recommended
     how = dict(steps=steps or r.steps, guidance=r.guidance if guidance is None else guidance, draws=draws)
     make = lambda: torch.cat([redraw(dit, data.latents[:1], *words, **how, seed=seed+i).cpu() for i in range(n)])
-    return replace(data, twins=from_base(dit, "twins", make, data.latents, words, n, how, seed))
+    made = replace(data, twins=from_base(dit, "twins", make, data.latents, words, n, how, seed))
+    return made.made_of(**data.given, twins=dict(prompts=words, n=n, seed=seed, **how)) if data.given else made
 
 # %% ../nbs/08_residual.ipynb #a8d9946f
 OFF = dict(dropout=0., token_mask=0., prior=0., twins=0., self_conditioning=0.) # no regularisation

@@ -139,7 +139,7 @@ def test_names_and_formats_that_do_not_exist(trained, tmp_path):
 
 # runs that cannot go on
 
-def test_a_folder_with_another_run(dancer, trained): assert "holds a run with another clip" in refused("train", dancer, *PROMPTS, "--out", trained, *SHORT, "--lr", .5)
+def test_a_folder_with_another_run(dancer, trained): assert "holds another run (another lr: was " in refused("train", dancer, *PROMPTS, "--out", trained, *SHORT, "--lr", .5)
 
 
 def test_a_damaged_checkpoint(dancer, trained, tmp_path):
@@ -233,7 +233,7 @@ def test_ctrl_c_keeps_the_run(dancer, tmp_path):
     finally: p.kill()
     said = log.read_text()
     assert code == 130 and said.startswith("Stopped after step") and str(run) in said and said.count("\n") == 1, said
-    assert half_written(run) == [checkpoint]
+    assert {p.name for p in half_written(run)} == {checkpoint.name, "identity.data.safetensors"}
     with safe_open(checkpoint, "pt") as f: step = json.loads(f.metadata()["sas_nb"])["step"]
     assert f"after step {step} of" in said
     ok("train", dancer, *PROMPTS, "--out", run, *SHORT, "--steps1", step + 1)

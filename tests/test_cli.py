@@ -1,5 +1,5 @@
 """The command line: what each command prints, writes and answers with, in this process and in a real one."""
-import json, os, re, subprocess, sys
+import json, os, re, signal, subprocess, sys
 
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # or typer colours its help where it believes to be on GitHub
 import pytest, typer
@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from sas_nb import __version__, cli
 from sas_nb.clip import Clip
 from sas_nb.dit import data_path
+from sas_nb.frames import Stopped
 
 COMMANDS = ("models", "inspect", "train", "generate", "info", "export", "explore")
 LOOK, MOVE = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
@@ -164,6 +165,8 @@ def raising(e):
 @pytest.mark.parametrize("e, code, says", [
     (KeyboardInterrupt("Stopped after step 3"), 130, "Stopped after step 3"),
     (KeyboardInterrupt(), 130, "same command"),
+    (Stopped("Stopped after step 3", signal.SIGTERM), 143, "Stopped after step 3"),
+    (Stopped(), 130, "same command"),
     (KeyError("wings"), 1, "KeyError: 'wings'"),
     (OSError(28, "No space left on device", "log.jsonl"), 1, "No space left on device"),
     (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB\nmore"), 1, "--checkpointing")])
@@ -173,6 +176,18 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(monkeypatch, e, code, says
     assert result.exit_code == code and says in result.output
     assert result.output.count("\n") == 1 and "Traceback" not in result.output
     assert ("SAS_NB_DEBUG" in result.output) == isinstance(e, KeyError)
+
+
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_is_one_line_and_its_exit_code(monkeypatch, name, code):
+    s = getattr(signal, name)
+    handlers = [signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(s)]
+    monkeypatch.setattr(cli, "_load", lambda *args: signal.raise_signal(s))
+    try:
+        result = call("inspect", "x.mp4")
+        assert result.exit_code == code and "nothing is left half-written" in result.output and result.output.count("\n") == 1
+        assert signal.getsignal(s) == (signal.default_int_handler if name == "SIGINT" else handlers[1])
+    finally: signal.signal(signal.SIGINT, handlers[0])
 
 
 def test_debug_shows_the_traceback(monkeypatch):

@@ -4,6 +4,7 @@ from functools import partial
 import shutil
 import pytest, torch
 import wan_folder as wan
+from filelock import FileLock
 from torch import nn
 from sas_nb.basis import Basis
 from sas_nb.clip import UserError
@@ -111,7 +112,27 @@ def test_a_killed_run_goes_on_exactly(dit, A, data, tmp_path, monkeypatch):
     again, va = fleet_run(dit, A, data["identity"], s, seeds=[1, 2, 3], out=tmp_path)
     for k in whole.weights: assert torch.equal(whole.weights[k], again.weights[k])
     assert torch.equal(vw["[v]"], va["[v]"])
-    with pytest.raises(UserError, match="another clip"): fleet_run(dit, A, data["identity"], s, seeds=[1, 2, 9], out=tmp_path)
+    with pytest.raises(UserError, match=r"another seeds: was \[1, 2, 3\], is \[1, 2, 9\]"): fleet_run(dit, A, data["identity"], s, seeds=[1, 2, 9], out=tmp_path)
+    changed = [data["identity"][0], frame_set(dit, render(heldout_spec(5), fps=12)[:5], LOOKS[1]), data["identity"][2]]
+    with pytest.raises(UserError, match=r"\(another member 1 clip\)"): fleet_run(dit, A, changed, s, seeds=[1, 2, 3], out=tmp_path)
+    with pytest.raises(UserError, match="another member 2"): fleet_run(dit, A, data["identity"][:2], s, seeds=[1, 2], out=tmp_path)
+
+def test_a_fleet_goes_on_elsewhere_with_its_own_data(dit, A, data, tmp_path):
+    s = Settings(steps=4, batch=2, prior=0., save_every=2, lr=1e-2)
+    whole, _ = fleet_run(dit, A, data["identity"], s)
+    fleet_run(dit, A, data["identity"], replace(s, steps=2), out=tmp_path)
+    off = [Examples(e.latents+1e-3, e.texts, e.placeholders).made_of(**e.given) for e in data["identity"]]
+    again, _ = fleet_run(dit, A, off, s, out=tmp_path)
+    for k in whole.weights: assert torch.equal(whole.weights[k], again.weights[k])
+
+def test_two_fleets_in_one_folder(dit, A, data, clips, tmp_path):
+    with FileLock(tmp_path/"run.lock"):
+        with pytest.raises(UserError, match="Another run is at work"): fleet_run(dit, A, data["identity"], Settings(steps=1, batch=1, prior=0.), out=tmp_path)
+        with pytest.raises(UserError, match="Another run is at work"): learn_many(clips, [(p, MOVES) for p in LOOKS], dit, tmp_path, progress=False)
+
+def test_a_member_whose_gradient_is_infinite_is_named(dit, A, data, monkeypatch):
+    monkeypatch.setattr(FleetTrainer, "_clip", lambda self: torch.tensor([1., float("inf"), 1.]))
+    with pytest.raises(UserError, match="Member 1: The loss"): fleet_run(dit, A, data["identity"], Settings(steps=1, batch=1, prior=0.))
 
 def test_the_bad_member_is_named(dit, A, data):
     bad = Examples(data["identity"][1].latents*float("nan"), data["identity"][1].texts, data["identity"][1].placeholders)
@@ -174,7 +195,7 @@ def test_in_bf16_a_member_ends_as_if_alone_in_bf16(dit, A, data, stage):
 def test_bf16_is_a_choice_that_a_checkpoint_remembers(dit, A, data, tmp_path):
     s = Settings(steps=2, batch=1, prior=0.)
     fleet, _ = fleet_run(dit, A, data["identity"], s, out=tmp_path)
-    with pytest.raises(UserError, match="another clip"): fleet_run(dit, A, data["identity"], s, out=tmp_path, bf16=True)
+    with pytest.raises(UserError, match="another bf16: was False, is True"): fleet_run(dit, A, data["identity"], s, out=tmp_path, bf16=True)
     half, _ = fleet_run(dit, A, data["identity"], s, bf16=True)
     k = next(k for k in half.weights if k.endswith("B1"))
     assert half.weights[k].dtype == torch.float32 and not torch.equal(half.weights[k], fleet.weights[k])
@@ -205,7 +226,7 @@ def test_a_compiled_fleet_ends_the_same(tmp_path, monkeypatch, backend):
     for k, v in plain.items():
         assert v.any() or k.endswith("B2")
         torch.testing.assert_close(fast[k].data, v.data, atol=2e-2*float(v.abs().max())+1e-12, rtol=0)
-    with pytest.raises(UserError, match="another clip"): run(out=tmp_path/"run")
+    with pytest.raises(UserError, match="another fast: was True, is False"): run(out=tmp_path/"run")
 
 def test_what_cannot_be_compiled_is_told(tmp_path, monkeypatch):
     dit = VideoDiT.load(wan.write(tmp_path/"wan"), "cpu", torch.float32)

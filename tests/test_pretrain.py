@@ -132,6 +132,17 @@ def test_a_drawn_batch_has_each_sample_beside_a_caption_of_its_own_and_some_with
     for z, row, words in [*zip(clips, ids[:300], [store.words]*300), *zip(images, ids[300:], [store.image_words]*200)]:
         assert (row == store.nothing[0]).all() or (words[int(z.flatten()[0])] == row).all(1).any()
 
+def test_a_fused_adam_counts_its_steps_where_its_weights_are(tmp_path):
+    "On a card that is not there: `meta` stands for it."
+    here, there = (torch.nn.Parameter(torch.ones(3, 2, device=d)) for d in ("cpu", "meta"))
+    before = torch.optim.AdamW([here])
+    here.sum().backward(); before.step()
+    save_state(tmp_path/"s.safetensors", {}, dict(adam=before), {})
+    for fused, device in ((True, "meta"), (False, "cpu")):
+        after = torch.optim.AdamW([there], fused=fused)
+        load_state(tmp_path/"s.safetensors", {}, dict(adam=after))
+        assert {k: v.device.type for k, v in after.state[there].items()} == dict(step=device, exp_avg="meta", exp_avg_sq="meta")
+
 def test_optimiser_state_survives_a_file(tmp_path):
     def made(): torch.manual_seed(0); net = torch.nn.Linear(4, 3); return net, optimisers(net.named_parameters(), .1, .01, lambda n, p: p.ndim == 2)
     def step(net, opts):

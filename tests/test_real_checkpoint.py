@@ -1,13 +1,16 @@
 """The road on a folder with Wan 2.1 1.3B's configuration and keys, at reduced width and depth, with random weights: what runs here runs there."""
-import json, re
+import json, re, shutil
 from dataclasses import replace
 import pytest, torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 import wan_folder as wan
 from sas_nb.clip import Clip, UserError
 from sas_nb.concept import Concept, learn
-from sas_nb.dit import VideoDiT
-from sas_nb.frames import Settings
+from sas_nb import cli, dit as dit_module, frames
+from sas_nb.basis import Basis
+from sas_nb.dit import VideoDiT, fingerprint, recommended_for
+from sas_nb.frames import Settings, Trainer
+from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, redraw
 
 APPEARANCE, MOTION = "a [v] man in a red shirt in the park", "he is [u] dancing"
@@ -77,6 +80,133 @@ def test_every_linear_of_the_real_model_gets_its_adapter(folder):
 def test_recommended_values_are_wans_own(folder):
     r = VideoDiT.load(folder, device="cpu").recommended
     assert (r.height, r.width, r.num_frames, r.fps, r.steps, r.guidance, r.lr) == (480, 832, 81, 16., 50, 5., 1e-4)
+    assert recommended_for(folder) == r
+
+
+# Wan 2.2, and what else calls itself a WanPipeline
+
+def edited(folder, out, index={}, transformer={}, vae={}):
+    "The folder with other words in its configuration."
+    shutil.copytree(folder, out)
+    for file, change in (("model_index", index), ("transformer/config", transformer), ("vae/config", vae)):
+        path = out/f"{file}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return out
+
+A14B = dict(transformer_2=["diffusers", "WanTransformer3DModel"], boundary_ratio=.875)
+OTHERS = [(dict(index=A14B), "two transformers"), (dict(index=A14B | dict(boundary_ratio=None)), "two transformers"), (dict(index=dict(boundary_ratio=.9)), "boundary_ratio"),
+          (dict(index=A14B | dict(transformer=[None, None])), "two transformers"), (dict(index=dict(transformer=[None, None])), "no transformer"),
+          (dict(transformer=dict(image_dim=1280, added_kv_proj_dim=5120)), "shown a picture"), (dict(transformer=dict(in_channels=36)), "shown a picture"),
+          (dict(transformer=dict(pos_embed_seq_len=514)), "shown a picture"), (dict(transformer=dict(_class_name="WanVACETransformer3DModel")), "WanVACETransformer3DModel"),
+          (dict(vae=dict(z_dim=48)), "autoencoder does not fit")]
+
+@pytest.mark.parametrize("change, says", OTHERS, ids=lambda x: x if isinstance(x, str) else "-".join(x))
+def test_what_would_be_used_as_what_it_is_not_is_refused_before_its_weights_are_read(folder, tmp_path, monkeypatch, change, says):
+    monkeypatch.setattr(WanPipeline, "from_pretrained", lambda *a, **k: pytest.fail("read the weights"))
+    with pytest.raises(UserError, match=f"cannot be used, since .*{says}.*choose one") as e: VideoDiT.load(edited(folder, tmp_path/"other", **change), device="cpu")
+    assert str(e.value).count("\n") == 0
+
+def test_a_hubs_checkpoint_is_refused_by_its_configuration_too(folder, monkeypatch):
+    said, load_config = [], DiffusionPipeline.load_config
+    def from_hub(kind, source, subfolder="", **kwargs):
+        said.append((source, subfolder))
+        path = folder/subfolder/("config.json" if subfolder else "model_index.json")
+        return json.loads(path.read_text()) | ({} if subfolder else A14B)
+    for kind in (DiffusionPipeline, WanTransformer3DModel, AutoencoderKLWan): monkeypatch.setattr(kind, "load_config", classmethod(from_hub))
+    monkeypatch.setattr(WanPipeline, "from_pretrained", lambda *a, **k: pytest.fail("read the weights"))
+    with pytest.raises(UserError, match="'Wan-AI/Wan2.2-T2V-A14B-Diffusers' cannot be used, since it has two transformers"): VideoDiT.load("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
+    assert {s for s, _ in said} == {"Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
+
+def parts(folder): return {k: getattr(load(folder).pipe, k) for k in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
+
+@pytest.mark.parametrize("make, says", [(lambda p: WanPipeline(**p, transformer_2=p["transformer"], boundary_ratio=.875), "two transformers"), (lambda p: WanPipeline(**p, boundary_ratio=.9), "boundary_ratio"),
+                                        (lambda p: WanPipeline(**p | dict(transformer=None), transformer_2=p["transformer"]), "two transformers"), (lambda p: WanPipeline(**p | dict(transformer=None)), "no transformer"),
+                                        (lambda p: later(WanPipeline(**p), p["transformer"]), "two transformers")], ids=["two", "boundary", "only the second", "none", "a second one later"])
+def test_a_loaded_pipeline_is_refused_alike(folder, make, says):
+    with pytest.raises(UserError, match=says): VideoDiT(make(parts(folder)))
+
+def later(pipe, transformer): pipe.transformer_2 = transformer; return pipe
+
+SMALLER = dict(height=704, width=1280, num_frames=121, fps=24.)
+
+def test_the_smaller_wan_22_gets_its_own_values(folder, tmp_path):
+    other = edited(folder, tmp_path/"ti2v", index=dict(expand_timesteps=True))
+    dit = VideoDiT.load(other, device="cpu")
+    assert vars(dit.recommended) == vars(recommended_for(other)) == vars(recommended_for(folder)) | SMALLER
+    assert vars(VideoDiT(WanPipeline(**parts(folder), expand_timesteps=True)).recommended) == vars(dit.recommended)
+    assert cli._clip_size(str(other)).fps == 24 and cli._clip_size(str(folder)).fps == 16
+    (other/"sas_nb.json").write_text(json.dumps(dict(fps=12.)))
+    assert (recommended_for(other).fps, recommended_for(other).height) == (12., 704), "what the folder says comes first"
+
+def test_the_smaller_wan_22_is_computed_as_its_pipeline_does(folder, tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(**wan.VAE | dict(base_dim=8, decoder_base_dim=16, z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16,
+                                            latents_mean=[.1]*48, latents_std=[.9]*48))
+    transformer = WanTransformer3DModel(**wan.TRANSFORMER | wan.NARROW["transformer"] | dict(in_channels=48, out_channels=48))
+    WanPipeline(**parts(folder) | dict(vae=vae, transformer=transformer), expand_timesteps=True).save_pretrained(tmp_path/"ti2v")
+    dit, pipe, size = load(tmp_path/"ti2v"), WanPipeline.from_pretrained(tmp_path/"ti2v"), dict(num_frames=5, height=32, width=32)
+    assert {k: getattr(dit.recommended, k) for k in SMALLER} == SMALLER and dit.encode(torch.rand(1, 5, 3, 32, 32)).shape == (1, 48, 2, 2, 2)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(prompt="a man", negative_prompt="", num_inference_steps=2, guidance_scale=3., latents=dit.noise([0], 5, 32, 32), output_type="pt", **size).frames[0]
+    torch.testing.assert_close(dit.sample("a man", steps=2, guidance=3., **size).frames, stock, atol=1e-4, rtol=0)
+
+
+# What a base is known by
+
+def test_weights_have_one_name_in_any_precision(folder):
+    of = {t: load(folder, t) for t in (torch.float32, torch.bfloat16, torch.float16)}
+    for part in ("transformer", "text_encoder", "vae"): assert len({d.weights_names(part)[0] for d in of.values()}) == 1, part
+    assert of[torch.float32].weights_names()[0] == fingerprint(of[torch.float32].transformer), "the name that concepts already carry"
+    assert fingerprint(of[torch.float16].transformer) != fingerprint(of[torch.float32].transformer), "or the test has nothing to see"
+
+@pytest.mark.parametrize("name", ["model", "diffusion_pytorch_model"])
+def test_weights_in_several_files_have_the_same_name(folder, tmp_path, name):
+    dit = load(folder)
+    part = "text_encoder" if name == "model" else "transformer"
+    getattr(dit.pipe, part).save_pretrained(tmp_path/part, max_shard_size="20KB")
+    assert len(list((tmp_path/part).glob("*.safetensors"))) > 1
+    assert dit_module._hash_weights(dit_module._stored(tmp_path/part).items()) == dit.weights_names(part)[0]
+
+def test_weights_changed_in_memory_have_another_name(folder):
+    dit = load(folder, torch.float16)
+    before = dit.weights_names()[0]
+    with torch.no_grad(): dit.transformer.proj_out.weight.flatten()[0].add_(1)
+    assert before not in dit.weights_names()
+
+@pytest.mark.parametrize("trained, used", [(torch.float16, torch.float32), (torch.float16, torch.bfloat16), (torch.float32, torch.float16)], ids=str)
+def test_a_concept_goes_from_one_precision_to_another(folder, clip, trained, used):
+    there, here = load(folder, trained), load(folder, used)
+    basis = Basis(there, 2)
+    about = dict(base=str(folder), appearance=APPEARANCE, motion=MOTION, rank=2, layers=basis.layers)
+    for name in (there.weights_names()[0], fingerprint(there.transformer)): # as it is now, and as earlier versions noted it
+        Concept(basis.tensors(), {}, about | dict(fingerprint=name), dit=here).put_on()
+    with torch.no_grad(): here.transformer.patch_embedding.weight.mul_(2)
+    here.prints = None
+    with pytest.raises(UserError, match="another base"): Concept(basis.tensors(), {}, about | dict(fingerprint=there.weights_names()[0]), dit=here).put_on()
+
+def test_another_base_is_another_run(folder, tmp_path):
+    def run(dit, **changes):
+        data = Examples(torch.ones(1, 16, 1, 4, 4), [torch.ones(1, 3, 32)], [["[v]"]])
+        Trainer(dit, Basis(dit, 2), "identity", data, Settings(**dict(steps=1, batch=1, prior=0.) | changes), tokens={}, out=tmp_path/"run", progress=False).run()
+    dit = load(folder)
+    run(dit)
+    run(load(folder, torch.bfloat16), steps=2)
+    with torch.no_grad(): dit.transformer.patch_embedding.weight.mul_(2)
+    with pytest.raises(UserError, match=r"\(another base\)"): run(dit, steps=2)
+
+@pytest.mark.parametrize("changes, was", [({}, "e9a912194e692fa4"), (dict(twins=.25, shift=4., token_lr=1e-3), "a697639db456a81d")], ids=["paper", "others"])
+def test_checkpoints_of_earlier_versions_go_on_where_all_is_the_same(folder, tmp_path, monkeypatch, changes, was):
+    "Their hash, as version 0.1.0 wrote it for these examples, on a base that is called 0."
+    monkeypatch.setattr(frames, "fingerprint", lambda module: "0"*16)
+    dit, data = load(folder), Examples(torch.arange(16*16.).view(1, 16, 1, 4, 4)/256, [torch.ones(1, 3, 32)], [["[v]"]])
+    def run(**more): return Trainer(dit, Basis(dit, 2, r"blocks\.0\.attn1\.to_q"), "identity", data, Settings(**dict(steps=1, prior=0.) | changes | more), tokens={}, out=tmp_path, progress=False)
+    run().run()
+    about, tensors = frames._read(tmp_path/"identity.ckpt.safetensors")
+    old = dict(step=about["step"], run=was, history=about["history"])
+    wan.save_file(tensors, tmp_path/"identity.ckpt.safetensors", {"sas_nb": json.dumps(old)})
+    assert [r[0] for r in run(steps=2).run()] == [1, 2]
+    wan.save_file(tensors, tmp_path/"identity.ckpt.safetensors", {"sas_nb": json.dumps(old)})
+    with pytest.raises(UserError, match=r"early sas_nb \(0.1\).*choose another folder"): run(steps=2, dropout=.3).run()
 
 
 def test_text_embeddings_are_those_of_the_file(folder):

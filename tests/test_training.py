@@ -1,9 +1,11 @@
 "Both stages: what each trains and reads, and that a run which was killed ends as if it had not been."
-import errno, functools, json, multiprocessing, os, random, signal, sys, time
+import errno, functools, json, multiprocessing, os, random, signal, sys, threading, time, warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest, torch, torch.utils.checkpoint
+from filelock import FileLock
+from safetensors.torch import save_file
 from torch import nn
 
 from sas_nb import concept as concept_module, frames, residual
@@ -11,8 +13,9 @@ from sas_nb.basis import Basis
 from sas_nb.clip import UserError
 from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT, fingerprint
-from sas_nb.frames import Log, Settings, Trainer, check_folder, check_settings, draw, frame_set, plot_history, read_log, shares, stop_gently, train_identity
-from sas_nb.regularize import Examples, SelfConditioning
+from sas_nb.frames import (Log, Settings, Stopped, Trainer, check_folder, check_settings, draw, frame_set, only_run, plot_history, put_moments, read_log, shares, stop_gently,
+                           stoppable, train_identity)
+from sas_nb.regularize import Examples, SelfConditioning, prior_examples
 from sas_nb.residual import add_twins, both_views, motion_settings, sequence, somebody_else, train_motion
 from sas_nb.world import heldout_spec, render
 
@@ -394,11 +397,254 @@ def test_a_finished_run_returns_at_once_and_a_longer_one_goes_on(tmp_path, monke
 
 def test_what_must_not_be_continued_is_refused(tmp_path):
     trainer(out=tmp_path).run()
-    for changes in (dict(settings=dict(dropout=.1)), dict(settings=dict(lr=1e-5)), dict(basis=Basis(base(), 3, LAYERS))):
-        with pytest.raises(UserError, match="another clip, prompt, base or settings"): trainer(out=tmp_path, **changes).run()
+    for changes, says in ((dict(settings=dict(dropout=.1)), "another dropout: was 0.8, is 0.1"), (dict(settings=dict(lr=1e-5)), "another lr: was .*, is 1e-05"),
+                          (dict(settings=dict(betas=(.9, .999))), r"another betas: was \[0.9, 0.99\]"), (dict(basis=Basis(base(), 3, LAYERS)), "another rank: was 2, is 3"),
+                          (dict(basis=Basis(base(), 2, r"blocks\.0\.attn1\.to_q")), "another layers"), (dict(tokens={}), "another words")):
+        with pytest.raises(UserError, match=f"{says}.*choose another folder"): trainer(out=tmp_path, **changes).run()
     with pytest.raises(UserError, match="at step 2 already"): trainer(out=tmp_path, settings=dict(steps=1)).run()
     (tmp_path/"identity.ckpt.safetensors").write_bytes(b"x"*50)
     with pytest.raises(UserError, match="damaged.*delete it"): trainer(out=tmp_path).run()
+
+def told(out, data, prior=None, dit=None, basis=None, **settings):
+    "A run of stage 1 on these examples, of two steps unless the settings say more."
+    dit = dit or base()
+    t = Trainer(dit, basis or Basis(dit, 2, LAYERS), "identity", data, Settings(**dict(steps=2, batch=2, prior=.5, log_every=1) | settings), prior, new_tokens(dit), out=out, progress=False)
+    t.run(); return t
+
+@pytest.mark.parametrize("change, says", [
+    (lambda d, c: dict(data=frame_set(d, c, "a [v] woman in the snow")), "another prompt: was 'a .v. man in a red shirt in a park', is 'a .v. woman in the snow'"),
+    (lambda d, c: dict(data=frame_set(d, replace(c, frames=c.frames.flip(-1)), STATIC)), r"\(another clip\)"),
+    (lambda d, c: dict(data=frame_set(d, replace(c, frames=c.frames[[1, 0, 2, 3, 4]]), STATIC)), r"\(another clip\)"),
+    (lambda d, c: dict(data=frame_set(d, c, STATIC, still=True)), "another still: was False, is True"),
+    (lambda d, c: dict(prior=some_prior(d, "a man in the snow. he is walking")), "another prior prompts: was .'a man in a park"),
+    (lambda d, c: dict(prior=None), "another prior: was .*, is none"),
+    (lambda d, c: dict(basis=Basis(d, 2, LAYERS, A={k: torch.ones_like(v) for k, v in Basis(d, 2, LAYERS).tensors().items() if k.endswith(".A")})), "another basis or start")],
+    ids=["prompt", "mirrored", "order", "still", "prior", "no prior", "given basis"])
+def test_a_refusal_names_what_is_another(tmp_path, dit, clip, change, says):
+    without_basis(dit)
+    given = dict(data=frame_set(dit, clip, STATIC), prior=some_prior(dit, "a man in a park. he is walking"))
+    told(tmp_path, **given)
+    without_basis(dit); changed = change(dit, clip)
+    with pytest.raises(UserError, match=says): told(tmp_path, **given | changed)
+
+def some_prior(dit, prompt):
+    without_basis(dit)
+    return prior_examples(dit, True, [prompt], n=2, num_frames=5, steps=1)
+
+def elsewhere(examples, by=1e-3):
+    "As another processor encodes the same: a little off."
+    g = torch.Generator().manual_seed(0)
+    off = lambda x: x + by*torch.randn(x.shape, generator=g)
+    made = Examples(off(examples.latents), [off(t)*(t != 0) for t in examples.texts], examples.placeholders, None if examples.twins is None else off(examples.twins))
+    return made.made_of(**examples.given) if examples.given else made
+
+@pytest.mark.parametrize("known", [True, False], ids=["clip and words", "tensors alone"])
+def test_a_run_goes_on_with_its_own_data_on_another_machine(tmp_path, dit, clip, known):
+    without_basis(dit)
+    data, prior, how = frame_set(dit, clip, STATIC), some_prior(dit, "a man in a park. he is walking"), dict(token_start=.5, token_lr=0., lr=1e-2)
+    if not known: data, prior = replace(data), replace(prior)
+    whole = told(tmp_path/"whole", data, prior, steps=5, **how)
+    told(tmp_path/"cut", data, prior, steps=3, **how)
+    other = elsewhere(data)
+    if known: other.given = other.given | dict(clip="#of-another-decoder") # a level of brightness here or there
+    again = told(tmp_path/"cut", other, elsewhere(prior), steps=5, **how)
+    assert same(copies(again.trained), copies(whole.trained)) and torch.equal(again.tokens["[v]"], whole.tokens["[v]"]) and again.history == whole.history
+    told(tmp_path/"cut", data, prior, steps=6, **how) # and back again
+
+def test_examples_that_were_changed_by_hand_are_other_examples(tmp_path, dit, clip):
+    data = frame_set(dit, clip, STATIC)
+    told(tmp_path, data)
+    with pytest.raises(UserError, match="another"): told(tmp_path, replace(data, latents=data.latents*2), steps=3)
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda p: p.write_bytes(b"x"*50), lambda p: p.write_bytes(p.read_bytes()[:-9])], ids=["lost", "damaged", "cut short"])
+def test_without_its_kept_data_a_run_goes_on_with_what_is_given(tmp_path, dit, clip, spoil):
+    data = frame_set(dit, clip, STATIC)
+    whole = told(tmp_path/"whole", data, steps=3)
+    told(tmp_path/"cut", data)
+    spoil(tmp_path/"cut"/"identity.data.safetensors")
+    assert same(copies(told(tmp_path/"cut", data, steps=3).trained), copies(whole.trained))
+    assert frames._read(tmp_path/"cut"/"identity.data.safetensors")[0]["kept"] == frames._read(tmp_path/"cut"/"identity.ckpt.safetensors")[0]["kept"]
+
+def test_a_run_goes_on_in_another_precision(tmp_path, dit):
+    trainer(out=tmp_path).run()
+    half = VideoDiT.load("tiny", device="cpu", dtype=torch.bfloat16)
+    on = Trainer(half, Basis(half, 2, LAYERS), "identity", frame_set(half, five(), STATIC), Settings(steps=3, batch=2, prior=0, log_every=2, save_every=3), tokens=new_tokens(half), out=tmp_path, progress=False)
+    assert [r[0] for r in on.run()] == [2, 3] and on.data.texts[0].dtype == torch.bfloat16
+
+def rewrite(path, change):
+    "The checkpoint as another version would have written it."
+    about, tensors = frames._read(path)
+    change(about)
+    save_file(tensors, path, {"sas_nb": json.dumps(about)})
+
+@pytest.mark.parametrize("change", [lambda a: (a["given"]["recipe"].pop("shift"), a["defaults"].pop("shift")), lambda a: a["given"]["recipe"].pop("twins"),
+                                    lambda a: (a["given"]["recipe"].update(gone=3), a["defaults"].update(gone=3)), lambda a: a.update(news=1)], ids=["one more", "another more", "one fewer", "more to say"])
+def test_a_run_goes_on_after_an_update(tmp_path, change):
+    trainer(out=tmp_path).run()
+    rewrite(tmp_path/"identity.ckpt.safetensors", change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert trainer(out=tmp_path, settings=dict(steps=3)).resume()
+
+def test_settings_that_came_or_went_and_matter_are_told(tmp_path):
+    path = tmp_path/"identity.ckpt.safetensors"
+    trainer(out=tmp_path).run()
+    rewrite(path, lambda a: a["given"]["recipe"].pop("shift"))
+    with pytest.raises(UserError, match=r"another shift: was 1.0, is 4.0"): trainer(out=tmp_path, settings=dict(shift=4.)).run()
+    rewrite(path, lambda a: a["given"]["recipe"].update(gone=3))
+    with pytest.warns(UserWarning, match="gone=3"): assert trainer(out=tmp_path).resume()
+    rewrite(path, lambda a: a["defaults"].update(gone=0))
+    with pytest.raises(UserError, match="another gone, which sas_nb .* has not: was 3"): trainer(out=tmp_path).run()
+
+def test_what_a_checkpoint_was_given_can_be_read(tmp_path):
+    trainer(out=tmp_path).run()
+    about, _ = frames._read(tmp_path/"identity.ckpt.safetensors")
+    given = about["given"]
+    assert given["examples"][""]["prompt"] == STATIC and given["recipe"]["dropout"] == .8 and given["run"]["rank"] == 2 and about["version"]
+    assert all(given["examples"][""][k].startswith("#") for k in ("clip", "text encoder", "autoencoder"))
+
+
+# one run a folder
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path, dit, clip):
+    trainer(out=tmp_path).run()
+    before = (tmp_path/"identity.ckpt.safetensors").read_bytes()
+    with FileLock(tmp_path/"run.lock"):
+        with pytest.raises(UserError, match="Another run is at work"): trainer(out=tmp_path, settings=dict(steps=3)).run()
+        with pytest.raises(UserError, match="Another run is at work"): learn(clip, STATIC, DYNAMIC, dit, out=tmp_path, progress=False)
+        assert (tmp_path/"identity.ckpt.safetensors").read_bytes() == before
+    assert trainer(out=tmp_path, settings=dict(steps=3)).run()[-1][0] == 3
+
+def test_the_same_run_may_enter_twice_and_another_thread_may_not(tmp_path):
+    said = []
+    def other():
+        try:
+            with only_run(tmp_path): said.append("in")
+        except UserError: said.append("refused")
+    with only_run(tmp_path), only_run(tmp_path/"."):
+        thread = threading.Thread(target=other); thread.start(); thread.join()
+    with only_run(tmp_path): pass
+    other()
+    assert said == ["refused", "in"]
+
+def hold_and_die(out):
+    with only_run(out): os.kill(os.getpid(), signal.SIGKILL)
+
+def test_a_crash_lets_others_in(tmp_path):
+    child = processes.Process(target=hold_and_die, args=(tmp_path,))
+    child.start(); child.join(60)
+    assert child.exitcode == -signal.SIGKILL and (tmp_path/"run.lock").exists()
+    with only_run(tmp_path): pass
+
+@pytest.mark.parametrize("e", [OSError(errno.ENOLCK, "No locks available"), PermissionError(errno.EACCES, "Permission denied"), NotImplementedError("no flock")], ids=repr)
+def test_a_folder_that_cannot_be_locked_is_done_without(tmp_path, monkeypatch, e):
+    def refuse(self, *args, **kwargs): raise e
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked"): trainer(out=tmp_path).run()
+    assert (tmp_path/"identity.ckpt.safetensors").exists()
+
+
+# asked to stop
+
+ENDS = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, n)]
+
+@pytest.mark.parametrize("s", ENDS, ids=lambda s: s.name)
+@pytest.mark.parametrize("at", [2, 4], ids=["midway", "last step"])
+def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, monkeypatch, ctrl_c, s, at):
+    t, before = trainer(out=tmp_path, settings=dict(steps=4, save_every=100)), [signal.getsignal(x) for x in ENDS]
+    one_step = t._try_step
+    def step():
+        if t.step+1 == at: signal.raise_signal(s)
+        return one_step()
+    monkeypatch.setattr(t, "_try_step", step)
+    with pytest.raises(Stopped, match=f"after step {at} of 4.*run the same again") as e: t.run()
+    assert e.value.signum == s and frames._read(tmp_path/"identity.ckpt.safetensors")[0]["step"] == at
+    assert [signal.getsignal(x) for x in ENDS] == before
+    assert trainer(out=tmp_path, settings=dict(steps=4, save_every=100)).run()[-1][0] == 4
+
+@pytest.mark.parametrize("first", ENDS, ids=lambda s: s.name)
+@pytest.mark.parametrize("second", ENDS, ids=lambda s: s.name)
+def test_a_second_signal_of_any_kind_stops_at_once(ctrl_c, first, second):
+    with pytest.raises(KeyboardInterrupt) as e:
+        with stop_gently() as stopped:
+            signal.raise_signal(first)
+            assert stopped() == first
+            signal.raise_signal(second)
+            pytest.fail("went on")
+    assert getattr(e.value, "signum", signal.SIGINT) == second
+
+def test_what_nohup_ignores_stays_ignored(monkeypatch):
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable(), stop_gently() as stopped:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopped()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally: signal.signal(signal.SIGHUP, old)
+
+def test_anothers_own_handler_stays_and_hears_the_second(monkeypatch):
+    heard = []
+    old = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        with stoppable(): signal.raise_signal(signal.SIGTERM)
+        with stop_gently() as stopped:
+            for _ in range(2): signal.raise_signal(signal.SIGTERM)
+            assert stopped()
+        assert heard == [1, 1]
+    finally: signal.signal(signal.SIGTERM, old)
+
+@pytest.mark.parametrize("s", [s for s in ENDS if s != signal.SIGINT], ids=lambda s: s.name)
+@pytest.mark.parametrize("where", ["both_views", "both_priors"])
+def test_a_signal_before_training_leaves_nothing_half_written(tmp_path, dit, clip, monkeypatch, s, where):
+    def killed(*args, **kwargs):
+        with concept_module.atomic(tmp_path/"run"/"half.bin") as tmp: tmp.write_bytes(b"half"); signal.raise_signal(s)
+    monkeypatch.setattr(concept_module, where, killed)
+    before = signal.getsignal(s)
+    with pytest.raises(Stopped) as e: learn(clip, STATIC, DYNAMIC, dit, out=tmp_path/"run", progress=False)
+    assert e.value.signum == s and [p.name for p in (tmp_path/"run").iterdir()] == ["run.lock"] and signal.getsignal(s) == before
+    with only_run(tmp_path/"run"): pass
+
+def test_off_the_main_thread_signals_are_left_alone(tmp_path):
+    before, done = [signal.getsignal(x) for x in ENDS], []
+    def work():
+        with stoppable(): done.append(trainer(out=tmp_path).run()[-1][0])
+    thread = threading.Thread(target=work); thread.start(); thread.join()
+    assert done == [2] and [signal.getsignal(x) for x in ENDS] == before
+
+
+# what Adam remembers
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_moments_go_where_pytorch_wants_them(fused):
+    "On a card that is not there: `meta` stands for it."
+    p, q = (nn.Parameter(torch.empty(3, 2, device="meta")) for _ in range(2))
+    optimiser = torch.optim.AdamW([dict(params=[p], lr=.1), dict(params=[q], lr=.2)], fused=fused)
+    put_moments(optimiser, {q: dict(step=torch.tensor(3.), exp_avg=torch.zeros(3, 2), exp_avg_sq=torch.zeros(3, 2))})
+    state = optimiser.state[q]
+    assert p not in optimiser.state and [g["lr"] for g in optimiser.param_groups] == [.1, .2]
+    assert {k: v.device.type for k, v in state.items()} == dict(step="meta" if fused else "cpu", exp_avg="meta", exp_avg_sq="meta")
+    assert all(v.dtype == torch.float32 for v in state.values())
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_a_gradient_too_large_for_fp16_is_tried_again_with_a_smaller_scale(tmp_path, monkeypatch, many):
+    half = VideoDiT.load("tiny", device="cpu", dtype=torch.float16)
+    t, clip_grad, n = trainer(dit=half, out=tmp_path), nn.utils.clip_grad_norm_, [0]
+    def overflow(parameters, *args):
+        n[0] += 1
+        return torch.tensor(float("inf")) if n[0] <= many else clip_grad(parameters, *args)
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", overflow)
+    t.run()
+    assert t.step == 2 and n[0] == 2+many and t.scaler.get_scale() == 2**(16-many) and all(torch.isfinite(torch.tensor(r[1])) for r in t.history)
+    again = trainer(dit=half, out=tmp_path)
+    assert again.resume() and again.scaler.get_scale() == 2**(16-many)
+
+def test_a_gradient_that_no_scale_saves_is_told(monkeypatch):
+    half = VideoDiT.load("tiny", device="cpu", dtype=torch.float16)
+    t = trainer(dit=half, settings=dict(batch=1))
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    before = copies(t.trained)
+    with pytest.raises(UserError, match="NaN or infinite at step 1"): t.run()
+    assert same(copies(t.trained), before)
 
 def test_stage_two_over_another_stage_one_is_refused(tmp_path, dit):
     trainer("motion", Basis(dit, 2, LAYERS, 0), out=tmp_path).run()
