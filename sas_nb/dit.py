@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'channels_last', 'Recommended',
-           'Wan', 'VideoDiT', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'split_placeholders', 'join_texts',
-           'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached', 'guided']
+           'Wan', 'VideoDiT', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'respelt', 'split_placeholders',
+           'checked_prompts', 'join_texts', 'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached',
+           'checked_seed', 'guided', 'checked_steps']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-import gc, hashlib, json, math, os, re, warnings
+import gc, hashlib, json, math, os, re, textwrap, warnings
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from .clip import Clip, UserError, atomic, contact_sheet
+from .clip import Advice, Clip, UserError, _checked_fps, atomic, contact_sheet, number, whole
 
 # %% ../nbs/02_dit.ipynb #d2c25cc9
 def data_path(name:str, # such as `"tiny"` or `"clips/dancer.mp4"`
@@ -157,6 +158,18 @@ def _quiet():
         with warnings.catch_warnings(): warnings.simplefilter("ignore", FutureWarning); yield
     finally: d.enable_progress_bar(); t.enable_progress_bar()
 
+# %% ../nbs/02_dit.ipynb #5e1f0b02
+def _offline(name)->bool: # False where the hub answers
+    "True where a hub id has to be read from this machine's cache. Raises `UserError` if it is not there either."
+    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+    try: get_session().head(hf_hub_url(name, "model_index.json"), timeout=5)
+    except Exception as e: # whatever the network, a proxy or the offline mode says
+        if isinstance(try_to_load_from_cache(name, "model_index.json"), str): return True
+        reason = " ".join(str(e).split())[:100]
+        raise UserError(f"There is no model folder {name!r}, and the hub cannot be asked for it without a network ({reason}): "
+                        "connect to the network, or give the folder of a downloaded model.") from e
+    return False
+
 # %% ../nbs/02_dit.ipynb #aad72481
 @patch(cls_method=True)
 def load(cls:VideoDiT,
@@ -167,10 +180,11 @@ def load(cls:VideoDiT,
     "Load any checkpoint of a known family. The autoencoder stays in fp32, as Wan's authors advise. Raises `UserError`."
     folder, device = _folder(name), torch.device(device or best_device())
     source = str(folder or name)
+    offline = folder is None and _offline(source)
     try:
-        kind = DiffusionPipeline.load_config(source)["_class_name"]
+        kind = DiffusionPipeline.load_config(source, local_files_only=offline)["_class_name"]
         if kind not in FAMILIES: raise UserError(f"{source!r} holds a {kind}, and sas_nb knows {', '.join(FAMILIES)}: choose a checkpoint of one of these.")
-        with _quiet(): pipe = FAMILIES[kind].pipeline.from_pretrained(source, torch_dtype={"vae": torch.float32, "default": dtype or best_dtype(device)})
+        with _quiet(): pipe = FAMILIES[kind].pipeline.from_pretrained(source, local_files_only=offline, torch_dtype={"vae": torch.float32, "default": dtype or best_dtype(device)})
     except UserError: raise
     except Exception as e: # diffusers, transformers and safetensors raise many kinds here
         reason = str(e).strip().split("\n")[0][:200]
@@ -185,7 +199,9 @@ def check_size(self:VideoDiT, T:int, H:int, W:int):
     "Raise `UserError` for a clip that the model cannot hold: frames must be 4n+1, sides multiples of 16 (Wan's numbers)."
     step = self.space_factor*self.transformer.config.patch_size[1]
     if (T-1) % self.time_factor or H % step or W % step:
-        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {self.time_factor}n+1 and sides multiples of {step}; load it with num_frames and size.")
+        low = (T-1)//self.time_factor*self.time_factor+1
+        near = "" if T == low else f" ({low} and {low+self.time_factor} are near)"
+        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {self.time_factor}n+1{near} and sides multiples of {step}.")
 
 @patch
 @torch.no_grad()
@@ -235,6 +251,14 @@ def decode(self:VideoDiT,
     with quick_convolutions(z.device): x = torch.cat([self.family.decode(vae, b) for b in (z*std+mean).split(8)])
     return (x.float().transpose(1, 2)/2+.5).clamp(0, 1)
 
+# %% ../nbs/02_dit.ipynb #5e1f0b04
+@patch
+def round_trip(self:VideoDiT, clip:Clip)->tuple[Clip, float]: # what comes back, and its PSNR in decibels
+    "A clip through the autoencoder and back: the most that this model can show of it. Raises `UserError` for sizes that do not fit."
+    back = Clip(self.decode(self.encode(clip.frames[None]))[0].cpu(), clip.fps, clip.name)
+    error = (back.frames-clip.frames).square().mean().item()
+    return back, -10*math.log10(max(error, 1e-10))
+
 # %% ../nbs/02_dit.ipynb #404c8bc6
 @patch
 def _part(self:VideoDiT, name):
@@ -252,8 +276,16 @@ def free(self:VideoDiT, *names:str):
 # %% ../nbs/02_dit.ipynb #a5b364db
 PLACEHOLDERS = ("[v]", "[u]") # the new words of the method: who, and how they move
 
+_BRACKETED = re.compile(r"[\[({<]\s*([vVuU])\s*[\])}>]") # how people write them
+
+def respelt(prompt:str)->str:
+    "The prompt with `[V]`, `(v)`, `[ v ]`, `<u>` and the like written as `[v]` and `[u]`."
+    return _BRACKETED.sub(lambda m: f"[{m[1].lower()}]", prompt)
+
 def split_placeholders(prompt:str)->tuple[str, list[str]]: # the plain prompt, the placeholders in it
     "Take the placeholders out of a prompt: their vectors do not come from the text encoder."
+    if odd := next((m[0] for m in _BRACKETED.finditer(prompt) if m[0] != (meant := f"[{m[1].lower()}]")), None):
+        raise UserError(f"The prompt {prompt!r} has {odd!r} where the new word {meant} is meant: write {respelt(prompt)!r}.")
     found = re.findall(r"\[[a-zA-Z]\]", prompt)
     if odd := [f for f in found if f not in PLACEHOLDERS]: raise UserError(f"The prompt has the placeholder {odd[0]}, and only {' and '.join(PLACEHOLDERS)} have a meaning: use these.")
     return re.sub(r"\s+", " ", re.sub(r"\s*\[[a-zA-Z]\]", "", prompt)).strip(), found
@@ -262,12 +294,39 @@ def split_placeholders(prompt:str)->tuple[str, list[str]]: # the plain prompt, t
 def check_words(self:VideoDiT, prompt:str):
     "Raise `UserError` that names the words the tokenizer does not know, with near ones that it does."
     tokenizer = self._part("tokenizer")
+    if not isinstance(prompt, str): raise UserError(f"A prompt is a text, and this is {prompt!r:.60}: put it in quotes.")
     words = [w for w in re.findall(r"[^\s,.;:!?]+", split_placeholders(prompt)[0])]
     strange = [w for w in words if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False).input_ids]
     if not strange: return
     known = sorted(w.lstrip("▁") for w in tokenizer.get_vocab() if w.startswith("▁") and len(w) > 2)
-    near = [f"{w!r}" + (f" (near: {', '.join(m)})" if (m := get_close_matches(w.lower(), known, 3, .5)) else "") for w in dict.fromkeys(strange)]
+    near = [f"{w!r}" + (f" (near: {', '.join(m)})" if (m := [f"[{w.lower()}]"] if w.lower() in ("v", "u") else get_close_matches(w.lower(), known, 3, .5)) else "") for w in dict.fromkeys(strange)]
     raise UserError(f"{self.name!r} does not know {', '.join(near)}: use words of its vocabulary, which are {' '.join(known) if len(known) < 200 else 'listed in its tokenizer'}.")
+
+# %% ../nbs/02_dit.ipynb #5e1f0b07
+@patch
+def unread(self:VideoDiT, prompt:str)->str:
+    "The end of a prompt that is too long for the text encoder: the words it will not read, mostly none."
+    tokenizer = self._part("tokenizer")
+    ids = tokenizer(split_placeholders(prompt)[0], verbose=False).input_ids[:-1] # the last one marks the end
+    return tokenizer.decode(ids[self.family.text_length-1:], skip_special_tokens=True)
+
+@patch
+def too_long(self:VideoDiT, prompt:str)->str:
+    "A sentence about what the model will not read of a prompt; empty if it reads all."
+    if not (rest := self.unread(prompt)): return ""
+    return (f"The prompt is too long for {self.name!r}, which reads {self.family.text_length} tokens, so its end is left out: "
+            f"{textwrap.shorten(rest, 60, placeholder=' ...')!r}.")
+
+def _several(x)->bool:
+    "Is this a list of things, and not one thing?"
+    return not isinstance(x, str) and hasattr(x, "__iter__") and getattr(x, "ndim", 1) > 0
+
+def checked_prompts(prompts)->list[str]:
+    "One prompt or several, as a list. Raises `UserError` for none at all, and for what is no text."
+    prompts = list(prompts) if _several(prompts) else [prompts]
+    if not prompts: raise UserError("The list of prompts is empty: give at least one.")
+    if odd := [p for p in prompts if not isinstance(p, str)]: raise UserError(f"A prompt is a text, and this is {odd[0]!r:.60}: put it in quotes.")
+    return prompts
 
 # %% ../nbs/02_dit.ipynb #3acf3d0c
 @patch
@@ -277,7 +336,8 @@ def embed(self:VideoDiT,
           tokens:dict[str, Tensor]|None=None, # vectors (D,) for placeholders, zero where missing
          )->Tensor:                      # (B, L, D), last token the padding
     "Prompts to text. A placeholder's vector joins the text as one more token; a zero vector is padding, so it changes nothing."
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = checked_prompts(prompts)
+    for words in dict.fromkeys(filter(None, map(self.too_long, prompts))): warnings.warn(words, Advice, stacklevel=2)
     plain, found = zip(*map(split_placeholders, prompts))
     return add_tokens(_read(self, plain), found, tokens or {})
 
@@ -377,6 +437,10 @@ def velocity(self:VideoDiT,
     "The DiT's estimate of the velocity, in its own precision."
     return self.family.velocity(self.transformer, x.to(self.device, self.dtype), t.to(self.device), text.to(self.device, self.dtype))
 
+def checked_seed(seed)->int:
+    "A seed as torch takes it. Raises `UserError`."
+    return whole(seed, "seed", -2**63, 2**63-1)
+
 @patch
 def noise(self:VideoDiT,
           seeds:list[int],        # one clip per seed
@@ -384,10 +448,11 @@ def noise(self:VideoDiT,
          )->Tensor:               # (B, C, t, h, w)
     "Seeded starting noise: the same on every device, and for a seed the same in every batch. Raises `UserError` for sizes that do not fit."
     r, c = self.recommended, self.transformer.config
-    T, H, W = num_frames or r.num_frames, height or r.height, width or r.width
+    given = dict(num_frames=num_frames, height=height, width=width)
+    T, H, W = (getattr(r, k) if v is None else whole(v, k, 1, 8192) for k, v in given.items())
     self.check_size(T, H, W)
     shape = (c.in_channels, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor)
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(self.device)
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(checked_seed(s))) for s in seeds]).to(self.device)
 
 # %% ../nbs/02_dit.ipynb #40b2e435
 def guided(velocity,          # a function of noisy latents, times and text, as `VideoDiT.velocity`
@@ -402,11 +467,15 @@ def guided(velocity,          # a function of noisy latents, times and text, as 
     return uncond + scale*(cond-uncond)
 
 # %% ../nbs/02_dit.ipynb #ec8e5c0f
+def checked_steps(steps)->int:
+    "A number of sampling steps. Raises `UserError`."
+    return whole(steps, "steps", 1, 1000)
+
 @patch
 def schedule(self:VideoDiT, steps:int, device=None): # a scheduler of diffusers, with its `timesteps` and `sigmas`
     "A scheduler like the pipeline's, new and set to so many steps."
     scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(checked_steps(steps), device=device)
     return scheduler
 
 @patch
@@ -427,9 +496,11 @@ def denoise(self:VideoDiT,
 
 # %% ../nbs/02_dit.ipynb #8f6596e7
 def _pairs(prompt, seed)->tuple[list[str], list[int]]:
-    "One prompt and one seed per clip, whichever of them came as a list."
-    seeds = [seed]*(1 if isinstance(prompt, str) else len(prompt)) if isinstance(seed, int) else list(seed)
-    prompts = [prompt]*len(seeds) if isinstance(prompt, str) else list(prompt)
+    "One prompt and one seed per clip, whichever of them came as a list. Raises `UserError`."
+    prompts, seeds = checked_prompts(prompt), list(map(checked_seed, seed if _several(seed) else [seed]))
+    if not seeds: raise UserError("The list of seeds is empty: give at least one.")
+    if not _several(seed): seeds *= len(prompts)
+    if not _several(prompt): prompts *= len(seeds)
     if len(seeds) != len(prompts): raise UserError(f"There are {len(prompts)} prompts and {len(seeds)} seeds: give one seed, or as many as prompts.")
     return prompts, seeds
 
@@ -442,14 +513,17 @@ def sample(self:VideoDiT,
            guidance:float|None=None,   # classifier-free guidance; 1 is none
            negative:str|None=None,     # what to move away from
            num_frames:int|None=None, height:int|None=None, width:int|None=None,
+           fps:float|None=None,        # frames per second at which the clips play; the model's own when None
            tokens:dict|None=None,      # vectors for `[v]` and `[u]`
            progress:bool=False, velocity=None, # see `denoise`
           )->Clip|list[Clip]:
-    "Generate clips from prompts. Raises `UserError` for words that the tokenizer does not know."
-    r, many = self.recommended, not (isinstance(prompt, str) and isinstance(seed, int))
+    "Generate clips from prompts. Raises `UserError` for words that the tokenizer does not know, and numbers that cannot be."
+    r, many = self.recommended, _several(prompt) or _several(seed)
     prompts, seeds = _pairs(prompt, seed)
-    guidance = r.guidance if guidance is None else guidance
+    fps, steps = _checked_fps(r.fps if fps is None else fps), r.steps if steps is None else checked_steps(steps)
+    guidance = r.guidance if guidance is None else number(guidance, "guidance", -1000, 1000)
+    noise = self.noise(seeds, num_frames, height, width)
     text = self.embed(prompts + ([r.negative if negative is None else negative]*len(prompts) if guidance != 1 else []), tokens)
-    x = self.denoise(self.noise(seeds, num_frames, height, width), text, steps or r.steps, guidance, progress, velocity)
-    clips = [Clip(f.cpu(), r.fps, p) for f, p in zip(self.decode(x), prompts)]
+    x = self.denoise(noise, text, steps, guidance, progress, velocity)
+    clips = [Clip(f.cpu(), fps, p) for f, p in zip(self.decode(x), prompts)]
     return clips if many else clips[0]
