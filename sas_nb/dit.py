@@ -82,6 +82,7 @@ class Recommended:
     guidance:float=5.
     lr:float=1e-4
     negative:str=""
+    about:str="" # what else to know of it before training, as the end of a sentence that begins with its name
     prior:tuple=("A man in a blue t-shirt. He is walking in a park", "A woman in a red dress. She is dancing on a stage", "An old man in a grey suit. He is waving in a street",
                  "A young woman in a white shirt. She is running on a beach", "A man in a black jacket. He is jumping in a forest", "A girl in a yellow raincoat. She is standing in the snow",
                  "A boy in green trousers. He is cycling on a country road", "A woman in a purple coat. She is talking in a kitchen") # prompts for prior preservation
