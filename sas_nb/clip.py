@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_clip.ipynb #1c196c77
 from __future__ import annotations
-import base64, errno, html, math, os, re, secrets, shutil, textwrap
+import base64, errno, html, math, os, re, secrets, shutil, sys, textwrap
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['UserError', 'Advice', 'number', 'whole', 'atomic', 'Clip', 'fit_length', 'resample', 'cover_box', 'Preflight',
-           'preflight', 'contact_sheet']
+__all__ = ['UserError', 'Advice', 'number', 'whole', 'needs', 'atomic', 'Clip', 'fit_length', 'resample', 'cover_box',
+           'Preflight', 'preflight', 'contact_sheet']
 
 # %% ../nbs/00_clip.ipynb #0d0701f9
 class UserError(ValueError):
@@ -57,6 +57,13 @@ def whole(value, name:str, low:int, high:int, hint:str="") -> int:
     x = _plain(value)
     if x is None or not low <= x <= high or x != int(x): raise _wrong(value, name, "a whole number", low, high, hint)
     return int(x)
+
+# %% ../nbs/00_clip.ipynb #5e1f0a06
+def needs(extra:str) -> str: # of the project's extras, such as "notebooks"
+    "What to run for the libraries of an extra, in the Python that runs now: from the checkout that is in use, or from where the project is."
+    here = Path(__file__).resolve().parent.parent
+    what = f"-e '{here}[{extra}]'" if (here/"settings.ini").exists() else f"'sas_nb[{extra}] @ git+https://github.com/sas-nb/sas_nb'"
+    return f"{sys.executable} -m pip install {what}"
 
 # %% ../nbs/00_clip.ipynb #2dda85bf
 _REFUSED = {
