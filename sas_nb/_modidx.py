@@ -186,6 +186,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'sas_nb.cli.say': ('cli.html#say', 'sas_nb/cli.py'),
                             'sas_nb.cli.sentence': ('cli.html#sentence', 'sas_nb/cli.py'),
                             'sas_nb.cli.show': ('cli.html#show', 'sas_nb/cli.py'),
+                            'sas_nb.cli.spell_out': ('cli.html#spell_out', 'sas_nb/cli.py'),
                             'sas_nb.cli.stages': ('cli.html#stages', 'sas_nb/cli.py'),
                             'sas_nb.cli.tidy': ('cli.html#tidy', 'sas_nb/cli.py'),
                             'sas_nb.cli.train': ('cli.html#train', 'sas_nb/cli.py')},

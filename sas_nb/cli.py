@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'HUB', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Preset', 'Steps1', 'Steps2', 'Lr', 'TokenLr', 'TokenStart',
            'Batch', 'Checkpointing', 'Prior', 'PriorPrompt', 'Dropout1', 'Dropout2', 'TokenMask', 'Twins', 'TwinPrompt',
-           'SelfCond', 'SampleEvery', 'Sheet', 'SaveEvery', 'ConceptFolder', 'Commands', 'say', 'sentence', 'show',
-           'complain', 'caution', 'tidy', 'as_options', 'in_options', 'command', 'main', 'models', 'inspect',
+           'SelfCond', 'SampleEvery', 'Sheet', 'SaveEvery', 'ConceptFolder', 'spell_out', 'Commands', 'say', 'sentence',
+           'show', 'complain', 'caution', 'tidy', 'as_options', 'in_options', 'command', 'main', 'models', 'inspect',
            'check_writable', 'stages', 'train', 'generate', 'info', 'export', 'explore']
 
 # %% ../nbs/16_cli.ipynb #06764a38
@@ -37,11 +37,15 @@ def _spelt(e):
 
 codecs.register_error("sas_nb.spelt", _spelt)
 
+def spell_out():
+    "From now on, spell what the terminal cannot show."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="sas_nb.spelt")
+
 class Commands(TyperGroup):
     "Commands whose output every terminal can show."
     def main(self, *args, **kwargs):
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"): stream.reconfigure(errors="sas_nb.spelt")
+        spell_out()
         return super().main(*args, **kwargs)
 
 def say(message:str, err:bool=False, **style):

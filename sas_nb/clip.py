@@ -62,7 +62,7 @@ def whole(value, name:str, low:int, high:int, hint:str="") -> int:
 def needs(extra:str) -> str: # of the project's extras, such as "notebooks"
     "What to run for the libraries of an extra, in the Python that runs now: from the checkout that is in use, or from where the project is."
     here = Path(__file__).resolve().parent.parent
-    what = f"-e '{here}[{extra}]'" if (here/"settings.ini").exists() else f"'sas_nb[{extra}] @ git+https://github.com/sas-nb/sas_nb'"
+    what = f'-e "{here}[{extra}]"' if (here/"settings.ini").exists() else f'"sas_nb[{extra}] @ git+https://github.com/sas-nb/sas_nb"'
     return f"{sys.executable} -m pip install {what}"
 
 # %% ../nbs/00_clip.ipynb #2dda85bf
