@@ -139,7 +139,7 @@ def _two_stages(dit, appearance, motion, settings, out, rank, layers, A, progres
     tokens = {t: nn.Parameter(torch.zeros(dit.text_width, device=dit.device)) for t in placeholders}
     conditioning = SelfConditioning(dit) if any(s.self_conditioning for s in settings) else None
     basis = Basis(dit, rank, layers, settings[0].seed, A)
-    shared = dict(tokens=tokens, self_conditioning=conditioning, out=out, progress=progress)
+    shared = dict(tokens=tokens, self_conditioning=conditioning, out=out, progress=progress, fps=clip.fps)
     history = dict(identity=train_identity(dit, basis, data[0], appearance, settings[0], prior=priors[0], **shared),
                    motion=train_motion(dit, basis, data[1], f"{appearance}. {motion}", settings[1], prior=priors[1], **shared))
     info = provenance(dit, clip, appearance, motion, rank, layers, settings, history)
