@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['UserError', 'Advice', 'number', 'whole', 'needs', 'atomic', 'Clip', 'fit_length', 'resample', 'cover_box',
+__all__ = ['UserError', 'Advice', 'real_number', 'whole_number', 'needs', 'atomic', 'Clip', 'fit_length', 'resample', 'cover_box',
            'Preflight', 'preflight', 'contact_sheet']
 
 # %% ../nbs/00_clip.ipynb #0d0701f9
@@ -41,7 +41,7 @@ def _wrong(value, name, kind, low, high, hint):
     return UserError(f"{name}={shown} must be {kind} from {low:.10g} to {high:.10g}{hint and ': '}{hint}.")
 
 # %% ../nbs/00_clip.ipynb #5e1f0a03
-def number(
+def real_number(
     value, # of Python's, numpy's or torch's
     name:str, # as the caller knows it
     low:float, high:float, # both allowed
@@ -52,8 +52,8 @@ def number(
     if x is None or not low <= x <= high: raise _wrong(value, name, "a number", low, high, hint)
     return float(x)
 
-def whole(value, name:str, low:int, high:int, hint:str="") -> int:
-    "The value as an int, like `number`; 17.0 is a whole number, 17.5 is not."
+def whole_number(value, name:str, low:int, high:int, hint:str="") -> int:
+    "The value as an int, like `real_number`; 17.0 is a whole number, 17.5 is not."
     x = _plain(value)
     if x is None or not low <= x <= high or x != int(x): raise _wrong(value, name, "a whole number", low, high, hint)
     return int(x)
@@ -500,7 +500,7 @@ def _check_wishes(num_frames, fps, size, start):
 
 def _checked_size(size):
     with suppress(TypeError, UserError):
-        if len(size) == 2: return tuple(whole(s, "size", 1, 4096) for s in size)
+        if len(size) == 2: return tuple(whole_number(s, "size", 1, 4096) for s in size)
     raise UserError(f"size={size} is not a picture size: give (height, width) in pixels, each from 1 to 4096.")
 
 # %% ../nbs/00_clip.ipynb #062bfcb8
@@ -620,7 +620,7 @@ def _pixels(clip, scale=None):
     if not torch.isfinite(clip.frames).all():
         raise UserError(f"The clip {clip.name!r} has values that are not numbers (NaN): the model or the edit that made it failed, so make it again.")
     scale = -(-256//min(clip.shape[2:])) if scale is None else scale
-    scale = whole(scale, "scale", 1, 100, "it enlarges by a whole number, so give 1, 2, 3 ... or None")
+    scale = whole_number(scale, "scale", 1, 100, "it enlarges by a whole number, so give 1, 2, 3 ... or None")
     x = (clip.frames*255).round().byte().permute(0, 2, 3, 1)
     return x.repeat_interleave(scale, 1).repeat_interleave(scale, 2).numpy()
 
@@ -736,7 +736,7 @@ def contact_sheet(
 ) -> Image.Image:
     "Clips as labelled rows of frames; times stand above a row whenever they differ from the row before. Raises `UserError`."
     if not rows: raise UserError("A contact sheet needs at least one clip: give a dictionary of label and clip.")
-    n, height = whole(n, "n", 1, 1000), whole(height, "height", 8, 4096)
+    n, height = whole_number(n, "n", 1, 1000), whole_number(height, "height", 8, 4096)
     font, gap, line = _font(15), 6, 24
     made = [(_wrapped(k, font, label - gap), *_row(x, n, height)) for k, x in rows.items()]
     label = label if any(rows) else gap

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
 from . import __version__
-from .clip import Advice, Clip, UserError, atomic, number
+from .clip import Advice, Clip, UserError, atomic, real_number
 from .dit import FAMILIES, VideoDiT, checked_prompts, fingerprint, respelt, split_placeholders
 from .lowrank import norm
 from .basis import Basis
@@ -291,9 +291,9 @@ def generate(self:Concept,
     """Generate videos of the concept. The prompt may hold `[v]` and `[u]`; one that forgets them is warned of, see `advice`.
     Raises `UserError` for words the base does not know and scales that cannot be."""
     own, known = self.info.get("sampling", {}), self.base().recommended
-    guidance = own.get("guidance_factor", 1.)*known.guidance if guidance is None else number(guidance, "guidance", -1000, 1000)
-    against = number(own.get("against", 1.) if against is None else against, "against", 0, 1, "1 is ordinary guidance")
-    strength = number(strength, "strength", 0, 4, "1 is as it was learned")
+    guidance = own.get("guidance_factor", 1.)*known.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000)
+    against = real_number(own.get("against", 1.) if against is None else against, "against", 0, 1, "1 is ordinary guidance")
+    strength = real_number(strength, "strength", 0, 4, "1 is as it was learned")
     for p in [] if prompt is None else checked_prompts(prompt): self.dit.check_words(p)
     for words in self.advice(prompt): warnings.warn(words, Advice, stacklevel=2)
     basis, size = self.put_on(), dict(zip(("num_frames", "channels", "height", "width"), self.info.get("clip", {}).get("shape", ())))
@@ -310,7 +310,7 @@ def at(self:Concept,
       )->Concept:                  # shares weights with this one
     "The same concept with its two parts reweighted (eq. 6 with scales). Raises `UserError` for scales beyond 100."
     given = dict(appearance=appearance, motion=motion)
-    return replace(self, **{k: number(v, k, -100, 100, "1 is as it was learned") for k, v in given.items() if v is not None})
+    return replace(self, **{k: real_number(v, k, -100, 100, "1 is as it was learned") for k, v in given.items() if v is not None})
 
 # %% ../nbs/09_concept.ipynb #d32e1894
 @patch(cls_method=True)

@@ -26,7 +26,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from .clip import Advice, Clip, UserError, _checked_fps, atomic, contact_sheet, number, whole
+from .clip import Advice, Clip, UserError, _checked_fps, atomic, contact_sheet, real_number, whole_number
 
 # %% ../nbs/02_dit.ipynb #d2c25cc9
 def data_path(name:str, # such as `"tiny"` or `"clips/dancer.mp4"`
@@ -252,14 +252,6 @@ def decode(self:VideoDiT,
     with quick_convolutions(z.device): x = torch.cat([self.family.decode(vae, b) for b in (z*std+mean).split(8)])
     return (x.float().transpose(1, 2)/2+.5).clamp(0, 1)
 
-# %% ../nbs/02_dit.ipynb #5e1f0b04
-@patch
-def round_trip(self:VideoDiT, clip:Clip)->tuple[Clip, float]: # what comes back, and its PSNR in decibels
-    "A clip through the autoencoder and back: the most that this model can show of it. Raises `UserError` for sizes that do not fit."
-    back = Clip(self.decode(self.encode(clip.frames[None]))[0].cpu(), clip.fps, clip.name)
-    error = (back.frames-clip.frames).square().mean().item()
-    return back, -10*math.log10(max(error, 1e-10))
-
 # %% ../nbs/02_dit.ipynb #404c8bc6
 @patch
 def _part(self:VideoDiT, name):
@@ -273,6 +265,14 @@ def free(self:VideoDiT, *names:str):
     for name in names: setattr(self.pipe, name, None)
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
+
+# %% ../nbs/02_dit.ipynb #5e1f0b04
+@patch
+def round_trip(self:VideoDiT, clip:Clip)->tuple[Clip, float]: # what comes back, and its PSNR in decibels
+    "A clip through the autoencoder and back: the most that this model can show of it. Raises `UserError` for sizes that do not fit."
+    back = Clip(self.decode(self.encode(clip.frames[None]))[0].cpu(), clip.fps, clip.name)
+    error = (back.frames-clip.frames).square().mean().item()
+    return back, -10*math.log10(max(error, 1e-10))
 
 # %% ../nbs/02_dit.ipynb #a5b364db
 PLACEHOLDERS = ("[v]", "[u]") # the new words of the method: who, and how they move
@@ -440,7 +440,7 @@ def velocity(self:VideoDiT,
 
 def checked_seed(seed)->int:
     "A seed as torch takes it. Raises `UserError`."
-    return whole(seed, "seed", -2**63, 2**63-1)
+    return whole_number(seed, "seed", -2**63, 2**63-1)
 
 @patch
 def noise(self:VideoDiT,
@@ -450,7 +450,7 @@ def noise(self:VideoDiT,
     "Seeded starting noise: the same on every device, and for a seed the same in every batch. Raises `UserError` for sizes that do not fit."
     r, c = self.recommended, self.transformer.config
     given = dict(num_frames=num_frames, height=height, width=width)
-    T, H, W = (getattr(r, k) if v is None else whole(v, k, 1, 8192) for k, v in given.items())
+    T, H, W = (getattr(r, k) if v is None else whole_number(v, k, 1, 8192) for k, v in given.items())
     self.check_size(T, H, W)
     shape = (c.in_channels, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(checked_seed(s))) for s in seeds]).to(self.device)
@@ -470,7 +470,7 @@ def guided(velocity,          # a function of noisy latents, times and text, as 
 # %% ../nbs/02_dit.ipynb #ec8e5c0f
 def checked_steps(steps)->int:
     "A number of sampling steps. Raises `UserError`."
-    return whole(steps, "steps", 1, 1000)
+    return whole_number(steps, "steps", 1, 1000)
 
 @patch
 def schedule(self:VideoDiT, steps:int, device=None): # a scheduler of diffusers, with its `timesteps` and `sigmas`
@@ -522,7 +522,7 @@ def sample(self:VideoDiT,
     r, many = self.recommended, _several(prompt) or _several(seed)
     prompts, seeds = _pairs(prompt, seed)
     fps, steps = _checked_fps(r.fps if fps is None else fps), r.steps if steps is None else checked_steps(steps)
-    guidance = r.guidance if guidance is None else number(guidance, "guidance", -1000, 1000)
+    guidance = r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000)
     noise = self.noise(seeds, num_frames, height, width)
     text = self.embed(prompts + ([r.negative if negative is None else negative]*len(prompts) if guidance != 1 else []), tokens)
     x = self.denoise(noise, text, steps, guidance, progress, velocity)

@@ -19,7 +19,7 @@ import anywidget, numpy as np, traitlets as tr
 import ipywidgets as iw
 from PIL import Image
 from fastcore.basics import patch
-from .clip import Clip, UserError, needs, whole
+from .clip import Clip, UserError, needs, whole_number
 from .dit import VideoDiT, checked_steps
 from .concept import Concept
 from .atlas import Atlas
@@ -56,7 +56,7 @@ class Studio:
         self.atlas = Atlas(_company(_opened(self.named))) # in memory: a hand cannot wait for a disk
         if not self.atlas.one_basis: self.atlas = self.atlas.rebase()
         self.names = [*self.atlas.names, AVERAGE]
-        self.preview, self.most, self.guidance, self.size = checked_steps(preview), whole(most, "most", 1, 10**6), guidance, size
+        self.preview, self.most, self.guidance, self.size = checked_steps(preview), whole_number(most, "most", 1, 10**6), guidance, size
         self.kept, self.start = OrderedDict(), Position(self.names[0], self.names[0])
         self.dit = self.concept(self.start).base()
         self.steps = self.dit.recommended.steps if steps is None else checked_steps(steps)

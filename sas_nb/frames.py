@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .clip import Clip, UserError, atomic, number, whole
+from .clip import Clip, UserError, atomic, real_number, whole_number
 from .dit import VideoDiT, add_tokens, checked_seed, fingerprint, join_texts, split_placeholders
 from .flow import clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times, velocity_target
 from .basis import Basis
@@ -70,9 +70,9 @@ _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), twins=(0,
 
 def check_settings(s:Settings)->Settings:
     "Raise `UserError` for values that cannot work, before anything is computed."
-    s = replace(s, **{k: whole(getattr(s, k), k, *limits) for k, limits in _WHOLE.items()}, seed=checked_seed(s.seed))
+    s = replace(s, **{k: whole_number(getattr(s, k), k, *limits) for k, limits in _WHOLE.items()}, seed=checked_seed(s.seed))
     given = {k: (getattr(s, k), *limits) for k, limits in _REAL.items()} | ({} if s.lr is None else dict(lr=(s.lr, 1e-12, 10, "the paper's is 1e-4")))
-    real = {k: number(v, k, *limits) for k, (v, *limits) in given.items()}
+    real = {k: real_number(v, k, *limits) for k, (v, *limits) in given.items()}
     s = replace(s, **{k: v for k, v in real.items() if not isinstance(getattr(s, k), (int, float))}) # a run is known by what was given
     if s.times not in ("uniform", "logit_normal"): raise UserError(f"times is {s.times!r}, and must be 'uniform' or 'logit_normal': correct it in the settings.")
     return s

@@ -3,7 +3,7 @@ import io, math, os, re, subprocess, sys
 import av, numpy as np, pytest, torch
 from typer.testing import CliRunner
 from sas_nb import cli
-from sas_nb.clip import Advice, Clip, UserError, number, whole
+from sas_nb.clip import Advice, Clip, UserError, real_number, whole_number
 from test_bad_input import refused
 from test_cli import COMMANDS, FEW, LOOK, MOVE, PROMPTS, SHORT, cache, call, dancer, ok, shell, trained  # noqa: F401, the fixtures among them
 
@@ -48,15 +48,15 @@ def test_a_real_process_with_another_encoding(dancer):
 
 @pytest.mark.parametrize("given, value", [(3, 3), (np.int64(3), 3), (np.float32(3), 3), (torch.tensor(3), 3), (3., 3)])
 def test_whole_numbers_of_every_kind(given, value):
-    got = whole(given, "n", 1, 9)
+    got = whole_number(given, "n", 1, 9)
     assert (got, type(got)) == (value, int)
 
 
 @pytest.mark.parametrize("bad", [0, -3, 10, 10 ** 30, 2.5, math.nan, math.inf, True, np.bool_(True), "3", None, [3], np.array([1, 2])])
 def test_what_is_no_whole_number(bad):
-    with pytest.raises(UserError, match=r"^n=.* must be a whole number from 1 to 9"): whole(bad, "n", 1, 9)
+    with pytest.raises(UserError, match=r"^n=.* must be a whole number from 1 to 9"): whole_number(bad, "n", 1, 9)
     if not isinstance(bad, float) or bad != 2.5:
-        with pytest.raises(UserError, match=r"must be a number from 1 to 9"): number(bad, "n", 1, 9)
+        with pytest.raises(UserError, match=r"must be a number from 1 to 9"): real_number(bad, "n", 1, 9)
 
 
 @pytest.mark.parametrize("options, says", [
