@@ -37,6 +37,7 @@ def _spelt(e):
 
 codecs.register_error("sas_nb.spelt", _spelt)
 
+# %% ../nbs/16_cli.ipynb #5e1f0d08b
 def spell_out():
     "From now on, spell what the terminal cannot show."
     for stream in (sys.stdout, sys.stderr):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'OnePad', 'trim', 'best_device', 'best_dtype', 'channels_last', 'Recommended',
            'Wan', 'VideoDiT', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'respelt', 'split_placeholders',
-           'checked_prompts', 'join_texts', 'add_tokens', 'fingerprint', 'cache_folder', 'maker_fingerprint', 'cached',
-           'checked_seed', 'guided', 'checked_steps']
+           'checked_prompts', 'checked_seed', 'checked_steps', 'join_texts', 'add_tokens', 'fingerprint',
+           'cache_folder', 'maker_fingerprint', 'cached', 'guided']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager, nullcontext
@@ -291,6 +291,7 @@ def split_placeholders(prompt:str)->tuple[str, list[str]]: # the plain prompt, t
     if odd := [f for f in found if f not in PLACEHOLDERS]: raise UserError(f"The prompt has the placeholder {odd[0]}, and only {' and '.join(PLACEHOLDERS)} have a meaning: use these.")
     return re.sub(r"\s+", " ", re.sub(r"\s*\[[a-zA-Z]\]", "", prompt)).strip(), found
 
+# %% ../nbs/02_dit.ipynb #5e1f0b0a
 @patch
 def check_words(self:VideoDiT, prompt:str):
     "Raise `UserError` that names the words the tokenizer does not know, with near ones that it does."
@@ -318,6 +319,7 @@ def too_long(self:VideoDiT, prompt:str)->str:
     return (f"The prompt is too long for {self.name!r}, which reads {self.family.text_length} tokens, so its end is left out: "
             f"{textwrap.shorten(rest, 60, placeholder=' ...')!r}.")
 
+# %% ../nbs/02_dit.ipynb #5e1f0b09
 def _several(x)->bool:
     "Is this a list of things, and not one thing?"
     return not isinstance(x, str) and hasattr(x, "__iter__") and getattr(x, "ndim", 1) > 0
@@ -328,6 +330,14 @@ def checked_prompts(prompts)->list[str]:
     if not prompts: raise UserError("The list of prompts is empty: give at least one.")
     if odd := [p for p in prompts if not isinstance(p, str)]: raise UserError(f"A prompt is a text, and this is {odd[0]!r:.60}: put it in quotes.")
     return prompts
+
+def checked_seed(seed)->int:
+    "A seed as torch takes it. Raises `UserError`."
+    return whole_number(seed, "seed", -2**63, 2**63-1)
+
+def checked_steps(steps)->int:
+    "A number of sampling steps. Raises `UserError`."
+    return whole_number(steps, "steps", 1, 1000)
 
 # %% ../nbs/02_dit.ipynb #3acf3d0c
 @patch
@@ -438,10 +448,6 @@ def velocity(self:VideoDiT,
     "The DiT's estimate of the velocity, in its own precision."
     return self.family.velocity(self.transformer, x.to(self.device, self.dtype), t.to(self.device), text.to(self.device, self.dtype))
 
-def checked_seed(seed)->int:
-    "A seed as torch takes it. Raises `UserError`."
-    return whole_number(seed, "seed", -2**63, 2**63-1)
-
 @patch
 def noise(self:VideoDiT,
           seeds:list[int],        # one clip per seed
@@ -468,10 +474,6 @@ def guided(velocity,          # a function of noisy latents, times and text, as 
     return uncond + scale*(cond-uncond)
 
 # %% ../nbs/02_dit.ipynb #ec8e5c0f
-def checked_steps(steps)->int:
-    "A number of sampling steps. Raises `UserError`."
-    return whole_number(steps, "steps", 1, 1000)
-
 @patch
 def schedule(self:VideoDiT, steps:int, device=None): # a scheduler of diffusers, with its `timesteps` and `sigmas`
     "A scheduler like the pipeline's, new and set to so many steps."

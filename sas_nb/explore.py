@@ -556,7 +556,7 @@ def _shown(self:Explorer, p, data, quick, kept):
     kind = f"preview, {self.studio.preview} steps" if quick else f"full video, {self.studio.steps} steps"
     self.screen.show(data, not quick, f"{describe(p)}. {p.prompt or self.prompt.placeholder}")
     took = f"{kind}, {'kept' if kept else 'made'}: {1000*seconds:.0f} ms" if seconds < 1 else f"{kind}: {seconds:.1f} s"
-    self.screen.note = " ".join(self.studio.advice(p)) or took
+    self.screen.note = ". ".join([took, *self.studio.advice(p)])
 
 # %% ../nbs/14_explore.ipynb #8f4ab633
 def describe(p:Position)->str:
