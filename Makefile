@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Extra arguments for pip: PIP_ARGS="--extra-index-url <the CPU-only index named in PyTorch's install guide>" fetches a small torch.
 PIP_ARGS ?=
+# What `make explore` shows: runs, concepts or zoos.
+CONCEPTS ?= zoo
 # Arguments for the script of `demo`, `bench`, `report` or `pretrain`, such as ARGS="--help".
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -12,15 +14,19 @@ METADATA := settings.ini setup.py pyproject.toml constraints.txt
 EXTRAS_run :=
 EXTRAS_dev := [dev]
 EXTRAS_lab := [dev,notebooks]
+EXTRAS_explore := [notebooks]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lab bench bench-quick report pretrain readme sync pin clean
+.PHONY: help demo explore test check lab bench bench-quick report pretrain readme sync pin clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-run ## learn a concept from one clip and edit it; writes out/demo/
 	$(PY) scripts/demo.py $(ARGS)
+
+explore: $(VENV)/.stamp-explore ## open the page with maps and sliders over the shipped zoo; CONCEPTS="out/demo zoo" for others
+	$(VENV)/bin/sas-nb explore $(CONCEPTS) $(ARGS)
 
 test: check ## run every notebook and every test, and try the wheel in a clean environment
 	OMP_NUM_THREADS=1 $(VENV)/bin/nbdev-test --n-workers $(JOBS) --timing

@@ -770,6 +770,7 @@ def _concept(members, mixes, made, lost)->Concept:
     tokens = {w: _follow(states, m if w == "[u]" else a, lambda s: s["tokens"].get(w)) for w in words}
     most = lambda w: {members[i].name: round(float(w[i]), 4) for i in np.argsort(-np.abs(w), kind="stable")[:5] if w[i]}
     info = {k: v for k, v in look["info"].items() if k not in ("history", "settings", "made", "lr")} | dict(motion=_said_of(look, dance["info"]["motion"]), rank=len(next(iter(made.values()))[0]))
+    if "clip" in info: info["clip"] = info["clip"] | {k: v for k, v in dance["info"].get("clip", {}).items() if k == "fps"}
     info["atlas"] = dict(members=len(members), appearance=most(a), motion=most(m), lost=float(lost))
     return Concept(weights, tokens, info, _follow(states, a, lambda s: s["conditioning"]), dit=look["dit"])
 

@@ -15,8 +15,8 @@ import peft
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from fastcore.basics import patch
-from .clip import UserError
-from .dit import VideoDiT
+from .clip import UserError, whole_number
+from .dit import VideoDiT, checked_seed
 
 # %% ../nbs/05_basis.ipynb #12c8c4be
 def _check_layers(transformer:nn.Module, layers:str):
@@ -38,7 +38,7 @@ class Basis:
                  seed:int=0,             # of A1's random start
                  A:dict[str, Tensor]|None=None, # a basis made elsewhere, "layer.A" -> (r, in): used as it is, never trained
                 ):
-        if rank < 1: raise UserError(f"The rank is {rank}, and a basis needs at least one vector: choose 1 or more.")
+        rank, seed = whole_number(rank, "rank", 1, 4096, "a basis needs at least one vector, and no more than a layer is wide"), checked_seed(seed)
         if old := getattr(dit, "basis", None): old.detach()
         self.dit, self.rank, self.layers = dit, rank, layers or dit.family.lora_layers
         self.appearance, self.motion, self.each = 1., 1., None # scales of A1 B1 and A1 B2; one more of both for every sample, see `scaled`

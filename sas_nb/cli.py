@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'HUB', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Preset', 'Steps1', 'Steps2', 'Lr', 'TokenLr', 'TokenStart',
            'Batch', 'Checkpointing', 'Prior', 'PriorPrompt', 'Dropout1', 'Dropout2', 'TokenMask', 'Twins', 'TwinPrompt',
-           'SelfCond', 'SampleEvery', 'SaveEvery', 'ConceptFolder', 'sentence', 'show', 'complain', 'tidy', 'command',
-           'main', 'models', 'inspect', 'check_writable', 'stages', 'train', 'generate', 'info', 'export', 'explore']
+           'SelfCond', 'SampleEvery', 'Sheet', 'SaveEvery', 'ConceptFolder', 'spell_out', 'Commands', 'say', 'sentence',
+           'show', 'complain', 'caution', 'tidy', 'as_options', 'in_options', 'command', 'main', 'models', 'inspect',
+           'check_writable', 'stages', 'train', 'generate', 'info', 'export', 'explore']
 
 # %% ../nbs/16_cli.ipynb #06764a38
 import errno, json, os, signal
@@ -21,6 +22,37 @@ from rich.table import Column, Table
 from rich.text import Text
 from . import __version__
 
+# %% ../nbs/16_cli.ipynb #5e1f0d02
+import codecs, re, sys, warnings
+from typer.core import TyperGroup
+
+_PLAIN = {"×": "x", "·": "*", "…": "...", "°": " deg", "–": "-", "—": "-", "’": "'", "│": "|", "┃": "|", "─": "-", "━": "-", "═": "-"}
+
+def _spelt(e):
+    "A codec's way out: near ASCII for what we print ourselves, numbers for the rest."
+    if not isinstance(e, UnicodeEncodeError): raise e
+    bad = e.object[e.start:e.end]
+    frame = {c: "+" for c in bad if "\u2500" <= c <= "\u257f"}
+    return "".join((frame | _PLAIN).get(c) or c.encode("ascii", "backslashreplace").decode() for c in bad), e.end
+
+codecs.register_error("sas_nb.spelt", _spelt)
+
+# %% ../nbs/16_cli.ipynb #5e1f0d08b
+def spell_out():
+    "From now on, spell what the terminal cannot show."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="sas_nb.spelt")
+
+class Commands(TyperGroup):
+    "Commands whose output every terminal can show."
+    def main(self, *args, **kwargs):
+        spell_out()
+        return super().main(*args, **kwargs)
+
+def say(message:str, err:bool=False, **style):
+    "One line on standard output or standard error."
+    typer.secho(message, file=sys.stderr if err else sys.stdout, **style)
+
 # %% ../nbs/16_cli.ipynb #66e957e2
 def sentence(e:BaseException, # what went wrong
             )->str:           # one line for the person at the terminal
@@ -34,12 +66,16 @@ def sentence(e:BaseException, # what went wrong
 
 def show(*tables:Table):
     "Print tables to standard output, also when a notebook calls the command."
-    Console(force_jupyter=False).print(*tables)
+    Console(file=sys.stdout, force_jupyter=False).print(*tables)
 
 def complain(message:str):
     "One line on standard error."
-    typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    say("Error: ", err=True, fg="red", bold=True, nl=False)
+    say(message, err=True)
+
+def caution(message:str):
+    "One line on standard error, about what goes on all the same."
+    say(f"Warning: {message}", err=True, fg="yellow")
 
 # %% ../nbs/16_cli.ipynb #55ea21fc
 @contextmanager
@@ -58,8 +94,33 @@ def tidy():
         complain(sentence(e))
         raise typer.Exit(1) from None
 
+# %% ../nbs/16_cli.ipynb #5e1f0d04
+_OPTIONS = {k: "--" + k.replace("_", "-") for k in """start fps seed steps guidance against strength appearance motion negative rank lr token_lr token_start
+    batch prior token_mask twins self_conditioning sample_every save_every port host""".split()} | dict(num_frames="--frames", dropout="--dropout1 or --dropout2")
+_OF = dict(train=dict(steps="--steps1 or --steps2"))
+
+def as_options(words:str, command:str="")->str:
+    "A library's sentence in the words of a command: `num_frames=1` is `--frames 1`. What is quoted stays."
+    names = _OPTIONS | _OF.get(command, {})
+    def change(m): return m[0] if not m[1] else f"{names[m[1]]} {m[2] or ''}".rstrip() if m[1] in names else m[0]
+    return re.sub(r"(?<!\w)'[^']*'|\"[^\"]*\"|\b([a-z_]+)=(-?[\w.+]*\w)?", change, words)
+
+@contextmanager
+def in_options(command:str):
+    "Inside, errors and advice speak of the command's options, and advice is one line."
+    usual = warnings.showwarning
+    def heard(message, category, *where):
+        if category.__name__ != "Advice": return usual(message, category, *where)
+        caution(as_options(str(message), command))
+    with warnings.catch_warnings():
+        warnings.showwarning = heard
+        try: yield
+        except ValueError as e:
+            if type(e).__name__ == "UserError": e.args = (as_options(str(e), command),)
+            raise
+
 # %% ../nbs/16_cli.ipynb #ed7af710
-app = typer.Typer(name="sas-nb", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
+app = typer.Typer(name="sas-nb", cls=Commands, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
                   context_settings=dict(help_option_names=["-h", "--help"]))
 
 def command(*examples:str): # command lines to show at the foot of the help
@@ -67,7 +128,7 @@ def command(*examples:str): # command lines to show at the foot of the help
     def register(f):
         @wraps(f)
         def run(*args, **kwargs):
-            with tidy(): return f(*args, **kwargs)
+            with tidy(), in_options(f.__name__): return f(*args, **kwargs)
         app.command(epilog="\n\n".join(["[bold]Examples[/bold]", *(f"$ {escape(e)}" for e in examples)]))(run)
         return f
     return register
@@ -75,12 +136,12 @@ def command(*examples:str): # command lines to show at the foot of the help
 # %% ../nbs/16_cli.ipynb #6fbb8334
 def _version(wanted):
     if wanted:
-        typer.echo(f"sas-nb {__version__}")
+        say(f"sas-nb {__version__}")
         raise typer.Exit()
 
-@app.callback(epilog="\n\n".join(["[bold]From a video to an edit[/bold]", "$ sas-nb inspect dancer.mp4",
-    escape('$ sas-nb train dancer.mp4 --appearance "a [v] woman in a park" --motion "she is [u] dancing" --out run'),
-    escape('$ sas-nb generate run "a [v] woman in the snow. she is [u] dancing" --out snow.mp4'), "Each command's --help has more."]))
+@app.callback(epilog="\n\n".join(["[bold]From a video to an edit[/bold]", "$ sas-nb inspect data/clips/dancer.mp4",
+    escape('$ sas-nb train data/clips/dancer.mp4 --appearance "a [v] woman in a red shirt in a park" --motion "she is [u] dancing" --out run'),
+    escape('$ sas-nb generate run "a [v] woman in a red shirt in the snow. she is [u] dancing" --out snow.mp4'), "The dancer is a clip of this project; with a film of your own, give its name. Each command's --help has more."]))
 def main(version:Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")]=False):
     "Learn how a subject looks and moves from one video; then generate, edit and export it."
 
@@ -99,18 +160,20 @@ def _clip_size(model, download=True):
     return recommended_for(model, download)
 
 # %% ../nbs/16_cli.ipynb #99e95ade
-@command("sas-nb models", "sas-nb train dancer.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers ...")
+@command("sas-nb models", "sas-nb train film.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers ...")
 def models():
     "List models to train on, and say which are on this machine."
     from sas_nb.dit import FAMILIES, data_path
-    table = Table(Column("model", no_wrap=True), "what it is", "its clips", "here?", title="Models")
+    table, notes = Table(Column("model", no_wrap=True), "its clips", "here?", title="Models"), []
     rows = [("tiny", f"shipped with sas_nb, {_megabytes(data_path('tiny')):.0f} MB", "yes")]
-    rows += [(name, f"on the hub, {what}", "yes" if _is_local(name) else "no: first use downloads it") for name, what in HUB.items()]
+    rows += [(name, f"on the hub, {what}", "yes" if _is_local(name) else "no") for name, what in HUB.items()]
     for name, what, here in rows:
         r = _clip_size(name, download=False)
-        table.add_row(name, what, f"{r.num_frames} frames, {r.width} x {r.height}, {r.fps:g} fps", here)
+        table.add_row(f"{name}\n{what}", f"{r.num_frames} frames, {r.width} x {r.height}\n{r.fps:g} fps", here)
+        if r.about: notes.append(f"{name!r} {r.about}.")
     show(table)
-    typer.echo(f"Any checkpoint in diffusers' format of these families can be loaded, by folder or hub id: {', '.join(FAMILIES)}.")
+    say(" ".join(notes) + f" The others need a GPU, and their first use downloads them; so far sas_nb was tried on random weights of their layout only.\n"
+        f"Any checkpoint in diffusers' format of these families can be loaded, by folder or hub id: {', '.join(FAMILIES)}.")
 
 # %% ../nbs/16_cli.ipynb #8e1c7f24
 def _load(path, model, frames=None, fps=None, start=0.):
@@ -126,13 +189,26 @@ Start = Annotated[float, typer.Option(help="Where in the video to start, in seco
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 # %% ../nbs/16_cli.ipynb #2bd7f2a3
-@command("sas-nb inspect dancer.mp4", "sas-nb inspect dancer.mp4 --start 2.5 --fps 8", "sas-nb inspect frames/ --json")
+@command("sas-nb inspect data/clips/dancer.mp4", "sas-nb inspect data/clips/dancer.mp4 --start 0.5 --fps 8 --picture seen.png", "sas-nb inspect frames/ --json")
 def inspect(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a folder of images.", show_default=False)],
             model:Model="tiny", frames:Frames=None, fps:Fps=None, start:Start=0.,
+            picture:Annotated[Optional[Path], typer.Option(help="Draw the clip beside what is left of it after the model's autoencoder: no concept can show more.")]=None,
             as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False):
     "Say what the model would see of a video: which frames, which part of the picture, and what may spoil the training."
-    report = _load(clip, model, frames, fps, start).report
-    typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
+    if picture: _check_name(picture, (".png", ".jpg", ".webp"), "picture"); check_writable(picture)
+    seen, about = _load(clip, model, frames, fps, start), _clip_size(model).about
+    say(json.dumps(seen.report.to_dict(), indent=1) if as_json else as_options(str(seen.report)) + f"\n  model    {model!r} {about}"*bool(about))
+    if picture: _round_trip(seen, model, picture, as_json)
+
+# %% ../nbs/16_cli.ipynb #5e1f0d07
+def _round_trip(clip, model, path, quiet):
+    "Draw a clip beside its round trip."
+    from sas_nb.clip import atomic, contact_sheet
+    from sas_nb.concept import base_model
+    back, psnr = base_model(model).round_trip(clip)
+    rows = {"the clip": clip, f"through the autoencoder of {model}: PSNR {psnr:.1f} dB": back}
+    with atomic(path) as tmp: contact_sheet(rows).save(tmp)
+    if not quiet: say(f"Wrote {path}: the clip, and the most that {model!r} can show of it ({psnr:.1f} dB; at 30 few people see a difference, at 20 everybody).")
 
 # %% ../nbs/16_cli.ipynb #3167565c
 def check_writable(path:Path,          # to be written later
@@ -179,12 +255,13 @@ Twins = _option(float, "Share of each batch of stage 2 in which others move like
 TwinPrompt = _option(str, "Both prompts about somebody else, for twins \\[a woman for a man, and the other way round].", _R)
 SelfCond = _option(float, "Probability of self-conditioning \\[0]; the concept then cannot be exported.", _R, "--self-conditioning")
 SampleEvery = _option(int, "Write a sample every so many steps \\[never].", _L, min=0)
+Sheet = Annotated[bool, typer.Option(help="At the end, draw the concept beside the clip, and the losses, into the folder.", rich_help_panel=_L)]
 SaveEvery = _option(int, "Write a checkpoint every so many steps \\[50].", _L, min=1)
 
 # %% ../nbs/16_cli.ipynb #56ccf80f
-@command('sas-nb train dancer.mp4 --appearance "a [v] woman in a red shirt in a park" --motion "she is [u] dancing" --out run',
-         'sas-nb train dancer.mp4 --appearance "a [v] woman" --motion "she is [u] dancing" --out quick --steps1 50 --steps2 50',
-         'sas-nb train dancer.mp4 --appearance "a [v] woman" --motion "she is [u] dancing" --out big --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --checkpointing')
+@command('sas-nb train data/clips/dancer.mp4 --appearance "a [v] woman in a red shirt in a park" --motion "she is [u] dancing" --out run',
+         'sas-nb train data/clips/dancer.mp4 --appearance "a [v] woman" --motion "she is [u] dancing" --out quick --steps1 50 --steps2 50',
+         'sas-nb train film.mp4 --appearance "a [v] woman" --motion "she is [u] dancing" --out big --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --frames 33 --batch 1 --checkpointing --prior 0')
 def train(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video of the subject, or a folder of images.", show_default=False)],
           appearance:Annotated[str, typer.Option(help="How it looks, with \\[v] before the subject.", show_default=False)],
           motion:Annotated[str, typer.Option(help="How it moves, with \\[u] before the movement.", show_default=False)],
@@ -195,36 +272,70 @@ def train(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video of t
           seed:Annotated[int, typer.Option(help="Same seed, same concept.", rich_help_panel=_T)]=0, checkpointing:Checkpointing=None,
           regularize:Annotated[bool, typer.Option(help="All four regularisers, or none.", rich_help_panel=_R)]=True,
           prior:Prior=None, prior_prompt:PriorPrompt=None, dropout1:Dropout1=None, dropout2:Dropout2=None,
-          token_mask:TokenMask=None, twins:Twins=None, twin_prompt:TwinPrompt=None, self_conditioning:SelfCond=None, sample_every:SampleEvery=None, save_every:SaveEvery=None, quiet:Quiet=False):
+          token_mask:TokenMask=None, twins:Twins=None, twin_prompt:TwinPrompt=None, self_conditioning:SelfCond=None, sample_every:SampleEvery=None, save_every:SaveEvery=None, sheet:Sheet=True, quiet:Quiet=False):
     "Learn a concept from one video in two stages. Ctrl-C stops it safely, and the same command goes on."
     both = dict(lr=lr, token_lr=token_lr, token_start=token_start, batch=batch, seed=seed, checkpointing=checkpointing, prior=prior, token_mask=token_mask,
                 self_conditioning=self_conditioning, sample_every=sample_every, save_every=save_every)
     settings = stages(regularize, both, dict(steps=steps1, dropout=dropout1), dict(steps=steps2, dropout=dropout2, twins=twins), preset)
-    _learned(_train(_load(clip, model, frames, fps, start), appearance, motion, model, out, rank, settings, regularize, prior_prompt, twin_prompt, not quiet, preset), out)
+    seen, before = _load(clip, model, frames, fps, start), _log(out)
+    concept = _train(seen, appearance, motion, model, out, rank, settings, regularize, prior_prompt, twin_prompt, not quiet, preset)
+    finished = before is not None and before == _log(out)
+    _learned(concept, out, finished, sheet and _pictures(concept, seen, out, finished))
 
 # %% ../nbs/16_cli.ipynb #f8321628
 def _train(clip, appearance, motion, model, out, rank, settings, regularize, prior_prompts, twin_prompt, progress, preset):
     from sas_nb.concept import learn
-    for w in clip.report.warnings: typer.secho(f"Warning: {w}.", fg="yellow", err=True)
+    for w in clip.report.warnings: caution(as_options(f"{w}."))
+    if progress and (about := _clip_size(model).about): say(f"Note: {model!r} {about}.", err=True)
     check_writable(out, folder=True)
     return learn(clip, appearance, motion, model, out, rank, *settings, preset=preset, regularize=regularize, prior_prompts=prior_prompts or None, twin_prompt=twin_prompt, progress=progress)
 
-def _learned(concept, out):
+def _log(out):
+    "The run's log as it is now; None before there is one."
+    path = out.expanduser()/"log.jsonl"
+    return path.read_bytes() if path.is_file() else None
+
+def _learned(concept, out, finished, drawn):
     "Say what was learned, where it is, and what to do next."
+    if finished: say("This run was finished already: there was nothing left to train.")
     for stage, rows in concept.info["history"].items():
         ends = ", ".join(f"{row[1]:.3f} at step {row[0]}" for row in rows[:1] + rows[1:][-1:])
-        typer.echo(f"Stage {stage}: " + (f"loss {ends}" if ends else "no steps"))
-    typer.echo(f"The concept is in {out/'concept'}. See it: sas-nb generate {out} --out clip.mp4")
+        say(f"Stage {stage}: " + (f"loss {ends}" if ends else "no steps"))
+    if drawn: say(f"Look at {out/'sheet.png'}, the clip beside what was learned of it; {out/'loss.png'} has the losses.")
+    say(f"The concept is in {out/'concept'}. See it move: sas-nb generate {out} --out clip.mp4")
+
+# %% ../nbs/16_cli.ipynb #5e1f0d09
+def _ours(path):
+    "May this picture be written: is there none, or one that was made here?"
+    from PIL import Image
+    if not path.exists(): return True
+    try:
+        with Image.open(path) as picture: return picture.info.get("Software") == "sas_nb"
+    except OSError: return False
+
+def _pictures(concept, clip, out, finished):
+    "Write `sheet.png` and `loss.png` into the run's folder; True where both are there and ours."
+    from PIL.PngImagePlugin import PngInfo
+    from sas_nb.clip import atomic, contact_sheet
+    from sas_nb.frames import plot_history
+    sheet, loss, mark = out.expanduser()/"sheet.png", out.expanduser()/"loss.png", PngInfo()
+    mark.add_text("Software", "sas_nb")
+    if not (_ours(sheet) and _ours(loss)): return False
+    if finished and sheet.exists() and loss.exists(): return True
+    try: rows = {"filmed": clip, "learned": concept.generate(seed=0)}
+    except Exception as e: return caution(f"The concept is saved, and no picture of it could be made ({' '.join(str(e).split())[:100]}).")
+    with atomic(sheet) as tmp: contact_sheet(rows, title=concept.prompt).save(tmp, pnginfo=mark)
+    with atomic(loss) as tmp: plot_history(concept).savefig(tmp, dpi=120, bbox_inches="tight", metadata=dict(Software="sas_nb"))
+    return True
 
 # %% ../nbs/16_cli.ipynb #e7ae545c
 def _concept(folder, model=None):
     from sas_nb.concept import Concept, base_model
     return Concept.load(folder, base_model(model) if model else None)
 
-def _check_name(path):
+def _check_name(path, known=(".mp4", ".mov", ".webm", ".gif"), what="video"):
     from sas_nb.clip import UserError
-    known = (".mp4", ".mov", ".webm", ".gif")
-    if path.suffix.lower() not in known: raise UserError(f"A video cannot be called {path.name!r}: end the name in one of {', '.join(known)}.")
+    if path.suffix.lower() not in known: raise UserError(f"A {what} cannot be called {path.name!r}: end the name in one of {', '.join(known)}.")
 
 ConceptFolder = Annotated[Path, typer.Argument(metavar="CONCEPT", help="The folder that train wrote, or a saved concept.", show_default=False)]
 
@@ -243,17 +354,22 @@ def generate(concept:ConceptFolder,
              negative:Annotated[Optional[str], typer.Option(help="What to move away from.")]=None,
              appearance:Annotated[Optional[float], typer.Option(help="Scale of the identity, 1 as it was learned.")]=None,
              motion:Annotated[Optional[float], typer.Option(help="Scale of the motion, 1 as it was learned.")]=None,
-             frames:Frames=None, model:Annotated[Optional[str], typer.Option(help="The base, if it is not where it was when the concept was trained.")]=None, quiet:Quiet=False):
+             frames:Frames=None, fps:Annotated[Optional[float], typer.Option(help="Frames per second at which the video plays; as it was filmed when not given.")]=None,
+             model:Annotated[Optional[str], typer.Option(help="The base, if it is not where it was when the concept was trained.")]=None, quiet:Quiet=False):
     "Make a video of a concept, as it was trained or edited by a prompt."
     _check_name(out); check_writable(out)
-    made = _concept(concept, model).at(appearance, motion).generate(prompt, seed, steps, guidance, against, strength, negative=negative, num_frames=frames, progress=not quiet)
-    typer.echo(f"Wrote {made.save(out)}: {len(made)} frames, {made.fps:g} per second.")
+    made = _concept(concept, model).at(appearance, motion).generate(prompt, seed, steps, guidance, against, strength, negative=negative, num_frames=frames, fps=fps, progress=not quiet)
+    say(f"Wrote {made.save(out)}: {len(made)} frames, {made.fps:g} per second.")
 
 # %% ../nbs/16_cli.ipynb #c3ba36ed
+_PARTS = "identity |A1 B1|", "motion |A1 B2|"
+
+def _totals(norms): return [(name, f"{sum(n[k]**2 for n in norms.values())**.5:.4f} over all layers") for k, name in enumerate(_PARTS)]
+
 def _norms_table(norms):
     table = Table("layer", title="How far each layer was moved", show_footer=True)
     table.columns[0].footer = "all layers"
-    for k, name in enumerate(("identity |A1 B1|", "motion |A1 B2|")):
+    for k, name in enumerate(_PARTS):
         table.add_column(name, justify="right", footer=f"{sum(n[k]**2 for n in norms.values())**.5:.4f}")
     for layer, pair in norms.items(): table.add_row(layer, *(f"{v:.4f}" for v in pair))
     return table
@@ -272,15 +388,16 @@ def _provenance(concept):
     yield from (("made", i.get("made", "by mixing")), ("with", ", ".join(f"{k} {v}" for k, v in i.get("versions", {}).items())))
 
 # %% ../nbs/16_cli.ipynb #fe99f2e4
-@command("sas-nb info run", "sas-nb info run --json")
-def info(concept:ConceptFolder, as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False):
-    "Show a concept: how far each layer was moved, and where it all came from."
+@command("sas-nb info run", "sas-nb info run --layers", "sas-nb info run --json")
+def info(concept:ConceptFolder, layers:Annotated[bool, typer.Option("--layers", help="Also how far each layer was moved.")]=False,
+         as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False):
+    "Show a concept: where it came from, and how far the model was moved."
     c = _concept(concept)
     norms = c.norms()
-    if as_json: return typer.echo(json.dumps(c.info | dict(norms=norms), indent=1))
+    if as_json: return say(json.dumps(c.info | dict(norms=norms), indent=1))
     table = Table("", "", title="Provenance", show_header=False)
-    for name, words in _provenance(c): table.add_row(Text(name), Text(str(words)))
-    show(_norms_table(norms), table)
+    for name, words in (*_provenance(c), *_totals(norms)): table.add_row(Text(name), Text(str(words)))
+    show(table, *[_norms_table(norms)]*layers)
 
 # %% ../nbs/16_cli.ipynb #54662201
 @command("sas-nb export run --format diffusers --out lora", "sas-nb export run --format peft --split --out adapters")
@@ -290,7 +407,7 @@ def export(concept:ConceptFolder,
            split:Annotated[bool, typer.Option("--split", help="Two adapters, identity and motion, instead of one.")]=False):
     "Write a concept as an ordinary LoRA for stock diffusers, peft or ComfyUI, with a README that says how to load it."
     made = _concept(concept).export(out, format, split)
-    typer.echo("Wrote " + " and ".join(map(str, made)) + f". How to load: {out/'README.md'}")
+    say("Wrote " + " and ".join(map(str, made)) + f". How to load: {out/'README.md'}")
 
 # %% ../nbs/16_cli.ipynb #b7d24e90
 @command("sas-nb explore run-of-ann run-of-bob run-of-cleo", "sas-nb explore zoo", "sas-nb explore runs/* --port 9000 --no-browser")

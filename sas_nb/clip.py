@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_clip.ipynb #1c196c77
 from __future__ import annotations
-import base64, errno, html, math, os, re, secrets, shutil, textwrap, json, stat
+import base64, errno, html, math, os, re, secrets, shutil, textwrap, json, stat, sys
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -14,6 +14,7 @@ from functools import partial
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
+from numbers import Real
 import av, numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -21,12 +22,51 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['UserError', 'expanded', 'destination', 'read_about', 'check_place', 'atomic', 'Clip', 'fit_length', 'resample',
-           'cover_box', 'Preflight', 'preflight', 'contact_sheet', 'figure']
+__all__ = ['UserError', 'Advice', 'real_number', 'whole_number', 'needs', 'expanded', 'destination', 'read_about', 'check_place',
+           'atomic', 'Clip', 'fit_length', 'resample', 'cover_box', 'Preflight', 'preflight', 'contact_sheet', 'figure']
 
 # %% ../nbs/00_clip.ipynb #0d0701f9
 class UserError(ValueError):
     "Something a person can put right: one sentence that says what is wrong, why, and what to do."
+
+class Advice(UserWarning):
+    "Something was done as asked that a person may not have meant: one sentence that says what to do instead."
+
+# %% ../nbs/00_clip.ipynb #5e1f0a02
+def _plain(value):
+    "A number of Python's, numpy's or torch's; None for what is no number, True and False among it."
+    with suppress(AttributeError, ValueError, RuntimeError): value = value.item()
+    return value if isinstance(value, Real) and not isinstance(value, bool) else None
+
+def _wrong(value, name, kind, low, high, hint):
+    x = _plain(value)
+    shown = f"{value!r:.60}" if x is None else f"{x}"
+    return UserError(f"{name}={shown} must be {kind} from {low:.10g} to {high:.10g}{hint and ': '}{hint}.")
+
+# %% ../nbs/00_clip.ipynb #5e1f0a03
+def real_number(
+    value, # of Python's, numpy's or torch's
+    name:str, # as the caller knows it
+    low:float, high:float, # both allowed
+    hint:str="", # what to do, at the end of the sentence
+) -> float:
+    "The value as a float. Raises `UserError` for what is no number, not finite or out of range."
+    x = _plain(value)
+    if x is None or not low <= x <= high: raise _wrong(value, name, "a number", low, high, hint)
+    return float(x)
+
+def whole_number(value, name:str, low:int, high:int, hint:str="") -> int:
+    "The value as an int, like `real_number`; 17.0 is a whole number, 17.5 is not."
+    x = _plain(value)
+    if x is None or not low <= x <= high or x != int(x): raise _wrong(value, name, "a whole number", low, high, hint)
+    return int(x)
+
+# %% ../nbs/00_clip.ipynb #5e1f0a06
+def needs(extra:str) -> str: # of the project's extras, such as "notebooks"
+    "What to run for the libraries of an extra, in the Python that runs now: from the checkout that is in use, or from where the project is."
+    here = Path(__file__).resolve().parent.parent
+    what = f'-e "{here}[{extra}]"' if (here/"settings.ini").exists() else f'"sas_nb[{extra}] @ git+https://github.com/sas-nb/sas_nb"'
+    return f"{sys.executable} -m pip install {what}"
 
 # %% ../nbs/00_clip.ipynb #2dda85bf
 _REFUSED = {
@@ -263,9 +303,11 @@ def _checked_frames(x):
     return x.detach().to("cpu", torch.float32).clamp(0, 1)
 
 def _checked_fps(fps):
-    if not 0 < fps <= 240:
-        raise UserError(f"fps={fps:g} is not a usable frame rate: give frames per second, above 0 and at most 240.")
-    return float(fps)
+    rate = _plain(fps)
+    if rate is None or not 0 < rate <= 240:
+        shown = f"{fps!r:.60}" if rate is None else f"{rate:g}"
+        raise UserError(f"fps={shown} is not a usable frame rate: give frames per second, above 0 and at most 240.")
+    return float(rate)
 
 # %% ../nbs/00_clip.ipynb #2fcd8f55
 @dataclass(repr=False, eq=False)
@@ -783,6 +825,8 @@ def _colours(small):
     code = (small*3.999).long().mul(torch.tensor([16, 4, 1]).view(1, 3, 1, 1)).sum(1).flatten(1)
     return F.one_hot(code, 64).float().mean(1)
 
+def _slower(fps, different, frames): return f"{max(1, math.floor(fps*different/frames)):g}"
+
 def _look(frames, fps):
     "Warnings that only the pictures can give; `frames` (T,3,H,W)."
     small = F.interpolate(frames, (32, 32), mode="area")
@@ -793,7 +837,7 @@ def _look(frames, fps):
         return
     step = (small[1:] - small[:-1]).abs().mean((1, 2, 3))
     if (same := int((step < 4e-4).sum())) > len(small)//4:
-        yield f"{same} of the {len(small)} frames look the same as the one before: the motion will stutter; ask for a lower fps"
+        yield f"{same} of the {len(small)} frames look the same as the one before: the motion will stutter; ask for fps={_slower(fps, len(step) - same + 1, len(small))}"
     leap = .5*(_colours(small)[1:] - _colours(small)[:-1]).abs().sum(1)
     cuts = torch.nonzero((step > max(.08, 4*float(step.median()))) & (leap > .3)).flatten()
     if len(cuts):
@@ -802,14 +846,24 @@ def _look(frames, fps):
 
 # %% ../nbs/00_clip.ipynb #74168bb0
 def _check_wishes(num_frames, fps, size, start):
-    if num_frames is not None and (num_frames != int(num_frames) or num_frames < 1 or num_frames > 1025 or num_frames % 4 != 1):
-        near = max(1, min(1025, fit_length(max(1, int(num_frames)))))
-        raise UserError(f"num_frames={num_frames} does not suit the model, whose video encoder needs 4n + 1 (at most 1025): "
-                        f"ask for {near} or {min(near + 4, 1025)}.")
+    "The wishes as Python's own numbers. Raises `UserError`."
+    if num_frames is not None:
+        n = _plain(num_frames)
+        if n is None or n != n or not 1 <= n <= 1025 or n % 4 != 1:
+            near = fit_length(int(max(1, min(17 if n is None or n != n else n, 1025))))
+            raise UserError(f"num_frames={num_frames} does not suit the model, whose video encoder needs 4n + 1 "
+                            f"(at most 1025): ask for {near}{f' or {near + 4}' if near < 1025 else ''}.")
+        num_frames = int(n)
     if fps is not None: _checked_fps(fps)
-    if size is not None and (len(size) != 2 or not all(int(s) == s and 1 <= s <= 4096 for s in size)):
-        raise UserError(f"size={size} is not a picture size: give (height, width) in pixels, each from 1 to 4096.")
-    if not 0 <= start < math.inf: raise UserError(f"start={start} is not a time in the clip: give seconds from its beginning, 0 or more.")
+    if size is not None: size = _checked_size(size)
+    if _plain(start) is None or not 0 <= start < math.inf:
+        raise UserError(f"start={start} is not a time in the clip: give seconds from its beginning, 0 or more.")
+    return num_frames, fps if fps is None else _plain(fps), size, _plain(start)
+
+def _checked_size(size):
+    with suppress(TypeError, UserError):
+        if len(size) == 2: return tuple(whole_number(s, "size", 1, 4096) for s in size)
+    raise UserError(f"size={size} is not a picture size: give (height, width) in pixels, each from 1 to 4096.")
 
 # %% ../nbs/00_clip.ipynb #c10a7e20
 def _first_tick(source, first, start):
@@ -850,8 +904,7 @@ def _collect(source, name, num_frames, fps, size, start):
 # %% ../nbs/00_clip.ipynb #8580414d
 def _read(path, num_frames, fps, size, start):
     "The frames (T,3,H,W) and the report on them."
-    _check_wishes(num_frames, fps, size, start)
-    size = None if size is None else tuple(int(s) for s in size)
+    num_frames, fps, size, start = _check_wishes(num_frames, fps, size, start)
     exact = None if fps is None else Fraction(fps).limit_denominator(1001)
     start = Fraction(start).limit_denominator(100000)
     name, source = Path(path).name, _open(path, exact, start)
@@ -918,7 +971,7 @@ def _damage(r, source, end, ran_out):
 def _suspicions(r):
     if (unique := len(set(r.kept))) < .8*r.num_frames:
         yield (f"only {unique} different pictures for {r.num_frames} frames: the file has fewer than {r.fps:.4g} per second "
-               "here, so ask for a lower fps")
+               f"here, so ask for fps={_slower(r.fps, unique, r.num_frames)}")
     (h, w), (left, top, right, bottom) = r.size, r.box
     if (scale := w/(right - left)) > 1.01: yield f"enlarged {scale:.1f} times: there is less detail than the size suggests"
     if r.cropped > .4: yield f"{r.cropped:.0%} of the picture is cut away: check that the subject is in the middle, or crop the video yourself"
@@ -954,9 +1007,9 @@ def _pixels(clip, scale=None):
     if not torch.isfinite(clip.frames).all():
         raise UserError(f"The clip {clip.name!r} has values that are not numbers (NaN): the model or the edit that made it failed, so make it again.")
     scale = -(-256//min(clip.shape[2:])) if scale is None else scale
-    if scale != int(scale) or scale < 1: raise UserError(f"scale={scale} does not enlarge by a whole number: give 1, 2, 3 ... or None.")
+    scale = whole_number(scale, "scale", 1, 100, "it enlarges by a whole number, so give 1, 2, 3 ... or None")
     x = (clip.frames*255).round().byte().permute(0, 2, 3, 1)
-    return x.repeat_interleave(int(scale), 1).repeat_interleave(int(scale), 2).numpy()
+    return x.repeat_interleave(scale, 1).repeat_interleave(scale, 2).numpy()
 
 # %% ../nbs/00_clip.ipynb #6d3c042f
 _CODECS = {".mp4": ("libx264", {"crf": "16"}), ".mov": ("libx264", {"crf": "16"}),
@@ -1071,6 +1124,7 @@ def contact_sheet(
 ) -> Image.Image:
     "Clips as labelled rows of frames. Raises `UserError`."
     if not rows: raise UserError("A contact sheet needs at least one clip: give a dictionary of label and clip.")
+    n, height = whole_number(n, "n", 1, 1000), whole_number(height, "height", 8, 4096)
     font, gap, line = _font(15), 6, 24
     made = [(_wrapped(k, font, label - gap), *_row(x, n, height)) for k, x in rows.items()]
     label = label if any(rows) else gap

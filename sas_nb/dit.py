@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACEHOLDERS', 'data_path', 'named_folder', 'OnePad', 'trim', 'best_device', 'best_dtype',
-           'channels_last', 'Recommended', 'Wan', 'VideoDiT', 'fingerprint', 'lasting_name', 'recommended_for',
-           'in_two_pieces', 'OneDNN', 'quick_convolutions', 'split_placeholders', 'join_texts', 'add_tokens',
-           'cache_folder', 'maker_fingerprint', 'cached', 'guided']
+           'channels_last', 'Recommended', 'Wan', 'known_family', 'VideoDiT', 'fingerprint', 'lasting_name',
+           'recommended_for', 'in_two_pieces', 'OneDNN', 'quick_convolutions', 'respelt', 'split_placeholders',
+           'checked_prompts', 'checked_seed', 'checked_steps', 'join_texts', 'add_tokens', 'cache_folder',
+           'maker_fingerprint', 'cached', 'guided']
 
 # %% ../nbs/02_dit.ipynb #eb5bcca4
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,7 +15,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-import gc, hashlib, json, math, os, re, warnings
+import gc, hashlib, json, math, os, re, textwrap, warnings
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,8 +27,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanT
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
-from safetensors.torch import load as from_bytes, load_file, save as to_bytes, save_file
-from .clip import atomic, Clip, contact_sheet, expanded, read_about, UserError
+from safetensors.torch import load as from_bytes, save as to_bytes
+from .clip import _checked_fps, Advice, atomic, Clip, contact_sheet, expanded, read_about, real_number, UserError, whole_number
 
 
 # %% ../nbs/02_dit.ipynb #d2c25cc9
@@ -96,6 +97,7 @@ class Recommended:
     guidance:float=5.
     lr:float=1e-4
     negative:str=""
+    about:str="" # what else to know of it before training, as the end of a sentence that begins with its name
     prior:tuple=("A man in a blue t-shirt. He is walking in a park", "A woman in a red dress. She is dancing on a stage", "An old man in a grey suit. He is waving in a street",
                  "A young woman in a white shirt. She is running on a beach", "A man in a black jacket. He is jumping in a forest", "A girl in a yellow raincoat. She is standing in the snow",
                  "A boy in green trousers. He is cycling on a country road", "A woman in a purple coat. She is talking in a kitchen") # prompts for prior preservation
@@ -104,7 +106,6 @@ class Recommended:
         path = folder and folder/"sas_nb.json"
         said = read_about(path) if path and path.exists() else {}
         return cls(**own | {f.name: said[f.name] for f in fields(cls) if f.name in said})
-
 
 # %% ../nbs/02_dit.ipynb #9253365a
 def _only_text_to_video(index:dict, transformer:dict, vae:dict, name:str): # a pipeline's configuration and its parts'
@@ -173,6 +174,16 @@ class Wan:
     def velocity(transformer, x, t, text): return transformer(hidden_states=x, timestep=1000*t, encoder_hidden_states=text, return_dict=False)[0]
 FAMILIES = {"WanPipeline": Wan}
 
+# %% ../nbs/02_dit.ipynb #2de315e1
+def known_family(kind:str,      # a pipeline's class name
+                 source:str="", # where it came from
+                )->type:
+    "The family of a pipeline. Raises `UserError` for one that is not known."
+    if kind not in FAMILIES:
+        raise UserError(f"{repr(source) if source else 'The pipeline'} holds a {kind}, and sas_nb knows {', '.join(FAMILIES)}: "
+                        "choose a checkpoint of one of these.")
+    return FAMILIES[kind]
+
 # %% ../nbs/02_dit.ipynb #e5cb983e
 class VideoDiT:
     "A text-to-video diffusion transformer with one interface, over a diffusers pipeline. Raises `UserError` for one it cannot serve."
@@ -181,9 +192,8 @@ class VideoDiT:
                  name:str="",                 # where it came from
                  recommended:Recommended|None=None, # sizes and settings that suit it
                 ):
-        if type(pipe).__name__ not in FAMILIES: raise UserError(f"{type(pipe).__name__} is not a family that sas_nb knows; it knows {', '.join(FAMILIES)}.")
-        self.pipe, self.name, self.family = pipe, name, FAMILIES[type(pipe).__name__]
-        self.lasting_name = name # see `lasting_name`
+        self.family = known_family(type(pipe).__name__, name)
+        self.pipe, self.name, self.lasting_name = pipe, name, name # the last one: see `lasting_name`
         there = {p: [None, getattr(pipe, p, None) and "here"] for p in ("transformer", "transformer_2")} # what is, not what was said
         about = dict(pipe.config) | there, *(dict(getattr(p, "config", {})) for p in (pipe.transformer, pipe.vae))
         self.family.check(*about, name or type(pipe).__name__)
@@ -265,6 +275,18 @@ def _configuration(source, **kwargs)->tuple: # a pipeline's, its transformer's a
     return index, parts.get("transformer", {}), parts.get("vae", {})
 
 
+# %% ../nbs/02_dit.ipynb #5e1f0b02
+def _offline(name)->bool: # False where the hub answers
+    "True where a hub id has to be read from this machine's cache. Raises `UserError` if it is not there either."
+    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+    try: get_session().head(hf_hub_url(name, "model_index.json"), timeout=5)
+    except Exception as e: # whatever the network, a proxy or the offline mode says
+        if isinstance(try_to_load_from_cache(name, "model_index.json"), str): return True
+        reason = " ".join(str(e).split())[:100]
+        raise UserError(f"There is no model folder {name!r}, and the hub cannot be asked for it without a network ({reason}): "
+                        "connect to the network, or give the folder of a downloaded model.") from e
+    return False
+
 # %% ../nbs/02_dit.ipynb #1c845d60
 @contextmanager
 def _quiet():
@@ -286,23 +308,22 @@ def load(cls:VideoDiT,
     "Load any checkpoint of a known family. The autoencoder stays in fp32, as Wan's authors advise. Raises `UserError`."
     folder, device = _folder(name), torch.device(device or best_device())
     source = str(folder or name)
+    offline = folder is None and _offline(source)
     try:
-        about = _configuration(source)
-        kind = about[0]["_class_name"]
-        if kind not in FAMILIES: raise UserError(f"{source!r} holds a {kind}, and sas_nb knows {', '.join(FAMILIES)}: choose a checkpoint of one of these.")
-        FAMILIES[kind].check(*about, source)
-        with _quiet(): pipe = FAMILIES[kind].pipeline.from_pretrained(source, torch_dtype={"vae": torch.float32, "default": dtype or best_dtype(device)})
+        about = _configuration(source, local_files_only=offline)
+        family = known_family(about[0]["_class_name"], source)
+        family.check(*about, source)
+        types = {"vae": torch.float32, "default": dtype or best_dtype(device)}
+        with _quiet(): pipe = family.pipeline.from_pretrained(source, local_files_only=offline, torch_dtype=types)
     except UserError: raise
     except Exception as e: # diffusers, transformers and safetensors raise many kinds here
         reason = str(e).strip().split("\n")[0][:200]
         raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the name is right and every file of it is complete.") from e
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cpu": channels_last(pipe.vae)
-    own = FAMILIES[kind].recommended(*about)
-    made = cls(pipe.to(device), str(name), Recommended.read(folder, own))
+    made = cls(pipe.to(device), str(name), Recommended.read(folder, family.recommended(*about)))
     made.lasting_name = lasting_name(name)
     return made._note_stored()
-
 
 # %% ../nbs/02_dit.ipynb #07460dab
 def recommended_for(name:str|Path,      # as for `VideoDiT.load`
@@ -322,7 +343,9 @@ def check_size(self:VideoDiT, T:int, H:int, W:int):
     "Raise `UserError` for a clip that the model cannot hold: frames must be 4n+1, sides multiples of 16 (Wan's numbers)."
     step = self.space_factor*self.transformer.config.patch_size[1]
     if (T-1) % self.time_factor or H % step or W % step:
-        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {self.time_factor}n+1 and sides multiples of {step}; load it with num_frames and size.")
+        low = (T-1)//self.time_factor*self.time_factor+1
+        near = "" if T == low else f" ({low} and {low+self.time_factor} are near)"
+        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {self.time_factor}n+1{near} and sides multiples of {step}.")
 
 @patch
 @torch.no_grad()
@@ -386,25 +409,78 @@ def free(self:VideoDiT, *names:str):
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
+# %% ../nbs/02_dit.ipynb #5e1f0b04
+@patch
+def round_trip(self:VideoDiT, clip:Clip)->tuple[Clip, float]: # what comes back, and its PSNR in decibels
+    "A clip through the autoencoder and back: the most that this model can show of it. Raises `UserError` for sizes that do not fit."
+    back = Clip(self.decode(self.encode(clip.frames[None]))[0].cpu(), clip.fps, clip.name)
+    error = (back.frames-clip.frames).square().mean().item()
+    return back, -10*math.log10(max(error, 1e-10))
+
 # %% ../nbs/02_dit.ipynb #a5b364db
 PLACEHOLDERS = ("[v]", "[u]") # the new words of the method: who, and how they move
 
+_BRACKETED = re.compile(r"[\[({<]\s*([vVuU])\s*[\])}>]") # how people write them
+
+def respelt(prompt:str)->str:
+    "The prompt with `[V]`, `(v)`, `[ v ]`, `<u>` and the like written as `[v]` and `[u]`."
+    return _BRACKETED.sub(lambda m: f"[{m[1].lower()}]", prompt)
+
 def split_placeholders(prompt:str)->tuple[str, list[str]]: # the plain prompt, the placeholders in it
     "Take the placeholders out of a prompt: their vectors do not come from the text encoder."
+    if odd := next((m[0] for m in _BRACKETED.finditer(prompt) if m[0] != (meant := f"[{m[1].lower()}]")), None):
+        raise UserError(f"The prompt {prompt!r} has {odd!r} where the new word {meant} is meant: write {respelt(prompt)!r}.")
     found = re.findall(r"\[[a-zA-Z]\]", prompt)
     if odd := [f for f in found if f not in PLACEHOLDERS]: raise UserError(f"The prompt has the placeholder {odd[0]}, and only {' and '.join(PLACEHOLDERS)} have a meaning: use these.")
     return re.sub(r"\s+", " ", re.sub(r"\s*\[[a-zA-Z]\]", "", prompt)).strip(), found
 
+# %% ../nbs/02_dit.ipynb #5e1f0b0a
 @patch
 def check_words(self:VideoDiT, prompt:str):
     "Raise `UserError` that names the words the tokenizer does not know, with near ones that it does."
     tokenizer = self._part("tokenizer")
+    if not isinstance(prompt, str): raise UserError(f"A prompt is a text, and this is {prompt!r:.60}: put it in quotes.")
     words = [w for w in re.findall(r"[^\s,.;:!?]+", split_placeholders(prompt)[0])]
     strange = [w for w in words if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False).input_ids]
     if not strange: return
     known = sorted(w.lstrip("▁") for w in tokenizer.get_vocab() if w.startswith("▁") and len(w) > 2)
-    near = [f"{w!r}" + (f" (near: {', '.join(m)})" if (m := get_close_matches(w.lower(), known, 3, .5)) else "") for w in dict.fromkeys(strange)]
+    near = [f"{w!r}" + (f" (near: {', '.join(m)})" if (m := [f"[{w.lower()}]"] if w.lower() in ("v", "u") else get_close_matches(w.lower(), known, 3, .5)) else "") for w in dict.fromkeys(strange)]
     raise UserError(f"{self.name!r} does not know {', '.join(near)}: use words of its vocabulary, which are {' '.join(known) if len(known) < 200 else 'listed in its tokenizer'}.")
+
+# %% ../nbs/02_dit.ipynb #5e1f0b07
+@patch
+def unread(self:VideoDiT, prompt:str)->str:
+    "The end of a prompt that is too long for the text encoder: the words it will not read, mostly none."
+    tokenizer = self._part("tokenizer")
+    ids = tokenizer(split_placeholders(prompt)[0], verbose=False).input_ids[:-1] # the last one marks the end
+    return tokenizer.decode(ids[self.family.text_length-1:], skip_special_tokens=True)
+
+@patch
+def too_long(self:VideoDiT, prompt:str)->str:
+    "A sentence about what the model will not read of a prompt; empty if it reads all."
+    if not (rest := self.unread(prompt)): return ""
+    return (f"The prompt is too long for {self.name!r}, which reads {self.family.text_length} tokens, so its end is left out: "
+            f"{textwrap.shorten(rest, 60, placeholder=' ...')!r}.")
+
+# %% ../nbs/02_dit.ipynb #5e1f0b09
+def _several(x)->bool:
+    "Is this a list of things, and not one thing?"
+    return not isinstance(x, str) and hasattr(x, "__iter__") and getattr(x, "ndim", 1) > 0
+
+def checked_prompts(prompts)->list[str]:
+    "One prompt or several, as a list. Raises `UserError` for none at all, and for what is no text."
+    prompts = list(prompts) if _several(prompts) else [prompts]
+    if not prompts: raise UserError("The list of prompts is empty: give at least one.")
+    if odd := [p for p in prompts if not isinstance(p, str)]: raise UserError(f"A prompt is a text, and this is {odd[0]!r:.60}: put it in quotes.")
+    return prompts
+
+def checked_seed(seed)->int:
+    "A seed as torch takes it. Raises `UserError`."
+    return whole_number(seed, "seed", -2**63, 2**63-1)
+
+def checked_steps(steps)->int:
+    "A number of sampling steps. Raises `UserError`."
+    return whole_number(steps, "steps", 1, 1000)
 
 # %% ../nbs/02_dit.ipynb #3acf3d0c
 @patch
@@ -414,7 +490,8 @@ def embed(self:VideoDiT,
           tokens:dict[str, Tensor]|None=None, # vectors (D,) for placeholders, zero where missing
          )->Tensor:                      # (B, L, D), last token the padding
     "Prompts to text. A placeholder's vector joins the text as one more token; a zero vector is padding, so it changes nothing."
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = checked_prompts(prompts)
+    for words in dict.fromkeys(filter(None, map(self.too_long, prompts))): warnings.warn(words, Advice, stacklevel=2)
     plain, found = zip(*map(split_placeholders, prompts))
     return add_tokens(_read(self, plain), found, tokens or {})
 
@@ -525,10 +602,11 @@ def noise(self:VideoDiT,
          )->Tensor:               # (B, C, t, h, w)
     "Seeded starting noise: the same on every device, and for a seed the same in every batch. Raises `UserError` for sizes that do not fit."
     r, c = self.recommended, self.transformer.config
-    T, H, W = num_frames or r.num_frames, height or r.height, width or r.width
+    given = dict(num_frames=num_frames, height=height, width=width)
+    T, H, W = (getattr(r, k) if v is None else whole_number(v, k, 1, 8192) for k, v in given.items())
     self.check_size(T, H, W)
     shape = (c.in_channels, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor)
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(self.device)
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(checked_seed(s))) for s in seeds]).to(self.device)
 
 # %% ../nbs/02_dit.ipynb #40b2e435
 def guided(velocity,          # a function of noisy latents, times and text, as `VideoDiT.velocity`
@@ -547,7 +625,7 @@ def guided(velocity,          # a function of noisy latents, times and text, as 
 def schedule(self:VideoDiT, steps:int, device=None): # a scheduler of diffusers, with its `timesteps` and `sigmas`
     "A scheduler like the pipeline's, new and set to so many steps."
     scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(checked_steps(steps), device=device)
     return scheduler
 
 @patch
@@ -568,9 +646,11 @@ def denoise(self:VideoDiT,
 
 # %% ../nbs/02_dit.ipynb #8f6596e7
 def _pairs(prompt, seed)->tuple[list[str], list[int]]:
-    "One prompt and one seed per clip, whichever of them came as a list."
-    seeds = [seed]*(1 if isinstance(prompt, str) else len(prompt)) if isinstance(seed, int) else list(seed)
-    prompts = [prompt]*len(seeds) if isinstance(prompt, str) else list(prompt)
+    "One prompt and one seed per clip, whichever of them came as a list. Raises `UserError`."
+    prompts, seeds = checked_prompts(prompt), list(map(checked_seed, seed if _several(seed) else [seed]))
+    if not seeds: raise UserError("The list of seeds is empty: give at least one.")
+    if not _several(seed): seeds *= len(prompts)
+    if not _several(prompt): prompts *= len(seeds)
     if len(seeds) != len(prompts): raise UserError(f"There are {len(prompts)} prompts and {len(seeds)} seeds: give one seed, or as many as prompts.")
     return prompts, seeds
 
@@ -583,14 +663,17 @@ def sample(self:VideoDiT,
            guidance:float|None=None,   # classifier-free guidance; 1 is none
            negative:str|None=None,     # what to move away from
            num_frames:int|None=None, height:int|None=None, width:int|None=None,
+           fps:float|None=None,        # frames per second at which the clips play; the model's own when None
            tokens:dict|None=None,      # vectors for `[v]` and `[u]`
            progress:bool=False, velocity=None, # see `denoise`
           )->Clip|list[Clip]:
-    "Generate clips from prompts. Raises `UserError` for words that the tokenizer does not know."
-    r, many = self.recommended, not (isinstance(prompt, str) and isinstance(seed, int))
+    "Generate clips from prompts. Raises `UserError` for words that the tokenizer does not know, and numbers that cannot be."
+    r, many = self.recommended, _several(prompt) or _several(seed)
     prompts, seeds = _pairs(prompt, seed)
-    guidance = r.guidance if guidance is None else guidance
+    fps, steps = _checked_fps(r.fps if fps is None else fps), r.steps if steps is None else checked_steps(steps)
+    guidance = r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000)
+    noise = self.noise(seeds, num_frames, height, width)
     text = self.embed(prompts + ([r.negative if negative is None else negative]*len(prompts) if guidance != 1 else []), tokens)
-    x = self.denoise(self.noise(seeds, num_frames, height, width), text, steps or r.steps, guidance, progress, velocity)
-    clips = [Clip(f.cpu(), r.fps, p) for f, p in zip(self.decode(x), prompts)]
+    x = self.denoise(noise, text, steps, guidance, progress, velocity)
+    clips = [Clip(f.cpu(), fps, p) for f, p in zip(self.decode(x), prompts)]
     return clips if many else clips[0]

@@ -19,12 +19,12 @@ import anywidget, numpy as np, traitlets as tr
 import ipywidgets as iw
 from PIL import Image
 from fastcore.basics import patch
-from .clip import Clip, expanded, figure, UserError
-from .dit import named_folder, VideoDiT
+from .clip import Clip, expanded, figure, needs, UserError, whole_number
+from .dit import checked_steps, named_folder, VideoDiT
 from .residual import about
 from .concept import Concept, concept_folder
 from .atlas import Atlas, spread
-from .zoo import load_zoo, read_zoo
+from .zoo import load_zoo, read_zoo, zoo_folder
 
 
 # %% ../nbs/14_explore.ipynb #734404c1
@@ -53,15 +53,15 @@ class Studio:
                  preview:int=4,       # steps of a quick one
                  most:int=200,        # videos to keep
                  guidance:float|None=None, # the concept's own when None
-                 **size):             # num_frames, height, width; the training clip's when not given
+                 **size):             # num_frames, height, width, fps; the training clip's when not given
         self.named = _named(concepts)
         self.atlas = Atlas(_company(_opened(self.named))) # in memory: a hand cannot wait for a disk
         if not self.atlas.one_basis: self.atlas = self.atlas.rebase()
         self.names = [*self.atlas.names, AVERAGE]
-        self.preview, self.most, self.guidance, self.size = preview, most, guidance, size
+        self.preview, self.most, self.guidance, self.size = checked_steps(preview), whole_number(most, "most", 1, 10**6), guidance, size
         self.kept, self.start = OrderedDict(), Position(self.names[0], self.names[0])
         self.dit = self.concept(self.start).base()
-        self.steps = steps or self.dit.recommended.steps
+        self.steps = self.dit.recommended.steps if steps is None else checked_steps(steps)
     def __repr__(self): return f"Studio({', '.join(self.names[:-1])}; {self.steps} steps, {len(self.kept)} videos kept)"
 
 # %% ../nbs/14_explore.ipynb #2fc0a0b9
@@ -140,6 +140,12 @@ def own_prompt(self:Studio, p:Position)->str:
     "What the concept at a place is called by itself: the words of whoever weighs most in each part."
     look, dance = (self.atlas.members[int(np.argmax(self.weights(p, part)))].state()["info"] for part in PARTS)
     return f"{look['appearance']}. {about(look['appearance'], dance['motion'])}"
+
+@patch
+def advice(self:Studio, p:Position)->list[str]:
+    "What to know of a position's prompt: new words that it forgets, and an end that the model does not read."
+    return [] if not p.prompt else [*self.concept(p).advice(p.prompt), *filter(None, [self.dit.too_long(p.prompt)])]
+
 
 # %% ../nbs/14_explore.ipynb #41f605b6
 def webp(clip:Clip, side:int=160)->bytes: # a larger short side is scaled down to this
@@ -556,7 +562,8 @@ def _shown(self:Explorer, p, data, quick, kept):
     seconds = time.perf_counter()-self.asked
     kind = f"preview, {self.studio.preview} steps" if quick else f"full video, {self.studio.steps} steps"
     self.screen.show(data, not quick, f"{describe(p)}. {p.prompt or self.prompt.placeholder}")
-    self.screen.note = f"{kind}, {'kept' if kept else 'made'}: {1000*seconds:.0f} ms" if seconds < 1 else f"{kind}: {seconds:.1f} s"
+    took = f"{kind}, {'kept' if kept else 'made'}: {1000*seconds:.0f} ms" if seconds < 1 else f"{kind}: {seconds:.1f} s"
+    self.screen.note = ". ".join([took, *self.studio.advice(p)])
 
 # %% ../nbs/14_explore.ipynb #8f4ab633
 def describe(p:Position)->str:
@@ -696,7 +703,7 @@ def _notebook(concepts, options)->str:
 
 def _check_site(concepts, host, port):
     "Raise `UserError` for what would fail later, in a place where nobody reads it."
-    if not importlib.util.find_spec("voila"): raise UserError("The page needs Voila, which is not installed: pip install 'sas_nb[notebooks]', or use Explorer in a notebook.")
+    if not importlib.util.find_spec("voila"): raise UserError(f"The page needs Voila, which is not installed: run {needs('notebooks')}, or use Explorer in a notebook.")
     for name, folder in concepts.items():
         if isinstance(folder, Concept) or not (_zoo(folder) or _is_concept(folder)): raise UserError(f"{name!r} is not the folder of a saved concept: give folders that `sas-nb train` or Concept.save wrote.")
     with socket.socket() as s:

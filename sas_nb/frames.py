@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .clip import atomic, Clip, expanded, figure, UserError
+from .clip import atomic, Clip, expanded, figure, real_number, UserError, whole_number
 from . import __version__
-from .dit import VideoDiT, add_tokens, fingerprint, join_texts, split_placeholders
+from .dit import add_tokens, checked_seed, fingerprint, join_texts, split_placeholders, VideoDiT
 from .flow import clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times, velocity_target
 from .basis import Basis
 from .regularize import Examples, SelfConditioning, mask_tokens
@@ -83,11 +83,10 @@ _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), twins=(0,
 
 def check_settings(s:Settings)->Settings:
     "Raise `UserError` for values that cannot work, before anything is computed."
-    for name, (low, high) in (_WHOLE | _REAL).items():
-        v, kind = getattr(s, name), "a whole number" if name in _WHOLE else "a number"
-        if not isinstance(v, (int, float)) or not low <= v <= high or name in _WHOLE and v != int(v):
-            raise UserError(f"{name} is {v!r}, and must be {kind} from {low} to {high}: correct it in the settings.")
-    if s.lr is not None and not 0 < s.lr < 10: raise UserError(f"lr is {s.lr}, and must be above 0 and below 10: the paper's is 1e-4.")
+    s = replace(s, **{k: whole_number(getattr(s, k), k, *limits) for k, limits in _WHOLE.items()}, seed=checked_seed(s.seed))
+    given = {k: (getattr(s, k), *limits) for k, limits in _REAL.items()} | ({} if s.lr is None else dict(lr=(s.lr, 1e-12, 10, "the paper's is 1e-4")))
+    real = {k: real_number(v, k, *limits) for k, (v, *limits) in given.items()}
+    s = replace(s, **{k: v for k, v in real.items() if not isinstance(getattr(s, k), (int, float))}) # a run is known by what was given
     if s.times not in ("uniform", "logit_normal"): raise UserError(f"times is {s.times!r}, and must be 'uniform' or 'logit_normal': correct it in the settings.")
     return s
 
@@ -109,9 +108,9 @@ class Trainer:
                  self_conditioning:SelfConditioning|None=None,
                  out:Path|None=None,             # folder for checkpoints, logs and samples; nothing is written when None
                  progress:bool=True,
-                 prompt:str="",                  # of the sample clips, when the settings name none
+                 prompt:str="", fps:float|None=None, # of the sample clips: where the settings name no prompt; the base's own rate when None
                 ):
-        self.dit, self.basis, self.stage, self.data, self.prior, self.prompt = dit, basis, stage, data, prior, prompt
+        self.dit, self.basis, self.stage, self.data, self.prior, self.prompt, self.fps = dit, basis, stage, data, prior, prompt, fps
         self.settings, self.out, self.progress = check_settings(settings), expanded(out) if out else None, progress
         self.tokens, self.conditioning = tokens if tokens is not None else {}, self_conditioning
         self.lr = settings.rate(dit.recommended.lr)
@@ -488,7 +487,7 @@ def _sample(self:Trainer):
     image, path = self.stage == "identity", self.out/"samples"/f"{self.stage}-{self.step:05d}"
     (t, h, w), f = self.data.latents.shape[2:], self.dit.space_factor
     with self.basis.undropped():
-        clip = self.dit.sample(self.settings.sample_prompt or self.prompt, seed=0, num_frames=(t-1)*self.dit.time_factor+1, height=f*h, width=f*w,
+        clip = self.dit.sample(self.settings.sample_prompt or self.prompt, seed=0, num_frames=(t-1)*self.dit.time_factor+1, height=f*h, width=f*w, fps=self.fps,
                                tokens=self.tokens, velocity=self.conditioning and self.conditioning.sampler())
     if not image: return clip.save(path.with_suffix(".mp4"))
     with atomic(path.with_suffix(".png")) as tmp: clip.thumbnail(256).save(tmp)

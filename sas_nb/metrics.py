@@ -19,7 +19,7 @@ import numpy as np, torch
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
-from .clip import Clip, UserError, expanded
+from .clip import Clip, expanded, needs, UserError
 from .dit import best_device
 from .world import Spec, edit, random_person, render, truth
 
@@ -191,7 +191,7 @@ def arcface_encoder(path:str|Path, # ONNX file: aligned faces (N,3,S,S), RGB fro
     """A face recogniser in ONNX for ID, such as [ArcFace](https://arxiv.org/abs/1801.07698). It wants faces, not frames: cut them out and align them first, as a detector such
     as OpenCV's YuNet does. Needs the extra `[metrics]`. Raises `UserError`."""
     try: import onnxruntime
-    except ImportError as e: raise UserError("A face encoder needs onnxruntime, which is not installed: run pip install 'sas_nb[metrics]'.") from e
+    except ImportError as e: raise UserError(f"A face encoder needs onnxruntime, which is not installed: run {needs('metrics')}.") from e
     path = expanded(path)
     if not path.is_file(): raise UserError(f"There is no ONNX file at {str(path)!r}: give the path of a face recognition model, such as InsightFace's w600k_r50.onnx.")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -270,7 +270,7 @@ def flicker(x:Clip|Tensor, # (..., T, 3, H, W), T at least 2
 # %% ../nbs/11_metrics.ipynb #f8f2febb
 def _cv2():
     try: import cv2
-    except ImportError as e: raise UserError("Measures of motion need OpenCV, which is not installed: run pip install 'sas_nb[metrics]'.") from e
+    except ImportError as e: raise UserError(f"Measures of motion need OpenCV, which is not installed: run {needs('metrics')}.") from e
     return cv2
 
 def flow(a:Tensor, # (N, 3, H, W) in [0,1]; sides of at least 16 pixels

@@ -484,8 +484,10 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking", "a w
          "a man in a black shirt and purple trousers wearing a top hat on a stage. he is bowing", "a woman in a orange shirt and yellow trousers in a desert at sunset. she is running",
          "a man in a green shirt and red trousers wearing a cap in the mountains. he is dancing", "a woman in a white shirt and black trousers holding a ball in a park. she is kicking",
          "a man in a blue shirt and white trousers on a beach at sunset. he is dancing", "a woman in a red shirt and green trousers wearing a straw hat on a street. she is walking")
-RECOMMENDED = dict(height=64, width=64, num_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3, negative="", prior=PRIOR)
+RECOMMENDED = dict(height=64, width=64, num_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3, negative="", prior=PRIOR,
+                   about="knows drawn figures only: a real film becomes a smear")
 
+# %% ../nbs/10_pretrain.ipynb #ac4dccac
 _SHIPPED = dict(marker="sas_nb.json", names=("sas_nb.json", "model_index.json", "*.jsonl", *(f"{part}/*" for part in ("vae", "text_encoder", "transformer", "tokenizer", "scheduler"))),
                 sign=("sas_nb.json", '"trained"'))
 

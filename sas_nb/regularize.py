@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
-from .clip import Clip, UserError
-from .dit import VideoDiT, cached, fingerprint, join_texts, split_placeholders
+from .clip import Clip, UserError, real_number, whole_number
+from .dit import VideoDiT, cached, checked_seed, checked_steps, fingerprint, join_texts, split_placeholders
 from .flow import clean_estimate
 
 # %% ../nbs/06_regularize.ipynb #3cf4d6ef
@@ -43,7 +43,9 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     "Prior preservation (section 3.4): what the base itself shows for general prompts. Made once, then read from the cache. Raises `UserError`."
     r = dit.recommended
     if not (prompts := list(prompts or r.prior)): raise UserError("Prior preservation needs prompts and got none: pass some, or set prior=0.")
-    steps, guidance, used = steps or r.steps, r.guidance if guidance is None else guidance, [prompts[i % len(prompts)] for i in range(n)]
+    n, batch, seed = whole_number(n, "n", 1, 10**5), whole_number(batch, "batch", 1, 10**4), checked_seed(seed)
+    steps, guidance = r.steps if steps is None else checked_steps(steps), r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000)
+    used = [prompts[i % len(prompts)] for i in range(n)]
     size = (1 if frames else num_frames or r.num_frames, height or r.height, width or r.width)
     z = from_base(dit, "prior", lambda: _generate(dit, used, size, steps, guidance, seed, batch, progress), used, size, steps, guidance, seed)
     texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}

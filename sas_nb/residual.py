@@ -12,7 +12,7 @@ import re
 import torch
 from torch import Tensor
 from .clip import Clip, UserError
-from .dit import VideoDiT, guided, split_placeholders
+from .dit import VideoDiT, checked_seed, guided, split_placeholders
 from .basis import Basis
 from .regularize import Examples, from_base, prior_examples
 from .frames import Settings, Trainer, frame_set, source
@@ -38,6 +38,7 @@ def train_motion(dit:VideoDiT, basis:Basis,
                 )->list:                 # history, as `Trainer.run` gives it
     "Stage 2, *Sequence*: train B2 alone (and `[u]`) on the clip (eq. 6). A1 and B1 do not change by a bit."
     data = clip if isinstance(clip, Examples) else sequence(dit, clip, prompt)
+    if isinstance(clip, Clip): kwargs.setdefault("fps", clip.fps)
     return Trainer(dit, basis, "motion", data, settings or motion_settings(), prompt=prompt, **kwargs).run()
 
 # %% ../nbs/08_residual.ipynb #1a733393
@@ -52,8 +53,8 @@ def redraw(dit:VideoDiT,
           )->Tensor:          # (B, C, t, h, w)
     "Clips under other words, in step with the old ones: where the velocities under both agree, nothing changes ([FlowEdit](https://arxiv.org/abs/2412.08629), algorithm 1, no step skipped)."
     r, clean, n = dit.recommended, clean.to(dit.device, torch.float32), len(clean)
-    scheduler, guidance = dit.schedule(steps or r.steps), r.guidance if guidance is None else guidance
-    text, made, chance = dit.embed([before]*n + [after]*n + [r.negative]*2*n*(guidance != 1)), clean.clone(), torch.Generator().manual_seed(seed)
+    scheduler, guidance = dit.schedule(r.steps if steps is None else steps), r.guidance if guidance is None else guidance
+    text, made, chance = dit.embed([before]*n + [after]*n + [r.negative]*2*n*(guidance != 1)), clean.clone(), torch.Generator().manual_seed(checked_seed(seed))
     for t, now, then in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]):
         change = 0.
         for _ in range(draws):

@@ -6,15 +6,14 @@
 
 Everything is written to out/demo/. Ctrl-C stops it safely, and the same command goes on from there.
 """
-import sys, time
+import os, sys, time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 import torch, typer
-from rich.console import Console
 from rich.table import Table
-from sas_nb.cli import tidy
+from sas_nb.cli import say, show as print_tables, spell_out, tidy
 from sas_nb.clip import Clip, contact_sheet
 from sas_nb.concept import Concept, learn, plot_history
 from sas_nb.dit import VideoDiT, data_path
@@ -82,8 +81,15 @@ def report(made: dict[Path, str], seconds: dict[str, float]) -> list[Path]:  # w
     times.columns[0].footer = f"total, at most {peak_memory()}"
     times.add_column("seconds", justify="right", footer=f"{sum(seconds.values()):.1f}")
     for step, s in seconds.items(): times.add_row(step, f"{s:.1f}")
-    Console().print(files, times)
+    print_tables(files, times)
     return missing
+
+
+def command() -> str:
+    "What to type for sas-nb: the one of this Python, which need not be on the PATH."
+    mine = Path(sys.executable).with_name("sas-nb")
+    if not mine.exists(): return f"{sys.executable} -m sas_nb.cli"
+    return os.path.relpath(mine) if mine.is_relative_to(Path.cwd()) else str(mine)
 
 
 def main(
@@ -94,6 +100,7 @@ def main(
     fast: Annotated[bool, typer.Option("--fast", help=f"{FAST_STEPS} steps of each stage: everything runs, next to nothing is learned.")] = False,
 ):
     "Learn a dynamic concept from one video with the tiny model, show it again, and edit it by prompt."
+    spell_out()
     if fast: steps1 = steps2 = FAST_STEPS
     out, seconds = (out or Path("out/demo-fast" if fast else "out/demo")).expanduser(), {}
 
@@ -110,7 +117,8 @@ def main(
         with timed("generate: as trained, and the edits"): rows = {"reference": reference} | show(concept, FAST_SAMPLING if fast else None)
         with timed("draw and write"): made = write(concept, rows, out)
     if report(made, seconds): raise typer.Exit(1)
-    print(f"Look at {out / 'sheet.png'} first. More edits: sas-nb generate {out} \"{EDITS['in the snow']}\" --out edit.mp4")
+    say(f"Look at {out / 'sheet.png'} first. More edits: {command()} generate {out} \"{EDITS['in the snow']}\" --out edit.mp4")
+    say("Mix looks and dances with the mouse: make explore")
 
 
 if __name__ == "__main__": typer.run(main)

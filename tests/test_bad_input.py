@@ -66,7 +66,7 @@ def test_a_file_that_is_no_clip(name, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("options, says", [(["--start", 99], "start=99"), (["--frames", 16], "4n + 1"), (["--fps", 0], "fps=0"), (["--start", -1], "start=-1"), (["--model", "huge"], "huge")])
+@pytest.mark.parametrize("options, says", [(["--start", 99], "--start 99"), (["--frames", 16], "4n + 1"), (["--fps", 0], "--fps 0"), (["--start", -1], "--start -1"), (["--model", "huge"], "huge")])
 def test_a_wish_that_the_clip_cannot_fulfil(options, says, dancer): assert says in refused("inspect", dancer, *options)
 
 

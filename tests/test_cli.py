@@ -13,7 +13,7 @@ from sas_nb.frames import Stopped
 COMMANDS = ("models", "inspect", "train", "generate", "info", "export", "explore")
 LOOK, MOVE = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
 PROMPTS = ["--appearance", LOOK, "--motion", MOVE]
-SHORT = ["--steps1", 1, "--steps2", 1, "--batch", 1, "--frames", 5, "--prior", 0, "--rank", 2, "--quiet"]
+SHORT = ["--steps1", 1, "--steps2", 1, "--batch", 1, "--frames", 5, "--prior", 0, "--rank", 2, "--quiet", "--no-sheet"]
 FEW = ["--steps", 2, "--frames", 5, "--quiet"]
 
 
@@ -109,7 +109,7 @@ def test_every_training_option_arrives(dancer, tmp_path, monkeypatch):
     monkeypatch.setattr("sas_nb.concept.learn", lambda *args, **kwargs: given.update(args=args, kwargs=kwargs) or type("C", (), dict(info=dict(history={}))))
     ok("train", dancer, *PROMPTS, "--out", tmp_path, "--model", "tiny", "--rank", 3, "--seed", 5, "--steps1", 11, "--steps2", 12, "--lr", .01, "--token-lr", .02, "--token-start", .3, "--batch", 2, "--prior", .5,
        "--prior-prompt", "a man. he is walking", "--prior-prompt", "a woman. she is waving", "--dropout1", .1, "--dropout2", .2, "--token-mask", .3, "--self-conditioning", .4, "--twins", .25, "--twin-prompt", "a dog. it is running",
-       "--sample-every", 6, "--save-every", 7, "--checkpointing", "--frames", 9, "--fps", 6, "--start", .5, "--preset", "paper", "--quiet")
+       "--sample-every", 6, "--save-every", 7, "--checkpointing", "--frames", 9, "--fps", 6, "--start", .5, "--preset", "paper", "--quiet", "--no-sheet")
     clip, appearance, motion, model, out, rank, first, second = given["args"]
     assert (len(clip), clip.fps, clip.report.start, appearance, motion, model, out, rank) == (9, 6, .5, LOOK, MOVE, "tiny", tmp_path, 3)
     assert given["kwargs"] == dict(preset="paper", regularize=True, prior_prompts=["a man. he is walking", "a woman. she is waving"], twin_prompt="a dog. it is running", progress=False)
@@ -142,11 +142,12 @@ def test_generate(trained, tmp_path):
 
 
 def test_info(trained):
-    about, output = json.loads(ok("info", trained, "--json")), ok("info", trained)
+    about, output = json.loads(ok("info", trained, "--json")), ok("info", trained, "--layers")
     norms = about["norms"]
     assert about["appearance"] == LOOK and all(layer in output for layer in norms)
     for k in (0, 1): assert f"{sum(n[k] ** 2 for n in norms.values()) ** .5:.4f}" in output
     for words in (LOOK, MOVE, "rank", about["fingerprint"], "1 steps", __version__): assert words in output
+    assert output.index("Provenance") < output.index("How far each layer") and next(iter(norms)) not in ok("info", trained)
 
 
 @pytest.mark.parametrize("format, name", [("diffusers", "pytorch_lora_weights.safetensors"), ("peft", "adapter_model.safetensors")])

@@ -115,3 +115,18 @@ def test_modules_import_only_those_above_them(root):
         source = (root / "sas_nb" / f"{name}.py").read_text(encoding="utf-8")
         used = set(re.findall(r"^\s*(?:from|import) (?:sas_nb)?\.(\w+)", source, re.M))
         assert not used - set(names[:i]), f"{order[name]} imports {used - set(names[:i])}"
+
+
+def test_make_lists_every_target(root):
+    "`make` alone names all that is not a file, each with what it does."
+    if not shutil.which("make"): pytest.skip("make is not here")
+    targets = re.search(r"^\.PHONY: (.+)$", (root / "Makefile").read_text(), re.M)[1].split()
+    listed = re.findall(r"^make ([\w-]+) +\S", subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True).stdout, re.M)
+    assert sorted(listed) == sorted(targets)
+
+
+def test_no_command_asks_an_index_for_us(root, files):
+    "This project is in no package index, so whatever we tell people to install names where it is."
+    ours = [f for f in files if f.suffix in {".py", ".ipynb", ".md"} and f.parts[0] != "tests"]
+    asked = re.compile(r"""pip install (?:-\w+ )*\\?["']?sas[_-]nb(?!\S* @)""")
+    assert not [str(f) for f in ours if asked.search((root / f).read_text(encoding="utf-8"))]
