@@ -516,13 +516,11 @@ _LORAS = tuple(f"{part}{f}" for part in ("", "identity/", "motion/") for fs in _
 _EXPORTED = dict(marker="export.json", names=("tokens.safetensors", "README.md", "export.json", *_LORAS), sign=("README.md", "made by sas_nb"))
 
 # %% ../nbs/09_concept.ipynb #87df9b56
-_FILES = dict(diffusers="pytorch_lora_weights.safetensors", comfyui="lora.safetensors")
-
 def _loading(format, split): # lines of Python
     "Put the adapters on `pipe`, from inside the export's folder."
     parts = {"identity": "identity", "motion": "motion"} if split else {"concept": "."}
     if format != "peft":
-        lines = [f'pipe.load_lora_weights("{place}", weight_name="{_FILES[format]}", adapter_name="{name}")'
+        lines = [f'pipe.load_lora_weights("{place}", weight_name="{_FILES[format][0]}", adapter_name="{name}")'
                  for name, place in parts.items()]
         return lines + ['pipe.set_adapters(["identity", "motion"], [1., 1.])']*split
     (name, place), *more = parts.items()

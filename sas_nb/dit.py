@@ -102,10 +102,10 @@ class Recommended:
                  "A young woman in a white shirt. She is running on a beach", "A man in a black jacket. He is jumping in a forest", "A girl in a yellow raincoat. She is standing in the snow",
                  "A boy in green trousers. He is cycling on a country road", "A woman in a purple coat. She is talking in a kitchen") # prompts for prior preservation
     @classmethod
-    def read(cls, folder:Path|None, own:dict): # a checkpoint's folder, if there is one; its family's values
+    def read(cls, folder:Path|None, own:dict|None=None): # a checkpoint's folder, if there is one; its family's values
         path = folder and folder/"sas_nb.json"
         said = read_about(path) if path and path.exists() else {}
-        return cls(**own | {f.name: said[f.name] for f in fields(cls) if f.name in said})
+        return cls(**(own or {}) | {f.name: said[f.name] for f in fields(cls) if f.name in said})
 
 # %% ../nbs/02_dit.ipynb #9253365a
 def _only_text_to_video(index:dict, transformer:dict, vae:dict, name:str): # a pipeline's configuration and its parts'

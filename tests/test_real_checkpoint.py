@@ -114,6 +114,7 @@ def test_a_hubs_checkpoint_is_refused_by_its_configuration_too(folder, monkeypat
         return json.loads(path.read_text()) | ({} if subfolder else A14B)
     for kind in (DiffusionPipeline, WanTransformer3DModel, AutoencoderKLWan): monkeypatch.setattr(kind, "load_config", classmethod(from_hub))
     monkeypatch.setattr(WanPipeline, "from_pretrained", lambda *a, **k: pytest.fail("read the weights"))
+    monkeypatch.setattr("sas_nb.dit._offline", lambda name: False)
     with pytest.raises(UserError, match="'Wan-AI/Wan2.2-T2V-A14B-Diffusers' cannot be used, since it has two transformers"): VideoDiT.load("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
     assert {s for s, _ in said} == {"Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
 
