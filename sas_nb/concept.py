@@ -61,6 +61,8 @@ def check_prompts(appearance:str, motion:str):
     if "[u]" in appearance: raise UserError(f"The appearance prompt {appearance!r} holds [u], which names the movement: move it to the motion prompt.")
 
 # %% ../nbs/09_concept.ipynb #0bd7004c
+_SAVED = dict(marker="concept.json", names=("concept.json", "concept.safetensors"), sign=("concept.json", '"fingerprint"'))
+
 def _check_out(dit, out, rank, layers, A):
     "The rank and layers exist, a given basis fits, and `out` can take what this run will write."
     basis = Basis(dit, rank, layers, A=A)
@@ -180,8 +182,6 @@ def provenance(dit, clip, appearance, motion, rank, layers, settings, history):
 def _json(info):
     "Readable JSON, lists of numbers on one line."
     return re.sub(r"\[[^\[\]{}\"]*\]", lambda m: " ".join(m[0].split()), json.dumps(info, indent=1))
-
-_SAVED = dict(marker="concept.json", names=("concept.json", "concept.safetensors"), sign=("concept.json", '"fingerprint"'))
 
 @patch
 def save(self:Concept, folder:str|Path)->Path:

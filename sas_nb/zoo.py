@@ -63,7 +63,9 @@ def zoo_folder(folder:str|Path)->Path:
 @contextmanager
 def _whole(folder):
     try: yield
-    except Exception as e: raise UserError(f"The zoo in {str(folder)!r} is damaged ({str(e)[:160]}): copy it again, or make it again with scripts/zoo.py.") from e
+    except Exception as e:
+        why = str(e)[:200].replace("concept.json", "zoo.json")
+        raise UserError(f"The zoo in {str(folder)!r} is damaged ({why}): copy it again, or make it again with scripts/zoo.py.") from e
 
 def read_zoo(folder:Path)->dict: # shard, common, and members: name -> provenance
     "What zoo.json says, each member's provenance checked. Raises `UserError`."
