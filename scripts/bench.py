@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from sas_nb.cli import spell_out
 from sas_nb.basis import Basis
 from sas_nb.clip import Clip, atomic
 from sas_nb.dit import VideoDiT, data_path
@@ -265,6 +266,7 @@ def main(
     "Measure speed: against the straightforward loop, against the machine, and in minutes."
     torch.manual_seed(0)
     repeats, n = (2, 1) if quick else (7, 5)
+    spell_out()
     console = Console(width=max(Console().width, 150))
     r = VideoDiT.load("tiny").recommended
     clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))

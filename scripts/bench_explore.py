@@ -13,6 +13,7 @@ import numpy as np
 import torch, typer
 from rich.console import Console
 from rich.table import Table
+from sas_nb.cli import spell_out
 from sas_nb.atlas import synthetic
 from sas_nb.basis import Basis
 from sas_nb.clip import atomic
@@ -73,6 +74,7 @@ def main(concepts: Annotated[list[Path], typer.Argument(help="Folders of concept
     parts["copying coefficients"] = [seconds(lambda: (setattr(s.dit.basis, "holds", None), c.put_on())) for _ in range(positions)]
     table = Table("what", "median", "worst", "target on two idle cores", title=f"Explorer, {len(s.atlas)} concepts, {s.preview} and {s.steps} steps, {threads} threads; load {load:.1f} on {os.cpu_count()} cores")
     for k, v in (found | parts).items(): table.add_row(k, f"{1000 * np.median(v):.1f} ms", f"{1000 * max(v):.1f} ms", f"{1000 * TARGETS[k]:.0f} ms" if k in TARGETS else "")
+    spell_out()
     Console().print(table)
     if load > .5: print(f"The machine was busy (load {load:.1f}): on idle cores these times are shorter.")
     with atomic(out) as tmp: tmp.write_text(json.dumps(dict(seconds=found | parts, load=load, cores=os.cpu_count(), threads=threads, steps=[s.preview, s.steps]), indent=1))

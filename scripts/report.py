@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.cli import tidy
+from sas_nb.cli import tidy, spell_out
 from sas_nb.report import card_markdown, report_card
 
 
@@ -25,6 +25,7 @@ def main(
 ):
     "Say how well a tiny model follows its prompts, with intervals, beside what the oracles say of real clips."
     with tidy(): card = report_card(model, out, n, seed, steps, guidance, batch, progress=True)
+    spell_out()
     Console().print(Markdown(card_markdown(card)))
     print(f"Look at {out / 'sheet.png'}; the figures are in {out / 'report.json'}.")
 

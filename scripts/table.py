@@ -20,7 +20,7 @@ import torch, typer
 from rich.console import Console
 from rich.markdown import Markdown
 from sas_nb.bench import ABLATIONS, BRIEF, LEAKS, METHODS, REGULARISERS, TABLE, Budget, cases, complete, estimate, in_words, run, save_table, table
-from sas_nb.cli import tidy
+from sas_nb.cli import tidy, spell_out
 from sas_nb.clip import UserError, atomic
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.oracles import Oracles
@@ -92,6 +92,7 @@ def main(
         against = "ours" if "ours" in s["method"] else s["method"][0]
         words = f"{table(complete(rows), against)}\n\n{table(complete(rows), against, LEAKS)}" if complete(rows) else "No concept has every method yet."
         with atomic(folder / "table.md") as tmp: tmp.write_text(words + "\n")
+    spell_out()
     Console().print(Markdown(words.replace("<br>", " ")))
     print(f"{len(about['concepts'])} concepts; written: {folder / 'rows.csv'} (a row per sample), {folder / 'table.md'}" + (f", data/bench/{kind}.csv" if keep else ""))
 

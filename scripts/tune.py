@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from sas_nb.bench import LEAKS, TABLE, Budget, case, in_words, losses, measured, one_stage, run, set_and_sequence, table
-from sas_nb.cli import tidy
+from sas_nb.cli import tidy, spell_out
 from sas_nb.clip import UserError, atomic
 from sas_nb.dit import fingerprint
 from sas_nb.oracles import Oracles
@@ -64,6 +64,7 @@ def main(
         write(rows, about, out, "rows")
         if keep: write(rows, about, Path("data/bench"), keep)
         with atomic(out / "table.md") as tmp: tmp.write_text(words + "\n")
+    spell_out()
     Console().print(Markdown(words.replace("<br>", " ")))
     print(f"{len(about['people'])} people from number {FIRST} on, {steps1} + {steps2} steps of {batch}; written: {out / 'rows.csv'}, {out / 'table.md'}")
 
