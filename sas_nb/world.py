@@ -148,6 +148,7 @@ class Person:
     x:float=32.             # where on stage, pixels of a 64-pixel stage
     size:float=1.           # 1 fills about two thirds of the picture's height
     facing:int=1            # 1 or -1: mirrors the gait
+    named = NAMED           # what a motion's word brings; no field
 
     def __post_init__(self):
         _known_words(self, kind=KINDS, shirt=COLOURS, trousers=COLOURS, hat=HATS, held=HELD, motion=MOTIONS)
@@ -218,23 +219,28 @@ def _placed(rng, subjects):
     return [replace(s, x=float(p), **smaller(s)) for s, p in zip(subjects, places)]
 
 # %% ../nbs/01_world.ipynb #a90b674d
+def _known_seed(seed):
+    if not 0 <= seed < HELDOUT:
+        raise UserError(f"The seed {seed} is not between 0 and {HELDOUT-1}: use one that is; "
+                        "larger ones are kept for the held-out concepts of heldout_spec.")
+
+def _random_stage(rng):
+    return dict(scene=list(SCENES)[rng.integers(len(SCENES))], light=str(rng.choice(list(LIGHTS), p=[.56, .22, .22])),
+                camera=str(rng.choice(list(CAMERAS), p=[.7, .15, .15])), backdrop=float(rng.random()),
+                drift=float(rng.choice([-1, 1])*rng.uniform(.7, 1)))
+
 def random_spec(seed:int,             # same seed, same spec; 0 or more and below `HELDOUT`
                 people:int|None=None, # 0, 1 or 2; drawn when None
                 things:int|None=None, # 0 or 1; drawn when None
                 **fixed,              # fields of `Spec` to hold fixed (scene=, light=, camera=, backdrop=, drift=)
                )->Spec:
     "A random clip: mostly one person, sometimes two, sometimes a dynamic thing, alone or beside. Raises `UserError`."
-    if not 0 <= seed < HELDOUT:
-        raise UserError(f"The seed {seed} is not between 0 and {HELDOUT-1}: use one that is; "
-                        "larger ones are kept for the held-out concepts of heldout_spec.")
+    _known_seed(seed)
     _known_fields(fixed, Spec)
     rng = np.random.default_rng(seed)
     people, things = _counts(rng, people, things)
     subjects = _placed(rng, [random_person(rng) for _ in range(people)] + [random_thing(rng) for _ in range(things)])
-    drawn = dict(scene=list(SCENES)[rng.integers(len(SCENES))], light=str(rng.choice(list(LIGHTS), p=[.56, .22, .22])),
-                 camera=str(rng.choice(list(CAMERAS), p=[.7, .15, .15])), backdrop=float(rng.random()),
-                 drift=float(rng.choice([-1, 1])*rng.uniform(.7, 1)))
-    return Spec(tuple(subjects), **{**drawn, **fixed})
+    return Spec(tuple(subjects), **{**_random_stage(rng), **fixed})
 
 # %% ../nbs/01_world.ipynb #df5bb5d2
 def heldout_spec(n:int, # which one, 0 or more
@@ -634,7 +640,7 @@ def _edited(subject, changes):
     motion = changes.get("motion")
     if motion and motion != subject.motion and "gait" not in changes:
         if motion == "dancing": raise UserError("'dancing' does not say which dance: give one with gait=, such as random_gait(rng).")
-        if motion in NAMED: changes["gait"] = NAMED[motion]
+        if motion in subject.named: changes["gait"] = subject.named[motion]
     return replace(subject, **changes)
 
 def edit(spec:Spec,    # the clip to change
@@ -659,11 +665,11 @@ class Truth(NamedTuple):
     masks:np.ndarray # (S, T, size, size) bool: each subject's own visible pixels, order of `Spec.subjects`
     attributes:dict  # the words: scene, light, camera, and under "subjects" one dictionary each
 
-def _masks(spec, times, size):
+def _masks(spec, times, size, draw=_draw):
     "A pixel belongs to the front-most subject that covers more than half of it."
     masks = np.zeros((len(spec.subjects), len(times), size, size), bool)
     for k in _order(spec):
-        covered = _draw(spec, times, size, only=k)[..., 3] > 127
+        covered = draw(spec, times, size, only=k)[..., 3] > 127
         masks &= ~covered
         masks[k] = covered
     return masks
