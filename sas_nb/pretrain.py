@@ -10,7 +10,8 @@ __all__ = ['TEMPORAL_2', 'FPS', 'TEST_SEED', 'LONGEST', 'RATES', 'PRIOR', 'RECOM
            'reconstruction_psnr', 'head_and_hands', 'focus_of', 'AutoencoderReport', 'autoencoder_report', 'wider',
            'autoencoder_optimisers', 'autoencoder_step', 'train_autoencoder', 'make_tokenizer', 'local_heads',
            'tiny_pipeline', 'ids_of', 'read', 'text_of', 'captions', 'Latents', 'MatmulAttention', 'quick', 'dit_loss',
-           'train_dit', 'pieces', 'ship']
+           'whitener', 'latent_statistics', 'dit_backward', 'copy_weights', 'train_dit', 'dit_learners', 'dit_update',
+           'averaged', 'pieces', 'ship']
 
 # %% ../nbs/10_pretrain.ipynb #85545f08
 from contextlib import contextmanager
@@ -176,6 +177,7 @@ def training_spec(seed:int, world=world): # a spec of `world`
     if (len(spec.subjects) > 1 and r < .5) or (spec.camera != "static" and r < .6): return None
     return None if dances and np.random.default_rng([seed, 1]).random() < .5 else spec
 
+# %% ../nbs/10_pretrain.ipynb #cl1ps0it
 ForkingPickler.register(ModuleType, lambda m: (import_module, (m.__name__,))) # a world goes to workers by its name
 
 def pixels(spec, world=world)->Tensor: # (3, 17, 64, 64) uint8
@@ -242,6 +244,7 @@ def batch_loss(both, x:Tensor, focus:Tensor|None=None)->Tensor: # clips; (B, 1, 
     if focus is not None: c = c + focus*c.mean()
     return .75*reconstruction_loss(both, *busy_crops(x, c), c.mean()) + .25*reconstruction_loss(both, x[some], c[some], c.mean())
 
+# %% ../nbs/10_pretrain.ipynb #dec1bels
 @torch.no_grad()
 def round_trip(vae, x:Tensor)->Tensor: # (B, 3, T, H, W) in [-1, 1], both
     return torch.cat([decode(vae, encode(vae, b)).clamp(-1, 1) for b in x.split(8)])
@@ -256,7 +259,6 @@ def reconstruction_psnr(vae, n:int=24, world=world)->tuple[float, float]: # clip
     "PSNR on held-out clips, averaged over clips."
     x = to_signed(torch.stack([pixels(world.random_spec(TEST_SEED+i), world) for i in range(n)]), vae.device)
     return tuple(decibels(v, round_trip(vae, v)).mean().item() for v in (x, x[:, :, :1]))
-
 
 # %% ../nbs/10_pretrain.ipynb #he4dhnd1
 def _boxes(centres, reach)->Tensor: # (T, 2) x, y and (T, 2) half a width and a height, in pixels -> (T, 64, 64) bool
@@ -282,6 +284,7 @@ def _head(J)->np.ndarray: # joints (T, 15, 2) -> (T, 4) left, top, right, bottom
     reach = np.linalg.norm(J[:, 0]-J[:, 1], axis=-1, keepdims=True)
     return np.concatenate([J[:, 0]-reach, J[:, 0]+reach], 1)
 
+# %% ../nbs/10_pretrain.ipynb #f0cus0f1
 def focus_of(spec, seed:int, heads:float=4., hands:float=4., world=world)->Tensor: # (1, 17, 64, 64)
     "How much more than an average pixel the heads and the moving hands of a clip count: for `Clips` to say, and `batch_loss` to hear."
     return sum(weight*where for weight, where in zip((heads, hands), head_and_hands(spec, world)))[None].half()
@@ -455,10 +458,12 @@ class Latents:
         self.words, self.image_words = (store(n, *first.shape[1:], dtype=torch.short) for n in (most, most*images))
         self.seeds, self.image_seeds = torch.empty(most, dtype=torch.long), torch.empty(most*images, dtype=torch.long)
     def __len__(self): return min(self.made, self.most)
-    @torch.no_grad()
     def add(self, rng):
-        "Draw new clips, encode a batch of them whole, and one random frame of each."
-        seeds, x, words = next(self.drawn)
+        "Draw new clips and `put` them."
+        self.put(*next(self.drawn), rng)
+    @torch.no_grad()
+    def put(self, seeds, x, words, rng): # n, uint8 (n, 3, 17, 64, 64), (n, 2, captions, L-1); n = batch*images
+        "Encode a batch of clips whole, and one random frame of each clip."
         frames = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
         with mixed_precision(self.vae.device): z, zi = (encode(self.vae, to_signed(v, self.vae.device)).half() for v in (x[:self.batch], frames))
         mine, singles = (slice(n*(at := self.made % self.most), n*(at+self.batch)) for n in (1, self.n))
@@ -505,16 +510,16 @@ def dit_loss(dit, shift:float, x0:Tensor, text:Tensor, g:torch.Generator|None=No
     return (v.float()-velocity_target(x0, noise)).pow(2).mean()
 
 # %% ../nbs/10_pretrain.ipynb #010cb893
-def _whitener(vae):
+def whitener(vae):
     "Latents in half precision to unit variance, on the autoencoder's device."
     mean, std = (torch.tensor(v, device=vae.device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     return lambda z: (z.float()-mean)/std
 
-def _statistics(store):
+def latent_statistics(store):
     z = store.clips[:len(store)].float()
     return dict(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())
 
-def _backward(pipe, dit, batch, whiten, g)->Tensor: # what the store drew -> (2,), loss on clips, loss on images
+def dit_backward(pipe, dit, batch, whiten, g)->Tensor: # what the store drew -> (2,), loss on clips, loss on images
     "Gradients of one batch, in which images weigh a quarter of clips; the new words stay zero."
     clips, images, ids = batch
     text = read(pipe, ids)
@@ -523,7 +528,7 @@ def _backward(pipe, dit, batch, whiten, g)->Tensor: # what the store drew -> (2,
     for k in pipe.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS)): pipe.text_encoder.shared.weight.grad[k].zero_()
     return torch.stack(losses).detach()
 
-def _copy_weights(start, pipe):
+def copy_weights(start, pipe):
     "Begin with the text encoder and DiT of another folder, if it has them; the optimiser begins anew."
     if not (Path(start)/"transformer").is_dir(): return
     pipe.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(start, subfolder="transformer").state_dict())
@@ -535,29 +540,29 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=24, image
     "Train, or go on training, the DiT and its text encoder on clips and images jointly; keeps a pipeline folder in `out`. `start` has weights to begin with, of an autoencoder with the `same_latents` or not. `fast` compiles."
     device = torch.device(device or best_device()); torch.manual_seed(seed); rng, g = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
     pipe = tiny_pipeline(vae, world).to(device)
-    if start: _copy_weights(start, pipe)
-    modules, averages, opts = _learners(pipe)
+    if start: copy_weights(start, pipe)
+    modules, averages, opts = dit_learners(pipe)
     about = load_state(out/"dit.safetensors", modules | averages, opts)
     step, first_seed = about.get("step", 0), 50_000_000+about.get("seen", _seen(start))
     store = Latents(vae, pipe.tokenizer, first_seed, batch=min(64, max(16, clips//4)), workers=workers, world=world)
     _go_on(start, out/"dit.jsonl")
     while store.made < first: store.add(rng)
-    vae.register_to_config(**(about.get("statistics") or ({} if start and same_latents else _statistics(store))))
+    vae.register_to_config(**(about.get("statistics") or ({} if start and same_latents else latent_statistics(store))))
     dit = quick(pipe.transformer, fast)
-    whiten, last, losses, clock = _whitener(vae), time.time(), [], Clock(minutes, about.get("minutes", 0))
+    whiten, last, losses, clock = whitener(vae), time.time(), [], Clock(minutes, about.get("minutes", 0))
     while clock.fraction < 1:
         set_rates(opts, RATES, clock.rate(step))
         while store.made < first+fresh*(step-about.get("step", 0)): store.add(rng)
-        losses.append(_backward(pipe, dit, store.draw(clips, images, g), whiten, g)); step += 1
-        _update(modules, averages, opts)
+        losses.append(dit_backward(pipe, dit, store.draw(clips, images, g), whiten, g)); step += 1
+        dit_update(modules, averages, opts)
         if step % 50 == 0: _report(out/"dit.jsonl", step=step, minutes=clock.spent, loss=torch.stack(losses).mean(0).tolist(), clips=len(store)); losses = []
         if time.time()-last > 240 or clock.fraction >= 1: _keep(out, start, pipe, modules, averages, opts, step, clock, store, clips+images); last = time.time()
-    return _averaged(pipe, averages)
+    return averaged(pipe, averages)
 
 # %% ../nbs/10_pretrain.ipynb #31e0858b
 RATES = (.02, 1.5e-3, 5e-4) # Muon for the DiT's matrices, AdamW for its other weights, AdamW for the text encoder
 
-def _learners(pipe):
+def dit_learners(pipe):
     "Both modules that learn, running averages of their weights, and their optimisers."
     modules = dict(dit=pipe.transformer.requires_grad_(True), text=pipe.text_encoder.requires_grad_(True))
     opts = optimisers(modules["dit"].named_parameters(), RATES[0], RATES[1], lambda n, p: p.ndim == 2 and ("attn" in n or "ffn" in n))
@@ -565,12 +570,12 @@ def _learners(pipe):
     averages = {f"average_{k}": AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(.998)) for k, m in modules.items()}
     return modules, averages, opts
 
-def _update(modules, averages, opts):
+def dit_update(modules, averages, opts):
     nn.utils.clip_grad_norm_([p for name in ("adam", "text_adam") for g in opts[name].param_groups for p in g["params"]], 1.)
     for o in opts.values(): o.step(); o.zero_grad(set_to_none=True)
     for average, m in zip(averages.values(), modules.values()): average.update_parameters(m)
 
-def _averaged(pipe, averages):
+def averaged(pipe, averages):
     "The pipeline with the running averages of its weights: they look better than the weights of any one step."
     return WanPipeline(**{**pipe.components, "transformer": averages["average_dit"].module, "text_encoder": averages["average_text"].module})
 
@@ -578,7 +583,7 @@ def _keep(out, start, pipe, modules, averages, opts, step, clock, store, batch):
     "Checkpoint, and the pipeline as it stands."
     about = dict(step=step, minutes=clock.spent, samples=step*batch, clips=store.made, device=str(pipe.device), seen=store.seed-50_000_000)
     save_state(out/"dit.safetensors", modules | averages, opts, about | dict(statistics={k: list(pipe.vae.config[k]) for k in ("latents_mean", "latents_std")}))
-    ship(_averaged(pipe, averages), out/"pipeline", logs=[out/"autoencoder.jsonl", out/"dit.jsonl"], trained=pieces(start, out, about))
+    ship(averaged(pipe, averages), out/"pipeline", logs=[out/"autoencoder.jsonl", out/"dit.jsonl"], trained=pieces(start, out, about))
 
 # %% ../nbs/10_pretrain.ipynb #877aa236
 def _trained(start:Path|None)->list[dict]: # no rows of a folder that does not say
