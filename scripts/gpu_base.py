@@ -1,18 +1,18 @@
-"""Train a base by the clock: autoencoder, then latents of the clips at hand, then DiT and text encoder, then figures.
+"""Train a base by the clock: autoencoder, latents of the clips at hand, DiT and text encoder, figures.
 
     python scripts/gpu_base.py wheels --start START                           # for a machine without network
     python scripts/gpu_base.py train --start START --minutes 9 --out RESULTS  # one GPU, many cores
-    python scripts/gpu_base.py train --state STATE --minutes 6000 --cpu       # for days; the same command goes on
+    python scripts/gpu_base.py train --state STATE --minutes 6000 --cpu       # days; the same command goes on
     python scripts/gpu_base.py unpack RESULTS FOLDER                          # the weights from their shards
 
-START is a folder with an autoencoder or a pipeline. STATE holds what a later piece needs, and `--minutes` is the time
-of all pieces together. RESULTS gets log.jsonl, pictures, and the weights in at most four shards under 16 MiB, anew every
-few minutes: what is there when the time is over is enough.
+START is a folder with an autoencoder or a pipeline. STATE holds what a later piece needs, and `--minutes`
+is the time of all pieces together. RESULTS gets log.jsonl, pictures, and the weights in at most four shards
+under 16 MiB, anew every few minutes: what is there when the time is over is enough.
 """
 import time
 START = time.time()  # imports are on the clock too
 import importlib.util, sys, types
-if importlib.util.find_spec("av") is None: sys.modules["av"] = types.ModuleType("av")  # for videos: not needed
+if importlib.util.find_spec("av") is None: sys.modules["av"] = types.ModuleType("av")  # no video is read here
 import copy, hashlib, io, json, math, mmap, multiprocessing, os, shutil, signal, subprocess, tarfile
 import threading, traceback
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ from PIL import Image
 from sas_nb.clip import UserError, atomic
 from sas_nb.dit import VideoDiT, channels_last, best_device
 from sas_nb.pretrain import (
-    LONGEST, RATES, TEMPORAL_2, TEST_SEED, Latents, autoencoder_optimisers, autoencoder_report, autoencoder_step, averaged,
-    captions, copy_weights, dit_backward, dit_learners, dit_loss, dit_update, encode, head_and_hands, latent_shape,
-    latent_statistics, load_autoencoder, load_state, make_tokenizer, passes, pieces, pixels, quick, reconstruction_psnr,
-    save_state, set_rates, ship, text_of, tiny_autoencoder, tiny_pipeline, to_signed, training_spec, whitener, wider)
+    LONGEST, RATES, TEMPORAL_2, TEST_SEED, Latents, autoencoder_optimisers, autoencoder_report,
+    autoencoder_step, averaged, captions, copy_weights, dit_backward, dit_learners, dit_loss, dit_update,
+    encode, head_and_hands, interest, latent_shape, latent_statistics, load_autoencoder, load_state,
+    make_tokenizer, passes, pieces, pixels, quick, reconstruction_loss, reconstruction_psnr, save_state,
+    set_rates, ship, text_of, tiny_autoencoder, tiny_pipeline, to_signed, training_spec, whitener, wider)
 
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
 SHARDS = 4  # 64 MiB in all
@@ -67,7 +68,8 @@ class Budget:
     def __init__(self, path: Path, minutes: float, share: float):
         self.path, self.minutes, self.share, self.part, self.since = path, minutes, share, PARTS[0], START
         about = json.loads(path.read_text()) if path.exists() else {}
-        self.had, self.seed = about.get("minutes", dict.fromkeys(PARTS, 0.)), about.get("seed", 0)  # of the next clip
+        self.had = about.get("minutes", dict.fromkeys(PARTS, 0.))
+        self.seed = about.get("seed", 0)  # of the next clip
 
     def begin(self, part: str):
         "From now on the time is this part's."
@@ -113,10 +115,11 @@ class Log:
 
 
 class Drawing:
-    """Processes that draw clips, with captions, into memory that they share with this one; each owns a few slots. Memory
-    is anonymous: no small file system limits it. Processes are forked before a GPU is touched."""
+    """Processes that draw clips, with captions, into memory that they share with this one; each owns a few
+    slots. Memory is anonymous: no small file system limits it. They are forked before a GPU is touched."""
     def __init__(self, world, workers: int, first: int, focus: bool, slots: int = 24):
-        kinds = dict(seeds=((), np.int64), clips=((3, 17, 64, 64), np.uint8), words=((2, 4, LONGEST-1), np.int16))
+        kinds = dict(seeds=((), np.int64), clips=((3, 17, 64, 64), np.uint8))
+        kinds["words"] = ((2, 4, LONGEST-1), np.int16)
         if focus: kinds["focus"] = ((17, 64, 64), np.uint8)  # 1 a head, 2 a moving hand, 3 both
         n = workers*slots
         self.world, self.workers, self.first, self.slots = world, workers, first, slots
@@ -168,10 +171,10 @@ def _shared(n: int, shape: tuple, dtype) -> np.ndarray:
 class Ring:
     "The clips drawn last, on the device; each is used about `uses` times, then it is overwritten."
     def __init__(self, drawing: Drawing, size: int, device, uses: float, first: int):
-        self.drawing, self.size, self.device, self.uses, self.first = drawing, size, device, uses, min(first, size)
-        self.drawn, self.used, self.seed = 0, 0, drawing.first
-        self.store = {name: torch.empty(size, *v.shape[1:], dtype=torch.from_numpy(v[:0]).dtype, device=device)
-                      for name, v in drawing.shared.items() if name != "seeds"}
+        self.drawing, self.size, self.device, self.uses = drawing, size, device, uses
+        self.first, self.drawn, self.used, self.seed = min(first, size), 0, 0, drawing.first
+        room = lambda v: torch.empty(size, *v.shape[1:], dtype=torch.from_numpy(v[:0]).dtype, device=device)
+        self.store = {name: room(v) for name, v in drawing.shared.items() if name != "seeds"}
         self.seeds = np.zeros(size, np.int64)
 
     def __len__(self): return min(self.drawn, self.size)
@@ -201,7 +204,7 @@ class Ring:
             time.sleep(.01)
 
     def sample(self, n: int, g: torch.Generator) -> tuple:
-        "Clips, uint8 (n, 3, 17, 64, 64), and where heads and hands are in them, uint8 (n, 1, 17, 64, 64) or None."
+        "Clips, uint8 (n, 3, 17, 64, 64), and where heads and hands are, uint8 (n, 1, 17, 64, 64) or None."
         self.used += n
         i = torch.randint(len(self), (n,), generator=g, device=self.device)
         return self.store["clips"][i], self.store["focus"][i][:, None] if "focus" in self.store else None
@@ -220,21 +223,21 @@ class Ring:
 # ---- the autoencoder
 
 
-def begun(run: Run):
+def begun(start: Path | None, widths: tuple, device):
     "The autoencoder to begin with."
-    vae = load_autoencoder(run.start) if run.start else tiny_autoencoder(**TEMPORAL_2, base_dim=32)
-    return channels_last(wider(vae, *run.widths)).to(run.device)
+    vae = load_autoencoder(start) if start else tiny_autoencoder(**TEMPORAL_2, base_dim=32)
+    return channels_last(wider(vae, *widths)).to(device)
 
 
 def finished(run: Run):
     "The autoencoder as it was saved last."
-    vae = begun(run)
+    vae = begun(run.start, run.widths, run.device)
     load_state(run.state/"autoencoder.safetensors", dict(vae=vae), {})
     return vae.eval().requires_grad_(False)
 
 
 def train_autoencoder(run: Run, fast: bool, portion: float):
-    vae = begun(run).requires_grad_(True)
+    vae = begun(run.start, run.widths, run.device).requires_grad_(True)
     opts, path = autoencoder_optimisers(vae, run.rate), run.state/"autoencoder.safetensors"
     about = load_state(path, dict(vae=vae), opts)
     both, batch, g = passes(vae, fast), max(1, int(run.batch*portion)), torch.Generator(run.device)
@@ -252,8 +255,9 @@ def train_autoencoder(run: Run, fast: bool, portion: float):
         had = run.budget.spent()["autoencoder"]
         psnr = reconstruction_psnr(vae, world=run.world)
         run.log("autoencoder", step=step, minutes=had, loss=loss, psnr=psnr, batch=batch, **run.ring.counts())
-        save_state(path, dict(vae=vae), opts, dict(step=step, minutes=had, batch=batch, device=str(run.device)))
-        with atomic(run.state/"vae", marker="config.json") as tmp: copy.deepcopy(vae).half().save_pretrained(tmp)
+        save_state(path, dict(vae=vae), opts, dict(step=step, minutes=had, batch=batch))
+        half = copy.deepcopy(vae).half()
+        with atomic(run.state/"vae", marker="config.json") as tmp: half.save_pretrained(tmp)
         pack(run)
 
     by_the_clock(run, "autoencoder", about.get("step", 0), learn, keep)
@@ -267,7 +271,8 @@ def by_the_clock(run: Run, part: str, step: int, learn, keep):
         step += 1
         if time.time()-last < 60*run.save and run.budget.fraction(part) < 1: continue
         mean = torch.stack(losses).float().mean(0)
-        if not mean.isfinite().all(): raise FloatingPointError(f"The {part}'s loss is not a number any more at step {step}.")
+        if not mean.isfinite().all():
+            raise FloatingPointError(f"The loss of the {part} is not a number at step {step}.")
         keep(step, mean.tolist())
         run.budget.save(run.ring.seed)
         last, losses = time.time(), []
@@ -325,10 +330,11 @@ def train_dit(run: Run, fast: bool, portion: float):
     def keep(step, loss):
         had = run.budget.spent()["dit"]
         run.log("dit", step=step, minutes=had, loss=loss, clips=store.made)
-        facts = dict(step=step, minutes=had, samples=step*(clips+images), clips=store.made, seen=run.ring.seed)
+        facts = dict(step=step, minutes=had, samples=step*(clips+images), seen=run.ring.seed)
         save_state(path, modules | averages, opts, dict(facts, statistics=statistics))
         logs = [run.state/"autoencoder.jsonl", run.state/"dit.jsonl"]
-        ship(averaged(pipe, averages), run.state/"pipeline", logs, trained=pieces(run.start, run.state, facts))
+        made_by = pieces(run.start, run.state, facts)
+        ship(averaged(pipe, averages), run.state/"pipeline", logs, trained=made_by, world=run.world.__name__)
         pack(run)
 
     by_the_clock(run, "dit", about.get("step", 0), learn, keep)
@@ -400,39 +406,41 @@ def attempt(run: Run, what, **more) -> bool:
 
 
 def everything(run: Run):
-    "All parts in order. A part that fails is tried once more, not compiled and with half the batch; then comes the next."
+    "All parts in order. One that fails is tried once more, not compiled and with half the batch."
     for part, train in (("autoencoder", train_autoencoder), ("latents", train_dit)):
         run.budget.begin(part)
         _ = attempt(run, train, fast=run.fast, portion=1.) or attempt(run, train, fast=False, portion=.5)
     if newest(run.state).is_dir(): attempt(run, measure_autoencoder)
     if newest(run.state).name == "pipeline": attempt(run, measure_dit) and attempt(run, sample)
     run.budget.save(run.ring.seed)
-    run.log(part="done", minutes=run.budget.total(), **{f"{k}_minutes": v for k, v in run.budget.spent().items()})
+    parts = {k: round(v, 3) for k, v in run.budget.spent().items()}
+    run.log(part="done", minutes=run.budget.total(), parts=parts)
 
 
 # ---- the commands
 
 
-GPU = dict(batch=128, clips=512, images=256, latents=60_000, fresh=256, ring=80_000, first=4096, uses=6., workers=14,
-           save=.75)
-CPU = dict(batch=6, clips=24, images=16, latents=1600, fresh=4, ring=2000, first=64, uses=1., workers=1, save=4.)
+GPU = dict(batch=128, clips=512, images=256, latents=60_000, fresh=256, ring=80_000, first=4096, uses=6.,
+           workers=14, save=.75)
+CPU = dict(batch=6, clips=24, images=16, latents=1600, fresh=4, ring=2000, first=64, uses=1.,
+           workers=1, save=4.)
 SIZES = "; by default " + ", ".join(f"{k} {GPU[k]:g} on a GPU and {CPU[k]:g} on a CPU" for k in GPU)
 
 
 @app.command()
 def train(
     minutes: Annotated[float, typer.Option(help="Of all pieces together, figures included.")] = 9,
-    state: Annotated[Path, typer.Option(help="Folder of checkpoints; the same one goes on.")] = Path("out/base"),
-    out: Annotated[Path | None, typer.Option(help="Folder for log, pictures and shards of the weights.")] = None,
+    state: Annotated[Path, typer.Option(help="Checkpoints; the same folder goes on.")] = Path("out/base"),
+    out: Annotated[Path | None, typer.Option(help="For log, pictures and shards of the weights.")] = None,
     start: Annotated[Path | None, typer.Option(help="A folder with an autoencoder, or a pipeline.")] = None,
     world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.world_large",
-    share: Annotated[float, typer.Option(help="Of the time, for the autoencoder; the DiT has the rest.")] = .5,
-    limit: Annotated[float, typer.Option(help="Minutes after which this piece ends whatever it does; 0: never.")] = 0,
+    share: Annotated[float, typer.Option(help="Of the time, for the autoencoder.")] = .5,
+    limit: Annotated[float, typer.Option(help="Minutes after which this piece just ends; 0: never.")] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="On the CPU, with sizes for it.")] = False,
     compiled: Annotated[bool | None, typer.Option(show_default="on a GPU")] = None,
     rate: Annotated[float, typer.Option(help="Of the autoencoder's Muon.")] = .01,
     warmup: Annotated[int, typer.Option(help="Steps in which the autoencoder's rate rises.")] = 300,
-    focus: Annotated[float, typer.Option(help="How much more heads and moving hands count in the autoencoder.")] = 0,
+    focus: Annotated[float, typer.Option(help="How much more heads and moving hands count.")] = 0,
     encoder_dim: int | None = None, decoder_dim: int | None = None,
     sizes: Annotated[list[str] | None, typer.Option("--set", help="NAME=NUMBER" + SIZES)] = None,
 ):
@@ -443,11 +451,13 @@ def train(
     for folder in filter(None, (state, out)): folder.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # shapes never change
     torch.set_float32_matmul_precision("high")
-    module, budget, fast = import_module(world), Budget(state/"clock.json", minutes, share), device.type == "cuda"
+    module, budget = import_module(world), Budget(state/"clock.json", minutes, share)
+    if compiled is None: compiled = device.type == "cuda"
     drawing = Drawing(module, int(size["workers"]), budget.seed, focus > 0)
     counts = {k: int(size[k]) for k in ("batch", "clips", "images", "latents")}
-    run = Run(state, out, start, module, device, fast if compiled is None else compiled, size["save"], rate, warmup,
-              focus, (encoder_dim, decoder_dim), **counts, fresh=size["fresh"], log=Log(state, out), budget=budget)
+    run = Run(state, out, start, module, device, compiled, size["save"], rate, warmup, focus,
+              (encoder_dim, decoder_dim), **counts, fresh=size["fresh"], log=Log(state, out), budget=budget)
+    if device.type == "cuda" and compiled: _compile_ahead(run)
     try:
         run.ring = Ring(drawing, int(size["ring"]), device, size["uses"], int(size["first"]))
         torch.manual_seed(run.ring.seed)
@@ -470,6 +480,33 @@ def _end_after(minutes: float):
     clock.start()
 
 
+def _compile_ahead(run: Run):
+    "Compile in a process beside this one as well; the compiler's cache on disk serves both."
+    encoder_dim, decoder_dim = run.widths
+    given = dict(start=run.start, world=run.world.__name__, batch=run.batch, clips=run.clips,
+                 images=run.images, encoder_dim=encoder_dim, decoder_dim=decoder_dim)
+    words = [w for k, v in given.items() if v is not None for w in (f"--{k.replace('_', '-')}", str(v))]
+    with open(run.state/"ahead.log", "w") as log:
+        subprocess.Popen([sys.executable, __file__, "ahead", *words], stdout=log, stderr=log)
+
+
+@app.command(hidden=True)
+def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = None,
+          world: str = "sas_nb.world_large", encoder_dim: int | None = None, decoder_dim: int | None = None):
+    "Compile what `train` needs after its first crops: the pass over whole clips, and the DiT's step."
+    device = best_device()
+    vae = begun(start, (encoder_dim, decoder_dim), device).requires_grad_(True)
+    x = torch.rand(-(-batch//6), 3, 17, 64, 64, device=device)*2-1
+    c = interest(x)
+    reconstruction_loss(passes(vae, True), x, c, c.mean()).backward()
+    pipe = tiny_pipeline(vae.requires_grad_(False), import_module(world)).to(device)
+    dit_learners(pipe)
+    latents = [torch.randn(n, *latent_shape(vae, t), device=device) for n, t in ((clips, 17), (images, 1))]
+    ids = torch.zeros(clips+images, LONGEST-1, dtype=torch.long, device=device)
+    g = torch.Generator(device).manual_seed(0)
+    dit_backward(pipe, quick(pipe.transformer, True), (*latents, ids), lambda z: z, g)
+
+
 @app.command()
 def unpack(results: Path, folder: Path):
     "Put the shards of RESULTS together again: FOLDER/pipeline, or FOLDER/vae."
@@ -484,7 +521,7 @@ def unpack(results: Path, folder: Path):
         print(folder/tar.getnames()[0])
 
 
-WHEELS = "diffusers", "skia-python", "fastcore", "importlib-metadata"  # beyond PyTorch's and transformers' own
+WHEELS = "diffusers", "skia-python", "fastcore", "importlib-metadata"  # beyond what comes with transformers
 PLATFORMS = "manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"
 
 
@@ -495,7 +532,7 @@ def wheels(
     python: Annotated[str, typer.Option(help="The other machine's.")] = "3.12",
     minutes: float = 9,
 ):
-    "Fetch the wheels and system libraries that a GPU machine without network needs, and print the command for it."
+    "Fetch what a GPU machine without network needs, wheels and system libraries; print the command for it."
     from importlib.metadata import version
     wanted = [f"{name}=={version(name)}" for name in WHEELS]
     shutil.rmtree(folder, ignore_errors=True)
@@ -519,11 +556,12 @@ def _libraries() -> list[str]:
 
 
 def _command(folder: Path, start: bool, minutes: float) -> str:
-    lines = (f"python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site {folder}/wheels/*.whl",
+    pip = "python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site"
+    lines = (f"{pip} {folder}/wheels/*.whl",
              "export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1",
              f"{{ python3 -c 'import skia' || export LD_LIBRARY_PATH=$PWD/{folder}/lib; }}",
-             f"python3 scripts/gpu_base.py train --minutes {minutes:g} --limit {minutes+.6:g} --state /tmp/base"
-             + f" --start {folder}/start"*start + ' --out "$OUT"')
+             f"python3 scripts/gpu_base.py train --minutes {minutes:g} --limit {minutes+.4:g}"
+             + " --state /tmp/base" + f" --start {folder}/start"*start + ' --out "$OUT"')
     return " && ".join(lines)
 
 
