@@ -13,33 +13,39 @@ from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-import math
+import itertools, math
 import numpy as np, skia, torch
 from .clip import Clip, UserError
-from .world import (CAMERAS, CHANNELS, COLOURS, HATS, HELD, HELDOUT, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS,
-                          Caption, Gait, caption, edit, random_thing, vocabulary)
-from .world import (_REST, _below, _box, _counts, _disc, _dome, _fir, _gait, _known_fields, _known_seed, _known_word,
-                          _limb, _line, _masks, _mix, _order, _oval, _paint, _poly, _points, _random_stage, _round_tree,
-                          _tuples, _words)
+from .world import (CAMERAS, CHANNELS, COLOURS, HATS, HELD, HELDOUT, JOINTS, KINDS, LIGHTS, MOTIONS,
+                          SCENES, THINGS, Caption, Gait, caption, edit, random_thing, vocabulary)
+from .world import (_REST, _below, _box, _counts, _disc, _dome, _fir, _gait, _known_fields, _known_seed,
+                          _known_word, _limb, _line, _masks, _mix, _order, _oval, _paint, _poly, _points,
+                          _random_stage, _round_tree, _tuples, _words)
 from . import world
 
 # %% ../nbs/01_world_large.ipynb #1115d3de
-_all_ = ["CAMERAS", "CHANNELS", "COLOURS", "HATS", "HELD", "HELDOUT", "JOINTS", "KINDS", "LIGHTS", "MOTIONS", "SCENES",
-         "THINGS", "Caption", "Gait", "Thing", "caption", "edit", "random_thing", "vocabulary"]
+_all_ = ["CAMERAS", "CHANNELS", "COLOURS", "HATS", "HELD", "HELDOUT", "JOINTS", "KINDS", "LIGHTS", "MOTIONS",
+         "SCENES", "THINGS", "Caption", "Gait", "caption", "edit", "random_thing", "vocabulary"]
 
 # %% ../nbs/01_world_large.ipynb #20581901
-IDENTITY = ("head", "torso", "height", "arms", "width", "limbs", "face", "skin", "cheeks", "hair_cut", "hair_colour",
-            "hair_size", "eyes", "eye_spacing", "iris", "brows", "brow_tilt", "nose", "mouth", "smile", "beard",
-            "glasses", "pattern", "pattern_colour", "pattern_scale", "sleeves", "trouser_legs", "shoes")
-# what a number that is a choice chooses from, each with its weight for men and for women
-_CUTS = dict(bald=(2, .1), buzz=(2, .2), short=(2, .7), quiff=(2, .5), spiky=(1.5, .6), mohawk=(1, .5), curly=(1.5, 1.5),
-             afro=(1.2, 1.5), bun=(.3, 1.5), pigtails=(.1, 1.8), ponytail=(.4, 1.6), bob=(.3, 2), long=(.6, 2.5))
-_BEARDS = dict(none=(5, 20), stubble=(1.2, 0), moustache=(1.5, .3), goatee=(1.3, .1), full=(1.8, .1), long=(1., .1))
-_GLASSES = dict(none=(5, 5), round=(1, 1), square=(1, 1), dark=(.7, .7))
+IDENTITY = ("head", "torso", "height", "arms", "width", "limbs", "face", "skin", "cheeks", "hair_cut",
+            "hair_colour", "hair_size", "eyes", "eye_spacing", "iris", "brows", "brow_tilt", "nose", "mouth",
+            "smile", "beard", "glasses", "pattern", "pattern_colour", "pattern_scale", "sleeves",
+            "trouser_legs", "shoes")
+# choices, and how often they fall to a man and to a woman
+_CUTS = dict(bald=(2, .1), buzz=(2, .2), short=(2, .7), quiff=(2, .5), spiky=(1.5, .6), mohawk=(1, .5),
+             curly=(1.5, 1.5), afro=(1.2, 1.5), bun=(.3, 1.5), pigtails=(.1, 1.8), ponytail=(.4, 1.6),
+             bob=(.3, 2), long=(.6, 2.5))
+_DYES = dict(black=3, darkbrown=2, brown=2, auburn=1.2, ginger=1.5, blond=2, platinum=.7, grey=.9, white=.6,
+             blue=.7, pink=.7, teal=.7)
+_BEARDS = dict(none=(5, 20), stubble=(1.2, 0), moustache=(1.5, .3), goatee=(1.3, .1),
+              full=(1.8, .1), long=(1, .1))
+_GLASSES = dict(none=5, round=1, square=1, dark=.7)
 _CHEEKS = dict(none=(2, 1), rosy=(1, 1.5), freckles=(1, 1))
-_PATTERNS = dict(plain=(1, 1), hoops=(1, 1), stripes=(1, 1), dots=(1, 1), checks=(1, 1), star=(1, 1), yoke=(1, 1))
+_PATTERNS = dict(plain=1, hoops=1, stripes=1, dots=1, checks=1, star=1, yoke=1)
 _SLEEVES = dict(none=(.7, 1), short=(1.5, 1.5), long=(1.5, 1.5))
-_CHOICES = dict(hair_cut=_CUTS, beard=_BEARDS, glasses=_GLASSES, cheeks=_CHEEKS, pattern=_PATTERNS, sleeves=_SLEEVES)
+_CHOICES = dict(hair_cut=_CUTS, hair_colour=_DYES, beard=_BEARDS, glasses=_GLASSES, cheeks=_CHEEKS,
+                pattern=_PATTERNS, sleeves=_SLEEVES)
 
 def _pick(options, number):
     "The option whose share of [0, 1] holds this number; every option has the same share."
@@ -48,71 +54,81 @@ def _pick(options, number):
 
 # %% ../nbs/01_world_large.ipynb #2b576a42
 def random_identity(rng:np.random.Generator, # source of the identity
-                    kind:str,                # one of `KINDS`: has a say in how often a beard or a cut of hair is drawn
+                    kind:str,                # one of `KINDS`: it decides how often a beard is drawn
                    )->tuple:                 # numbers in [0, 1], order `IDENTITY`
     "Someone's looks. Raises `UserError` for an unknown kind."
     _known_word("kind", kind, KINDS)
     drawn = dict(zip(IDENTITY, rng.uniform(0, 1, len(IDENTITY)).tolist()))
     for name, options in _CHOICES.items():
-        weights = np.array(list(options.values()), float)[:, KINDS.index(kind)]
-        chosen = rng.choice(len(options), p=weights/weights.sum())
+        weights = [w if np.isscalar(w) else w[KINDS.index(kind)] for w in options.values()]
+        chosen = int(np.searchsorted(np.cumsum(weights), rng.random()*sum(weights), "right"))
         drawn[name] = (chosen + drawn[name])/len(options)
     return tuple(drawn.values())
 
 # %% ../nbs/01_world_large.ipynb #a700c248
 NAMED = dict(
     standing=_gait(.6, lean=(0, .04), shoulder_l=(-.3, .06), shoulder_r=(.3, -.06)),
-    walking=_gait(1.2, 6., hip_l=(0, .62), hip_r=(0, -.62), knee_l=(-.3, 0, -.4), knee_r=(-.3, 0, .4), lean=.05,
-                  shoulder_l=(-.1, -.75), shoulder_r=(.1, .75), elbow_l=.35, elbow_r=.35),
-    running=_gait(1.7, 9., hip_l=(.2, 1.), hip_r=(.2, -1.), knee_l=(-1., 0, -.75), knee_r=(-1., 0, .75), lean=.3,
-                  shoulder_l=(0, -1.), shoulder_r=(0, 1.), elbow_l=1.5, elbow_r=1.5, hop=(1, 0, 0, 2)),
-    jumping=_gait(1.2, hop=(-3, 14), shoulder_l=(-1.4, -1.15), shoulder_r=(1.4, 1.15), hip_l=(-.5, .1), hip_r=(.5, -.1),
-                  knee_l=(.45, -.5), knee_r=(-.45, .5)),
+    walking=_gait(1.2, 6., hip_l=(0, .62), hip_r=(0, -.62), knee_l=(-.3, 0, -.4), knee_r=(-.3, 0, .4),
+                  shoulder_l=(-.1, -.75), shoulder_r=(.1, .75), elbow_l=.35, elbow_r=.35, lean=.05),
+    running=_gait(1.7, 9., hip_l=(.2, 1.), hip_r=(.2, -1.), knee_l=(-1., 0, -.75), knee_r=(-1., 0, .75),
+                  lean=.3, shoulder_l=(0, -1.), shoulder_r=(0, 1.), elbow_l=1.5, elbow_r=1.5,
+                  hop=(1, 0, 0, 2)),
+    jumping=_gait(1.2, hop=(-3, 14), shoulder_l=(-1.4, -1.15), shoulder_r=(1.4, 1.15),
+                  hip_l=(-.5, .1), hip_r=(.5, -.1), knee_l=(.45, -.5), knee_r=(-.45, .5)),
     waving=_gait(1.6, shoulder_r=2.2, elbow_r=(.3, .75), lean=(-.06, .05), shoulder_l=-.35),
     kicking=_gait(1., hip_r=(.72, .9), knee_r=(-.45, -.45, .25), shoulder_l=(-1.1, -.4), shoulder_r=(.8, -.5),
                   lean=(-.16, -.14)),
     squatting=_gait(1., hip_l=(-.6, 0, .55), knee_l=(1., 0, -.95), hip_r=(.6, 0, -.55), knee_r=(-1., 0, .95),
                     shoulder_l=(-1., 0, .7), shoulder_r=(1., 0, -.7)),
-    bowing=_gait(.8, lean=(.5, 0, -.55), head=(.15, 0, -.2), shoulder_l=(-.1, 0, -.2), shoulder_r=(.5, 0, -.3)))
+    bowing=_gait(.8, lean=(.5, 0, -.55), head=(.15, 0, -.2), shoulder_l=(-.1, 0, -.2),
+                 shoulder_r=(.5, 0, -.3)))
 
 # %% ../nbs/01_world_large.ipynb #aafdb6e7
 def _swung(rng, mean, swing):
     "One channel: its mean and two harmonics that together swing about this far."
-    second, (a, b) = rng.uniform(.1, .45), rng.uniform(0, 2*np.pi, 2)
-    return np.array([mean, *(1-second)*swing*np.array([np.sin(a), np.cos(a)]), *second*swing*np.array([np.sin(b), np.cos(b)])])
+    second, angles = rng.uniform(.1, .45), rng.uniform(0, 2*np.pi, 2)
+    far = swing*np.array([1-second, second])
+    return np.r_[mean, np.stack([np.sin(angles), np.cos(angles)], 1).ravel()*far.repeat(2)]
 
-def _limbs(rng, upper, lower):
-    "Both sides of a pair of limbs from the ranges of mean and swing of its upper and lower half, the right side outwards."
-    side = lambda: [_swung(rng, rng.uniform(*mean), rng.uniform(*swing)) for mean, swing in (upper, lower)]
-    right, style = side(), rng.choice(["mirror", "turns", "own"])
-    turns = dict(mirror=[1, 1, 1, 1, 1], turns=[1, -1, -1, 1, 1], own=None)[style] # half a cycle later: odd harmonics change sign
-    left = side() if turns is None else [x*np.array(turns) for x in right]
+def _side(rng, upper, lower):
+    "Upper and lower half of a limb; given are the ranges of mean and swing, outwards."
+    a, b = (_swung(rng, rng.uniform(*mean), rng.uniform(*swing)) for mean, swing in (upper, lower))
+    b[0] = min(b[0], 2.5-a[0]) # a raised hand is beside the face and not before it
+    return [a, b]
+
+def _limbs(rng, *ranges):
+    "Left and right limb of a dance, in one of three styles."
+    right, style = _side(rng, *ranges), rng.choice(["mirror", "turns", "own"])
+    later = np.array([1, -1, -1, 1, 1]) # by half a cycle: the first harmonic changes its sign
+    left = dict(mirror=right, turns=[later*x for x in right]).get(str(style)) or _side(rng, *ranges)
     return [-x for x in left], right
 
+# %% ../nbs/01_world_large.ipynb #e3f7751e
 def _random_dance(rng):
-    (sl, el), (sr, er) = _limbs(rng, ((.5, 2.3), (.5, 1.1)), ((-.2, .9), (.35, 1.)))
+    (sl, el), (sr, er) = _limbs(rng, ((.5, 2.3), (.6, 1.15)), ((-.2, .9), (.35, 1.)))
     (hl, kl), (hr, kr) = _limbs(rng, ((.1, .4), (.05, .45)), ((-.3, 0), (.05, .4)))
-    rest = dict(lean=(0, .3), head=(0, .35), step=(0, 4.5))
+    rest = dict(lean=(0, .3), head=(0, .35), step=(0, 4.))
     rest = {name: _swung(rng, mean, rng.uniform(.2, 1)*swing) for name, (mean, swing) in rest.items()}
     hop = _swung(rng, 0, rng.uniform(3, 7)*(rng.random() < .5)) # half of all dances stay on the ground
-    return _gait(float(rng.uniform(.75, 1.35)), **rest, hop=hop, shoulder_l=sl, elbow_l=el, shoulder_r=sr, elbow_r=er,
-                 hip_l=hl, knee_l=kl, hip_r=hr, knee_r=kr)
+    return _gait(float(rng.uniform(.7, 1.2)), **rest, hop=hop, shoulder_l=sl, elbow_l=el, shoulder_r=sr,
+                 elbow_r=er, hip_l=hl, knee_l=kl, hip_r=hr, knee_r=kr)
 
 # %% ../nbs/01_world_large.ipynb #b766df39
 def random_gait(rng:np.random.Generator, # source of the dance
                 motion:str="dancing",    # one of `MOTIONS`
                )->Gait:
-    "A movement of this name: a jittered table entry, or for 'dancing' a new random Fourier series. Raises `UserError`."
+    "A movement of this name: a jittered table entry, or a new random dance. Raises `UserError`."
     _known_word("motion", motion, MOTIONS)
     if motion == "dancing": return _random_dance(rng)
     g = NAMED[motion]
     waves = np.asarray(g.waves)*rng.uniform(.88, 1.12)
-    return replace(g, waves=_tuples(waves.tolist()), freq=g.freq*rng.uniform(.92, 1.08), phase=float(rng.random()))
+    freq = g.freq*rng.uniform(.92, 1.08)
+    return replace(g, waves=_tuples(waves.tolist()), freq=freq, phase=float(rng.random()))
 
 # %% ../nbs/01_world_large.ipynb #b1039c34
 @dataclass(frozen=True)
 class Person(world.Person):
-    "One figure: words (kind, clothes, motion) and the wordless rest (identity, gait). Raises `UserError` for an unknown word."
+    "One figure: words and the wordless rest (identity, gait). Raises `UserError` for an unknown word."
     identity:tuple=(.5,)*len(IDENTITY) # numbers in [0, 1], see `IDENTITY`
     gait:Gait=NAMED["standing"]
     named = NAMED
@@ -121,61 +137,71 @@ Thing = world.Thing
 
 @dataclass(frozen=True)
 class Spec(world.Spec):
-    "A whole clip as data: `render`, `caption` and `truth` read nothing else. Raises `UserError` for an unknown word."
+    "A whole clip as data. Raises `UserError` for an unknown word."
     subjects:tuple=(Person(),) # people and things
 
 # %% ../nbs/01_world_large.ipynb #1a444d11
 def random_person(rng:np.random.Generator, # source of the person
                   **fixed,                 # fields of `Person` to hold fixed
                  )->Person:
-    "A person nobody has met: words and wordless parts drawn at random, except the fields given. Raises `UserError`."
+    "A person nobody has met, drawn at random except the fields given. Raises `UserError`."
     _known_fields(fixed, Person)
     pick = lambda options: options[rng.integers(len(options))]
     maybe = lambda options, p: pick(list(options)[1:]) if rng.random() < p else "none"
     kind = fixed.pop("kind", None) or pick(KINDS)
     motion = fixed.pop("motion", None) or (pick(MOTIONS[:-1]) if rng.random() < .65 else "dancing")
-    drawn = dict(kind=kind, identity=random_identity(rng, kind), shirt=pick(list(COLOURS)), trousers=pick(list(COLOURS)),
-                 hat=maybe(HATS, .45), held=maybe(HELD, .35), motion=motion, gait=random_gait(rng, motion),
-                 x=float(rng.uniform(28, 36)), size=float(rng.uniform(.97, 1.)), facing=int(rng.choice([-1, 1])))
+    drawn = dict(kind=kind, identity=random_identity(rng, kind), shirt=pick(list(COLOURS)),
+                 trousers=pick(list(COLOURS)), hat=maybe(HATS, .45), held=maybe(HELD, .35), motion=motion,
+                 gait=random_gait(rng, motion), x=float(rng.uniform(28, 36)),
+                 size=float(rng.uniform(.97, 1.)), facing=int(rng.choice([-1, 1])))
     return Person(**{**drawn, **fixed})
+
+# %% ../nbs/01_world_large.ipynb #89ee33dd
+def _turned(people):
+    "The same people, each turned to the side that keeps their heads far apart."
+    heads = lambda p: [(q, joints(q, np.arange(25)/12)[:, 0]) for q in (p, replace(p, facing=-p.facing))]
+    apart = lambda pair: np.linalg.norm(pair[0][1]-pair[1][1], axis=-1).min()
+    return [p for p, _ in max(itertools.product(*map(heads, people)), key=apart)]
 
 def _placed(rng, subjects):
     "Side by side, people smaller, when there are several."
     if len(subjects) == 1: return subjects
-    size, ends = ((.74, (16, 48)), (.6, (12, 52)))[len(subjects) > 2]
-    places = np.linspace(*ends, len(subjects)) + rng.uniform(-1.5, 1.5, len(subjects))
+    size, ends = ((.78, (15.5, 48.5)), (.6, (12, 52)))[len(subjects) > 2]
+    places = np.linspace(*ends, len(subjects)) + rng.uniform(-1, 1, len(subjects))
     smaller = lambda s: dict(size=s.size*size) if isinstance(s, Person) else {}
-    return [replace(s, x=float(p), **smaller(s)) for s, p in zip(subjects, places)]
+    placed = [replace(s, x=float(p), **smaller(s)) for s, p in zip(subjects, places)]
+    people = [s for s in placed if isinstance(s, Person)]
+    return [*_turned(people), *placed[2:]] if len(people) == 2 else placed
 
 # %% ../nbs/01_world_large.ipynb #9760654d
 def random_spec(seed:int,             # same seed, same spec; 0 or more and below `HELDOUT`
                 people:int|None=None, # 0, 1 or 2; drawn when None
                 things:int|None=None, # 0 or 1; drawn when None
-                **fixed,              # fields of `Spec` to hold fixed (scene=, light=, camera=, backdrop=, drift=)
+                **fixed,              # fields of `Spec` to hold fixed, such as scene=
                )->Spec:
-    "A random clip: mostly one person, sometimes two, sometimes a dynamic thing, alone or beside. Raises `UserError`."
+    "A random clip: mostly one person, sometimes two, sometimes a thing. Raises `UserError`."
     _known_seed(seed)
     _known_fields(fixed, Spec)
     rng = np.random.default_rng(seed)
     people, things = _counts(rng, people, things)
-    subjects = _placed(rng, [random_person(rng) for _ in range(people)] + [random_thing(rng) for _ in range(things)])
-    return Spec(tuple(subjects), **{**_random_stage(rng), **fixed})
+    drawn = [random_person(rng) for _ in range(people)] + [random_thing(rng) for _ in range(things)]
+    return Spec(tuple(_placed(rng, drawn)), **{**_random_stage(rng), **fixed})
 
 def heldout_spec(n:int, # which one, 0 or more
                 )->Spec:
-    "The `n`-th held-out concept: a dancing person, identity and dance from seeds that `random_spec` refuses. Raises `UserError`."
+    "The `n`-th held-out concept: a dancer from a seed that `random_spec` refuses. Raises `UserError`."
     if n < 0: raise UserError(f"Held-out concepts are counted from 0, and {n} is below that: give 0 or more.")
     rng = np.random.default_rng(HELDOUT+n)
     return Spec((random_person(rng, motion="dancing", hat="none", held="none", x=32.),))
 
 # %% ../nbs/01_world_large.ipynb #8b39a93a
-GROUND = 60.3 # where feet stand, in pixels of a 64-pixel stage
+GROUND = 60.8 # where feet stand, in pixels of a 64-pixel stage
 
 def _named(p): return dict(zip(IDENTITY, p.identity))
 
 def _body(p):
     "Lengths of a person's parts, in pixels of a 64-pixel stage."
-    ranges = dict(height=(49.5, 52), head=(7.1, 9.), arms=(7.6, 9.6), width=(4.2, 6.4), limbs=(4.6, 6.4))
+    ranges = dict(height=(50.7, 52.7), head=(7.1, 9.), arms=(7.6, 9.6), width=(4.2, 6.4), limbs=(4.6, 6.4))
     i = _named(p)
     b = {name: lo + (hi-lo)*i[name] for name, (lo, hi) in ranges.items()}
     rest = b["height"] - 2*b["head"] - .8
@@ -183,11 +209,14 @@ def _body(p):
     b["legs"] = (rest - b["torso"])/2
     return {name: p.size*length for name, length in b.items()}
 
-def _inside(J, reach, low):
-    "Joints moved so that whatever reaches this far around each stays on stage; feet may not sink below `low`."
-    left, right = (J[..., 0] - reach).min(1), (J[..., 0] + reach).max(1)
-    J[..., 0] += (np.maximum(1 - left, 0) - np.maximum(right - 63, 0))[:, None]
-    above, gap = 1 - (J[..., 1] - reach).min(1), low - np.maximum(J[:, 11], J[:, 14])[:, 1]
+def _inside(J, b, low):
+    "Joints moved so that head, hat, hands and feet stay on stage; feet do not sink below `low`."
+    crown = 1.5*J[:, :1] - .5*J[:, 1:2] # from the neck through the head
+    outline = np.concatenate([J, crown], 1)
+    reach = np.r_[1.3*b["head"], np.full(14, .6*b["limbs"]), 1.12*b["head"]]
+    left, right = (outline[..., 0] - reach).min(1), (outline[..., 0] + reach).max(1)
+    J[..., 0] += (np.maximum(.5 - left, 0) - np.maximum(right - 63.5, 0))[:, None]
+    above, gap = .5 - (outline[..., 1] - reach).min(1), low - np.maximum(J[:, 11], J[:, 14])[:, 1]
     J[..., 1] += np.minimum(above, gap).clip(min=0)[:, None]
     return J
 
@@ -211,16 +240,16 @@ def joints(p:Person,           # who
         found += [hip, *_limb(hip, c[f"hip_{s}"], c[f"knee_{s}"], b["legs"])]
     J = np.stack(found, 1)
     lower_foot = np.maximum(J[:, 11], J[:, 14])[:, 1]
-    J[..., 0] = (J[..., 0] + ((c["step"] + p.strength*p.gait.travel*(seconds-.7))*p.size)[:, None])*p.facing + p.x
+    moved = (c["step"] + p.strength*p.gait.travel*(seconds-.7))*p.size
+    J[..., 0] = (J[..., 0] + moved[:, None])*p.facing + p.x
     J[..., 1] += (GROUND - lower_foot - c["hop"]*p.size)[:, None]
-    reach = np.where(np.arange(15) == 0, 1.55*b["head"], .6*b["limbs"])
-    return _inside(J, reach, GROUND)
+    return _inside(J, b, GROUND)
 
 # %% ../nbs/01_world_large.ipynb #c6c2a185
 _SKINS = ((255, 228, 206), (240, 194, 152), (206, 146, 98), (150, 94, 58), (84, 50, 36))
-_HAIRS = dict(black=(24, 22, 26), darkbrown=(62, 38, 26), brown=(112, 68, 38), auburn=(138, 50, 26), ginger=(222, 106, 34),
-              blond=(236, 196, 96), platinum=(246, 234, 200), grey=(152, 152, 158), white=(236, 236, 240),
-              blue=(46, 110, 220), pink=(238, 96, 170), teal=(20, 160, 140))
+_HAIRS = dict(black=(24, 22, 26), darkbrown=(62, 38, 26), brown=(112, 68, 38), auburn=(138, 50, 26),
+              ginger=(222, 106, 34), blond=(236, 196, 96), platinum=(246, 234, 200), grey=(152, 152, 158),
+              white=(236, 236, 240), blue=(46, 110, 220), pink=(238, 96, 170), teal=(20, 160, 140))
 _IRISES = ((40, 24, 18), (104, 62, 24), (28, 120, 62), (30, 92, 200), (96, 112, 128))
 _ACCENTS = ((250, 246, 236), (28, 30, 52), (244, 120, 160), (90, 210, 220), (250, 200, 40), (150, 40, 60))
 _SHOES = ((56, 38, 32), (236, 236, 236), (196, 40, 44), (30, 30, 36), (40, 120, 190), (230, 170, 50))
@@ -235,7 +264,7 @@ def _light(rgb): return .3*rgb[0] + .59*rgb[1] + .11*rgb[2]
 
 def _hair_colour(i):
     "Brown hair on brown skin is darkened until one sees it."
-    hair, skin = _pick(_HAIRS.values(), i["hair_colour"]), _light(_skin(i))
+    hair, skin = _HAIRS[_pick(_DYES, i["hair_colour"])], _light(_skin(i))
     return _mix(hair, (10, 8, 10), .65) if abs(_light(hair)-skin) < 40 and _light(hair) < 140 else hair
 
 def _accent(i, cloth):
@@ -253,6 +282,7 @@ def _recorded(found):
     found.append(recorder.finishRecordingAsPicture())
 
 def _played(canvas, picture, x, y, angle, scale=1.):
+    if picture is None: return
     canvas.save()
     canvas.translate(x, y)
     canvas.rotate(math.degrees(angle))
@@ -266,8 +296,13 @@ def _curve(canvas, start, bend, end, rgb, width):
     path.quadTo(*bend, *end)
     canvas.drawPath(path, _paint(rgb, width))
 
-def _round(canvas, x, y, w, h, r, rgb): canvas.drawRoundRect(skia.Rect.MakeXYWH(x, y, w, h), r, r, _paint(rgb))
-def _bowl(canvas, x, y, w, h, rgb): canvas.drawArc(skia.Rect.MakeXYWH(x, y-h, w, 2*h), 0, 180, True, _paint(rgb))
+# %% ../nbs/01_world_large.ipynb #234656fb
+def _round(canvas, x, y, w, h, r, rgb):
+    canvas.drawRoundRect(skia.Rect.MakeXYWH(x, y, w, h), r, r, _paint(rgb))
+
+def _bowl(canvas, x, y, w, h, rgb):
+    canvas.drawArc(skia.Rect.MakeXYWH(x, y-h, w, 2*h), 0, 180, True, _paint(rgb))
+
 def _cap(canvas, a, line, rise, rgb): _dome(canvas, -1.06*a, -1-rise, 2.12*a, 2*(1+rise+line), rgb)
 
 # %% ../nbs/01_world_large.ipynb #65e28963
@@ -286,7 +321,7 @@ def _hair_back(canvas, i, a, cut, hair, bare):
     if cut == "ponytail": _oval(canvas, .7, -.75, .75+.3*s, 2+.8*s, dark)
     if cut == "pigtails":
         for x in (-1, 1): _oval(canvas, x*1.42-.38-.08*s, -.25, .76+.16*s, 1.25+.6*s, hair)
-    if cut == "bun" and bare: _disc(canvas, 0, -1.22, .42+.14*s, dark)
+    if cut == "bun" and bare: _disc(canvas, 0, -1.1, .36+.1*s, dark)
 
 # %% ../nbs/01_world_large.ipynb #3b5e3d70
 def _hair_front(canvas, i, a, cut, hair, bare):
@@ -296,36 +331,39 @@ def _hair_front(canvas, i, a, cut, hair, bare):
     if cut == "buzz": return _cap(canvas, a*.97, -.42, .03, _mix(_skin(i), hair, .62))
     if cut == "mohawk":
         _cap(canvas, a*.97, -.42, .03, _mix(_skin(i), hair, .3))
-        if bare: _poly(canvas, [(-.3, -.5), (-.36, -1.3-.22*s), (0, -1.45-.25*s), (.36, -1.3-.22*s), (.3, -.5)], hair)
+        top = -1.2-.2*s
+        if bare: _poly(canvas, [(-.3, -.5), (-.36, top), (0, top-.17), (.36, top), (.3, -.5)], hair)
         return
     fringe = dict(bob=-.3, afro=-.42, long=-.5, curly=-.4).get(cut, -.44)
     _cap(canvas, a, fringe, .12+.06*s, hair)
-    if cut not in ("afro", "bun", "ponytail"): # temples
-        for x in (-1.06*a, .84*a): _box(canvas, x, fringe-.05, .22*a, .35 if cut in ("short", "quiff", "spiky") else .75, hair)
+    if cut != "afro": # temples, which are seen under a hat too
+        low = .75 if cut in ("bob", "long", "curly", "pigtails") else .52
+        for x in (-1.06*a, .84*a): _box(canvas, x, fringe-.05, .22*a, low, hair)
     if cut == "long":
-        for side in (-1, 1): _poly(canvas, [(0, -1), (0, -.62), (side*.95*a, .1), (side*1.08*a, .1), (side*1.0*a, -.6)], hair)
+        for x in (-a, a): _poly(canvas, [(0, -1), (0, -.62), (.95*x, .1), (1.08*x, .1), (x, -.6)], hair)
     if not bare: return
     if cut == "quiff": _oval(canvas, -.75, -1.3-.22*s, 1.75, .8+.1*s, hair)
     if cut == "spiky":
-        for k in range(-2, 3): _poly(canvas, [(k*.36-.3, -.72), (k*.36+.3, -.72), (k*.5, -1.42-.22*s)], hair)
+        for k in range(-2, 3): _poly(canvas, [(k*.36-.3, -.72), (k*.36+.3, -.72), (k*.5, -1.32-.23*s)], hair)
     if cut == "curly":
         for k in (-.5, 0, .5): _disc(canvas, k, -.72+.3*abs(k), .32, hair)
 
 # %% ../nbs/01_world_large.ipynb #17794de9
 def _eyes(canvas, p, i, brow):
-    r, apart, look = .23+.08*i["eyes"], .34+.13*i["eye_spacing"], .07*p.facing
+    r, apart, look = .25+.09*i["eyes"], .38+.1*i["eye_spacing"], .07*p.facing
     for side in (-1, 1):
         x, y = side*apart + look, .08
         _oval(canvas, x-r, y-r*1.1, 2*r, 2.2*r, (252, 252, 252))
-        _disc(canvas, x+look, y+.02, .17, _pick(_IRISES, i["iris"]))
-        _disc(canvas, x+look, y+.02, .08, (12, 10, 12))
-        if p.kind == "woman": _curve(canvas, (x-side*r, y-r*.5), (x, y-r*1.9), (x+side*(r+.12), y-r*.75), (20, 14, 18), .11)
-        tilt, high = .2*(i["brow_tilt"]-.5), y-r-.16
-        _line(canvas, [(x-side*.2, high+tilt), (x+side*.24, high-tilt)], _paint(brow, .1+.16*i["brows"]))
+        _disc(canvas, x+look, y+.02, .19, _pick(_IRISES, i["iris"]))
+        _disc(canvas, x+look, y+.02, .1, (12, 10, 12))
+        if p.kind == "woman":
+            _curve(canvas, (x-side*r, y-r*.5), (x, y-r*1.9), (x+side*(r+.05), y-r*.8), (20, 14, 18), .11)
+        tilt, high = .22*(i["brow_tilt"]-.62), y-r-.2
+        _line(canvas, [(x-side*.2, high+tilt), (x+side*.24, high-tilt)], _paint(brow, .08+.2*i["brows"]))
 
 def _nose(canvas, i, x, skin):
-    w, h = .1+.16*abs(i["nose"]-.5)*2, .16+.2*i["nose"]
-    _oval(canvas, x-w, .4-h, 2*w, h*1.15, _mix(skin, (120, 30, 20), .3))
+    w, h = .09+.17*i["nose"], .16+.22*i["nose"]
+    _oval(canvas, x-w, .42-h, 2*w, h, _mix(skin, (110, 24, 20), .48))
 
 # %% ../nbs/01_world_large.ipynb #c0629f76
 def _mouth(canvas, p, i, x, skin):
@@ -356,15 +394,16 @@ def _cheeks(canvas, i, a, skin):
     for side in (-1, 1):
         if kind == "rosy": _oval(canvas, side*.62*a-.22, .3, .44, .32, _mix(skin, (236, 60, 80), .42))
         if kind == "freckles":
-            for dx, dy in ((-.17, .34), (.12, .34), (-.02, .5)): _disc(canvas, side*.6*a+dx, dy, .085, _mix(skin, (120, 50, 20), .6))
+            for dx, dy in ((-.17, .34), (.12, .34), (-.02, .5)):
+                _disc(canvas, side*.6*a+dx, dy, .085, _mix(skin, (120, 50, 20), .6))
 
 def _glasses(canvas, i, look):
-    kind, apart = _pick(_GLASSES, i["glasses"]), .34+.13*i["eye_spacing"]
+    kind, apart = _pick(_GLASSES, i["glasses"]), .38+.1*i["eye_spacing"]
     if kind == "none": return
     frame = _paint((24, 24, 30), .12)
     for side in (-1, 1):
-        x = side*apart*1.08 + look
-        if kind == "round": canvas.drawCircle(x, .08, .37, frame)
+        x = side*apart + look
+        if kind == "round": canvas.drawCircle(x, .08, .4, frame)
         if kind == "square": canvas.drawRect(skia.Rect.MakeXYWH(x-.36, -.22, .72, .6), frame)
         if kind == "dark": _round(canvas, x-.38, -.2, .76, .56, .2, (22, 22, 30))
         _line(canvas, [(x+side*.36, 0), (side, -.04)], frame)
@@ -381,8 +420,8 @@ def _hat(canvas, p):
         _round(canvas, -1.2, -.68, 2.4, .34, .16, (240, 110, 150))
         _disc(canvas, 0, -1.36, .26, (250, 250, 250))
     if p.hat == "tophat":
-        _box(canvas, -.86, -1.6, 1.72, 1.1, (25, 25, 30))
-        _box(canvas, -.86, -.86, 1.72, .24, (200, 40, 50))
+        _box(canvas, -.84, -1.52, 1.68, 1., (25, 25, 30))
+        _box(canvas, -.84, -.86, 1.68, .22, (200, 40, 50))
         _round(canvas, -1.4, -.66, 2.8, .28, .12, (25, 25, 30))
     if p.hat == "straw":
         _oval(canvas, -1.7, -.92, 3.4, .6, (232, 196, 96))
@@ -398,6 +437,7 @@ def _head(found, p):
     a, skin, hair, cut = _head_width(i), _skin(i), _hair_colour(i), _pick(_CUTS, i["hair_cut"])
     bare, look = p.hat == "none", .07*p.facing
     with _recorded(found) as canvas: _hair_back(canvas, i, a, cut, hair, bare)
+    if not found[0].approximateOpCount(): found[0] = None
     with _recorded(found) as canvas:
         for side in (-1, 1): _disc(canvas, side*a, .12, .2, _mix(skin, (120, 30, 20), .16))
         _oval(canvas, -a, -1, 2*a, 2, skin)
@@ -411,61 +451,71 @@ def _head(found, p):
         _hat(canvas, p)
 
 # %% ../nbs/01_world_large.ipynb #cb918755
-def _pattern(canvas, i, w, h, colour):
-    "A pattern over a torso of half-width `w` and height `h`, hung from (0, 0)."
-    kind, s = _pick(_PATTERNS, i["pattern"]), 3 + 1.6*i["pattern_scale"]
+def _pattern(i, w, h):
+    "A pattern over a torso of half-width `w` and height `h`, hung from (0, 0), as a path."
+    kind, s, path = _pick(_PATTERNS, i["pattern"]), 3 + 1.6*i["pattern_scale"], skia.Path()
+    box = lambda x, y, wide, high: path.addRect(skia.Rect.MakeXYWH(x, y, wide, high))
     if kind == "hoops":
-        for k in range(4): _box(canvas, -w-4, .8+s+2*k*s-.5*s, 2*w+8, s, colour)
+        for k in range(4): box(-w-4, .8+s/2+2*k*s, 2*w+8, s)
     if kind == "stripes":
-        for k in range(-2, 3): _box(canvas, 2*k*s-s/2, -4, s, h+12, colour)
+        for k in range(-2, 3): box(2*k*s-s/2, -4, s, h+12)
     if kind == "dots":
         for row in range(4):
-            for k in range(-3, 4): _disc(canvas, (2*k+row%2)*s*.85, 2+row*s*1.5, s*.56, colour)
+            for k in range(-3, 4): path.addCircle((2*k+row%2)*s*.95, 2+row*s*1.6, s*.62)
     if kind == "checks":
         for row in range(-1, 6):
-            for k in range(-3, 3): _box(canvas, (2*k+row%2)*s, row*s, s, s, colour)
+            for k in range(-3, 3): box((2*k+row%2)*s, row*s, s, s)
     if kind == "star":
-        points = [(math.sin(k*math.pi/5)*r, -math.cos(k*math.pi/5)*r) for k in range(10) for r in [(1.9, .85)[k%2]*s]]
-        _poly(canvas, [(x, h*.56+y) for x, y in points], colour)
-    if kind == "yoke": _box(canvas, -w-4, -4, 2*w+8, 4+h*(.35+.3*i["pattern_scale"]), colour)
+        angles, radii = np.arange(10)*np.pi/5, np.tile([1.9, .85], 5)*s
+        path.addPoly(_points(zip(np.sin(angles)*radii, h*.56-np.cos(angles)*radii)), True)
+    if kind == "yoke": box(-w-4, -4, 2*w+8, 4+h*(.35+.3*i["pattern_scale"]))
+    return path
 
 # %% ../nbs/01_world_large.ipynb #983548f5
 def _torso(found, p, b):
     "Record the shirt, hung from the neck: straight for a man, a flared tunic for a woman."
-    i, h, edge, colour = _named(p), b["torso"], b["limbs"]*.7, COLOURS[p.shirt]
-    w = b["width"]
-    half = [(w, 2.*p.size), (w*.8, h*.5), (w*1.25, h+2.6*p.size)] if p.kind == "woman" else [(w*1.08, 2.*p.size), (w*.92, h+.6*p.size)]
+    i, w, h, s = _named(p), b["width"], b["torso"], p.size
+    edge, colour = b["limbs"]*.7, COLOURS[p.shirt]
+    man, woman = [(w*1.08, 2*s), (w*.92, h+.6*s)], [(w, 2*s), (w*.8, h*.5), (w*1.25, h+2.6*s)]
+    half = woman if p.kind == "woman" else man
     outline = [*half, *((-x, y) for x, y in half[::-1])]
     with _recorded(found) as canvas:
         _poly(canvas, outline, colour)
         _line(canvas, [*outline, outline[0]], _paint(colour, edge))
-        path = skia.Path().addPoly(_points([(x+math.copysign(edge/2, x), y) for x, y in outline]), True)
-        canvas.save()
-        canvas.clipPath(path, doAntiAlias=True)
-        canvas.scale(p.size, p.size)
-        _pattern(canvas, i, w/p.size, h/p.size, _accent(i, colour))
-        canvas.restore()
+        cloth = skia.Path().addPoly(_points([(x+math.copysign(edge/2, x), y) for x, y in outline]), True)
+        pattern = _pattern(i, w/s, h/s)
+        pattern.transform(skia.Matrix.Scale(s, s))
+        canvas.drawPath(skia.Op(pattern, cloth, skia.kIntersect_PathOp), _paint(_accent(i, colour)))
 
 # %% ../nbs/01_world_large.ipynb #d9935ddc
-def _legs(canvas, p, b, i, at, skin):
-    colour, width, s = COLOURS[p.trousers], b["limbs"], p.size
-    for side, shade in (("l", .14), ("r", 0.)):
-        hip, knee, foot = (at[f"{joint}_{side}"] for joint in ("hip", "knee", "foot"))
-        cloth = _paint(_mix(colour, (0, 0, 0), shade), width)
-        shorts = i["trouser_legs"] < .35
-        _line(canvas, [knee, foot], _paint(_mix(skin, (0, 0, 0), shade), width*.8) if shorts else cloth)
-        _line(canvas, [hip, knee], cloth)
-        out = (1 if side == "r" else -1)*p.facing
-        _oval(canvas, foot[0]+(.8*out-3.9)*s, foot[1]-2.5*s, 7.8*s, 4.6*s, _pick(_SHOES, i["shoes"]))
+def _paints(p, b):
+    "How limbs are drawn: thickness and colours, the left leg and the sleeves a little darker."
+    i, w, dark = _named(p), b["limbs"], lambda rgb, by=.14: _mix(rgb, (0, 0, 0), by)
+    skin, shirt, trousers = _skin(i), dark(COLOURS[p.shirt]), COLOURS[p.trousers]
+    sleeves, shorts = _pick(_SLEEVES, i["sleeves"]), i["trouser_legs"] < .35
+    found = dict(hand=_paint(skin), shoe=_paint(_pick(_SHOES, i["shoes"])),
+                 upper=_paint(skin if sleeves == "none" else shirt, w*.86),
+                 lower=_paint(shirt if sleeves == "long" else skin, w*.78))
+    for side, by in (("l", .14), ("r", 0.)):
+        found[f"thigh_{side}"] = _paint(dark(trousers, by), w)
+        found[f"shin_{side}"] = _paint(dark(skin if shorts else trousers, by), w*(.8 if shorts else 1))
+    return found
 
-def _arms(canvas, p, b, i, at, skin):
-    colour, sleeves = _mix(COLOURS[p.shirt], (0, 0, 0), .14), _pick(_SLEEVES, i["sleeves"])
-    upper, lower = colour if sleeves != "none" else skin, colour if sleeves == "long" else skin
+# %% ../nbs/01_world_large.ipynb #9c73572f
+def _legs(canvas, p, b, paints, at):
+    s = p.size
+    for side, out in (("l", -p.facing), ("r", p.facing)):
+        (hx, hy), (kx, ky), (fx, fy) = (at[f"{joint}_{side}"] for joint in ("hip", "knee", "foot"))
+        canvas.drawLine(kx, ky, fx+.12*(kx-fx), fy+.12*(ky-fy), paints[f"shin_{side}"])
+        canvas.drawLine(hx, hy, kx, ky, paints[f"thigh_{side}"])
+        canvas.drawOval(skia.Rect.MakeXYWH(fx+(.8*out-3.9)*s, fy-2.5*s, 7.8*s, 4.6*s), paints["shoe"])
+
+def _arms(canvas, p, b, paints, at):
     for side in "lr":
         shoulder, elbow, hand = (at[f"{joint}_{side}"] for joint in ("shoulder", "elbow", "hand"))
-        _line(canvas, [elbow, hand], _paint(lower, b["limbs"]*.78))
-        _line(canvas, [shoulder, elbow], _paint(upper, b["limbs"]*.86))
-        _disc(canvas, *hand, b["limbs"]*.55, skin)
+        canvas.drawLine(*elbow, *hand, paints["lower"])
+        canvas.drawLine(*shoulder, *elbow, paints["upper"])
+        canvas.drawCircle(*hand, b["limbs"]*.55, paints["hand"])
 
 # %% ../nbs/01_world_large.ipynb #0e75fafa
 def _held(canvas, p, x, y, seconds):
@@ -494,32 +544,32 @@ def _held(canvas, p, x, y, seconds):
         _disc(canvas, x, base-2.6*s, 2.4*s, (255, 236, 130))
 
 # %% ../nbs/01_world_large.ipynb #740db1f9
-_Figure = namedtuple("_Figure", "back head torso body")
+_Figure = namedtuple("_Figure", "back head torso body paints")
 
 def _figure(p):
     "What of a person is drawn once for a whole clip."
     pictures, body = [], _body(p)
     _head(pictures, p)
     _torso(pictures, p, body)
-    return _Figure(*pictures, body)
+    return _Figure(*pictures, body, _paints(p, body))
 
 def _person(canvas, p, figure, J, seconds):
     "One figure at one moment, back to front; `J` is (15, 2)."
-    i, b, at = _named(p), figure.body, dict(zip(JOINTS, J.tolist()))
-    skin = _skin(i)
+    b, at = figure.body, dict(zip(JOINTS, J.tolist()))
     (x, y), (nx, ny), (px, py) = at["head"], at["neck"], at["pelvis"]
     tilt = math.atan2(x-nx, ny-y)
     _played(canvas, figure.back, x, y, tilt, b["head"])
-    _legs(canvas, p, b, i, at, skin)
+    _legs(canvas, p, b, figure.paints, at)
     _played(canvas, figure.torso, nx, ny, math.atan2(nx-px, py-ny))
     if p.held != "ball": _held(canvas, p, *at["hand_r"], seconds)
     _played(canvas, figure.head, x, y, tilt, b["head"])
-    _arms(canvas, p, b, i, at, skin)
+    _arms(canvas, p, b, figure.paints, at)
     if p.held == "ball": _held(canvas, p, *at["hand_r"], seconds)
 
 # %% ../nbs/01_world_large.ipynb #58689a2b
 def _sky(canvas, top, low, horizon, ground):
-    sky = skia.GradientShader.MakeLinear([skia.Point(0, 0), skia.Point(0, horizon)], [skia.Color(*top), skia.Color(*low)])
+    ends, colours = [skia.Point(0, 0), skia.Point(0, horizon)], [skia.Color(*top), skia.Color(*low)]
+    sky = skia.GradientShader.MakeLinear(ends, colours)
     canvas.drawRect(skia.Rect.MakeLTRB(-32, -32, 96, horizon), skia.Paint(Shader=sky))
     _below(canvas, horizon, ground)
 
@@ -566,8 +616,10 @@ def _desert(canvas, j, h):
     for k in range(-1, 3): _oval(canvas, k*36-22+j, h-5, 48, 24, (212, 150, 76))
     _below(canvas, h+7, (234, 184, 104))
     for x, y in ((7, 0), (60, 3), (-24, 2), (86, 1)):
-        for path in ([(x, h+12), (x, h-16)], [(x-5, h-9), (x-5, h-3), (x, h-1)], [(x+5, h-12), (x+5, h-5), (x, h-3)]):
-            _line(canvas, [(px+j, py+y) for px, py in path], _paint((48, 128, 66), 4. if len(path) == 2 else 3.))
+        x, y = x+j, y+h
+        _line(canvas, [(x, y+12), (x, y-16)], _paint((48, 128, 66), 4.))
+        for dx, top in ((-5, -9), (5, -12)):
+            _line(canvas, [(x+dx, y+top), (x+dx, y+top+6), (x, y+top+8)], _paint((48, 128, 66), 3.))
 
 def _mountains(canvas, j, h):
     _sky(canvas, (120, 176, 236), (216, 232, 246), h+4, (132, 164, 100))
@@ -595,7 +647,8 @@ def _stage(canvas, j, h):
     _below(canvas, -32, (58, 16, 40))
     _poly(canvas, [(32+j*.4-5, -10), (32+j*.4+5, -10), (58+j*.4, h+14), (6+j*.4, h+14)], (118, 70, 84))
     for k in range(7):
-        for x in (-32+k*6.4, 96-k*6.4): _box(canvas, x-3.2+j*.4, -32, 6.4, 128, (190, 28, 44) if k%2 else (134, 14, 34))
+        fold = (190, 28, 44) if k%2 else (134, 14, 34)
+        for x in (-32+k*6.4, 96-k*6.4): _box(canvas, x-3.2+j*.4, -32, 6.4, 128, fold)
     _below(canvas, h+13, (166, 112, 62))
     for k in range(3): _box(canvas, -32, h+18+6*k, 128, 1.2, (128, 82, 44))
     _oval(canvas, 6+j*.4, h+15, 52, 11, (226, 190, 130))
@@ -608,10 +661,11 @@ def _park(canvas, j, h):
     _oval(canvas, 34+j, 6, 16, 6, (255, 255, 255))
     _oval(canvas, 28+j, 8, 14, 5, (255, 255, 255))
     for x in (-18, 4, 62, 84): _round_tree(canvas, x+j, h+9, 38, (58, 148, 66))
-    for k in range(10): _disc(canvas, k*13-26+j, h+12+(k*7%4)*3, 1.4, [(250, 240, 120), (250, 250, 250), (240, 130, 160)][k%3])
+    petals = ((250, 240, 120), (250, 250, 250), (240, 130, 160))
+    for k in range(10): _disc(canvas, k*13-26+j, h+12+(k*7%4)*3, 1.4, petals[k%3])
 
-_BACKDROPS = dict(beach=_beach, forest=_forest, street=_street, snow=_snow, desert=_desert, room=_room, stage=_stage, park=_park,
-                  mountains=_mountains)
+_BACKDROPS = dict(beach=_beach, forest=_forest, street=_street, snow=_snow, desert=_desert, room=_room,
+                  stage=_stage, park=_park, mountains=_mountains)
 
 # %% ../nbs/01_world_large.ipynb #cd02a6dc
 def _waves(canvas, s, w, seconds):
@@ -653,14 +707,12 @@ def _flag(canvas, s, w, seconds):
     xs = np.arange(0, 29, 2)
     ys = s.strength*(2.5+3.*b)*np.sin(2*np.pi*(xs/(17+10*c)-(.6+.6*a)*seconds))*(.25+.75*xs/28)
     cloth = _mix((214, 36, 46), (36, 84, 200), d)
-    band = lambda top, low, rgb: _poly(canvas, [*zip(left+xs, top+ys), *zip(left+xs[::-1], low+ys[::-1])], rgb)
-    band(10, 34, cloth)
-    band(18, 26, (250, 250, 250))
-    slope = np.gradient(ys) # folds turned away from the light
-    for k in np.flatnonzero(slope[:-1] > .35*max(np.abs(slope).max(), 1e-9)):
-        x = left+xs[k:k+2]
-        _poly(canvas, [(x[0], 10+ys[k]), (x[1], 10+ys[k+1]), (x[1], 18+ys[k+1]), (x[0], 18+ys[k])], _mix(cloth, (0, 0, 0), .22))
-        _poly(canvas, [(x[0], 26+ys[k]), (x[1], 26+ys[k+1]), (x[1], 34+ys[k+1]), (x[0], 34+ys[k])], _mix(cloth, (0, 0, 0), .22))
+    slope = np.gradient(ys)
+    folds = np.flatnonzero(slope > .35*max(np.abs(slope).max(), 1e-9)) # turned away from the light
+    for top, rgb in ((10, cloth), (18, (250, 250, 250)), (26, cloth)):
+        strip = lambda k: [*zip(left+xs[k], top+ys[k]), *zip(left+xs[k][::-1], top+8+ys[k][::-1])]
+        _poly(canvas, strip(slice(None)), rgb)
+        for k in folds[folds < len(xs)-1]: _poly(canvas, strip(slice(k, k+2)), _mix(rgb, (0, 0, 0), .2))
 
 # %% ../nbs/01_world_large.ipynb #b3b5c929
 def _windy_tree(canvas, s, w, seconds):
@@ -668,8 +720,9 @@ def _windy_tree(canvas, s, w, seconds):
     bend = s.strength*(3+6*b)*(.3+.7*w(0))
     x, y = s.x+bend, 24
     _line(canvas, [(s.x, 62), (s.x+bend*.3, 42), (x, y)], _paint((104, 68, 40), 6.))
-    leaf = _mix((36, 124, 52), (190, 130, 30), d*.8)
-    for shade, r, lift in ((_mix(leaf, (0, 0, 0), .3), 9.5, 2), (leaf, 8.2, 0), (_mix(leaf, (255, 255, 200), .3), 3.8, -3)):
+    leaf = _mix((46, 150, 60), (244, 150, 40), d)
+    dark, bright = _mix(leaf, (0, 0, 0), .3), _mix(leaf, (255, 255, 200), .3)
+    for shade, r, lift in ((dark, 9.5, 2), (leaf, 8.2, 0), (bright, 3.8, -3)):
         for n in range(6):
             sway, around = s.strength*1.8*w(n*.17, 1.5), n*1.047+d
             _disc(canvas, x+(8.5+2*c)*math.cos(around)+sway, y-4+9*math.sin(around)+lift, r*(.85+.3*c), shade)
@@ -682,10 +735,25 @@ def _thing(canvas, s, seconds):
     f = .5+.5*s.shape[0] # cycles per second
     _MOVERS[s.kind](canvas, s, lambda phase, rate=1.: math.sin(2*math.pi*(f*rate*seconds + phase)), seconds)
 
-# %% ../nbs/01_world_large.ipynb #0cdbc2c6
-_LIGHT = dict(sunset=np.array([[1.02, .06, 0], [.02, .80, .02], [.05, .04, .60]], np.float32),
-              night=np.array([[.60, 0, -.10], [0, .52, .01], [.06, .10, .66]], np.float32))
+# %% ../nbs/01_world_large.ipynb #32df0ba9
+_LIGHT = dict(sunset=((1.02, .06, 0), (.02, .80, .02), (.05, .04, .60)),
+              night=((.60, 0, -.10), (0, .52, .01), (.06, .10, .66)))
+_FILTERS = {}
+for _name, _rows in _LIGHT.items():
+    _matrix = [number for row in _rows for number in (*row, 0., 0.)] + [0., 0., 0., 1., 0.]
+    _FILTERS[_name] = skia.Paint(ColorFilter=skia.ColorFilters.Matrix(_matrix))
 
+@contextmanager
+def _lit(canvas, light):
+    "Draw under this light."
+    if light == "day":
+        yield
+        return
+    canvas.saveLayer(None, _FILTERS[light])
+    yield
+    canvas.restore()
+
+# %% ../nbs/01_world_large.ipynb #0cdbc2c6
 def _camera(spec, u):
     "Zoom and sideways shift at `u`, time in units of two seconds."
     if spec.camera == "zoom": return .8+.36*u, 0.
@@ -701,24 +769,30 @@ def _look(canvas, spec, seconds, size):
 def _backdrop(spec):
     "The scene, recorded once and played back for every frame."
     found = []
-    with _recorded(found) as canvas: _BACKDROPS[spec.scene](canvas, (spec.backdrop-.5)*14, 38+5*(spec.backdrop-.5))
+    with _recorded(found) as canvas:
+        _BACKDROPS[spec.scene](canvas, (spec.backdrop-.5)*14, 38+5*(spec.backdrop-.5))
     return found[0]
 
 # %% ../nbs/01_world_large.ipynb #a54a50a5
+def _subject(canvas, spec, s, moving, n, t):
+    "One subject in one frame; `moving` is a person's figure and joints."
+    with _lit(canvas, "day" if getattr(s, "kind", "") == "bonfire" else spec.light):
+        if isinstance(s, Person): _person(canvas, s, moving[0], moving[1][n], t)
+        else: _thing(canvas, s, t)
+
 def _draw(spec, times, size, only=None):
     "Frames (T, size, size, 4) uint8; with `only`, that subject alone on a transparent stage."
     frames = np.zeros((len(times), size, size, 4), np.uint8)
     shown = _order(spec) if only is None else [only]
     people = {k: (_figure(s), joints(s, times)) for k in shown if isinstance(s := spec.subjects[k], Person)}
-    backdrop = None if only is not None else _backdrop(spec)
+    still, backdrop = spec.camera == "static", None if only is not None else _backdrop(spec)
     for n, t in enumerate(times):
         canvas = skia.Surface(frames[n], colorType=skia.kRGBA_8888_ColorType).getCanvas()
         _look(canvas, spec, t, size)
-        if backdrop and (n == 0 or spec.camera != "static"): canvas.drawPicture(backdrop)
-        if backdrop and n == 0 and spec.camera == "static": frames[1:] = frames[0] # the same behind every frame
-        for k in shown:
-            if k not in people: _thing(canvas, spec.subjects[k], t)
-            else: _person(canvas, spec.subjects[k], people[k][0], people[k][1][n], t)
+        if backdrop and not (still and n):
+            with _lit(canvas, spec.light): canvas.drawPicture(backdrop)
+            if still: frames[1:] = frames[0] # never drawn twice
+        for k in shown: _subject(canvas, spec, spec.subjects[k], people.get(k), n, t)
     return frames
 
 # %% ../nbs/01_world_large.ipynb #e464d60a
@@ -728,9 +802,7 @@ def render_array(spec:Spec,         # what to draw
                  size:int=64,       # pixels
                 )->np.ndarray:      # (T, size, size, 3) uint8
     "The pixels of a clip."
-    rgb = _draw(spec, np.arange(num_frames)/fps, size)[..., :3]
-    if spec.light == "day": return rgb
-    return (rgb.astype(np.float32) @ _LIGHT[spec.light].T).clip(0, 255).astype(np.uint8)
+    return _draw(spec, np.arange(num_frames)/fps, size)[..., :3]
 
 def render(spec:Spec,         # what to draw
            num_frames:int=17, # T
@@ -749,7 +821,7 @@ class Truth(NamedTuple):
     joints:list      # per person: (T, 15, 2) x, y in pixels of the picture, order `JOINTS`
     masks:np.ndarray # (S, T, size, size) bool: each subject's own visible pixels, order of `Spec.subjects`
     attributes:dict  # the words: scene, light, camera, and under "subjects" one dictionary each
-    heads:list       # per person: (T, 4) x0, y0, x1, y1 of the head without hair and hat, in pixels of the picture
+    heads:list       # per person: (T, 4) x0, y0, x1, y1 of the face's disc, in pixels of the picture
 
 def _head_boxes(p, J):
     "Boxes (T, 4) around the turned ellipse of a head, before the camera."
@@ -771,6 +843,7 @@ def truth(spec:Spec,         # the clip
     seen = lambda J: np.stack([(J[..., 0]-32-shift)*zoom+32, (J[..., 1]-34)*zoom+34], -1)*size/64
     moved = [joints(p, times) for p in people]
     heads = [seen(_head_boxes(p, J).reshape(-1, 2, 2)).reshape(-1, 4) for p, J in zip(people, moved)]
-    return Truth([np.array(p.identity) for p in people], [p.gait.vector for p in people], [seen(J) for J in moved],
-                 _masks(spec, times, size, _draw),
-                 dict(scene=spec.scene, light=spec.light, camera=spec.camera, subjects=[_words(s) for s in spec.subjects]), heads)
+    words = dict(scene=spec.scene, light=spec.light, camera=spec.camera,
+                 subjects=[_words(s) for s in spec.subjects])
+    return Truth([np.array(p.identity) for p in people], [p.gait.vector for p in people],
+                 [seen(J) for J in moved], _masks(spec, times, size, _draw), words, heads)
