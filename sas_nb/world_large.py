@@ -428,7 +428,7 @@ def _hat(canvas, p):
         _dome(canvas, -.95, -1.55, 1.9, 1.7, (222, 180, 78))
         _box(canvas, -.95, -.84, 1.9, .2, (150, 70, 40))
 
-# %% ../nbs/01_world_large.ipynb #1e6e2388
+# %% ../nbs/01_world_large.ipynb #e2a01151
 def _head_width(i): return .92 + .14*i["face"]
 
 def _head(found, p):
