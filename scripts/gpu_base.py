@@ -12,7 +12,7 @@ under 16 MiB, anew every few minutes: what is there when the time is over is eno
 import time
 START = time.time()  # imports are on the clock too
 import importlib.util, sys, types
-if importlib.util.find_spec("av") is None:  # no video is read here, and other libraries must not believe in it
+if importlib.util.find_spec("av") is None:  # no video is read here, and nobody else is to believe in it
     sys.modules["av"] = types.ModuleType("av")
     import sas_nb.clip
     del sys.modules["av"]
@@ -56,7 +56,7 @@ class Run:
     batch: int  # clips in a step of the autoencoder
     clips: int  # in a step of the DiT
     images: int
-    latents: int  # clips encoded before the DiT's first step
+    latents: int  # clips encoded at least before the DiT's first step
     fresh: float  # and with each step
     log: "Log" = None
     budget: "Budget" = None
@@ -289,7 +289,8 @@ def encoded(run: Run, vae, tokenizer) -> Latents:
     batch = min(64, run.latents)
     run.ring.first = max(run.ring.first, min(run.latents, run.ring.size))
     run.ring.wait(run.latents)
-    store = Latents(vae, tokenizer, most=max(4*run.latents, 16*batch), batch=batch, world=run.world)
+    most = max(4*run.latents, 3*run.ring.size, 16*batch)
+    store = Latents(vae, tokenizer, most=most, batch=batch, world=run.world)
     rng = np.random.default_rng(0)
     for clips in run.ring.batches(batch): store.put(*clips, rng)
     run.log(part="latents", clips=store.made, minutes=run.budget.spent()["latents"])
@@ -423,10 +424,10 @@ def everything(run: Run):
 # ---- the commands
 
 
-GPU = dict(batch=128, clips=512, images=256, latents=60_000, fresh=256, ring=80_000, first=4096, uses=6.,
+GPU = dict(batch=128, clips=512, images=256, latents=16_000, fresh=256, ring=80_000, first=4096, uses=6.,
            workers=14, save=.75)
 CPU = dict(batch=6, clips=24, images=16, latents=1600, fresh=4, ring=2000, first=64, uses=1.,
-           workers=1, save=4.)
+           workers=1, save=6.)
 SIZES = "; by default " + ", ".join(f"{k} {GPU[k]:g} on a GPU and {CPU[k]:g} on a CPU" for k in GPU)
 
 
