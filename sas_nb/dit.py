@@ -341,11 +341,12 @@ def recommended_for(name:str|Path,      # as for `VideoDiT.load`
 @patch
 def check_size(self:VideoDiT, T:int, H:int, W:int):
     "Raise `UserError` for a clip that the model cannot hold: frames must be 4n+1, sides multiples of 16 (Wan's numbers)."
+    chunk = math.lcm(self.time_factor, 4) # the encoder takes four frames at a time, whatever its factor
     step = self.space_factor*self.transformer.config.patch_size[1]
-    if (T-1) % self.time_factor or H % step or W % step:
-        low = (T-1)//self.time_factor*self.time_factor+1
-        near = "" if T == low else f" ({low} and {low+self.time_factor} are near)"
-        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {self.time_factor}n+1{near} and sides multiples of {step}.")
+    if (T-1) % chunk or H % step or W % step:
+        low = (T-1)//chunk*chunk+1
+        near = "" if T == low else f" ({low} and {low+chunk} are near)"
+        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {chunk}n+1{near} and sides multiples of {step}.")
 
 @patch
 @torch.no_grad()
@@ -364,11 +365,10 @@ def encode(self:VideoDiT,
 # %% ../nbs/02_dit.ipynb #d0c0de04
 def in_two_pieces(vae, z:Tensor)->Tensor: # (B, C, t, h, w) -> (B, 3, T, H, W), both as the autoencoder has them
     "`vae.decode`; a small clip not frame by frame, but the first frame, then all others."
-    if len(z)*z[0, 0].numel() > 4096 or vae.use_tiling: return vae.decode(z).sample
+    if len(z)*z[0, 0].numel() > 4608 or vae.use_tiling: return vae.decode(z).sample
     x, memory = vae.post_quant_conv(z), [None]*sum(1 for _ in vae.decoder.modules())
     pieces = [vae.decoder(piece, feat_cache=memory, feat_idx=[0], first_chunk=not k) for k, piece in enumerate((x[:, :, :1], x[:, :, 1:])) if piece.numel()]
     return unpatchify(torch.cat(pieces, 2), vae.config.patch_size or 1)
-
 
 # %% ../nbs/02_dit.ipynb #d0c0de02
 class OneDNN(TorchFunctionMode):

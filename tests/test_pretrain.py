@@ -5,8 +5,10 @@ from diffusers import WanPipeline
 from torch.nn import functional as F
 from sas_nb.dit import VideoDiT, channels_last, data_path
 from sas_nb.clip import UserError
-from sas_nb.pretrain import (FPS, TEST_SEED, Clips, Clock, Latents, Muon, busy_crops, captions, decode, encode, interest, load_state, make_tokenizer, optimisers,
-                             orthogonalise, passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
+from sas_nb.pretrain import (FPS, TEMPORAL_2, TEST_SEED, Clips, Clock, Latents, Muon, autoencoder_report, batch_loss, busy_crops, captions, decibels, decode, encode,
+                             focus_of, head_and_hands, interest, latent_shape, load_autoencoder, load_state, make_tokenizer, optimisers, orthogonalise, passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
+from sas_nb import world
+from sas_nb.dit import in_two_pieces
 from sas_nb.world import random_spec, render_array, vocabulary
 
 
@@ -14,11 +16,77 @@ from sas_nb.world import random_spec, render_array, vocabulary
 def vae(): torch.manual_seed(0); return tiny_autoencoder().eval().requires_grad_(False)
 
 @pytest.mark.parametrize("T", [1, 5, 17])
-def test_whole_clips_pass_as_stock_code_passes_them_in_pieces(vae, T):
+@pytest.mark.parametrize("changes", [{}, TEMPORAL_2, dict(TEMPORAL_2, z_dim=24, decoder_base_dim=24)], ids=["factor 4", "factor 2", "factor 2, 24 channels"])
+def test_whole_clips_pass_as_stock_code_passes_them_in_pieces(changes, T):
+    vae = tiny_autoencoder(**changes).eval().requires_grad_(False)
     x = torch.rand(2, 3, T, 32, 32)*2-1
     z = encode(vae, x)
+    assert z.shape[1:] == latent_shape(vae, T, 32)
     torch.testing.assert_close(z, vae.encode(x).latent_dist.mode(), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(decode(vae, z).clamp(-1, 1), vae.decode(z).sample, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(in_two_pieces(vae, z).clamp(-1, 1), vae.decode(z).sample, atol=1e-4, rtol=1e-3)
+
+@pytest.mark.parametrize("channels, frames", [(16, 17), (24, 9)])
+def test_a_model_of_temporal_factor_2_goes_all_the_way(channels, frames):
+    torch.manual_seed(0)
+    vae = tiny_autoencoder(**TEMPORAL_2, z_dim=channels, latents_mean=[0.]*channels, latents_std=[1.]*channels)
+    dit = VideoDiT(tiny_pipeline(vae))
+    z = dit.encode(torch.rand(1, frames, 3, 64, 64))
+    assert z.shape == dit.noise([0], frames, 64, 64).shape == (1, channels, (frames+1)//2, 8, 8)
+    assert dit.decode(z).shape == (1, frames, 3, 64, 64)
+    assert dit.sample("a man in a park", steps=1, num_frames=frames, height=64, width=64).shape == (frames, 3, 64, 64)
+    with pytest.raises(UserError, match=r"7 frames .* must be 4n\+1"): dit.encode(torch.rand(1, 7, 3, 64, 64)) # stock code would lose two of them
+
+def test_an_autoencoder_comes_from_a_pipeline_or_from_a_folder_of_its_own(tmp_path):
+    vae = tiny_autoencoder(**TEMPORAL_2)
+    vae.save_pretrained(tmp_path/"alone")
+    tiny_pipeline(vae).save_pretrained(tmp_path/"pipe")
+    for folder in ("alone", "pipe"):
+        again = load_autoencoder(tmp_path/folder)
+        assert latent_shape(again) == (16, 9, 8, 8)
+        assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters()))
+
+def test_decibels_where_one_asks_for_them():
+    x = torch.zeros(2, 3, 2, 8, 8)
+    y, left = x.clone(), torch.zeros(2, 1, 2, 8, 8, dtype=torch.bool)
+    y[0, ..., :4] = .2
+    left[0, ..., :4] = True
+    assert decibels(x, y)[0] == pytest.approx(20+3.01, abs=.01) and decibels(x, y, left)[0] == pytest.approx(20, abs=.01)
+    assert decibels(x, y, left)[1].isnan(), "no such pixels, no figure"
+
+def test_heads_and_hands_are_where_the_joints_say_and_only_hands_that_move():
+    still = world.Spec((world.Person(strength=0.),))
+    waves = world.Spec((world.Person(motion="waving", gait=world.NAMED["waving"]),))
+    for spec in (still, waves):
+        heads, hands = head_and_hands(spec)
+        (x, y), J = world.truth(spec, fps=FPS).joints[0][3, 0], world.truth(spec, fps=FPS).joints[0]
+        assert heads.shape == (17, 64, 64) and heads[3, int(y), int(x)] and not heads[:, 50:].any()
+        assert hands.any() == (spec is waves)
+    right = J[:, world.JOINTS.index("hand_r")]
+    quick = 1+np.linalg.norm(np.diff(right, axis=0), axis=-1).argmax()
+    (x, y), left = right[quick], J[quick, world.JOINTS.index("hand_l")]
+    assert hands[quick, int(y), int(x)] and not hands[quick, int(left[1]), int(left[0])] and hands[quick].sum() <= 64
+    things = head_and_hands(world.Spec((world.Thing(),)))
+    assert not things[0].any() and not things[1].any()
+
+def test_a_loss_with_focus_minds_an_error_there_more():
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 5, 64, 64)*2-1
+    focus = torch.zeros(1, 1, 5, 64, 64); focus[..., :32, :32] = 8
+    def worse(rows): # a round trip that is wrong in the upper or lower half
+        def both(v):
+            y = v.clone(); y[..., rows, :] += .3
+            return v[:, :1]*0, y
+        return both
+    def loss(rows, focus): torch.manual_seed(0); return batch_loss(worse(rows), x, focus)
+    up, down = slice(0, 16), slice(48, 64)
+    assert loss(up, focus)/loss(down, focus) > 1.3*loss(up, None)/loss(down, None)
+
+def test_the_report_of_an_autoencoder_measures_and_shows(vae):
+    report = autoencoder_report(vae, n=4)
+    clips, frames = reconstruction_psnr(vae, 4)
+    assert report["clips"] == pytest.approx(clips, abs=.01) and report["frames"] == pytest.approx(frames, abs=.01)
+    assert all(5 < report[k] < 40 for k in ("heads", "hands")) and report.picture.width == 2*5*64*3
 
 def test_channels_last_changes_no_number(vae):
     x = torch.rand(1, 3, 5, 32, 32)

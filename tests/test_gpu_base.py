@@ -1,0 +1,135 @@
+"A base by the clock, at toy length on a CPU: what it leaves behind, when it stops, and what survives a part that fails."
+import importlib.util, json, os, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pytest, torch
+from typer.testing import CliRunner
+from sas_nb.clip import UserError
+from sas_nb.dit import VideoDiT
+from sas_nb.pretrain import TEMPORAL_2, latent_shape, load_autoencoder, tiny_autoencoder
+
+SCRIPT = Path(__file__).parent.parent/"scripts"/"gpu_base.py"
+SIZES = dict(batch=1, clips=2, images=2, latents=8, fresh=1, ring=16, first=16, uses=2, workers=2, save=.2)
+
+
+@pytest.fixture(scope="module")
+def base():
+    spec = importlib.util.spec_from_file_location("gpu_base", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_base"] = module
+    spec.loader.exec_module(module)
+    return module
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("start")
+    tiny_autoencoder(**TEMPORAL_2).save_pretrained(folder)
+    return folder
+
+def arguments(tmp_path, start, minutes, **sizes):
+    given = [word for name, value in {**SIZES, **sizes}.items() for word in ("--set", f"{name}={value}")]
+    return ["train", "--cpu", "--minutes", str(minutes), "--state", str(tmp_path/"state"), "--out", str(tmp_path/"out"),
+            "--start", str(start), "--world", "sas_nb.world", *given]
+
+def rows(path): return [json.loads(line) for line in path.read_text().splitlines()]
+
+class Ticks:
+    "A clock that goes on by a second each time somebody looks, on a quick machine and on a slow one."
+    sleep, now = time.sleep, 0
+    def time(self): self.now += 1; return self.now
+
+def run(base, monkeypatch, *args):
+    monkeypatch.setattr(base, "time", Ticks())
+    monkeypatch.setattr(base, "START", 0)
+    result = CliRunner().invoke(base.app, list(map(str, args)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def quick(base, monkeypatch):
+    "Few figures: they take longer than the training."
+    psnr, report = base.reconstruction_psnr, base.autoencoder_report
+    monkeypatch.setattr(base, "reconstruction_psnr", lambda vae, world: psnr(vae, 1, world))
+    monkeypatch.setattr(base, "autoencoder_report", lambda vae, world: report(vae, world, 3))
+    monkeypatch.setattr(base.measure_dit, "__defaults__", (2,))
+    monkeypatch.setattr(base.sample, "__defaults__", (2,))
+
+def test_everything_by_the_clock_and_on_from_there(base, quick, start, tmp_path, monkeypatch):
+    run(base, monkeypatch, *arguments(tmp_path, start, 1))
+    out, state = tmp_path/"out", tmp_path/"state"
+    log = rows(out/"log.jsonl")
+    parts = [r["part"] for r in log]
+    assert list(dict.fromkeys(parts)) == ["autoencoder", "latents", "dit", "report", "done"]
+    assert not any("error" in r for r in log) and {"clips", "frames", "heads", "hands"} <= set().union(*log)
+    files = sorted(p.name for p in out.iterdir())
+    assert files == ["autoencoder.png", "log.jsonl", "samples.png", "weights.00", "weights.json"] and all(p.stat().st_size < 16*2**20 for p in out.iterdir())
+    run(base, monkeypatch, "unpack", out, tmp_path/"again")
+    dit = VideoDiT.load(tmp_path/"again"/"pipeline")
+    assert latent_shape(dit.pipe.vae) == (16, 9, 8, 8) and dit.recommended.num_frames == 17
+    was, now = json.loads((state/"clock.json").read_text()), rows(state/"dit.jsonl")[-1]["step"]
+    assert now >= 1 and was["seed"] >= 16 and 1 <= sum(was["minutes"].values()) < 1.5
+    run(base, monkeypatch, *arguments(tmp_path, start, 1.8))
+    after = json.loads((state/"clock.json").read_text())
+    assert rows(state/"dit.jsonl")[-1]["step"] > now and after["seed"] > was["seed"], "a later piece goes on, with other clips"
+
+def test_weights_over_16_mib_come_in_shards_and_a_damaged_one_is_noticed(base, tmp_path):
+    state, out = tmp_path/"state", tmp_path/"out"
+    (state/"vae").mkdir(parents=True); out.mkdir()
+    (state/"vae"/"big").write_bytes(np.random.default_rng(0).bytes(20_000_000))
+    a_run = type("Run", (), dict(state=state, out=out, log=None))
+    base.pack(a_run)
+    assert sorted(p.name for p in out.iterdir()) == ["weights.00", "weights.01", "weights.json"]
+    assert max(p.stat().st_size for p in out.iterdir()) < 16*2**20
+    base.unpack(out, tmp_path/"again")
+    assert (tmp_path/"again"/"vae"/"big").read_bytes() == (state/"vae"/"big").read_bytes()
+    (out/"weights.01").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="weights.01"): base.unpack(out, tmp_path/"other")
+
+def test_an_autoencoder_outlives_a_dit_that_fails(base, quick, start, tmp_path, monkeypatch):
+    def fails(*_): raise RuntimeError("no memory left")
+    monkeypatch.setattr(base, "dit_backward", fails)
+    run(base, monkeypatch, *arguments(tmp_path, start, 1))
+    log = rows(tmp_path/"out"/"log.jsonl")
+    assert len([r for r in log if "no memory left" in r.get("error", "")]) == 2, "tried again with less, then given up"
+    assert any("heads" in r for r in log) and log[-1]["minutes"] > 0
+    run(base, monkeypatch, "unpack", tmp_path/"out", tmp_path/"again")
+    vae = load_autoencoder(tmp_path/"again"/"vae")
+    assert not torch.equal(vae.decoder.conv_out.weight, load_autoencoder(start).decoder.conv_out.weight)
+
+def test_a_loss_that_is_no_number_does_not_reach_the_disk(base, quick, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "autoencoder_step", lambda *_: torch.tensor(float("nan")))
+    run(base, monkeypatch, *arguments(tmp_path, start, 1), "--share", 1)
+    assert not (tmp_path/"state"/"autoencoder.safetensors").exists()
+    assert any("not a number" in r.get("error", "") for r in rows(tmp_path/"out"/"log.jsonl"))
+
+def test_the_limit_ends_a_piece_whatever_it_does(start, tmp_path):
+    code = f"import sys, time; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu_base; gpu_base._end_after(.001); time.sleep(60)"
+    began = time.time()
+    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+    assert done.returncode == 3 and time.time()-began < 50
+
+def test_the_script_needs_no_video_reader(tmp_path):
+    code = (f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); sys.modules['matplotlib'] = None\n"
+            "import importlib.util; find = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name, *a: None if name == 'av' else find(name, *a)\n"
+            "import gpu_base; assert 'av' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+
+def test_drawn_clips_are_what_the_world_draws_and_each_is_used_as_often_as_asked(base):
+    from sas_nb import world
+    drawing = base.Drawing(world, 2, 100, focus=True, slots=4)
+    try:
+        ring = base.Ring(drawing, 8, torch.device("cpu"), uses=3, first=6)
+        ring.wait(6)
+        assert ring.drawn == 6 and ring.feed() == 0, "no more than is used up"
+        for k, seed in enumerate(ring.seeds[:6]):
+            assert torch.equal(ring.store["clips"][k], base.pixels(world.random_spec(int(seed))))
+            heads, hands = base.head_and_hands(world.random_spec(int(seed)))
+            assert torch.equal(ring.store["focus"][k], heads.byte()+2*hands.byte())
+        assert len(set(ring.seeds[:6])) == 6
+        for _ in range(40):
+            ring.sample(3, torch.Generator())
+            while ring.drawn < 6+ring.used//3: ring.feed(); time.sleep(.001)
+        assert ring.used == 120 and ring.drawn == 46 and len(ring) == 8
+    finally: drawing.close()
