@@ -421,6 +421,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'sas_nb.dit._only_text_to_video': ('dit.html#_only_text_to_video', 'sas_nb/dit.py'),
                             'sas_nb.dit._original_name': ('dit.html#_original_name', 'sas_nb/dit.py'),
                             'sas_nb.dit._pairs': ('dit.html#_pairs', 'sas_nb/dit.py'),
+                            'sas_nb.dit._pipeline': ('dit.html#_pipeline', 'sas_nb/dit.py'),
                             'sas_nb.dit._quiet': ('dit.html#_quiet', 'sas_nb/dit.py'),
                             'sas_nb.dit._read': ('dit.html#_read', 'sas_nb/dit.py'),
                             'sas_nb.dit._several': ('dit.html#_several', 'sas_nb/dit.py'),

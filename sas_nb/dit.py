@@ -299,6 +299,16 @@ def _quiet():
     finally: d.enable_progress_bar(); t.enable_progress_bar()
 
 # %% ../nbs/02_dit.ipynb #aad72481
+def _pipeline(source, dtype, **kwargs)->tuple: # the pipeline, and its family's advice on it
+    about = _configuration(source, **kwargs)
+    family = known_family(about[0]["_class_name"], source)
+    family.check(*about, source)
+    types = {"vae": torch.float32, "default": dtype}
+    with _quiet(): pipe = family.pipeline.from_pretrained(source, torch_dtype=types, **kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, family.recommended(*about)
+
+# %% ../nbs/02_dit.ipynb #8239e09d
 @patch(cls_method=True)
 def load(cls:VideoDiT,
          name:str|Path="tiny",           # "tiny", a folder, or a hub id in diffusers' layout
@@ -309,21 +319,16 @@ def load(cls:VideoDiT,
     folder, device = _folder(name), torch.device(device or best_device())
     source = str(folder or name)
     offline = folder is None and _offline(source)
-    try:
-        about = _configuration(source, local_files_only=offline)
-        family = known_family(about[0]["_class_name"], source)
-        family.check(*about, source)
-        types = {"vae": torch.float32, "default": dtype or best_dtype(device)}
-        with _quiet(): pipe = family.pipeline.from_pretrained(source, local_files_only=offline, torch_dtype=types)
+    try: pipe, advice = _pipeline(source, dtype or best_dtype(device), local_files_only=offline)
     except UserError: raise
     except Exception as e: # diffusers, transformers and safetensors raise many kinds here
         reason = str(e).strip().split("\n")[0][:200]
-        raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the name is right and every file of it is complete.") from e
-    pipe.set_progress_bar_config(disable=True)
+        raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the name is right and "
+                        "every file of it is complete.") from e
     if device.type == "cpu": channels_last(pipe.vae)
-    made = cls(pipe.to(device), str(name), Recommended.read(folder, family.recommended(*about)))
-    made.lasting_name = lasting_name(name)
-    return made._note_stored()
+    dit = cls(pipe.to(device), str(name), Recommended.read(folder, advice))
+    dit.lasting_name = lasting_name(name)
+    return dit._note_stored()
 
 # %% ../nbs/02_dit.ipynb #07460dab
 def recommended_for(name:str|Path,      # as for `VideoDiT.load`
