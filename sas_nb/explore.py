@@ -673,7 +673,7 @@ def _draw_map(ax, pad, title):
     inch = 2*span/3.2 # of a map that is about 3.2 inches wide
     marks = np.array([(m["x"], m["y"]) for m in pad.marks])
     names = [m["name"] for m in pad.marks]
-    places = spread(marks + [0, .18*inch], np.array([(.1*len(n)*inch, .19*inch) for n in names]))
+    places = spread(marks + [0, .18*inch], np.array([(.115*len(n)*inch, .2*inch) for n in names]))
     ax.plot(*marks.T, "D", color=".85", markeredgecolor="black")
     for name, mark, place in zip(names, marks, places):
         ax.annotate(name, mark, place, ha="center", va="center", fontsize=9, annotation_clip=False,
