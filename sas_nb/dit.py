@@ -370,7 +370,8 @@ def encode(self:VideoDiT,
 # %% ../nbs/02_dit.ipynb #d0c0de04
 def in_two_pieces(vae, z:Tensor)->Tensor: # (B, C, t, h, w) -> (B, 3, T, H, W), both as the autoencoder has them
     "`vae.decode`; a small clip not frame by frame, but the first frame, then all others."
-    if len(z)*z[0, 0].numel() > 4608 or vae.use_tiling: return vae.decode(z).sample
+    pixels = len(z)*z[0, 0].numel()*vae.config.scale_factor_temporal*vae.config.scale_factor_spatial**2
+    if pixels > 2**20 or vae.use_tiling: return vae.decode(z).sample
     x, memory = vae.post_quant_conv(z), [None]*sum(1 for _ in vae.decoder.modules())
     pieces = [vae.decoder(piece, feat_cache=memory, feat_idx=[0], first_chunk=not k) for k, piece in enumerate((x[:, :, :1], x[:, :, 1:])) if piece.numel()]
     return unpatchify(torch.cat(pieces, 2), vae.config.patch_size or 1)

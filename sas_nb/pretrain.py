@@ -417,8 +417,8 @@ def tiny_pipeline(vae:AutoencoderKLWan, world=world)->WanPipeline:
     "A Wan pipeline of 5.5 million weights around a trained autoencoder: 8 layers of width 192, a two-layer text encoder."
     tokenizer = make_tokenizer(world)
     text = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0., pad_token_id=0, eos_token_id=1))
-    channels = vae.config.z_dim
-    dit = WanTransformer3DModel(patch_size=(1, 2, 2), num_attention_heads=6, attention_head_dim=32,
+    channels, side = vae.config.z_dim, 16//vae.config.scale_factor_spatial # a token is 16 pixels wide
+    dit = WanTransformer3DModel(patch_size=(1, side, side), num_attention_heads=6, attention_head_dim=32,
                                 in_channels=channels, out_channels=channels, text_dim=128, freq_dim=128, ffn_dim=768, num_layers=8, rope_max_seq_len=64)
     with torch.no_grad():
         local_heads(text)

@@ -52,6 +52,7 @@ class Run:
     rate: float
     warmup: int
     focus: float
+    shape: dict  # of a new autoencoder
     widths: tuple  # of encoder and decoder
     batch: int  # clips in a step of the autoencoder
     clips: int  # in a step of the DiT
@@ -226,21 +227,21 @@ class Ring:
 # ---- the autoencoder
 
 
-def begun(start: Path | None, widths: tuple, device):
-    "The autoencoder to begin with."
-    vae = load_autoencoder(start) if start else tiny_autoencoder(**TEMPORAL_2, base_dim=32)
+def begun(start: Path | None, shape: dict, widths: tuple, device):
+    "The autoencoder to begin with: of `start`, or a new one of this shape."
+    vae = load_autoencoder(start) if start else tiny_autoencoder(**shape)
     return channels_last(wider(vae, *widths)).to(device)
 
 
 def finished(run: Run):
     "The autoencoder as it was saved last."
-    vae = begun(run.start, run.widths, run.device)
+    vae = begun(run.start, run.shape, run.widths, run.device)
     load_state(run.state/"autoencoder.safetensors", dict(vae=vae), {})
     return vae.eval().requires_grad_(False)
 
 
 def train_autoencoder(run: Run, fast: bool, portion: float):
-    vae = begun(run.start, run.widths, run.device).requires_grad_(True)
+    vae = begun(run.start, run.shape, run.widths, run.device).requires_grad_(True)
     opts, path = autoencoder_optimisers(vae, run.rate), run.state/"autoencoder.safetensors"
     about = load_state(path, dict(vae=vae), opts)
     both, batch, g = passes(vae, fast), max(1, int(run.batch*portion)), torch.Generator(run.device)
@@ -428,6 +429,7 @@ GPU = dict(batch=128, clips=512, images=256, latents=16_000, fresh=256, ring=80_
            workers=14, save=.75)
 CPU = dict(batch=6, clips=24, images=16, latents=1600, fresh=4, ring=2000, first=64, uses=1.,
            workers=1, save=6.)
+SHAPE = json.dumps(dict(TEMPORAL_2, base_dim=32))
 SIZES = "; by default " + ", ".join(f"{k} {GPU[k]:g} on a GPU and {CPU[k]:g} on a CPU" for k in GPU)
 
 
@@ -438,6 +440,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="For log, pictures and shards of the weights.")] = None,
     start: Annotated[Path | None, typer.Option(help="A folder with an autoencoder, or a pipeline.")] = None,
     world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.world_large",
+    shape: Annotated[str, typer.Option(help="Configuration of a new autoencoder, without --start.")] = SHAPE,
     share: Annotated[float, typer.Option(help="Of the time, for the autoencoder.")] = .5,
     limit: Annotated[float, typer.Option(help="Minutes after which this piece just ends; 0: never.")] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="On the CPU, with sizes for it.")] = False,
@@ -460,7 +463,8 @@ def train(
     drawing = Drawing(module, int(size["workers"]), budget.seed, focus > 0)
     counts = {k: int(size[k]) for k in ("batch", "clips", "images", "latents")}
     run = Run(state, out, start, module, device, compiled, size["save"], rate, warmup, focus,
-              (encoder_dim, decoder_dim), **counts, fresh=size["fresh"], log=Log(state, out), budget=budget)
+              json.loads(shape), (encoder_dim, decoder_dim), **counts, fresh=size["fresh"],
+              log=Log(state, out), budget=budget)
     if device.type == "cuda" and compiled: _compile_ahead(run)
     try:
         run.ring = Ring(drawing, int(size["ring"]), device, size["uses"], int(size["first"]))
@@ -488,7 +492,8 @@ def _compile_ahead(run: Run):
     "Compile in a process beside this one as well; the compiler's cache on disk serves both."
     encoder_dim, decoder_dim = run.widths
     given = dict(start=run.start, world=run.world.__name__, batch=run.batch, clips=run.clips,
-                 images=run.images, encoder_dim=encoder_dim, decoder_dim=decoder_dim)
+                 images=run.images, shape=json.dumps(run.shape),
+                 encoder_dim=encoder_dim, decoder_dim=decoder_dim)
     words = [w for k, v in given.items() if v is not None for w in (f"--{k.replace('_', '-')}", str(v))]
     with open(run.state/"ahead.log", "w") as log:
         subprocess.Popen([sys.executable, __file__, "ahead", *words], stdout=log, stderr=log)
@@ -496,10 +501,11 @@ def _compile_ahead(run: Run):
 
 @app.command(hidden=True)
 def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = None,
-          world: str = "sas_nb.world_large", encoder_dim: int | None = None, decoder_dim: int | None = None):
+          world: str = "sas_nb.world_large", shape: str = SHAPE,
+          encoder_dim: int | None = None, decoder_dim: int | None = None):
     "Compile what `train` needs after its first crops: the pass over whole clips, and the DiT's step."
     device = best_device()
-    vae = begun(start, (encoder_dim, decoder_dim), device).requires_grad_(True)
+    vae = begun(start, json.loads(shape), (encoder_dim, decoder_dim), device).requires_grad_(True)
     x = torch.rand(-(-batch//6), 3, 17, 64, 64, device=device)*2-1
     c = interest(x)
     reconstruction_loss(passes(vae, True), x, c, c.mean()).backward()
