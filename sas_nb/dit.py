@@ -336,11 +336,12 @@ def recommended_for(name:str|Path,      # as for `VideoDiT.load`
                    )->Recommended:
     "What suits a checkpoint, without loading it; Wan 2.1's values where nothing can be read."
     folder = _folder(name)
-    try: about = _configuration(str(folder or name), local_files_only=not download)
+    try:
+        here = folder is not None or not download or _offline(name) # without a network the hub's client would try for a minute
+        about = _configuration(str(folder or name), local_files_only=here)
     except Exception: return Recommended.read(folder, {}) # not there or not whole, which `load` says
     family = FAMILIES.get(about[0].get("_class_name"))
     return Recommended.read(folder, family.recommended(*about) if family else {})
-
 
 # %% ../nbs/02_dit.ipynb #368d6ec6
 @patch

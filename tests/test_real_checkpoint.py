@@ -118,6 +118,20 @@ def test_a_hubs_checkpoint_is_refused_by_its_configuration_too(folder, monkeypat
     with pytest.raises(UserError, match="'Wan-AI/Wan2.2-T2V-A14B-Diffusers' cannot be used, since it has two transformers"): VideoDiT.load("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
     assert {s for s, _ in said} == {"Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
 
+def test_without_a_network_the_hub_is_asked_once(monkeypatch):
+    asked, read = [], []
+    def no_network():
+        asked.append(1)
+        raise OSError("no network")
+    def configuration(source, local_files_only):
+        read.append(local_files_only)
+        raise OSError("not here")
+    monkeypatch.setattr("huggingface_hub.get_session", no_network)
+    monkeypatch.setattr("sas_nb.dit._configuration", configuration)
+    assert recommended_for("nobody/nothing").fps == 16
+    assert len(asked) == 1 and not read, "the hub's client would try for a minute"
+
+
 def parts(folder): return {k: getattr(load(folder).pipe, k) for k in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
 
 @pytest.mark.parametrize("make, says", [(lambda p: WanPipeline(**p, transformer_2=p["transformer"], boundary_ratio=.875), "two transformers"), (lambda p: WanPipeline(**p, boundary_ratio=.9), "boundary_ratio"),
