@@ -503,7 +503,7 @@ def test_atomic_explains_a_file_in_the_way(tmp_path):
         with atomic(tmp_path/"file", marker="m"): pass
 
 
-def write(folder, marker="m.json", fail=False, **files):
+def write_folder(folder, marker="m.json", fail=False, **files):
     with atomic(folder, marker=marker) as tmp:
         (tmp/marker).write_text("{}")
         for name, text in files.items(): (tmp/name).write_text(text)
@@ -511,9 +511,9 @@ def write(folder, marker="m.json", fail=False, **files):
 
 
 def test_atomic_folder(tmp_path):
-    for text in ("one", "two"): write(tmp_path/"c", a=text)
+    for text in ("one", "two"): write_folder(tmp_path/"c", a=text)
     assert (tmp_path/"c/a").read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["c"]
-    with pytest.raises(KeyError): write(tmp_path/"c", a="three", fail=True)
+    with pytest.raises(KeyError): write_folder(tmp_path/"c", a="three", fail=True)
     assert (tmp_path/"c/a").read_text() == "two" and {p.name for p in (tmp_path/"c").iterdir()} == {"a", "m.json"}
 
 
@@ -525,12 +525,12 @@ def test_atomic_folder_never_deletes_what_is_not_ours(tmp_path):
             (tmp_path/"photos/m.json").write_text("{}")
             with atomic(tmp_path/"photos", marker="m.json", writes=(name,)): pytest.fail("the work must not even begin")
     (tmp_path/"photos/m.json").unlink()
-    write(tmp_path/"photos", a="one")
+    write_folder(tmp_path/"photos", a="one")
     assert (tmp_path/"photos/cat.jpg").read_text() == "precious"
 
 
 def test_atomic_folder_comes_back_if_the_rename_fails(tmp_path, monkeypatch):
-    write(tmp_path/"c", a="old", b="old")
+    write_folder(tmp_path/"c", a="old", b="old")
     before, real = {p.name: p.read_text() for p in (tmp_path/"c").iterdir()}, os.replace
     for last in range(1, 6):
         calls = []
@@ -539,7 +539,7 @@ def test_atomic_folder_comes_back_if_the_rename_fails(tmp_path, monkeypatch):
             if len(calls) == last: raise OSError(errno.ENOSPC, "full")
             return real(a, b)
         monkeypatch.setattr(os, "replace", flaky)
-        with pytest.raises(UserError, match="disk is full"): write(tmp_path/"c", a="new", c="new")
+        with pytest.raises(UserError, match="disk is full"): write_folder(tmp_path/"c", a="new", c="new")
         monkeypatch.undo()
         assert {p.name: p.read_text() for p in (tmp_path/"c").iterdir()} == before and [p.name for p in tmp_path.iterdir()] == ["c"]
 
