@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 from .clip import Clip, UserError, atomic, expanded
 from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
 from .world import joints as body_joints
-from .dit import best_device, channels_last, named_folder
+from .dit import best_device, channels_last, data_path, named_folder
 from .pretrain import FPS, Clock, decode, encode, load_state, mixed_precision, optimisers, save_state, set_rates, to_signed
 
 # %% ../nbs/11_oracles.ipynb #5a9345af
@@ -479,7 +479,7 @@ def save(self:Oracles, folder:Path)->Oracles:
 @patch(cls_method=True)
 def load(cls:Oracles, name:str|Path="oracles", device=None)->Oracles: # the shipped ones, or a folder
     "Load oracles. Raises `UserError`."
-    folder = named_folder(name, "oracles.json") or Path(name)
+    folder = named_folder(name, "oracles.json") or data_path(str(name))
     try: state, said = load_file(folder/"oracles.safetensors"), json.loads((folder/"oracles.json").read_text())
     except (OSError, ValueError, SafetensorError) as e: raise UserError(f"There are no oracles in {str(folder)!r} ({type(e).__name__}): give a folder that train_oracles wrote, or 'oracles' for the shipped ones.") from e
     net = OracleNet()

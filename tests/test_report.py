@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sas_nb import report as module
-from sas_nb.clip import UserError
+from sas_nb.clip import UserError, read_about
 from sas_nb.dit import VideoDiT
 from sas_nb.oracles import HELD_SEED, LABELS, words_of
 from sas_nb.report import (BARS, REPORT_SEED, Question, card_markdown, exchanged, flicker, generate, load_strip, marks, median_of, nearest, phrases, question, recall, renders_of, report_card, save_strip,
@@ -147,7 +147,7 @@ def card(tmp_path_factory):
 
 def test_card_and_files(card):
     card, out = card
-    assert json.loads((out/"report.json").read_text()) == card
+    assert read_about(out/"report.json") == card
     assert card["n"] == 3 and card["guidance"] == VideoDiT.load("tiny", "cpu").recommended.guidance and set(card["attributes"]) <= {*LABELS, "dancing"}
     assert Image.open(out/"sheet.png").size == (10*132, 148)
     assert len(list(out.glob("samples/*/*.png"))) == 3
