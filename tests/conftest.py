@@ -1,5 +1,5 @@
 """What every test shares: no network, no windows, one thread, a fixed seed, and gpu or slow tests only where they can or should run."""
-import os, sys
+import os, signal, sys
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
@@ -40,6 +40,15 @@ def no_basis_left(dit):
     "Whatever a test left on the file's own `dit` comes off."
     yield
     if old := getattr(dit, "basis", None): old.detach()
+
+
+@pytest.fixture
+def hears_hangups():
+    "SIGHUP as at a terminal: what runs under nohup, as on a build machine, ignores it."
+    old = signal.getsignal(signal.SIGHUP) if hasattr(signal, "SIGHUP") else None
+    if old == signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    if old == signal.SIG_IGN: signal.signal(signal.SIGHUP, old)
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,7 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(monkeypatch, e, code, says
     assert ("SAS_NB_DEBUG" in result.output) == isinstance(e, KeyError)
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_is_one_line_and_its_exit_code(monkeypatch, name, code):
     s = getattr(signal, name)

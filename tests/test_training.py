@@ -548,6 +548,7 @@ def test_a_folder_that_cannot_be_locked_is_done_without(tmp_path, monkeypatch, e
 
 ENDS = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, n)]
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("s", ENDS, ids=lambda s: s.name)
 @pytest.mark.parametrize("at", [2, 4], ids=["midway", "last step"])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, monkeypatch, ctrl_c, s, at):
@@ -562,6 +563,7 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, monkeypatch, ctrl_c,
     assert [signal.getsignal(x) for x in ENDS] == before
     assert trainer(out=tmp_path, settings=dict(steps=4, save_every=100)).run()[-1][0] == 4
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("first", ENDS, ids=lambda s: s.name)
 @pytest.mark.parametrize("second", ENDS, ids=lambda s: s.name)
 def test_a_second_signal_of_any_kind_stops_at_once(ctrl_c, first, second):
@@ -593,6 +595,7 @@ def test_anothers_own_handler_stays_and_hears_the_second(monkeypatch):
         assert heard == [1, 1]
     finally: signal.signal(signal.SIGTERM, old)
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("s", [s for s in ENDS if s != signal.SIGINT], ids=lambda s: s.name)
 @pytest.mark.parametrize("where", ["both_views", "both_priors"])
 def test_a_signal_before_training_leaves_nothing_half_written(tmp_path, dit, clip, monkeypatch, s, where):
