@@ -69,6 +69,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'sas_nb.atlas._mixed': ('atlas.html#_mixed', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._model': ('atlas.html#_model', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._moved': ('atlas.html#_moved', 'sas_nb/atlas.py'),
+                              'sas_nb.atlas._of_layer': ('atlas.html#_of_layer', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._one_basis': ('atlas.html#_one_basis', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._one_each': ('atlas.html#_one_each', 'sas_nb/atlas.py'),
                               'sas_nb.atlas._products': ('atlas.html#_products', 'sas_nb/atlas.py'),

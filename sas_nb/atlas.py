@@ -203,17 +203,23 @@ def _config(file:Path, about:dict)->tuple[dict, str]: # peft's settings; what st
     _check_config(file, said)
     return _DEFAULTS | said if said else {}, prefix
 
+def _of_layer(patterns, rest, name, file):
+    "The value of the pattern that peft finds for a layer, else `rest`."
+    try: return (patterns or {}).get(get_pattern_key(list(patterns or {}), name), rest)
+    except re.error as e:
+        raise UserError(f"The settings of {str(file)!r} have a pattern that is no regular expression ({e}): correct it in "
+                        "adapter_config.json or in the file's header.") from e
+
 def _strength(file:Path, about:dict)->Callable: # layer's raw name, its rank -> scale
     "alpha / rank where no alpha stands beside a layer, as peft works it out; 1 where nothing is said."
     config, prefix = _config(file, about)
     def scale(raw, rank):
         if not config: return 1.
         name = raw.removeprefix(prefix) if raw.startswith(prefix) else layer_name(raw)
-        own = lambda patterns, rest: (patterns or {}).get(get_pattern_key(list(patterns or {}), name), rest)
-        if (told := own(config["rank_pattern"], config["r"])) != rank:
+        if (told := _of_layer(config["rank_pattern"], config["r"], name, file)) != rank:
             raise UserError(f"{str(file)!r} has rank {rank} in {raw!r}, and its settings say {told}: they "
                             "do not belong together, so copy both again from where they were made.")
-        return own(config["alpha_pattern"], config["lora_alpha"])/(rank**.5 if config["use_rslora"] else rank)
+        return _of_layer(config["alpha_pattern"], config["lora_alpha"], name, file)/(rank**.5 if config["use_rslora"] else rank)
     return scale
 
 # %% ../nbs/13_atlas.ipynb #b37fa65b

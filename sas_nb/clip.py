@@ -41,7 +41,8 @@ def _plain(value):
 def _wrong(value, name, kind, low, high, hint):
     x = _plain(value)
     shown = f"{value!r:.60}" if x is None else f"{x}"
-    return UserError(f"{name}={shown} must be {kind} from {low:.10g} to {high:.10g}{hint and ': '}{hint}.")
+    low, high = (x if isinstance(x, int) else f"{x:.10g}" for x in (low, high))
+    return UserError(f"{name}={shown} must be {kind} from {low} to {high}{hint and ': '}{hint}.")
 
 # %% ../nbs/00_clip.ipynb #5e1f0a03
 def real_number(

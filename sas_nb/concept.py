@@ -304,7 +304,7 @@ def advice(self:Concept, prompt:str|list[str]|None)->list[str]:
     for p in dict.fromkeys([] if prompt is None else checked_prompts(prompt)):
         if not (gone := [w for w in speaks if w not in p]): continue
         what = " and no ".join(f"{w} (the new word for {means[w]})" for w in gone)
-        result = "it shows somebody else" if "[v]" in gone else "it moves as the base model would"
+        result = "it may show somebody else" if "[v]" in gone else "it may move as the base model would"
         made.append(f"The prompt {p!r} has no {what}, so {result}: type {what_to_type(self.info['appearance'], self.info['motion'], p)!r}.")
     return made
 
@@ -393,7 +393,6 @@ def _made_with(info)->str:
 
 def check_info(info:dict): # all that concept.json holds
     "Raise `ValueError` that names what is wrong and what it must be."
-    if _whole(info.get("format"), _FORMAT+1): raise ValueError("it is of a later kind than this version can read: update sas_nb")
     for key, (ok, what) in (_MUST | _MAY).items():
         if key not in info and key in _MUST: raise ValueError(f"in concept.json, {key} is missing: it must be {what}")
         if key in info and not (isinstance(info[key], (str, list, dict, int, float)) and ok(info[key])):
@@ -435,7 +434,9 @@ def read_info(folder:Path)->dict: # with its scales
     info = {}
     with _readable(folder, info):
         info |= read_about(folder/"concept.json")
-        check_info(info)
+    if _whole(info.get("format"), _FORMAT+1):
+        raise UserError(f"The concept in {str(folder)!r} is of a later kind than this version can read{_made_with(info)}: update sas_nb.")
+    with _readable(folder, info): check_info(info)
     return info
 
 # %% ../nbs/09_concept.ipynb #d32e1894

@@ -406,9 +406,10 @@ def _check_same(self:Trainer, about:dict, kept:list[dict]|None):
         mine, theirs = self.given["examples"][same], was["examples"].get(same) or {}
         for key, part in (("clip", "latents"), ("tensors", "")):
             if key in mine and key in theirs and _alike(_parts(e), t, part): mine[key] = theirs[key]
+    begun = " and ".join(sorted(p.name for p in self.out.glob("*.ckpt.safetensors"))) # both stages: the other would not fit either
     if said := _differences(was, self.given, about["defaults"]):
         raise UserError(f"The folder {self.out} holds another run ({said}): give what it was begun with, choose another folder, "
-                        f"or delete {path.name} in it to start anew.")
+                        f"or delete {begun} in it to start anew.")
 
 
 # %% ../nbs/07_frames.ipynb #ce0be94b

@@ -759,3 +759,12 @@ def test_a_header_in_diffusers_words_over_the_authors_names(wan, tmp_path):
     truth = {n: m.get_delta_weight("x").detach().double() for n, m in wan.named_modules() if hasattr(m, "get_delta_weight") and "attn1" in n}
     wan.unload_lora()
     is_read_as([file, file], [{l: truth[l] for l in Atlas([file]*2).layers}]*2)
+
+
+def test_a_pattern_that_is_no_regular_expression_blames_the_settings(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    for name in ("a", "b"): model.save_pretrained(tmp_path/name)
+    settings = tmp_path/"a"/"adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | dict(alpha_pattern={"^(": 16})))
+    with pytest.raises(UserError, match="no regular expression.*adapter_config.json"): Atlas([tmp_path/"a", tmp_path/"b"])
