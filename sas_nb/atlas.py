@@ -203,6 +203,7 @@ def _config(file:Path, about:dict)->tuple[dict, str]: # peft's settings; what st
     _check_config(file, said)
     return _DEFAULTS | said if said else {}, prefix
 
+# %% ../nbs/13_atlas.ipynb #d932d0dc
 def _of_layer(patterns, rest, name, file):
     "The value of the pattern that peft finds for a layer, else `rest`."
     try: return (patterns or {}).get(get_pattern_key(list(patterns or {}), name), rest)

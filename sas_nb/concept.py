@@ -426,6 +426,7 @@ def _readable(folder, info):
         why = why.rpartition(": ")[0] if isinstance(e, UserError) else why
         raise UserError(f"The concept in {str(folder)!r} is damaged ({why}{_made_with(info)}): correct it, copy it again from where it was made, or train it again.") from e
 
+# %% ../nbs/09_concept.ipynb #59194d80
 def read_info(folder:Path)->dict: # with its scales
     "What concept.json says, checked. Raises `UserError`."
     if not os.path.isfile(folder/"concept.json"):
