@@ -447,7 +447,7 @@ def train(
     compiled: Annotated[bool | None, typer.Option(show_default="on a GPU")] = None,
     rate: Annotated[float, typer.Option(help="Of the autoencoder's Muon.")] = .01,
     warmup: Annotated[int, typer.Option(help="Steps in which the autoencoder's rate rises.")] = 300,
-    focus: Annotated[float, typer.Option(help="How much more heads and moving hands count.")] = 0,
+    focus: Annotated[float, typer.Option(help="How much more heads and moving hands count.")] = 4,
     encoder_dim: int | None = None, decoder_dim: int | None = None,
     sizes: Annotated[list[str] | None, typer.Option("--set", help="NAME=NUMBER" + SIZES)] = None,
 ):
