@@ -30,11 +30,12 @@ def resample(
     last = None
     for i, (time, duration, x) in enumerate(timed):
         while last and tick <= (last[1] + time)/2:
-            yield last[:3]
+            yield last
             tick += step
-        last = i, time, x, time + duration
-    while last and start < last[3] and tick < max(last[3] - step/10, last[1] + step/2):
-        yield last[:3]
+        last = i, time, x
+        end = time + duration
+    while last and start < end and tick < max(end - step/10, last[1] + step/2):
+        yield last
         tick += step
 
 # %% ../nbs/parts/resample.ipynb #759fba16
