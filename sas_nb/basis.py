@@ -15,8 +15,8 @@ import peft
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from fastcore.basics import patch
-from .clip import UserError, whole_number
-from .dit import VideoDiT, checked_seed
+from .dit import checked_seed, VideoDiT
+from .files import UserError, whole_number
 
 # %% ../nbs/05_basis.ipynb #12c8c4be
 def _check_layers(transformer:nn.Module, layers:str):

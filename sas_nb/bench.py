@@ -19,16 +19,20 @@ import csv, hashlib, json, re, time
 import numpy as np, torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .clip import Clip, UserError, atomic, expanded
-from .world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec, caption, edit, heldout_spec, random_thing, render
-from .dit import VideoDiT, add_tokens, fingerprint, maker_fingerprint, split_placeholders
-from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis
-from .frames import Settings, Trainer, frame_set, train_identity
-from .residual import OFF, SAMPLING, motion_settings, preset_settings, sequence, train_motion
+from .clip import Clip
 from .concept import Concept, learn, provenance
+from .dit import add_tokens, fingerprint, maker_fingerprint, split_placeholders, VideoDiT
+from .files import expanded, UserError
+from .flow import interpolate, loss_per_sample, velocity_target
+from .frames import frame_set, Settings, train_identity, Trainer
+from .metrics import (adherence, edit_accuracy, edit_error, motion_fidelity, mse, paired_bootstrap,
+                            pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency)
 from .oracles import seen_joints, words_of
-from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, mse, paired_bootstrap, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
+from .residual import motion_settings, OFF, preset_settings, SAMPLING, sequence, train_motion
+from .world import (caption, COLOURS, edit, HATS, HELD, HELDOUT, heldout_spec, LIGHTS, Person,
+                          random_thing, render, SCENES, Spec, THINGS)
+from .writing import atomic
 
 # %% ../nbs/12_bench.ipynb #d4c66e21
 @dataclass(frozen=True)

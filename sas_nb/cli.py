@@ -57,7 +57,7 @@ def say(message:str, err:bool=False, **style):
 def sentence(e:BaseException, # what went wrong
             )->str:           # one line for the person at the terminal
     "A `UserError` speaks for itself; memory and disk get advice; anything else is our fault and says how to see more."
-    from sas_nb.clip import UserError
+    from sas_nb.files import UserError
     words = " ".join(str(e).split())
     if isinstance(e, UserError): return words
     if type(e).__name__ == "OutOfMemoryError": return "The GPU has too little memory for this: lower --batch, add --checkpointing, or choose a smaller --model."
@@ -163,7 +163,8 @@ def _clip_size(model, download=True):
 @command("sas-nb models", "sas-nb train film.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers ...")
 def models():
     "List models to train on, and say which are on this machine."
-    from sas_nb.dit import FAMILIES, data_path
+    from sas_nb.cache import data_path
+    from sas_nb.dit import FAMILIES
     table, notes = Table(Column("model", no_wrap=True), "its clips", "here?", title="Models"), []
     rows = [("tiny", f"shipped with sas_nb, {_megabytes(data_path('tiny')):.0f} MB", "yes")]
     rows += [(name, f"on the hub, {what}", "yes" if _is_local(name) else "no") for name, what in HUB.items()]
@@ -203,8 +204,9 @@ def inspect(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video, o
 # %% ../nbs/16_cli.ipynb #5e1f0d07
 def _round_trip(clip, model, path, quiet):
     "Draw a clip beside its round trip."
-    from sas_nb.clip import atomic, contact_sheet
     from sas_nb.concept import base_model
+    from sas_nb.sheet import contact_sheet
+    from sas_nb.writing import atomic
     back, psnr = base_model(model).round_trip(clip)
     rows = {"the clip": clip, f"through the autoencoder of {model}: PSNR {psnr:.1f} dB": back}
     with atomic(path) as tmp: contact_sheet(rows).save(tmp)
@@ -214,7 +216,7 @@ def _round_trip(clip, model, path, quiet):
 def check_writable(path:Path,          # to be written later
                    folder:bool=False): # or a file
     "Raise `UserError` now if `path` could not be written then."
-    from sas_nb.clip import atomic, destination
+    from sas_nb.writing import atomic, destination
     path = destination(path, folder)
     probe = next(p for p in (path if folder else path.parent, *path.parents) if p.exists())/f".sas-nb-{os.getpid()}"
     with atomic(probe) as tmp: tmp.write_bytes(bytes(4096))
@@ -292,7 +294,8 @@ def _train(clip, appearance, motion, model, out, rank, settings, regularize, pri
 
 def _log(out):
     "The run's log as it is now; None before there is one."
-    path = out.expanduser()/"log.jsonl"
+    from sas_nb.files import expanded
+    path = expanded(out)/"log.jsonl"
     return path.read_bytes() if path.is_file() else None
 
 def _learned(concept, out, finished, drawn):
@@ -316,9 +319,11 @@ def _ours(path):
 def _pictures(concept, clip, out, finished):
     "Write `sheet.png` and `loss.png` into the run's folder; True where both are there and ours."
     from PIL.PngImagePlugin import PngInfo
-    from sas_nb.clip import atomic, contact_sheet
+    from sas_nb.files import expanded
     from sas_nb.frames import plot_history
-    sheet, loss, mark = out.expanduser()/"sheet.png", out.expanduser()/"loss.png", PngInfo()
+    from sas_nb.sheet import contact_sheet
+    from sas_nb.writing import atomic
+    sheet, loss, mark = expanded(out)/"sheet.png", expanded(out)/"loss.png", PngInfo()
     mark.add_text("Software", "sas_nb")
     if not (_ours(sheet) and _ours(loss)): return False
     if finished and sheet.exists() and loss.exists(): return True
@@ -334,7 +339,7 @@ def _concept(folder, model=None):
     return Concept.load(folder, base_model(model) if model else None)
 
 def _check_name(path, known=(".mp4", ".mov", ".webm", ".gif"), what="video"):
-    from sas_nb.clip import UserError
+    from sas_nb.files import UserError
     if path.suffix.lower() not in known: raise UserError(f"A {what} cannot be called {path.name!r}: end the name in one of {', '.join(known)}.")
 
 ConceptFolder = Annotated[Path, typer.Argument(metavar="CONCEPT", help="The folder that train wrote, or a saved concept.", show_default=False)]

@@ -4,311 +4,38 @@
 
 # %% ../nbs/00_clip.ipynb #1c196c77
 from __future__ import annotations
-import base64, errno, html, math, os, re, secrets, shutil, textwrap, json, stat, sys
-from collections import Counter
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
+import base64, html
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from io import BytesIO
-from itertools import chain, islice
-from pathlib import Path, PurePosixPath
-from numbers import Real
+from pathlib import Path
 import av, numpy as np, torch
-import torch.nn.functional as F
 from fastcore.basics import patch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
+from .files import expanded, UserError, whole_number
+from .preflight import Preflight
+from .sheet import contact_sheet, to_images
+from .video import _checked_fps, read_video
+from .writing import atomic
 
 # %% auto #0
-__all__ = ['UserError', 'Advice', 'real_number', 'whole_number', 'needs', 'expanded', 'destination', 'read_about', 'check_place',
-           'atomic', 'Clip', 'fit_length', 'resample', 'cover_box', 'Preflight', 'preflight', 'contact_sheet', 'figure']
-
-# %% ../nbs/00_clip.ipynb #0d0701f9
-class UserError(ValueError):
-    "Something a person can put right: one sentence that says what is wrong, why, and what to do."
-
-class Advice(UserWarning):
-    "Something was done as asked that a person may not have meant: one sentence that says what to do instead."
-
-# %% ../nbs/00_clip.ipynb #5e1f0a02
-def _plain(value):
-    "A number of Python's, numpy's or torch's; None for what is no number, True and False among it."
-    with suppress(AttributeError, ValueError, RuntimeError): value = value.item()
-    return value if isinstance(value, Real) and not isinstance(value, bool) else None
-
-def _wrong(value, name, kind, low, high, hint):
-    x = _plain(value)
-    shown = f"{value!r:.60}" if x is None else f"{x}"
-    low, high = (x if isinstance(x, int) else f"{x:.10g}" for x in (low, high))
-    return UserError(f"{name}={shown} must be {kind} from {low} to {high}{hint and ': '}{hint}.")
-
-# %% ../nbs/00_clip.ipynb #5e1f0a03
-def real_number(
-    value, # of Python's, numpy's or torch's
-    name:str, # as the caller knows it
-    low:float, high:float, # both allowed
-    hint:str="", # what to do, at the end of the sentence
-) -> float:
-    "The value as a float. Raises `UserError` for what is no number, not finite or out of range."
-    x = _plain(value)
-    if x is None or not low <= x <= high: raise _wrong(value, name, "a number", low, high, hint)
-    return float(x)
-
-def whole_number(value, name:str, low:int, high:int, hint:str="") -> int:
-    "The value as an int, like `real_number`; 17.0 is a whole number, 17.5 is not."
-    x = _plain(value)
-    if x is None or not low <= x <= high or x != int(x): raise _wrong(value, name, "a whole number", low, high, hint)
-    return int(x)
-
-# %% ../nbs/00_clip.ipynb #5e1f0a06
-def needs(extra:str) -> str: # of the project's extras, such as "notebooks"
-    "What to run for the libraries of an extra, in the Python that runs now: from the checkout that is in use, or from where the project is."
-    here = Path(__file__).resolve().parent.parent
-    what = f'-e "{here}[{extra}]"' if (here/"settings.ini").exists() else f'"sas_nb[{extra}] @ git+https://github.com/sas-nb/sas_nb"'
-    return f"{sys.executable} -m pip install {what}"
-
-# %% ../nbs/00_clip.ipynb #2dda85bf
-_REFUSED = {
-    errno.ENOSPC: "the disk is full, so free some space or choose another disk",
-    errno.EDQUOT: "your disk quota is used up, so free some space or choose another disk",
-    errno.EROFS: "that folder is read-only, so choose another one",
-    errno.EACCES: "you have no permission to write there, so choose a folder of your own",
-    errno.EPERM: "you have no permission to write there, so choose a folder of your own",
-    errno.ENOTDIR: "a part of that path is a file and not a folder, so choose another path",
-    errno.EEXIST: "a part of that path is a file and not a folder, so choose another path",
-    errno.ENAMETOOLONG: "the name is too long, so choose a shorter one",
-    errno.ELOOP: "that link leads back to itself, so choose another name"}
-
-def _refused(path, code):
-    path = path if path.name else Path(os.path.realpath(path))
-    return UserError(f"Cannot write {path.name!r} to the folder {str(path.parent)!r}: {_REFUSED[code]}.")
-
-def _code(e):
-    "The system's error number; safetensors has it only in its words."
-    if isinstance(e, OSError): return e.errno
-    return int(found[1]) if (found := re.search(r"\(os error (\d+)\)", str(e))) else None
-
-# %% ../nbs/00_clip.ipynb #a635f710
-def expanded(path:str|Path) -> Path:
-    "The path with `~` written out. Raises `UserError` where nobody has that home."
-    try: return Path(path).expanduser()
-    except RuntimeError as e:
-        raise UserError(f"There is no home folder for {str(path)!r}: write the path out, or choose another.") from e
-
-# %% ../nbs/00_clip.ipynb #4c62a9ea
-def destination(
-    path:str|Path, # a file, or a folder, to be written
-    folder:bool=False,
-) -> Path: # where it really is
-    "Follow all links, `~` too. Raises `UserError` for what cannot be written over: the other kind, a device, a protected file."
-    path = expanded(path)
-    real = Path(os.path.realpath(path))
-    there = not folder and real.is_file()
-    if real.is_symlink(): raise _refused(path, errno.ELOOP)
-    if folder and real.exists() and not real.is_dir():
-        raise UserError(f"Cannot write the folder {str(path)!r}: a file has that name, so choose another one.")
-    if not folder and real.is_dir():
-        raise UserError(f"Cannot write the file {str(path)!r}: a folder has that name, so choose another one.")
-    if not folder and real.exists() and not there:
-        raise UserError(f"Cannot write the file {str(path)!r}: that name is no ordinary file, so choose another one.")
-    if there and not real.stat().st_mode & 0o222:
-        raise UserError(f"Cannot write the file {str(path)!r}: it is write-protected, so choose another name or allow writing.")
-    return real
-
-# %% ../nbs/00_clip.ipynb #aa23cc03
-@contextmanager
-def _folders(folder):
-    "Make a folder and those above it; what was made goes again if the work fails."
-    made = [f for f in (folder, *folder.parents) if not f.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try: yield
-    except BaseException:
-        with suppress(OSError):
-            for f in made: f.rmdir()
-        raise
-
-@contextmanager
-def _new_file(tmp, path):
-    with _folders(path.parent):
-        try:
-            tmp.touch()
-            mode = (path if path.exists() else tmp).stat().st_mode
-            yield
-            with suppress(OSError): tmp.chmod(stat.S_IMODE(mode)) # some disks have no rights to give
-            os.replace(tmp, path)
-        finally: tmp.unlink(missing_ok=True)
-
-# %% ../nbs/00_clip.ipynb #de08c55d
-def _json_object(path):
-    try: about = json.loads(path.read_text("utf-8-sig"))
-    except OSError as e: raise UserError(f"{str(path)!r} cannot be read ({e.strerror}): check that it is there and yours.") from e
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{str(path)!r} is no JSON in UTF-8 ({str(e)[:80]}): correct it, or copy it again.") from e
-    if not isinstance(about, dict): raise UserError(f"{str(path)!r} holds no JSON object {{...}}: correct it, or copy it again.")
-    return about
-
-def read_about(path:Path) -> dict:
-    "What a marker says, without its list of files. Raises `UserError` if it is no JSON object, or the folder was never finished."
-    about = _json_object(path)
-    if about.pop("unfinished", False):
-        raise UserError(f"The folder {str(path.parent)!r} was being written when the program was stopped: write it again.")
-    return {k: v for k, v in about.items() if k != "files"}
-
-# %% ../nbs/00_clip.ipynb #426f80a1
-def _is_ours(name, names):
-    parts = PurePosixPath(name).parts if isinstance(name, str) and "\\" not in name else ("..",)
-    return ".." not in parts and any(fnmatchcase(name, pattern) for pattern in names)
-
-def _written(folder, marker, names, sign):
-    "Names of the files that we wrote into a folder."
-    with suppress(UserError):
-        listed = _json_object(folder/marker).get("files")
-        if isinstance(listed, list): return {n for n in listed if _is_ours(n, names)}
-    file, words = sign
-    try: text = (folder/file).read_text("utf-8", "replace")
-    except OSError: return set()
-    if words not in text and (file != marker or text.strip()): return set()
-    return {p.relative_to(folder).as_posix() for pattern in names for p in folder.glob(pattern)}
-
-# %% ../nbs/00_clip.ipynb #ca670932
-def _check_free(folder, writes, ours):
-    "Raise `UserError` if a file that is not ours, or cannot be replaced, stands where one of `writes` should go."
-    for name in writes:
-        above = [folder/p for p in PurePosixPath(name).parents if p.name]
-        for path in above: destination(path, folder=True)
-        if os.path.lexists(path := folder/name) and name not in ours:
-            raise UserError(f"Will not replace {str(path)!r}: this program did not write it, so move it away or choose "
-                            "another folder.")
-        destination(path)
-
-def check_place(
-    folder:str|Path, # to be written later by `atomic`
-    writes:tuple, # names of the files that it will hold
-    marker:str, names:tuple=("*",), sign:tuple=("", ""), # as `atomic` takes them
-):
-    "Raise `UserError`, before any work is done, if something that is not ours is in the way of a folder."
-    folder = destination(folder, folder=True)
-    _check_free(folder, writes, _written(folder, marker, names, sign))
-
-# %% ../nbs/00_clip.ipynb #a0fe1378
-def _aside(path, old, stays):
-    "Keep a file as `old`; if it `stays` it also keeps its name, where the disk can do that."
-    if not stays: return os.replace(path, old)
-    try: os.link(path, old)
-    except OSError: os.replace(path, old)
-
-# %% ../nbs/00_clip.ipynb #3f382b68
-def _rename_all(steps):
-    "Rename each (new file, its place) in turn; None just removes. If the system refuses one, all is as before."
-    done = []
-    try:
-        for k, (new, path) in enumerate(steps):
-            old = path.with_name(f".{secrets.token_hex(4)}-{k}")
-            done.append((path, old if path.exists() else None))
-            if path.exists(): _aside(path, old, stays=new is not None)
-            if new: os.replace(new, path)
-    except BaseException:
-        for path, old in reversed(done):
-            if old is None: path.unlink(missing_ok=True)
-            elif old.exists():
-                os.replace(old, path)
-                old.unlink(missing_ok=True) # two names of one file are not renamed
-        for new, _ in steps:
-            if new: new.unlink(missing_ok=True)
-        raise
-    for _, old in done:
-        if old: old.unlink()
-
-# %% ../nbs/00_clip.ipynb #7bc3b9c2
-def _listing(text, files):
-    "A marker's JSON with the list of files at its end, and otherwise as it was laid out."
-    start = text.rstrip().removesuffix("}").rstrip()
-    return f"{start}{',' if json.loads(text) else ''}\n \"files\": {json.dumps(sorted(files))}\n}}\n"
-
-# %% ../nbs/00_clip.ipynb #f534458f
-def _ready(new, path):
-    "Give a new file the rights of the one it replaces; bring it to that one's disk, since no rename leaves a disk."
-    with suppress(OSError):
-        if path.exists(): new.chmod(stat.S_IMODE(path.stat().st_mode))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if new.stat().st_dev == path.parent.stat().st_dev: return new
-    return Path(shutil.copy2(new, path.with_name(f".{secrets.token_hex(4)}")))
-
-def _exchange(tmp, folder, marker, ours):
-    "Put the files of `tmp` into `folder` in place of those that are ours, the marker first and last."
-    new = {p.relative_to(tmp).as_posix(): p for p in sorted(tmp.rglob("*")) if p.is_file()}
-    _check_free(folder, new, ours)
-    gone = [n for n in sorted(ours - set(new)) if (folder/n).is_file() and not (folder/n).is_symlink()]
-    new[marker].write_text(_listing(new[marker].read_text("utf-8"), new), "utf-8")
-    (tmp/".unfinished").write_text(json.dumps(dict(unfinished=True, files=sorted({*ours, *new}))), "utf-8")
-    (tmp/".mode").touch()
-    for p in (*new.values(), tmp/".unfinished"):
-        with suppress(OSError): p.chmod(stat.S_IMODE((tmp/".mode").stat().st_mode))
-    last, places = (marker, new.pop(marker)), {n: Path(os.path.realpath(folder/n)) for n in (*gone, *new, marker)}
-    ready = [(_ready(p, places[n]), places[n]) for n, p in ((marker, tmp/".unfinished"), *new.items(), last)]
-    _rename_all([ready[0], *((None, places[n]) for n in gone), *ready[1:]])
-    for path in {(folder/n).parent for n in gone} - {folder}:
-        with suppress(OSError): path.rmdir() # where nothing else is in it
-
-# %% ../nbs/00_clip.ipynb #fadb1c8d
-@contextmanager
-def _new_files(tmp, folder, marker, names, sign, writes):
-    _check_free(folder, writes, _written(folder, marker, names, sign))
-    with _folders(folder):
-        tmp.mkdir()
-        try:
-            yield
-            _exchange(tmp, folder, marker, _written(folder, marker, names, sign))
-        finally: shutil.rmtree(tmp, ignore_errors=True)
-
-# %% ../nbs/00_clip.ipynb #46ac71be
-@contextmanager
-def atomic(
-    path:str|Path, # the file, or folder, to write; links are followed
-    marker:str|None=None, # write a folder: the JSON file in it that lists what we wrote
-    names:tuple=("*",), # patterns of all names that such a folder ever had from us, with `/`
-    sign:tuple=("", ""), # a file of a folder that an older version wrote, and words that are in it
-    writes:tuple=(), # names that will be written, as far as they are known
-):
-    """Yield a temporary path (same suffix, same disk) that takes its place on success and vanishes on failure.
-    In a folder, only files that we wrote are replaced; others stay. Parent folders are created. Raises `UserError`
-    when the disk refuses (full, read-only, no permission) or something that is not ours is in the way."""
-    given = expanded(path)
-    real, tmp = given, None
-    try:
-        real = destination(given, bool(marker))
-        tmp = (real if marker else real.parent)/f".{secrets.token_hex(4)}{'' if marker else given.suffix}"
-        with _new_files(tmp, real, marker, names, sign, writes) if marker else _new_file(tmp, real): yield tmp
-    except Exception as e:
-        if _about_us(e, tmp or real, real) and _code(e) in _REFUSED: raise _refused(given, _code(e)) from e
-        raise
-
-# %% ../nbs/00_clip.ipynb #34fa21cf
-def _about_us(e, tmp, real):
-    "Did the system refuse our own file, or a folder above it?"
-    name = str(getattr(e, "filename", None) or tmp)
-    return str(tmp).startswith(name) or name.startswith((str(tmp), str(real)))
+__all__ = ['Clip']
 
 # %% ../nbs/00_clip.ipynb #1c54157f
 def _checked_frames(x):
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"A clip needs a tensor of shape (T, 3, H, W), and this is {got}: put time first and colour second.")
+        raise UserError(f"A clip needs a tensor of shape (T, 3, H, W), and this is {got}: put time first and "
+                        "colour second.")
     if not x.is_floating_point():
-        raise UserError(f"A clip's frames are floats from 0 to 1, and these are {x.dtype}: divide by 255 first.")
+        raise UserError(f"A clip's frames are floats from 0 to 1, and these are {x.dtype}: divide by 255 "
+                        "first.")
     if x.max() > 2 or x.min() < -.5:
-        raise UserError(f"A clip's frames are floats from 0 to 1, and these go from {x.min():.3g} to {x.max():.3g}: "
-                        "rescale them first ((x + 1) / 2 from [-1, 1], x / 255 from bytes).")
+        raise UserError(f"A clip's frames are floats from 0 to 1, and these go from {x.min():.3g} to "
+                        f"{x.max():.3g}: rescale them first ((x + 1) / 2 from [-1, 1], x / 255 from bytes).")
     return x.detach().to("cpu", torch.float32).clamp(0, 1)
-
-def _checked_fps(fps):
-    rate = _plain(fps)
-    if rate is None or not 0 < rate <= 240:
-        shown = f"{fps!r:.60}" if rate is None else f"{rate:g}"
-        raise UserError(f"fps={shown} is not a usable frame rate: give frames per second, above 0 and at most 240.")
-    return float(rate)
 
 # %% ../nbs/00_clip.ipynb #2fcd8f55
 @dataclass(repr=False, eq=False)
@@ -319,7 +46,10 @@ class Clip:
     name:str="" # for labels
     report:Preflight|None=None # what `Clip.load` did to the file
 
-    def __post_init__(self): self.frames, self.fps = _checked_frames(self.frames), _checked_fps(self.fps)
+    def __post_init__(self):
+        self.frames = _checked_frames(self.frames)
+        self.fps = _checked_fps(self.fps)
+
     def __len__(self): return len(self.frames)
     @property
     def shape(self): return tuple(self.frames.shape)
@@ -343,651 +73,7 @@ def __getitem__(self:Clip, i):
     if not picked: raise UserError(f"That slice of the clip is empty: it has frames 0 to {len(self) - 1}.")
     return Clip(self.frames[list(picked)], self.fps/abs(picked.step), self.name)
 
-# %% ../nbs/00_clip.ipynb #9f61378d
-def fit_length(
-    n:int, # frames at hand, at least 1
-) -> int:
-    "The longest length 4n + 1 that is not above `n`."
-    return (n - 1)//4*4 + 1
-
-# %% ../nbs/00_clip.ipynb #6769a6e6
-def resample(
-    timed, # iterable of (time, duration, anything), in seconds and in order of time
-    fps, # ticks per second
-    start=0, # the first tick, in seconds
-):
-    """At each tick yield `(index, time, anything)` of the nearest picture in time; a tie goes to the earlier one.
-    Ticks end with the last picture; one that falls after it by less than half a tick still counts."""
-    tick, step, last = Fraction(start), 1/Fraction(fps), None
-    for i, (time, duration, x) in enumerate(timed):
-        while last and tick <= (last[1] + time)/2:
-            yield last
-            tick += step
-        last, end = (i, time, x), time + duration
-    while last and start < end and tick < max(end - step/10, last[1] + step/2):
-        yield last
-        tick += step
-
-# %% ../nbs/00_clip.ipynb #759fba16
-def cover_box(
-    hw:tuple[int,int], # height and width of the source
-    size:tuple[int,int], # height and width wanted
-) -> tuple[float,float,float,float]: # left, top, right, bottom, in source pixels
-    "The largest centred box of the source that has the target's proportions."
-    (h, w), (th, tw) = hw, size
-    s = min(h/th, w/tw)
-    left, top = (w - tw*s)/2, (h - th*s)/2
-    return left, top, left + tw*s, top + th*s
-
-def _fit(image, size):
-    "Crop and scale in one antialiased step; `size=None` leaves the picture alone."
-    if size is None: return image
-    box = cover_box(image.size[::-1], size)
-    # a whole-number reduction is averaged exactly, which undoes the enlargement of Clip.save
-    whole = ((box[2] - box[0])/size[1]).is_integer()
-    return image.resize(size[::-1], Image.Resampling.BOX if whole else Image.Resampling.BICUBIC, box=box)
-
-# %% ../nbs/00_clip.ipynb #8497d24a
-@dataclass
-class _Source:
-    "A stream of timed pictures, and what is known about it (some of it only while reading)."
-    kind:str # codec, or the number of images
-    fps:Fraction|None # native rate, None if it has none
-    duration:float|None # seconds until its last picture goes, None if it does not say
-    pictures:object=None # generator of (time, duration, function that makes an RGB image)
-    t0:Fraction=Fraction(0) # time stamp of its beginning, be it sound or picture
-    aspect:Fraction=Fraction(1) # of one pixel, width to height
-    turn:str="none" # how the file asks to be turned
-    seeks:bool=True # can it be entered in the middle?
-    broadcast:bool=False # is it of a kind whose clock may start anew?
-    reorders:bool=False # does it say when frames are decoded, and not when they are shown?
-    joins:list=field(default_factory=list) # seconds at which another recording is joined on
-    resized:list=field(default_factory=list) # seconds at which the pictures' size changes
-    several:list=field(default_factory=list) # image files with more than one picture
-    notes:list=field(default_factory=list) # things to tell the user
-    warnings:list=field(default_factory=list) # things to warn of
-    damaged:int=0 # packets that could not be decoded
-    cut:bool=False # does its index promise more bytes than there are?
-
-# %% ../nbs/00_clip.ipynb #ac63e887
-_T = Image.Transpose
-_TURNS = {(1, 0, 0, 1): ("none", None), (0, -1, 1, 0): ("90° left", _T.ROTATE_90), (0, 1, -1, 0): ("90° right", _T.ROTATE_270),
-          (-1, 0, 0, -1): ("180°", _T.ROTATE_180), (-1, 0, 0, 1): ("mirrored", _T.FLIP_LEFT_RIGHT),
-          (1, 0, 0, -1): ("upside down and mirrored", _T.FLIP_TOP_BOTTOM), (0, 1, 1, 0): ("90° left and mirrored", _T.TRANSPOSE),
-          (0, -1, -1, 0): ("90° right and mirrored", _T.TRANSVERSE)}
-
-def _turn(frame):
-    "The (words, Pillow transpose) that a frame's display matrix asks for; odd angles are left as they are."
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None: return _TURNS[1, 0, 0, 1]
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]/65536
-    return _TURNS.get(tuple(round(float(v)) for v in (a, b, c, d)), ("an odd angle, ignored", None))
-
-# %% ../nbs/00_clip.ipynb #3ed8d079
-def _eight_bits(image, name):
-    "Grey of 16 or 32 bits (white is 65535) or of floats (white is 1) as 8 bits."
-    x, white = np.asarray(image, np.float64), 1 if image.mode == "F" else 65535
-    if not (x.min() >= 0 and x.max() <= white):
-        raise UserError(f"The picture {name!r} has values from {x.min():g} to {x.max():g}, and its kind is "
-                        f"read from 0 (black) to {white} (white): rescale it, or save it as an 8-bit png.")
-    return Image.fromarray((x*255/white).round().astype(np.uint8))
-
-def _on_white(image, name=""):
-    "An RGB image; transparency shows white."
-    if image.mode.startswith("I") or image.mode == "F": image = _eight_bits(image, name)
-    if not image.has_transparency_data: return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-# %% ../nbs/00_clip.ipynb #c10a7e02
-def _untagged_hd(frame):
-    "Is it a large picture that does not say what its colours mean?"
-    return (frame.colorspace == 2 and (frame.width >= 1280 or frame.height >= 720)
-            and len(frame.format.components) > 2 and not frame.format.is_rgb)
-
-def _picture(frame, turn, aspect):
-    "A decoded frame as an upright RGB image with square pixels."
-    if _untagged_hd(frame): frame.colorspace = 1 # BT.709
-    clear = any(c.is_alpha for c in frame.format.components) or frame.format.has_palette
-    image = _on_white(Image.fromarray(frame.to_ndarray(format="rgba"))) if clear else frame.to_image()
-    if aspect != 1: image = image.resize((max(1, round(image.width*aspect)), image.height), Image.Resampling.BICUBIC)
-    return image if turn is None else image.transpose(turn)
-
-# %% ../nbs/00_clip.ipynb #c10a7e03
-def _continued(packets, stream, source):
-    """Yield `(packet, is it whole?)`. Where the clock jumps, time stamps go on from the end of the part
-    before; the last two packets of that part are whole, though the join makes one look damaged."""
-    step = round(1/(stream.time_base*(source.fps or 25)))
-    held, before, end, shift = [], None, None, 0
-    for p in packets:
-        if p.pts is not None:
-            if before is not None and _jumps(p, before, end - shift - step, stream.time_base, source):
-                yield from ((q, True) for q in held)
-                held, shift = [], end - p.pts
-                source.joins.append(float(end*stream.time_base - source.t0))
-            before = p.dts
-            if shift: p.pts += shift
-            end = max(end or p.pts, p.pts + (p.duration or step))
-        held.append(p)
-        if len(held) > 2:
-            q = held.pop(0)
-            yield q, not q.is_corrupt
-    yield from ((q, not q.is_corrupt) for q in held)
-
-# %% ../nbs/00_clip.ipynb #c10a7e17
-def _jumps(packet, before, latest, tick, source):
-    """Does another recording begin here? In broadcast formats, where the time of decoding steps back or
-    leaps by more than 10 s; in others, where a key frame is shown before frames that came earlier."""
-    if not source.broadcast: return packet.is_keyframe and (packet.pts - latest)*tick < -.1
-    return None not in (packet.dts, before) and not -.1 <= (packet.dts - before)*tick <= 10
-
-# %% ../nbs/00_clip.ipynb #d585524b
-def _decoded(packets, decoder, source):
-    "Decoded frames in order of presentation; what cannot be decoded is counted and skipped."
-    first = delay = None
-    for packet, whole in packets:
-        try: frames = decoder.decode(packet) if whole else []
-        except av.error.FFmpegError:
-            source.damaged += 1
-            continue
-        source.damaged += not whole
-        if first is None: first = packet.dts
-        for f in frames:
-            if f.is_corrupt: continue
-            if source.reorders:
-                stamped = first is not None and f.dts is not None
-                if stamped and delay is None: delay = f.dts - first
-                f.pts = f.dts - delay if stamped else None
-            yield f
-
-# %% ../nbs/00_clip.ipynb #9d95fbf3
-def _scan(open_it, source, time=math.inf):
-    "Without decoding: the last key packet not after `time`, and the second at which the scan ends."
-    key = end = 0
-    container, stream, _ = open_it()
-    with container:
-        for k, (p, _) in enumerate(_continued(container.demux(stream), stream, source)):
-            if p.pts is None: continue
-            now = p.pts*stream.time_base - source.t0
-            if p.is_keyframe and now > time: break
-            if p.is_keyframe: key = k
-            end = max(end, now + (p.duration or 0)*stream.time_base)
-    return key, float(end)
-
-def _packets(container, stream, source, open_it, back):
-    "Packets from the last key frame that is not after `back` seconds."
-    skip = _scan(open_it, source, back)[0] if back and source.broadcast else 0
-    if back and source.seeks:
-        at = int((back + source.t0)/stream.time_base)
-        with suppress(av.error.FFmpegError): container.seek(at, stream=stream)
-    source.damaged, source.joins = 0, []
-    yield from islice(_continued(container.demux(stream), stream, source), skip, None)
-
-# %% ../nbs/00_clip.ipynb #c10a7e05
-def _frames(open_it, source, start):
-    "Decoded frames from the last key frame before `start`, or from the very beginning if that fails."
-    for back in dict.fromkeys((start, max(0, start - 10), 0)):
-        container, stream, decoder = open_it()
-        with container:
-            frames = _decoded(_packets(container, stream, source, open_it, back), decoder, source)
-            first = next(frames, None)
-            keyed = first and first.key_frame and first.pts is not None
-            if back and not (keyed and first.pts*first.time_base - source.t0 <= start): continue
-            if first is not None: yield first
-            yield from frames
-            return
-
-# %% ../nbs/00_clip.ipynb #4dd07700
-def _timed(open_it, source, start):
-    "Yield (seconds from the file's beginning, duration, function that makes the picture)."
-    gap, time, turn = 1/(source.fps or 25), None, None
-    for f in _frames(open_it, source, start):
-        if f.pts is not None: now = f.pts*f.time_base - source.t0
-        else: now = Fraction(0) if time is None else time + gap
-        if time is None:
-            source.turn, turn = _turn(f)
-            source.notes += _remarks(f)
-        elif now <= time: now = time + gap/8
-        else: gap = now - time
-        time = now
-        yield time, f.duration*f.time_base if f.duration else gap, partial(_picture, f, turn, source.aspect)
-
-def _remarks(frame):
-    if frame.interlaced_frame: yield "the video is interlaced: moving edges will look like combs"
-    if frame.color_trc in (16, 18): yield "the video is HDR and is read as it is: colours will look pale"
-    if _untagged_hd(frame): yield "untagged colours are read as BT.709, as players do for this size"
-
-# %% ../nbs/00_clip.ipynb #4aa0c8b6
-def _container(path):
-    # the prefix says that a name with a colon is a file, the option that one with %d is not a series
-    try: return av.open(f"file:{path}", metadata_errors="replace", options={"pattern_type": "none"})
-    except (av.error.FFmpegError, OSError) as e:
-        raise UserError(f"{path.name!r} cannot be read as a video: it is another kind of file, or it was cut off before its index "
-                        "was written; check that it plays, copy it again, or convert it to mp4.") from e
-
-def _films(path, container):
-    "The video streams that move, the one that players show first, and the number of single pictures."
-    mark, streams = av.stream.Disposition, container.streams.video
-    films = [s for s in streams if not s.disposition & mark.attached_pic]
-    if len(films) > 1:
-        with _container(path) as again:
-            packets = islice(again.demux(list(again.streams.video)), 200)
-            seen = Counter(p.stream.index for p in packets if p.size)
-        stills = {"mjpeg", "png", "bmp", "webp"}
-        moving = [s for s in films if s.codec_context.name not in stills or seen[s.index] > 1]
-        films = sorted(moving or films, key=lambda s: (not s.disposition & mark.default, -s.width*s.height))
-    return films, len(streams) - len(films)
-
-# %% ../nbs/00_clip.ipynb #c10a7e07
-def _stream(path, index):
-    "Open a file at one of its streams: container, stream, and what decodes its packets."
-    container = _container(path)
-    stream = container.streams[index]
-    stream.thread_type = "AUTO"
-    # ffmpeg's own vp8 and vp9 drop the alpha plane; libvpx keeps it
-    libvpx = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
-    clear = libvpx and stream.metadata.get("alpha_mode") == "1"
-    return container, stream, av.CodecContext.create(libvpx, "r") if clear else stream
-
-# %% ../nbs/00_clip.ipynb #c10a7e09
-def _reorders(container, stream):
-    "Are frames shown in another order than decoded, while the file knows only the times of decoding?"
-    if not stream.codec_context.has_b_frames: return False
-    if container.format.name == "avi": return True
-    packets = [p for p in islice(container.demux(stream), 40) if p.size]
-    stamps = [p.pts for p in packets if p.pts is not None]
-    if stamps != sorted(stamps): return False # these are times of showing
-    shown = []
-    with suppress(av.error.FFmpegError):
-        for p in packets[:20]: shown += [f.pts for f in stream.decode(p) if f.pts is not None]
-    return not stamps or shown != sorted(shown)
-
-# %% ../nbs/00_clip.ipynb #c10a7e14
-def _rate(container, stream):
-    "Frames per second, or None. An AVI may count in ticks of which only every second one has a frame."
-    rate = stream.average_rate or stream.guessed_rate
-    tick, kind = stream.time_base, container.format.name
-    if kind == "gif" and stream.duration: rate = stream.frames/(stream.duration*tick)
-    if kind == "avi":
-        stamps = [p.dts for p in islice(container.demux(stream), 40) if p.dts is not None]
-        steps = [b - a for a, b in zip(stamps, stamps[1:]) if b > a]
-        if steps: rate = 1/(min(steps)*tick)
-    return Fraction(rate) if rate and rate <= 240 else None
-
-# %% ../nbs/00_clip.ipynb #3355fcc9
-_TS_DISCONT = 512 # ffmpeg's mark of a format whose clock may jump
-
-def _about(path, container):
-    "What the file says about its picture, and the number of its stream."
-    films, stills = _films(path, container)
-    if not films:
-        what = "only sound" if container.streams.audio else "or it was cut off"
-        raise UserError(f"{path.name!r} has no picture in it, {what}: choose a video file.")
-    stream = films[0]
-    cut = any(e.pos + e.size > path.stat().st_size for e in list(stream.index_entries)[-1:])
-    began = [s.start_time*s.time_base for s in (stream, *container.streams.audio) if s.start_time is not None]
-    source = _Source(stream.codec_context.name, _rate(container, stream), None,
-        t0=min(began, default=Fraction(0)), aspect=stream.sample_aspect_ratio or 1,
-        broadcast=bool(container.format.flags & _TS_DISCONT), cut=cut)
-    source.duration = _duration(container, stream, source.t0)
-    source.reorders = _reorders(container, stream)
-    source.seeks = not (source.broadcast or source.reorders or container.format.name in ("gif", "apng"))
-    if stills: source.notes.append("the file also holds a cover picture, which is left out")
-    if len(films) > 1:
-        source.notes.append(f"the file holds {len(films)} videos: the one that players show is read, "
-                            f"{stream.width} × {stream.height} px")
-    return source, stream.index
-
-# %% ../nbs/00_clip.ipynb #c10a7e18
-def _open_video(path, start):
-    with _container(path) as container: source, index = _about(path, container)
-    open_it = partial(_stream, path, index)
-    # what a joined file states is true of one part only, and a small one is soon counted
-    if source.broadcast and path.stat().st_size < 100e6: source.duration = _scan(open_it, source)[1] or None
-    source.pictures = _timed(open_it, source, start)
-    return source
-
-# %% ../nbs/00_clip.ipynb #d7fdf9f6
-def _duration(container, stream, t0):
-    "Seconds from the file's beginning to the end of its picture, as it states them, or None."
-    if stream.duration: return float((stream.duration + (stream.start_time or 0))*stream.time_base - t0)
-    if (tag := stream.metadata.get("DURATION", "")).count(":") == 2:
-        h, m, s = tag.split(":")
-        return int(h)*3600 + int(m)*60 + float(s) - float(t0)
-    return container.duration/av.time_base if container.duration and len(container.streams) == 1 else None
-
-# %% ../nbs/00_clip.ipynb #78bfc39d
-_IMAGES = set(".png .apng .jpg .jpeg .jpe .jfif .webp .avif .bmp .tif .tiff .gif .jp2 .tga .ppm .pgm .pbm "
-              ".pnm".split())
-_UNREAD = set(".heic .heif .jxl .exr .hdr .dng .raw .cr2 .cr3 .nef .arw .psd .svg".split())
-
-def _natural(path):
-    parts = re.split(r"(\d+)", path.name.lower())
-    return [int(s) if k % 2 else s for k, s in enumerate(parts)]
-
-def _named(names): return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-def _image(path, source):
-    "One picture of a folder, upright, as RGB."
-    try:
-        with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO": source.several.append(path.name)
-            return _on_white(ImageOps.exif_transpose(image), path.name)
-    except UserError: raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UserError(f"The image {path.name!r} in the folder {path.parent.name!r} cannot be read: "
-                        "repair or remove it, or the motion would have a hole.") from e
-
-# %% ../nbs/00_clip.ipynb #c10a7e10
-def _left_out(files, others):
-    "Notes and warnings on what of a folder is not read, or read twice."
-    unread = [p.name for p in others if p.suffix.lower() in _UNREAD]
-    rest = [p.name for p in others if p.name not in unread]
-    twice = [stem for stem, n in Counter(p.stem for p in files).items() if n > 1]
-    notes = [f"not pictures, so left out: {_named(rest)}"] if rest else []
-    warnings = []
-    if unread:
-        warnings.append(f"pictures of an unread kind, so left out: {_named(unread)}; make them png")
-    if twice: warnings.append(f"more than one picture is named {_named(twice)}: all are read, one by one")
-    return notes, warnings
-
-_NO_CLOCK = "images have no clock: read as 8 per second, pass fps= to change that"
-
-# %% ../nbs/00_clip.ipynb #c10a7e19
-def _open_folder(path, fps):
-    there = [p for p in path.iterdir() if p.name[0] != "." and p.name not in ("Thumbs.db", "desktop.ini")]
-    there = sorted(there, key=_natural)
-    files = [p for p in there if p.suffix.lower() in _IMAGES and not p.is_dir()]
-    notes, warnings = _left_out(files, [p for p in there if p not in files])
-    if not files:
-        why = "".join(f" ({w})" for w in warnings)
-        raise UserError(f"The folder {path.name!r} has no images in it that can be read{why}: choose a "
-                        "folder of png, jpg, webp, avif, bmp or tiff frames, or a video file.")
-    rate = Fraction(fps or 8)
-    source = _Source(f"{len(files)} images", rate, float(len(files)/rate), notes=notes, warnings=warnings)
-    if not fps: source.notes.append(_NO_CLOCK)
-    source.pictures = ((i/rate, 1/rate, partial(_image, p, source)) for i, p in enumerate(files))
-    return source
-
-# %% ../nbs/00_clip.ipynb #c10a7e12
-_PAGED = re.compile(rb"RIFF....WEBP|....ftyp(?:avif|avis|mif1|msf1)|II\*\0|MM\0\*", re.DOTALL)
-
-def _open_pages(path, fps):
-    "The pictures of a WebP, AVIF or TIFF file, or None if it is of another kind."
-    with path.open("rb") as f: head = f.read(12)
-    if not _PAGED.match(head): return None
-    try:
-        with Image.open(path) as image: kind, stays = image.format.lower(), [*_stays(image)]
-    except Image.UnidentifiedImageError: return None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-        raise UserError(f"{path.name!r} is damaged or cut off: copy or download it again.") from e
-    clock = len(stays) > 1 and None not in stays
-    if not clock: stays = [1/Fraction(fps or 8)]*len(stays)
-    source = _Source(kind, len(stays)/sum(stays), float(sum(stays)), _pages(path, stays))
-    if not clock and not fps: source.notes.append(_NO_CLOCK)
-    return source
-
-# %% ../nbs/00_clip.ipynb #c10a7e13
-def _stays(image):
-    "Seconds for which each picture is shown; None without a clock. As in browsers, 10 ms or less mean 100."
-    for k in range(getattr(image, "n_frames", 1)):
-        image.seek(k)
-        image.load()
-        ms = image.info.get("duration")
-        yield None if ms is None else Fraction(ms if ms > 10 else 100)/1000
-
-def _pages(path, stays):
-    time = Fraction(0)
-    with Image.open(path) as image:
-        for k, stay in enumerate(stays):
-            image.seek(k)
-            yield time, stay, partial(_on_white, ImageOps.exif_transpose(image), path.name)
-            time += stay
-
-# %% ../nbs/00_clip.ipynb #5bc90b03
-def _open(path, fps, start):
-    path = expanded(path)
-    if not os.path.exists(path): # also for a name that is too long for the disk
-        hint = "download it first" if "://" in str(path) or ":/" in str(path) else "check the spelling and the folder you are in"
-        raise UserError(f"There is no file or folder {str(path)!r}: {hint}.")
-    if path.is_dir(): return _open_folder(path, fps)
-    if path.stat().st_size == 0: raise UserError(f"{path.name!r} is empty (0 bytes): copy or download it again.")
-    if not os.access(path, os.R_OK): raise UserError(f"{path.name!r} may not be read: change its permissions or copy it elsewhere.")
-    return _open_pages(path, fps) or _open_video(path, start)
-
-# %% ../nbs/00_clip.ipynb #6d7b9886
-@dataclass
-class Preflight:
-    "What a file is, what a clip of it becomes, and what to know before training. Times in seconds, boxes in pixels."
-    name:str # file or folder
-    kind:str # codec, or number of images
-    native_fps:float|None # None if the file does not say
-    native_size:tuple[int,int] # height and width, upright, square pixels
-    duration:float|None # seconds, None if the file does not say
-    turn:str # what the display matrix asked for
-    variable:bool # does the part that was read have a variable frame rate?
-    num_frames:int # frames of the clip
-    fps:float # of the clip
-    size:tuple[int,int] # height and width of the clip
-    start:float # first tick
-    kept:list[int] # frames used, counted from the first one near `start`; repeats are repeated
-    times:list[float] # their own times in the file
-    dropped:list[int] # frames between the ticks, not used
-    trimmed:int # ticks given up to reach a length 4n + 1
-    box:tuple[float,float,float,float] # left, top, right, bottom of what is kept of the picture
-    notes:list[str]=field(default_factory=list) # what was decided
-    warnings:list[str]=field(default_factory=list) # what may spoil the training
-
-# %% ../nbs/00_clip.ipynb #6b1d0eef
-@patch(as_prop=True)
-def cropped(self:Preflight) -> float:
-    "Share of the picture that is cut away, 0 to 1."
-    (h, w), (left, top, right, bottom) = self.native_size, self.box
-    return 1 - (right - left)*(bottom - top)/(h*w)
-
-@patch
-def to_dict(self:Preflight) -> dict:
-    "Plain values, ready for JSON."
-    return asdict(self) | {"cropped": self.cropped}
-
-# %% ../nbs/00_clip.ipynb #f60f8610
-def _rows(r):
-    "The report as (label, text) pairs, for every way of showing it."
-    px = lambda hw: f"{hw[1]} × {hw[0]} px"
-    rate = f"{r.native_fps:.4g} fps{' on average, variable' if r.variable else ''}" if r.native_fps else "no stated frame rate"
-    turned = "" if r.turn == "none" else f", turned {r.turn}"
-    yield "source", f"{r.kind}, {px(r.native_size)}, {rate}{'' if r.duration is None else f', {r.duration:.2f} s'}{turned}"
-    n = (r.num_frames - 1)//4
-    fits = f" = 4·{n} + 1" if r.num_frames == 4*n + 1 else ", not of the form 4n + 1"
-    yield "becomes", f"{r.num_frames} frames{fits}, {r.fps:.4g} fps, {r.num_frames/r.fps:.2f} s, {px(r.size)}"
-    yield "frames", f"{_brief(r.kept)} at {_brief([f'{t:.2f}' for t in r.times])} s; {len(r.dropped)} between them not used"
-    l, t, right, b = (round(v) for v in r.box)
-    yield "picture", f"x {l} to {right}, y {t} to {b}" + (f": {r.cropped:.0%} is cut away" if r.cropped > .005 else ": nothing is cut away")
-    yield from (("note", s) for s in r.notes)
-    yield from (("warning", s) for s in r.warnings)
-
-def _brief(xs): return " ".join(map(str, xs if len(xs) < 10 else [*xs[:6], "…", *xs[-2:]]))
-
-# %% ../nbs/00_clip.ipynb #1a9e2262
-@patch
-def __str__(self:Preflight):
-    lines = [textwrap.fill(f"{k:8} {v}", 100, initial_indent="  ", subsequent_indent=" "*11) for k, v in _rows(self)]
-    return "\n".join([self.name, *lines])
-
-@patch
-def _repr_html_(self:Preflight):
-    row = '<tr><th scope="row" style="text-align:left">{}</th><td style="text-align:left">{}</td></tr>'
-    rows = "".join(row.format(k, html.escape(v)) for k, v in _rows(self))
-    return f"<table><caption>{html.escape(self.name)}</caption>{rows}</table>"
-
-# %% ../nbs/00_clip.ipynb #efc61afa
-def _colours(small):
-    "(T,64): the share of each of 4 x 4 x 4 colours."
-    code = (small*3.999).long().mul(torch.tensor([16, 4, 1]).view(1, 3, 1, 1)).sum(1).flatten(1)
-    return F.one_hot(code, 64).float().mean(1)
-
-def _slower(fps, different, frames): return f"{max(1, math.floor(fps*different/frames)):g}"
-
-def _look(frames, fps):
-    "Warnings that only the pictures can give; `frames` (T,3,H,W)."
-    small = F.interpolate(frames, (32, 32), mode="area")
-    if small.mean() < .08: yield "very dark: the model will see little; brighten the video first"
-    if len(small) < 2: return
-    if small.std(0).mean() < .004:
-        yield "hardly anything moves: there is no motion to learn here; choose another part with start="
-        return
-    step = (small[1:] - small[:-1]).abs().mean((1, 2, 3))
-    if (same := int((step < 4e-4).sum())) > len(small)//4:
-        yield f"{same} of the {len(small)} frames look the same as the one before: the motion will stutter; ask for fps={_slower(fps, len(step) - same + 1, len(small))}"
-    leap = .5*(_colours(small)[1:] - _colours(small)[:-1]).abs().sum(1)
-    cuts = torch.nonzero((step > max(.08, 4*float(step.median()))) & (leap > .3)).flatten()
-    if len(cuts):
-        at = ", ".join(f"{(int(k) + 1)/fps:.2f} s" for k in cuts)
-        yield f"looks like a cut {at} into the clip: two scenes are not one motion; choose a part between cuts with start= and num_frames="
-
-# %% ../nbs/00_clip.ipynb #74168bb0
-def _check_wishes(num_frames, fps, size, start):
-    "The wishes as Python's own numbers. Raises `UserError`."
-    if num_frames is not None:
-        n = _plain(num_frames)
-        if n is None or n != n or not 1 <= n <= 1025 or n % 4 != 1:
-            near = fit_length(int(max(1, min(17 if n is None or n != n else n, 1025))))
-            raise UserError(f"num_frames={num_frames} does not suit the model, whose video encoder needs 4n + 1 "
-                            f"(at most 1025): ask for {near}{f' or {near + 4}' if near < 1025 else ''}.")
-        num_frames = int(n)
-    if fps is not None: _checked_fps(fps)
-    if size is not None: size = _checked_size(size)
-    if _plain(start) is None or not 0 <= start < math.inf:
-        raise UserError(f"start={start} is not a time in the clip: give seconds from its beginning, 0 or more.")
-    return num_frames, fps if fps is None else _plain(fps), size, _plain(start)
-
-def _checked_size(size):
-    with suppress(TypeError, UserError):
-        if len(size) == 2: return tuple(whole_number(s, "size", 1, 4096) for s in size)
-    raise UserError(f"size={size} is not a picture size: give (height, width) in pixels, each from 1 to 4096.")
-
-# %% ../nbs/00_clip.ipynb #c10a7e20
-def _first_tick(source, first, start):
-    "`start`, or the time of the first picture if that is later."
-    if not first: return start
-    begins = max(start, first[0][0]) if start else first[0][0]
-    if begins > start + Fraction(1, 10):
-        source.notes.append(f"the first picture comes {float(begins):.2f} s after the file begins: "
-                            "the clip starts there")
-    return begins
-
-# %% ../nbs/00_clip.ipynb #062bfcb8
-_LIMIT = 2 << 30 # bytes of float32 frames that one clip may take
-
-def _collect(source, name, num_frames, fps, size, start):
-    "Read ticks until there are enough: arrays (H,W,3), their (index, time), and the times of all frames seen."
-    seen, ticks, arrays, native = [], [], [], None
-    def log():
-        for t, d, x in chain(first, source.pictures):
-            seen.append(t)
-            yield t, d, x
-    first = [*islice(source.pictures, 1)]
-    for i, t, make in resample(log(), fps, _first_tick(source, first, start)):
-        if not ticks or ticks[-1][0] != i:
-            image = make()
-            if native and image.size[::-1] != native: source.resized.append(float(t))
-            native = native or image.size[::-1]
-            arrays.append(np.asarray(_fit(image, size)))
-            if arrays[-1].shape != arrays[0].shape:
-                raise UserError(f"The frames of {name!r} differ in size: pass size=(height, width) to bring them to one.")
-        else: arrays.append(arrays[-1])
-        ticks.append((i, t))
-        if arrays[0].size*4*len(arrays) > _LIMIT:
-            raise UserError(f"{name!r} is too long to hold in memory at this size: ask for fewer frames with num_frames=, or a smaller size=.")
-        if len(ticks) == num_frames: break
-    return arrays, ticks, seen, native
-
-# %% ../nbs/00_clip.ipynb #8580414d
-def _read(path, num_frames, fps, size, start):
-    "The frames (T,3,H,W) and the report on them."
-    num_frames, fps, size, start = _check_wishes(num_frames, fps, size, start)
-    exact = None if fps is None else Fraction(fps).limit_denominator(1001)
-    start = Fraction(start).limit_denominator(100000)
-    name, source = Path(path).name, _open(path, exact, start)
-    rate = exact or source.fps
-    if rate is None: raise UserError(f"{name!r} does not say how many frames per second it has: pass fps=.")
-    with closing(source.pictures): arrays, ticks, seen, native = _collect(source, name, num_frames, rate, size, start)
-    if seen: start = max(start, seen[0])
-    n = _usable(name, source, len(ticks), num_frames, rate, start)
-    frames = torch.from_numpy(np.stack(arrays[:n])).permute(0, 3, 1, 2).float().div_(255).contiguous()
-    return frames, _report(name, source, frames, native, ticks, seen, num_frames, rate, start)
-
-# %% ../nbs/00_clip.ipynb #efe3557c
-def _usable(name, source, got, wanted, fps, start):
-    "How many of the frames at hand make a clip."
-    if not got:
-        end = "" if source.duration is None else f" of its {source.duration:.2f} s"
-        why = "nothing in it could be decoded: copy it again, or convert it to mp4" if source.damaged or source.cut and not start else \
-              f"there is no picture at start={float(start):g} s{end}: choose an earlier start" if start else "it has no pictures: choose another file"
-        raise UserError(f"{name!r} gives no clip, because {why}.")
-    n = got if wanted is None else fit_length(got)
-    if n == 1 and wanted != 1:
-        cut = " (the file is damaged or cut off)" if source.damaged or source.cut else ""
-        raise UserError(f"{name!r} gives {got} frame{'s' if got > 1 else ''} at {float(fps):.4g} fps{cut}, and a motion needs at least "
-                        f"{2 if wanted is None else 5}: choose a longer video, a higher fps, or num_frames=1 for a still picture.")
-    return n
-
-# %% ../nbs/00_clip.ipynb #6e322e73
-def _report(name, source, frames, native, ticks, seen, wanted, fps, start):
-    n, size = len(frames), tuple(frames.shape[2:])
-    kept, times = [i - ticks[0][0] for i, _ in ticks[:n]], [float(t) for _, t in ticks[:n]]
-    gaps = np.diff([float(t) for t in seen])
-    duration = source.duration if source.duration and source.duration > seen[-1] - 1/fps else None
-    r = Preflight(name, source.kind, source.fps and float(source.fps), native, duration, source.turn,
-        variable=bool(len(gaps) and gaps.max() > 1.5*gaps.min()), num_frames=n, fps=float(fps), size=size, start=float(start),
-        kept=kept, times=times, dropped=sorted(set(range(kept[-1] + 1)) - set(kept)), trimmed=len(ticks) - n,
-        box=cover_box(native, size), warnings=list(source.warnings),
-        notes=[*source.notes, *_found(source, seen[-1])])
-    r.notes += _decisions(r, wanted)
-    r.warnings += [*_damage(r, source, float(seen[-1]), len(ticks) != wanted), *_suspicions(r), *_look(frames, r.fps)]
-    return r
-
-# %% ../nbs/00_clip.ipynb #c10a7e21
-def _found(source, end):
-    "Notes on what came up while reading, up to `end` seconds."
-    for t in source.joins:
-        if t <= end: yield f"the time stamps jump at {t:.2f} s, where another recording begins: read on"
-    if source.resized: yield f"the pictures change their size at {source.resized[0]:.2f} s"
-    if source.several: yield f"files of several pictures, of which one is used: {_named(source.several)}"
-
-# %% ../nbs/00_clip.ipynb #ec7a8fa5
-def _decisions(r, wanted):
-    there = r.num_frames + r.trimmed
-    if wanted and there < wanted: yield f"{wanted} frames were asked for and {there} are there: the clip is the first {r.num_frames}, a length 4n + 1"
-    left = (r.duration or 0) - r.start - r.num_frames/r.fps
-    if r.num_frames == wanted and left > 1/r.fps: yield f"the {left:.2f} s after the last frame are not used"
-
-def _damage(r, source, end, ran_out):
-    if source.damaged: yield f"damaged: {source.damaged} of its packets could not be decoded and are left out"
-    if source.cut or (ran_out and (r.duration or 0) - end > .5 + 2/r.fps):
-        promised = "end" if r.duration is None else f"{r.duration:.2f} s"
-        yield (f"the file is cut off before the {promised} it promises: only what is there can be used, "
-               "so copy it again for the rest")
-
-def _suspicions(r):
-    if (unique := len(set(r.kept))) < .8*r.num_frames:
-        yield (f"only {unique} different pictures for {r.num_frames} frames: the file has fewer than {r.fps:.4g} per second "
-               f"here, so ask for fps={_slower(r.fps, unique, r.num_frames)}")
-    (h, w), (left, top, right, bottom) = r.size, r.box
-    if (scale := w/(right - left)) > 1.01: yield f"enlarged {scale:.1f} times: there is less detail than the size suggests"
-    if r.cropped > .4: yield f"{r.cropped:.0%} of the picture is cut away: check that the subject is in the middle, or crop the video yourself"
-
-# %% ../nbs/00_clip.ipynb #b6d0e506
-def preflight(
-    path:str|Path, # video file or folder of images
-    num_frames:int|None=17, # 4n + 1, or None for all
-    fps:float|None=8, # frames per second, or None for the file's own
-    size:tuple[int,int]|None=(64, 64), # height, width, or None for the file's own
-    start:float=0., # seconds
-) -> Preflight:
-    "What `Clip.load` with the same arguments would give, and what to know before training on it. Raises `UserError` as it does."
-    return _read(path, num_frames, fps, size, start)[1]
-
+# %% ../nbs/00_clip.ipynb #2070ba5c
 @patch(cls_method=True)
 def load(
     cls:Clip,
@@ -998,162 +84,106 @@ def load(
     size:tuple[int,int]|None=None, # height, width: scaled to cover, centre crop; None keeps the file's own
     start:float=0., # seconds into the file
 ) -> Clip:
-    "Read a clip by its time stamps, upright, transparency on white; its `report` says what was done. Raises `UserError`."
-    frames, report = _read(path, num_frames, fps, size, start)
+    """Read a clip by its time stamps, upright, transparency on white; its `report` says what was done.
+    Raises `UserError`."""
+    frames, report = read_video(path, num_frames, fps, size, start)
     return cls(frames, report.fps, Path(path).stem, report)
 
 # %% ../nbs/00_clip.ipynb #a08c2efa
 def _pixels(clip, scale=None):
     "Bytes (T,H,W,3), enlarged a whole number of times; None: until the short side is at least 256."
     if not torch.isfinite(clip.frames).all():
-        raise UserError(f"The clip {clip.name!r} has values that are not numbers (NaN): the model or the edit that made it failed, so make it again.")
+        raise UserError(f"The clip {clip.name!r} has values that are not numbers (NaN): the model or the "
+                        "edit that made it failed, so make it again.")
     scale = -(-256//min(clip.shape[2:])) if scale is None else scale
     scale = whole_number(scale, "scale", 1, 100, "it enlarges by a whole number, so give 1, 2, 3 ... or None")
     x = (clip.frames*255).round().byte().permute(0, 2, 3, 1)
     return x.repeat_interleave(scale, 1).repeat_interleave(scale, 2).numpy()
 
 # %% ../nbs/00_clip.ipynb #6d3c042f
-_CODECS = {".mp4": ("libx264", {"crf": "16"}), ".mov": ("libx264", {"crf": "16"}),
-           ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"})}
-
-def _encode(container, pixels, fps, codec, options):
-    "Write frames (T,H,W,3) as yuv420p in the BT.709 colours that browsers expect."
-    pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
-    rate = Fraction(fps).limit_denominator(1001)
+def _stream(container, height, width, rate, codec, options):
+    "A stream of yuv420p in the BT.709 colours that browsers expect."
     stream = container.add_stream(codec, rate=rate, options=options)
-    stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
+    stream.height = height
+    stream.width = width
+    stream.pix_fmt = "yuv420p"
     context = stream.codec_context
     context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+    return stream
+
+# %% ../nbs/00_clip.ipynb #748b60c2
+def _encode(container, pixels, fps, codec, options):
+    "Write frames (T,H,W,3)."
+    pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
+    rate = Fraction(fps).limit_denominator(1001)
+    stream = _stream(container, *pixels.shape[1:3], rate, codec, options)
     for k, x in enumerate(pixels):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-        frame.pts, frame.time_base = k, 1/rate
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        frame.pts = k
+        frame.time_base = 1/rate
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
 
 # %% ../nbs/00_clip.ipynb #f97f1169
+_CODECS = {".mp4": ("libx264", {"crf": "16"}), ".mov": ("libx264", {"crf": "16"}),
+           ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"})}
+
 def _save_gif(path, pixels, fps):
     ends = [round(100*(k + 1)/fps) for k in range(len(pixels))]
-    images = [Image.fromarray(x) for x in pixels]
-    images[0].save(path, save_all=True, append_images=images[1:], loop=0, duration=[10*d for d in np.diff([0, *ends]).tolist()])
+    stays = [10*d for d in np.diff([0, *ends]).tolist()] # milliseconds
+    first, *others = (Image.fromarray(x) for x in pixels)
+    first.save(path, save_all=True, append_images=others, loop=0, duration=stays)
 
+def _save_video(path, pixels, fps):
+    options = {} if path.suffix.lower() == ".webm" else {"movflags": "+faststart"}
+    with av.open(str(path), "w", options=options) as f: _encode(f, pixels, fps, *_CODECS[path.suffix.lower()])
+
+# %% ../nbs/00_clip.ipynb #b481af16
 @patch
 def save(
     self:Clip,
     path:str|Path, # .mp4 or .mov (H.264), .webm (VP9) or .gif
     scale:int|None=None, # enlarge by a whole number; None: until the short side is at least 256
 ) -> Path: # where it was written
-    "Write a file that browsers play; it is whole or absent. Raises `UserError`: NaN, unknown suffix, disk refuses."
-    path, pixels = expanded(path), _pixels(self, scale)
-    if (suffix := path.suffix.lower()) not in {*_CODECS, ".gif"}:
+    """Write a file that browsers play; it is whole or absent. Raises `UserError`: NaN, unknown suffix, disk
+    refuses."""
+    path = expanded(path)
+    pixels = _pixels(self, scale)
+    suffix = path.suffix.lower()
+    if suffix not in {*_CODECS, ".gif"}:
         raise UserError(f"Cannot save a clip as {path.name!r}: end the name in .mp4, .mov, .webm or .gif.")
-    with atomic(path) as tmp:
-        if suffix == ".gif": _save_gif(tmp, pixels, self.fps)
-        else:
-            with av.open(str(tmp), "w", options={"movflags": "+faststart"} if suffix != ".webm" else {}) as f:
-                _encode(f, pixels, self.fps, *_CODECS[suffix])
+    with atomic(path) as tmp: (_save_gif if suffix == ".gif" else _save_video)(tmp, pixels, self.fps)
     return path
 
 # %% ../nbs/00_clip.ipynb #a03398b7
-@patch
-def _words(self:Clip):
-    t, _, h, w = self.shape
-    return f"{self.name + ': ' if self.name else ''}{t} frames, {self.fps:.4g} frames per second, {w} wide, {h} high"
-
 @patch
 def to_mp4(
     self:Clip,
     side:int=480, # a larger short side is scaled down to this
 ) -> bytes:
     "H.264 in memory, for a web page or a widget."
-    h, w = self.shape[2:]
-    small = self if min(h, w) <= side else Clip(
-        F.interpolate(self.frames, scale_factor=side/min(h, w), mode="bilinear", antialias=True), self.fps)
+    factor = side/min(self.shape[2:])
+    small = self if factor >= 1 else Clip(
+        F.interpolate(self.frames, scale_factor=factor, mode="bilinear", antialias=True), self.fps)
     buffer = BytesIO()
-    with av.open(buffer, "w", format="mp4") as f: _encode(f, _pixels(small), self.fps, "libx264", {"crf": "20"})
+    with av.open(buffer, "w", format="mp4") as f:
+        _encode(f, _pixels(small), self.fps, "libx264", {"crf": "20"})
     return buffer.getvalue()
 
 # %% ../nbs/00_clip.ipynb #c6a08952
+def _words(clip):
+    t, _, h, w = clip.shape
+    name = f"{clip.name}: " if clip.name else ""
+    return f"{name}{t} frames, {clip.fps:.4g} frames per second, {w} wide, {h} high"
+
 @patch
 def _repr_html_(self:Clip):
-    words = html.escape(self._words(), quote=True)
+    words = html.escape(_words(self), quote=True)
     data = base64.b64encode(self.to_mp4()).decode()
     return (f'<figure style="margin:0"><video controls loop muted playsinline aria-label="Video. {words}" '
             f'style="max-width:100%;height:256px" src="data:video/mp4;base64,{data}">{words}</video>'
             f'<figcaption>{words}</figcaption></figure>')
-
-# %% ../nbs/00_clip.ipynb #fbe68f9f
-_font = ImageFont.load_default
-
-def _cells(frames, picks, height):
-    "The picked frames as images: small ones enlarged a whole number of times, large ones scaled down."
-    h, w = frames.shape[2:]
-    k = max(1, height//h)
-    size = (w*k, h*k) if h <= height else (max(1, round(w*height/h)), height)
-    how = Image.Resampling.NEAREST if h <= height else Image.Resampling.LANCZOS
-    arrays = (frames[picks].detach().float().cpu().nan_to_num().clamp(0, 1)*255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(x).resize(size, how) for x in arrays]
-
-def _row(x, n, height):
-    "Images and their times for one row; a bare tensor has no clock, so it gets frame numbers."
-    frames = x.frames if isinstance(x, Clip) else x
-    if not isinstance(frames, Tensor) or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
-        raise UserError("A row of a contact sheet is a Clip or a tensor of shape (T, 3, H, W), and this is something else: convert it first.")
-    picks = sorted({round(float(k)) for k in np.linspace(0, len(frames) - 1, n)})
-    return _cells(frames, picks, height), [f"{x.times[k]:.2f} s" if isinstance(x, Clip) else f"frame {k}" for k in picks]
-
-# %% ../nbs/00_clip.ipynb #25335f8d
-def _wrapped(text, font, width):
-    "Break a label into lines that fit; a long word is broken too."
-    lines = [""]
-    for word in re.findall(r"\S+", text):
-        while font.getlength(word) > width:
-            cut = max(k for k in range(1, len(word) + 1) if k == 1 or font.getlength(word[:k]) <= width)
-            lines, word = [*lines, word[:cut]], word[cut:]
-        joined = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], joined] if font.getlength(joined) <= width else [*lines, word]
-    return "\n".join(line for line in lines if line)
-
-# %% ../nbs/00_clip.ipynb #d6da12fa
-def contact_sheet(
-    rows:dict[str,Clip|Tensor], # label -> clip, or tensor (T,3,H,W) in [0,1]
-    n:int=6, # frames per row, evenly spaced, first and last included
-    height:int=128, # of a frame, in pixels, at most
-    label:int=140, # width of the labels, in pixels
-    title:str="", # above everything
-    heads:list[str]|None=None, # what stands above the columns, once; None: times, whenever they differ from the row before
-) -> Image.Image:
-    "Clips as labelled rows of frames. Raises `UserError`."
-    if not rows: raise UserError("A contact sheet needs at least one clip: give a dictionary of label and clip.")
-    n, height = whole_number(n, "n", 1, 1000), whole_number(height, "height", 8, 4096)
-    font, gap, line = _font(15), 6, 24
-    made = [(_wrapped(k, font, label - gap), *_row(x, n, height)) for k, x in rows.items()]
-    label = label if any(rows) else gap
-    columns = max(len(images) for _, images, _ in made)
-    cell = [max(images[k].width for _, images, _ in made if k < len(images)) for k in range(columns)]
-    if heads is not None: made = [(words, images, heads) for words, images, _ in made]
-    headed = [times != made[i - 1][2] if i else bool(times) for i, (_, _, times) in enumerate(made)]
-    tall = sum(images[0].height + gap + line*head for (_, images, _), head in zip(made, headed)) + gap + (line + gap)*bool(title)
-    width = max(label + sum(cell) + gap*columns, round(font.getlength(title)) + 2*gap)
-    sheet = Image.new("RGB", (width, tall), "white")
-    return _draw(sheet, made, headed, cell, font, gap, line, label, title)
-
-# %% ../nbs/00_clip.ipynb #53711c2c
-def _draw(sheet, made, headed, cell, font, gap, line, label, title):
-    draw, y = ImageDraw.Draw(sheet), gap
-    if title:
-        draw.text((gap, y), title, "black", _font(17))
-        y += line + gap
-    for (words, images, times), head in zip(made, headed):
-        x = label
-        for image, time, w in zip(images, times, cell):
-            if head: draw.text((x + w/2, y + line/2), time, "#444", font, anchor="mm")
-            sheet.paste(image, (x + (w - image.width)//2, y + line*head))
-            x += w + gap
-        y += line*head
-        draw.multiline_text((gap, y + images[0].height/2), words, "black", font, anchor="lm", spacing=4)
-        y += images[0].height + gap
-    return sheet
 
 # %% ../nbs/00_clip.ipynb #495d5a58
 @patch
@@ -1167,19 +197,4 @@ def thumbnail(
     height:int=128, # pixels, at most
 ) -> Image.Image:
     "The middle frame as a picture."
-    return _cells(self.frames, [len(self)//2], height)[0]
-
-# %% ../nbs/00_clip.ipynb #891f0c93
-def figure(
-    width:float, height:float, # in inches
-    **kwargs, # further arguments of `matplotlib.figure.Figure`
-):
-    "An empty `matplotlib.figure.Figure` that notebooks show as a picture, whatever backend is active."
-    from matplotlib.figure import Figure # slow to import, and only needed here
-
-    class ShownFigure(Figure):
-        def _repr_png_(self):
-            self.savefig(buffer := BytesIO(), format="png")
-            return buffer.getvalue()
-
-    return ShownFigure(figsize=(width, height), **{"dpi": 65, "layout": "constrained", **kwargs})
+    return to_images(self.frames, [len(self)//2], height)[0]

@@ -18,13 +18,17 @@ from torch import Tensor, nn
 from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
 from . import __version__
-from .clip import Advice, atomic, check_place, Clip, expanded, read_about, real_number, UserError
-from .dit import _folder, checked_prompts, FAMILIES, fingerprint, lasting_name, PLACEHOLDERS, respelt, split_placeholders, VideoDiT
-from .lowrank import norm
 from .basis import Basis
+from .clip import Clip
+from .dit import (_folder, checked_prompts, FAMILIES, fingerprint, lasting_name, PLACEHOLDERS, respelt,
+                        split_placeholders, VideoDiT)
+from .files import Advice, expanded, read_about, real_number, UserError
+from .frames import (check_folder, check_settings, only_run, plot_history, Settings, stoppable,
+                           train_identity)
+from .lowrank import norm
 from .regularize import SelfConditioning
-from .frames import Settings, check_folder, check_settings, only_run, plot_history, stoppable, train_identity
-from .residual import OFF, SAMPLING, both_priors, both_views, preset_settings, train_motion
+from .residual import both_priors, both_views, OFF, preset_settings, SAMPLING, train_motion
+from .writing import atomic, check_place
 _all_ = ["plot_history"]
 
 # %% ../nbs/09_concept.ipynb #ed68478d

@@ -19,11 +19,14 @@ import anywidget, numpy as np, traitlets as tr
 import ipywidgets as iw
 from PIL import Image
 from fastcore.basics import patch
-from .clip import Clip, expanded, figure, needs, UserError, whole_number
-from .dit import checked_steps, named_folder, VideoDiT
-from .residual import about
-from .concept import Concept, concept_folder
 from .atlas import Atlas, spread
+from .cache import named_folder
+from .clip import Clip
+from .concept import Concept, concept_folder
+from .dit import checked_steps, VideoDiT
+from .files import expanded, needs, UserError, whole_number
+from .residual import about
+from .sheet import figure
 from .zoo import load_zoo, read_zoo, zoo_folder
 
 

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastcore.basics import patch
-from .clip import Clip, UserError, expanded
-from .dit import VideoDiT, join_texts
-from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis, dropout_mask
+from .clip import Clip
+from .concept import base_model, check_prompts, Concept, fit_clip, provenance
+from .dit import join_texts, VideoDiT
+from .files import expanded, UserError
+from .flow import interpolate, loss_per_sample, velocity_target
+from .frames import _scaled_identity, check_folder, draw, only_run, Settings, shares, stoppable, Trainer
 from .regularize import Examples
-from .frames import Settings, Trainer, _scaled_identity, check_folder, draw, only_run, shares, stoppable
-from .residual import SAMPLING, both_priors, both_views, preset_settings
-from .concept import Concept, base_model, check_prompts, fit_clip, provenance
+from .residual import both_priors, both_views, preset_settings, SAMPLING
 
 # %% ../nbs/15_fleet.ipynb #b80623b9
 class Fleet:

@@ -13,7 +13,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from .clip import UserError
+from .files import UserError
 
 # %% ../nbs/03_flow.ipynb #bd18d3c2
 def _per_sample(t:Tensor|float, # one value, or (B,)

@@ -19,12 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .clip import atomic, Clip, expanded, figure, real_number, UserError, whole_number
 from . import __version__
-from .dit import add_tokens, checked_seed, fingerprint, join_texts, split_placeholders, VideoDiT
-from .flow import clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times, velocity_target
 from .basis import Basis
-from .regularize import Examples, SelfConditioning, mask_tokens
+from .clip import Clip
+from .dit import add_tokens, checked_seed, fingerprint, join_texts, split_placeholders, VideoDiT
+from .files import expanded, real_number, UserError, whole_number
+from .flow import (clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times,
+                         velocity_target)
+from .regularize import Examples, mask_tokens, SelfConditioning
+from .sheet import figure
+from .writing import atomic
 
 # %% ../nbs/07_frames.ipynb #86757454
 def frame_set(dit:VideoDiT,

@@ -10,7 +10,7 @@ __all__ = ['delta', 'change_gauge', 'inner', 'canonical', 'norm', 'gram', 'svd',
 import torch
 from torch import Tensor
 
-from .clip import UserError
+from .files import UserError
 
 # %% ../nbs/04_lowrank.ipynb #3b462ef7
 def _check(A:Tensor, B:Tensor) -> None:

@@ -19,9 +19,10 @@ import numpy as np, torch
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
-from .clip import Clip, expanded, needs, UserError
+from .clip import Clip
 from .dit import best_device
-from .world import Spec, edit, random_person, render, truth
+from .files import expanded, needs, UserError
+from .world import edit, random_person, render, Spec, truth
 
 # %% ../nbs/11_metrics.ipynb #62600834
 def pixel_encoder(size:int=8, # rows and columns that are left
@@ -148,7 +149,7 @@ def _prepare(x, config):
 def _checkpoint(name, kind, device):
     "A frozen model and the settings of its image processor."
     from transformers.image_processing_base import ImageProcessingMixin
-    name = os.path.expanduser(name)
+    name = expanded(name).as_posix()
     try: model, config = kind.from_pretrained(name), ImageProcessingMixin.get_image_processor_dict(name)[0]
     except (OSError, ValueError) as e:
         raise UserError(f"Cannot load an encoder from {str(name)!r}: give a folder or a Hub name that holds a model and its preprocessor_config.json, and check the connection.") from e
@@ -166,7 +167,7 @@ def clip_encoder(name:str|Path="openai/clip-vit-large-patch14", # Hub name or fo
                 )->tuple[Callable,Callable]: # encoders of frames and of text, one space
     "CLIP as two encoders, for CLIP-I, C-T and TC. Prompts beyond the model's 77 tokens are cut. Raises `UserError`."
     from transformers import AutoTokenizer, CLIPModel
-    name = os.path.expanduser(name)
+    name = expanded(name).as_posix()
     model, config = _checkpoint(name, CLIPModel, device)
     tokenizer = AutoTokenizer.from_pretrained(name)
     limit = model.config.text_config.max_position_embeddings

@@ -24,11 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from .clip import Clip, UserError, atomic, expanded
-from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
-from .world import joints as body_joints
-from .dit import best_device, channels_last, data_path, named_folder
-from .pretrain import FPS, Clock, decode, encode, load_state, mixed_precision, optimisers, save_state, set_rates, to_signed
+from .cache import data_path, named_folder
+from .clip import Clip
+from .dit import best_device, channels_last
+from .files import expanded, UserError
+from .pretrain import (Clock, decode, encode, FPS, load_state, mixed_precision, optimisers, save_state,
+                             set_rates, to_signed)
+from .world import (_camera, CAMERAS, COLOURS, edit, HATS, HELD, IDENTITY, JOINTS,
+                          joints as body_joints, KINDS, LIGHTS, MOTIONS, Person, random_spec, render_array,
+                          SCENES, Spec, THINGS)
+from .writing import atomic
 
 # %% ../nbs/11_oracles.ipynb #5a9345af
 @torch.no_grad()

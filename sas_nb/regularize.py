@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
-from .clip import Clip, UserError, real_number, whole_number
-from .dit import VideoDiT, cached, checked_seed, checked_steps, fingerprint, join_texts, split_placeholders
+from .cache import cached
+from .clip import Clip
+from .dit import checked_seed, checked_steps, fingerprint, join_texts, split_placeholders, VideoDiT
+from .files import real_number, UserError, whole_number
 from .flow import clean_estimate
 
 # %% ../nbs/06_regularize.ipynb #3cf4d6ef

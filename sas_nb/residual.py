@@ -11,11 +11,12 @@ from dataclasses import replace
 import re
 import torch
 from torch import Tensor
-from .clip import Clip, UserError
-from .dit import VideoDiT, checked_seed, guided, split_placeholders
 from .basis import Basis
+from .clip import Clip
+from .dit import checked_seed, guided, split_placeholders, VideoDiT
+from .files import UserError
+from .frames import frame_set, Settings, source, Trainer
 from .regularize import Examples, from_base, prior_examples
-from .frames import Settings, Trainer, frame_set, source
 
 # %% ../nbs/08_residual.ipynb #2cce5828
 def motion_settings(**changes)->Settings:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import math
 import numpy as np, skia, torch
 from fastcore.basics import patch
-from .clip import Clip, UserError
+from .clip import Clip
+from .files import UserError
 
 # %% ../nbs/01_world.ipynb #81790cff
 SCENES = dict(beach="on a beach", forest="in a forest", street="on a street", snow="in the snow", desert="in a desert",

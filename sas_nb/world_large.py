@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 import itertools, math
 import numpy as np, skia, torch
-from .clip import Clip, UserError
-from .world import (CAMERAS, CHANNELS, COLOURS, HATS, HELD, HELDOUT, JOINTS, KINDS, LIGHTS, MOTIONS,
-                          SCENES, THINGS, Caption, Gait, caption, edit, random_thing, vocabulary)
-from .world import (_REST, _below, _box, _counts, _disc, _dome, _fir, _gait, _known_fields, _known_seed,
-                          _known_word, _limb, _line, _masks, _mix, _order, _oval, _paint, _poly, _points,
-                          _random_stage, _round_tree, _tuples, _words)
 from . import world
+from .clip import Clip
+from .files import UserError
+from .world import (_below, _box, _counts, _disc, _dome, _fir, _gait, _known_fields, _known_seed,
+                          _known_word, _limb, _line, _masks, _mix, _order, _oval, _paint, _points, _poly,
+                          _random_stage, _REST, _round_tree, _tuples, _words, CAMERAS, Caption, caption,
+                          CHANNELS, COLOURS, edit, Gait, HATS, HELD, HELDOUT, JOINTS, KINDS, LIGHTS, MOTIONS,
+                          random_thing, SCENES, THINGS, vocabulary)
 
 # %% ../nbs/01_world_large.ipynb #1115d3de
 _all_ = ["CAMERAS", "CHANNELS", "COLOURS", "HATS", "HELD", "HELDOUT", "JOINTS", "KINDS", "LIGHTS", "MOTIONS",

@@ -12,10 +12,12 @@ import json
 import torch
 from torch import Tensor
 from safetensors.torch import load_file, save as to_bytes
-from .clip import UserError, atomic, expanded, read_about
-from .world import Gait, Person, Spec, Thing, _tuples
-from .dit import VideoDiT, named_folder
-from .concept import Concept, _json, check_info
+from .cache import named_folder
+from .concept import _json, check_info, Concept
+from .dit import VideoDiT
+from .files import expanded, read_about, UserError
+from .world import _tuples, Gait, Person, Spec, Thing
+from .writing import atomic
 
 # %% ../nbs/13_zoo.ipynb #615184ba
 def packed(B:Tensor)->tuple[Tensor, Tensor]: # (..., out, r) -> int8, and scales (..., r)

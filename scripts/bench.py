@@ -21,14 +21,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from sas_nb.cli import spell_out
 from sas_nb.basis import Basis
-from sas_nb.clip import Clip, atomic
-from sas_nb.dit import VideoDiT, data_path
-from sas_nb.frames import Settings, Trainer, frame_set
+from sas_nb.cache import data_path
+from sas_nb.cli import spell_out
+from sas_nb.clip import Clip
+from sas_nb.dit import VideoDiT
+from sas_nb.frames import frame_set, Settings, Trainer
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, sequence
 from sas_nb.world import random_spec, render_array
+from sas_nb.writing import atomic
 
 WHO, HOW = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
 PROMPT, RANK, BATCH = f"{WHO}. {HOW}", 8, 8
@@ -163,9 +165,9 @@ def group(op: str) -> str:
 
 CHILD = """
 import resource, sys, tempfile, torch
+from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.concept import learn
-from sas_nb.dit import data_path
 from sas_nb.frames import Settings
 from sas_nb.residual import motion_settings
 n = int(sys.argv[1])

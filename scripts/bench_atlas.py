@@ -19,9 +19,9 @@ import torch, typer
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from sas_nb.atlas import Atlas, Member, _layers_of, layer_gram, pca_of
-from sas_nb.clip import atomic
+from sas_nb.atlas import _layers_of, Atlas, layer_gram, Member, pca_of
 from sas_nb.lowrank import delta
+from sas_nb.writing import atomic
 
 WIDTH, HIDDEN, BLOCKS = 1536, 8960, 30  # of Wan 2.1 1.3B
 BLOCK = {f"{a}.{o}": (WIDTH, WIDTH) for a in ("attn1", "attn2") for o in ("to_q", "to_k", "to_v", "to_out.0")} | {"ffn.net.0.proj": (HIDDEN, WIDTH), "ffn.net.2": (WIDTH, HIDDEN)}

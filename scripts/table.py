@@ -19,12 +19,14 @@ import json
 import torch, typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import ABLATIONS, BRIEF, LEAKS, METHODS, REGULARISERS, TABLE, Budget, cases, complete, estimate, in_words, run, save_table, table
-from sas_nb.cli import tidy, spell_out
-from sas_nb.clip import UserError, atomic
-from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.bench import (ABLATIONS, BRIEF, Budget, cases, complete, estimate, in_words, LEAKS, METHODS,
+                          REGULARISERS, run, save_table, TABLE, table)
+from sas_nb.cli import spell_out, tidy
+from sas_nb.dit import fingerprint, VideoDiT
+from sas_nb.files import UserError
 from sas_nb.oracles import Oracles
 from sas_nb.residual import PRESETS, SAMPLING
+from sas_nb.writing import atomic
 
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL

@@ -3,14 +3,16 @@ import json, math, os, subprocess, sys
 from dataclasses import replace
 import pytest, torch, typer
 from sas_nb import bench
-from sas_nb.bench import (ABLATIONS, BRIEF, COLUMNS, LEAKS, METHODS, REGULARISERS, RIVAL, SLIDERS, Budget, answer_loss, answers, case, cases, complete, estimate, in_words, leakage, load_table, losses, measured,
-                          nearest, per_concept, rows, run, save_table, set_and_sequence, table, two_parts, verdict, work)
-from sas_nb.clip import UserError
+from sas_nb.bench import (ABLATIONS, answer_loss, answers, BRIEF, Budget, case, cases, COLUMNS, complete,
+                          estimate, in_words, leakage, LEAKS, load_table, losses, measured, METHODS, nearest,
+                          per_concept, REGULARISERS, RIVAL, rows, run, save_table, set_and_sequence, SLIDERS,
+                          table, two_parts, verdict, work)
 from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT
+from sas_nb.files import UserError
 from sas_nb.frames import Trainer
 from sas_nb.oracles import OracleNet, Oracles
-from sas_nb.residual import SAMPLING, motion_settings
+from sas_nb.residual import motion_settings, SAMPLING
 from sas_nb.world import edit, truth
 
 TINY = Budget(2, 2, batch=2, rank=2)

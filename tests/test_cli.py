@@ -6,8 +6,8 @@ import pytest, typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 from sas_nb import __version__, cli
+from sas_nb.cache import data_path
 from sas_nb.clip import Clip
-from sas_nb.dit import data_path
 from sas_nb.frames import Stopped
 
 COMMANDS = ("models", "inspect", "train", "generate", "info", "export", "explore")

@@ -5,8 +5,13 @@ from fractions import Fraction
 import av, numpy as np, pytest, torch
 from PIL import Image
 
-from sas_nb import clip as clip_module
-from sas_nb.clip import Clip, UserError, atomic, contact_sheet, cover_box, fit_length, preflight, resample
+from sas_nb import stream as stream_module, video as video_module
+from sas_nb.clip import Clip
+from sas_nb.files import UserError
+from sas_nb.resample import cover_box, fit_length, resample
+from sas_nb.sheet import contact_sheet
+from sas_nb.video import preflight
+from sas_nb.writing import atomic
 
 RED, GREEN, BLUE, WHITE = (.9, .1, .1), (.1, .8, .2), (.1, .2, .9), (.95, .95, .95)
 
@@ -169,7 +174,7 @@ def test_start_in_a_gif(tmp_path):
 def test_long_video_is_not_decoded_to_the_end(tmp_path, monkeypatch):
     path = write(tmp_path/"long.mp4", levels(600, 30), gop=250)
     made = []
-    monkeypatch.setattr(clip_module, "_picture", lambda *a, real=clip_module._picture: made.append(1) or real(*a))
+    monkeypatch.setattr(stream_module, "frame_picture", lambda *a, real=stream_module.frame_picture: made.append(1) or real(*a))
     r = preflight(path)
     assert r.num_frames == 17 and len(made) == 17 and r.kept[-1] + len(r.dropped) < 120
     assert any("after the last frame are not used" in s for s in r.notes)
@@ -397,7 +402,7 @@ def test_absurd_wishes(tmp_path, wish, match):
 
 
 def test_too_long_for_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(clip_module, "_LIMIT", 10*32*32*12)
+    monkeypatch.setattr(video_module, "_LIMIT", 10*32*32*12)
     with pytest.raises(UserError, match="too long to hold in memory"): Clip.load(write(tmp_path/"a.mp4", levels(24)))
 
 

@@ -9,13 +9,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from sas_nb import concept as concept_module, residual as residual_module
-from sas_nb.clip import Clip, UserError
-from sas_nb.concept import Concept, learn, plot_history
-from sas_nb.dit import VideoDiT, data_path
-from sas_nb.frames import Settings, Trainer
+from sas_nb.cache import data_path
+from sas_nb.clip import Clip
+from sas_nb.concept import Concept, learn
+from sas_nb.dit import VideoDiT
+from sas_nb.files import UserError
+from sas_nb.frames import plot_history, Settings, Trainer
 from sas_nb.lowrank import delta
 from sas_nb.regularize import Examples
-from sas_nb.residual import PRESETS, SAMPLING, motion_settings, preset_settings
+from sas_nb.residual import motion_settings, preset_settings, PRESETS, SAMPLING
 from sas_nb.world import heldout_spec, render
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"

@@ -3,9 +3,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from sas_nb.clip import UserError
-from sas_nb.flow import (clean_estimate, euler, flow_loss, guide, interpolate, loss_per_sample, quantile_losses,
-                         sample_times, schedule, shift_times, velocity_target)
+from sas_nb.files import UserError
+from sas_nb.flow import (clean_estimate, euler, flow_loss, guide, interpolate, loss_per_sample,
+                         quantile_losses, sample_times, schedule, shift_times, velocity_target)
 
 
 @pytest.fixture

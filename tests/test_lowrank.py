@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
-from sas_nb.clip import UserError
-from sas_nb.lowrank import (canonical, change_gauge, delta, effective_rank, gram, inner, merge, norm, principal_angles,
-                            recompress, stable_rank, svd)
+from sas_nb.files import UserError
+from sas_nb.lowrank import (canonical, change_gauge, delta, effective_rank, gram, inner, merge, norm,
+                            principal_angles, recompress, stable_rank, svd)
 
 check = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -1,17 +1,23 @@
 "Names and places mean the same from everywhere; what was edited or damaged says so; a cache stops no run."
 import json, os, random, shutil
+from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
 from sas_nb import concept as concept_module
 from sas_nb.atlas import Atlas, synthetic
-from sas_nb.clip import Clip, UserError, preflight
-from sas_nb.concept import Concept, base_model, learn
-from sas_nb.dit import Recommended, VideoDiT, _folder, cache_folder, cached, data_path, lasting_name, named_folder
-from sas_nb.explore import Studio, _named, _opened
+from sas_nb.cache import cache_folder, cached, data_path, named_folder
+from sas_nb.cli import _log, _pictures
+from sas_nb.clip import Clip
+from sas_nb.concept import base_model, Concept, learn
+from sas_nb.dit import _folder, lasting_name, Recommended, VideoDiT
+from sas_nb.explore import _named, _opened, Studio
+from sas_nb.files import UserError
 from sas_nb.frames import Settings
+from sas_nb.metrics import clip_encoder, dino_encoder
 from sas_nb.oracles import Oracles
+from sas_nb.video import preflight
 from sas_nb.zoo import load_zoo, save_zoo, zoo_folder
 
 
@@ -216,3 +222,12 @@ def test_an_empty_setting_is_none(monkeypatch, home):
     assert cache_folder() == home/".cache/sas_nb"
     monkeypatch.setenv("SAS_NB_CACHE", "~/c")
     assert cache_folder() == home/"c"
+
+
+@pytest.mark.parametrize("ask", [
+    lambda path: _log(path),
+    lambda path: _pictures(None, None, path, finished=True),
+    lambda path: dino_encoder(path),
+    lambda path: clip_encoder(str(path))], ids=["log", "pictures", "dino", "clip"])
+def test_a_home_of_nobody_is_said_in_one_sentence(ask):
+    with pytest.raises(UserError, match="no home folder"): ask(Path("~nobody-of-this-name/run"))

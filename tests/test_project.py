@@ -107,14 +107,27 @@ def test_no_paths_of_one_machine(root, files):
     assert not found
 
 
+PARTS = ["files", "writing", "cache", "resample", "pictures", "stream", "preflight", "video", "sheet"]  # from the ground up
+
+
 def test_modules_import_only_those_above_them(root):
-    "A flat house: the module of notebook NN imports only modules of lower numbers."
-    order = {re.sub(r"^\d+_", "", p.stem): p.stem for p in sorted((root / "nbs").glob("[0-9]*.ipynb"))}
+    "A flat house: the module of notebook NN imports only modules of lower numbers, and parts in their order."
+    order = {name: name for name in PARTS}
+    order |= {re.sub(r"^\d+_", "", p.stem): p.stem for p in sorted((root / "nbs").glob("[0-9]*.ipynb"))}
     names = list(order)
     for i, name in enumerate(names):
         source = (root / "sas_nb" / f"{name}.py").read_text(encoding="utf-8")
         used = set(re.findall(r"^\s*(?:from|import) (?:sas_nb)?\.(\w+)", source, re.M))
         assert not used - set(names[:i]), f"{order[name]} imports {used - set(names[:i])}"
+
+
+@pytest.mark.parametrize("module, light", [
+    ("clip", ["matplotlib", "skia", "cv2", "tensorboard", "voila", "IPython", "diffusers"]),
+    ("cache", ["torch", "PIL", "av"])])
+def test_a_module_loads_only_what_it_needs(root, module, light):
+    code = f"import sys, sas_nb.{module}; print(*[m for m in {light} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
 
 
 def test_make_lists_every_target(root):

@@ -4,11 +4,12 @@ from dataclasses import replace
 import pytest, torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 import wan_folder as wan
-from sas_nb.clip import Clip, UserError
-from sas_nb.concept import Concept, learn
 from sas_nb import cli, dit as dit_module, frames
 from sas_nb.basis import Basis
-from sas_nb.dit import VideoDiT, fingerprint, recommended_for
+from sas_nb.clip import Clip
+from sas_nb.concept import Concept, learn
+from sas_nb.dit import fingerprint, recommended_for, VideoDiT
+from sas_nb.files import UserError
 from sas_nb.frames import Settings, Trainer
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, redraw

@@ -3,7 +3,8 @@ import io, math, os, re, subprocess, sys
 import av, numpy as np, pytest, torch
 from typer.testing import CliRunner
 from sas_nb import cli
-from sas_nb.clip import Advice, Clip, UserError, real_number, whole_number
+from sas_nb.clip import Clip
+from sas_nb.files import Advice, real_number, UserError, whole_number
 from test_bad_input import refused
 from test_cli import COMMANDS, FEW, LOOK, MOVE, PROMPTS, SHORT, cache, call, dancer, ok, shell, trained  # noqa: F401, the fixtures among them
 

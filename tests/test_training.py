@@ -10,12 +10,13 @@ from torch import nn
 
 from sas_nb import concept as concept_module, frames, residual
 from sas_nb.basis import Basis
-from sas_nb.clip import UserError
 from sas_nb.concept import learn
-from sas_nb.dit import VideoDiT, fingerprint
-from sas_nb.frames import (Log, Settings, Stopped, Trainer, check_folder, check_settings, draw, frame_set, only_run, plot_history, put_moments, read_log, shares, stop_gently,
-                           stoppable, train_identity)
-from sas_nb.regularize import Examples, SelfConditioning, prior_examples
+from sas_nb.dit import fingerprint, VideoDiT
+from sas_nb.files import UserError
+from sas_nb.frames import (check_folder, check_settings, draw, frame_set, Log, only_run, plot_history,
+                           put_moments, read_log, Settings, shares, stop_gently, stoppable, Stopped,
+                           train_identity, Trainer)
+from sas_nb.regularize import Examples, prior_examples, SelfConditioning
 from sas_nb.residual import add_twins, both_views, motion_settings, sequence, somebody_else, train_motion
 from sas_nb.world import heldout_spec, render
 

@@ -5,7 +5,9 @@ from fractions import Fraction
 import av, numpy as np, pytest
 from PIL import Image
 
-from sas_nb.clip import Clip, UserError, preflight
+from sas_nb.clip import Clip
+from sas_nb.files import UserError
+from sas_nb.video import preflight
 
 H, W, N, FPS = 64, 96, 48, 12
 QUIET = {"x265-params": "log-level=none"}

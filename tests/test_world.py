@@ -4,9 +4,9 @@ from dataclasses import fields, replace
 from hashlib import sha256
 import numpy as np, pytest
 from PIL import Image
-from sas_nb.clip import UserError
-from sas_nb.world import *
 from sas_nb import world
+from sas_nb.files import UserError
+from sas_nb.world import *
 
 ME = heldout_spec(6)
 PLAIN = Spec((Person(),))

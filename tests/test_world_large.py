@@ -3,7 +3,7 @@ import re
 from dataclasses import replace
 import numpy as np, pytest
 from sas_nb import world, world_large
-from sas_nb.clip import UserError
+from sas_nb.files import UserError
 from sas_nb.world_large import *
 
 ME = heldout_spec(6)
