@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastcore.basics import patch
-from .clip import Clip, UserError, expanded
-from .dit import VideoDiT, join_texts
-from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis, dropout_mask
+from .clip import Clip, expanded, UserError
+from .concept import base_model, Concept, fit_clip, provenance
+from .dit import join_texts, VideoDiT
+from .flow import interpolate, loss_per_sample, velocity_target
+from .frames import _scaled_identity, check_folder, draw, only_run, Settings, shares, stoppable, Trainer
+from .prompt import Prompts
 from .regularize import Examples
-from .frames import Settings, Trainer, _scaled_identity, check_folder, draw, only_run, shares, stoppable
-from .residual import SAMPLING, both_priors, both_views, preset_settings
-from .concept import Concept, base_model, check_prompts, fit_clip, provenance
+from .residual import both_priors, both_views, preset_settings, SAMPLING
 
 # %% ../nbs/15_fleet.ipynb #b80623b9
 class Fleet:
@@ -215,7 +216,7 @@ def learn_many(clips:list[Clip|str|Path],
               )->list[Concept]:
     "Learn many concepts at once, over one basis. Raises `UserError` for what a person can put right."
     if len(clips) != len(prompts) or not clips: raise UserError(f"There are {len(clips)} clips and {len(prompts)} pairs of prompts: give as many, and at least one.")
-    for p in prompts: check_prompts(*p)
+    for p in prompts: Prompts.of(p)
     dit, (one, two) = model if isinstance(model, VideoDiT) else base_model(str(model)), (given or own for given, own in zip((stage1, stage2), preset_settings(preset)))
     if old := getattr(dit, "basis", None): old.detach()
     if out: check_folder(out := expanded(out))

@@ -19,12 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .clip import atomic, Clip, expanded, figure, real_number, UserError, whole_number
 from . import __version__
-from .dit import add_tokens, checked_seed, fingerprint, join_texts, split_placeholders, VideoDiT
-from .flow import clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times, velocity_target
 from .basis import Basis
-from .regularize import Examples, SelfConditioning, mask_tokens
+from .clip import atomic, Clip, expanded, figure, real_number, UserError, whole_number
+from .dit import add_tokens, checked_seed, fingerprint, join_texts, VideoDiT
+from .flow import (clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times,
+                         velocity_target)
+from .prompt import Prompt
+from .regularize import Examples, mask_tokens, SelfConditioning
 
 # %% ../nbs/07_frames.ipynb #86757454
 def frame_set(dit:VideoDiT,
@@ -37,7 +39,7 @@ def frame_set(dit:VideoDiT,
         some = clip.frames[torch.linspace(0, len(clip)-1, min(len(clip), 8)).round().long()]
         latents = torch.cat([dit.encode_once(f.expand(1, len(clip), -1, -1, -1).contiguous()) for f in some])
     else: latents = dit.encode_once(clip.frames[:, None])
-    made = Examples(latents, [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
+    made = Examples(latents, [dit.embed_once(prompt)], [list(Prompt.of(prompt).placeholders)])
     return made.made_of(**source(dit, clip, prompt), still=still)
 
 def hashed(*tensors:Tensor)->str: # "#" and sixteen hex digits

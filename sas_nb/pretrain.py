@@ -34,10 +34,11 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast, T5Tokenizer, UMT5Config, UMT5EncoderModel
 from fastcore.basics import patch
 from PIL import Image
-from .clip import UserError, atomic
 from . import world
-from .dit import PLACEHOLDERS, OnePad, best_device, channels_last
+from .clip import atomic, UserError
+from .dit import best_device, channels_last, OnePad
 from .flow import interpolate, sample_times, velocity_target
+from .prompt import PLACEHOLDERS
 
 # %% ../nbs/10_pretrain.ipynb #6dc56d21
 def _resample_whole(self, x, feat_cache=None, feat_idx=None):
