@@ -22,13 +22,14 @@ from fastcore.basics import patch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from .clip import atomic, Clip, expanded, figure, UserError
-from .dit import add_tokens, named_folder, VideoDiT, Wan
+from .concept import _readable, check_shapes, Concept, concept_folder, read_info
+from .dit import add_tokens, named_folder, VideoDiT
+from .family import Wan
 from .flow import flow_loss, interpolate, sample_times, velocity_target
-from .lowrank import canonical, principal_angles, recompress
 from .frames import Settings
-from .residual import both_views
-from .concept import Concept, _readable, check_shapes, concept_folder, read_info
+from .lowrank import canonical, principal_angles, recompress
 from .metrics import paired_bootstrap
+from .residual import both_views
 
 # %% ../nbs/13_atlas.ipynb #a9200c83
 def synthetic(n:int=40,                 # how many concepts

@@ -22,9 +22,10 @@ from tqdm.auto import tqdm
 from .basis import Basis
 from .clip import atomic, Clip, expanded, UserError
 from .concept import Concept, learn, provenance
-from .dit import add_tokens, fingerprint, maker_fingerprint, VideoDiT
+from .dit import add_tokens, maker_fingerprint, VideoDiT
 from .flow import interpolate, loss_per_sample, velocity_target
 from .frames import frame_set, Settings, train_identity, Trainer
+from .hub import fingerprint
 from .metrics import (adherence, edit_accuracy, edit_error, motion_fidelity, mse, paired_bootstrap,
                             pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency)
 from .oracles import seen_joints, words_of

@@ -22,9 +22,10 @@ from fastcore.basics import patch
 from . import __version__
 from .basis import Basis
 from .clip import atomic, Clip, expanded, figure, real_number, UserError, whole_number
-from .dit import add_tokens, checked_seed, fingerprint, join_texts, VideoDiT
+from .dit import add_tokens, checked_seed, join_texts, VideoDiT
 from .flow import (clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times,
                          velocity_target)
+from .hub import fingerprint
 from .prompt import Prompt
 from .regularize import Examples, mask_tokens, SelfConditioning
 

@@ -20,8 +20,8 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 from .clip import Clip, expanded, needs, UserError
-from .dit import best_device
-from .world import Spec, edit, random_person, render, truth
+from .fast import best_device
+from .world import edit, random_person, render, Spec, truth
 
 # %% ../nbs/11_metrics.ipynb #62600834
 def pixel_encoder(size:int=8, # rows and columns that are left

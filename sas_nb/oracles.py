@@ -24,11 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from .clip import Clip, UserError, atomic, expanded
-from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
-from .world import joints as body_joints
-from .dit import best_device, channels_last, data_path, named_folder
-from .pretrain import FPS, Clock, decode, encode, load_state, mixed_precision, optimisers, save_state, set_rates, to_signed
+from .clip import atomic, Clip, expanded, UserError
+from .dit import data_path, named_folder
+from .fast import best_device, channels_last, mixed_precision
+from .pretrain import (Clock, decode, encode, FPS, load_state, optimisers, save_state, set_rates,
+                             to_signed)
+from .world import (_camera, CAMERAS, COLOURS, edit, HATS, HELD, IDENTITY, JOINTS,
+                          joints as body_joints, KINDS, LIGHTS, MOTIONS, Person, random_spec, render_array,
+                          SCENES, Spec, THINGS)
 
 # %% ../nbs/11_oracles.ipynb #5a9345af
 @torch.no_grad()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
 from .clip import Clip, real_number, UserError, whole_number
-from .dit import cached, checked_seed, checked_steps, fingerprint, join_texts, VideoDiT
+from .dit import cached, checked_seed, checked_steps, join_texts, VideoDiT
 from .flow import clean_estimate
+from .hub import fingerprint
 from .prompt import Prompt
 
 # %% ../nbs/06_regularize.ipynb #3cf4d6ef

@@ -13,12 +13,13 @@ import numpy as np
 import torch, typer
 from rich.console import Console
 from rich.table import Table
-from sas_nb.cli import spell_out
 from sas_nb.atlas import synthetic
 from sas_nb.basis import Basis
+from sas_nb.cli import spell_out
 from sas_nb.clip import atomic
-from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.dit import VideoDiT
 from sas_nb.explore import Explorer, Position, Studio
+from sas_nb.hub import fingerprint
 
 TARGETS = {"preview": .4, "full video": 2.5, "kept video": .05}
 

@@ -15,8 +15,9 @@ import torch, typer
 from rich.table import Table
 from sas_nb.cli import say, show as print_tables, spell_out, tidy
 from sas_nb.clip import Clip, contact_sheet
-from sas_nb.concept import Concept, learn, plot_history
-from sas_nb.dit import VideoDiT, data_path
+from sas_nb.concept import Concept, learn
+from sas_nb.dit import data_path, VideoDiT
+from sas_nb.frames import plot_history
 from sas_nb.residual import preset_settings
 
 # What to learn, and what to ask of it afterwards. For a video of your own, change these and pass --clip.

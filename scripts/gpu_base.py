@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import Annotated
 import numpy as np, torch, typer
 from PIL import Image
-from sas_nb.clip import UserError, atomic
-from sas_nb.dit import VideoDiT, channels_last, best_device
-from sas_nb.pretrain import (
-    LONGEST, RATES, TEMPORAL_2, TEST_SEED, Latents, autoencoder_optimisers, autoencoder_report,
-    autoencoder_step, averaged, captions, copy_weights, dit_backward, dit_learners, dit_loss, dit_update,
-    encode, head_and_hands, interest, latent_shape, latent_statistics, load_autoencoder, load_state,
-    make_tokenizer, passes, pieces, pixels, quick, reconstruction_loss, reconstruction_psnr, save_state,
-    set_rates, ship, text_of, tiny_autoencoder, tiny_pipeline, to_signed, training_spec, whitener, wider)
+from sas_nb.clip import atomic, UserError
+from sas_nb.dit import VideoDiT
+from sas_nb.fast import best_device, channels_last
+from sas_nb.pretrain import (autoencoder_optimisers, autoencoder_report, autoencoder_step, averaged,
+                             captions, copy_weights, dit_backward, dit_learners, dit_loss, dit_update,
+                             encode, head_and_hands, interest, latent_shape, latent_statistics, Latents,
+                             load_autoencoder, load_state, LONGEST, make_tokenizer, passes, pieces, pixels,
+                             quick, RATES, reconstruction_loss, reconstruction_psnr, save_state, set_rates,
+                             ship, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder, tiny_pipeline,
+                             to_signed, training_spec, whitener, wider)
 
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
 SHARDS = 4  # 64 MiB in all

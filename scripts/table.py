@@ -19,10 +19,12 @@ import json
 import torch, typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import ABLATIONS, BRIEF, LEAKS, METHODS, REGULARISERS, TABLE, Budget, cases, complete, estimate, in_words, run, save_table, table
-from sas_nb.cli import tidy, spell_out
-from sas_nb.clip import UserError, atomic
-from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.bench import (ABLATIONS, BRIEF, Budget, cases, complete, estimate, in_words, LEAKS, METHODS,
+                          REGULARISERS, run, save_table, TABLE, table)
+from sas_nb.cli import spell_out, tidy
+from sas_nb.clip import atomic, UserError
+from sas_nb.dit import VideoDiT
+from sas_nb.hub import fingerprint
 from sas_nb.oracles import Oracles
 from sas_nb.residual import PRESETS, SAMPLING
 

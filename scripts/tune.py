@@ -15,10 +15,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import LEAKS, TABLE, Budget, case, in_words, losses, measured, one_stage, run, set_and_sequence, table
-from sas_nb.cli import tidy, spell_out
-from sas_nb.clip import UserError, atomic
-from sas_nb.dit import fingerprint
+from sas_nb.bench import (Budget, case, in_words, LEAKS, losses, measured, one_stage, run, set_and_sequence,
+                          TABLE, table)
+from sas_nb.cli import spell_out, tidy
+from sas_nb.clip import atomic, UserError
+from sas_nb.hub import fingerprint
 from sas_nb.oracles import Oracles
 from table import load, part, write
 

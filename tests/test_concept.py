@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from sas_nb import concept as concept_module, residual as residual_module
 from sas_nb.clip import Clip, UserError
-from sas_nb.concept import Concept, learn, plot_history
-from sas_nb.dit import VideoDiT, data_path
-from sas_nb.frames import Settings, Trainer
+from sas_nb.concept import Concept, learn
+from sas_nb.dit import data_path, VideoDiT
+from sas_nb.frames import plot_history, Settings, Trainer
 from sas_nb.lowrank import delta
 from sas_nb.regularize import Examples
-from sas_nb.residual import PRESETS, SAMPLING, motion_settings, preset_settings
+from sas_nb.residual import motion_settings, preset_settings, PRESETS, SAMPLING
 from sas_nb.world import heldout_spec, render
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
@@ -92,13 +92,12 @@ def test_a_concept_says_by_which_preset(dit, clip, monkeypatch):
     assert learn(clip, STATIC, DYNAMIC, dit, rank=1, stage1=Settings(steps=0), preset="paper", progress=False).info["preset"] == "paper, changed"
 
 def test_free_encodes_then_frees_then_trains(clip, monkeypatch):
-    mine, held, run = VideoDiT.load("tiny", device="cpu"), [], Trainer.run
-    monkeypatch.setattr(concept_module, "_LOADED", {"tiny": mine})
-    monkeypatch.setattr(Trainer, "run", lambda self: held.append((self.dit.pipe.vae, self.dit.pipe.text_encoder)) or run(self))
+    mine, held, run = VideoDiT.of("tiny"), [], Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda self: held.append(self.dit.loaded & {"vae", "text_encoder"}) or run(self))
     freed = quick(clip, "tiny", free=True, steps=1)
-    assert held == [(None, None)]*2 and freed.dit is None and mine.basis is None and not concept_module._LOADED
+    assert held == [set()]*2 and freed.dit is None and mine.basis is None
     assert len(freed.generate(steps=1, num_frames=5)) == 5
-    assert freed.dit is not mine and freed.dit.pipe.vae is not None
+    assert freed.dit is mine and {"vae", "text_encoder"} <= mine.loaded
 
 def test_progress_is_told_by_stage(dit, clip, capfd):
     quick(clip, dit, steps=1, progress=True)

@@ -8,11 +8,14 @@ from torch.nn import functional as F
 
 from sas_nb import oracles as module
 from sas_nb.clip import Clip, UserError
-from sas_nb.dit import VideoDiT, data_path
-from sas_nb.oracles import (HELD_SEED, JOINTS, LABELS, ORACLE_BARS, TRAIN_SEED, FrameNet, OracleNet, Oracles, PathNet, PathReader, Renders, RoundTrips, as_seen, auc, bone_lengths, degrade, example, held_specs, margin_loss,
-                            measure, mirrored, named_answers, one_person, oracle_loss, place_loss, round_trip, score, seen_joints, share, train_oracles, train_step, verification, visible_code, words_of)
-from sas_nb.pretrain import FPS, TEST_SEED, Clock
-from sas_nb.world import HELDOUT, edit, random_spec, render, render_array, truth
+from sas_nb.dit import data_path, VideoDiT
+from sas_nb.oracles import (as_seen, auc, bone_lengths, degrade, example, FrameNet, HELD_SEED, held_specs,
+                            LABELS, margin_loss, measure, mirrored, named_answers, one_person, ORACLE_BARS,
+                            oracle_loss, OracleNet, Oracles, PathNet, PathReader, place_loss, Renders,
+                            round_trip, RoundTrips, score, seen_joints, share, train_oracles, TRAIN_SEED,
+                            train_step, verification, visible_code, words_of)
+from sas_nb.pretrain import Clock, FPS, TEST_SEED
+from sas_nb.world import edit, HELDOUT, JOINTS, random_spec, render, render_array, truth
 
 SEEDS = range(5_000_000, 5_000_048)
 

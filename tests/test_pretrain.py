@@ -3,12 +3,16 @@ import copy, json
 import numpy as np, pytest, torch
 from diffusers import WanPipeline
 from torch.nn import functional as F
-from sas_nb.dit import VideoDiT, channels_last, data_path
-from sas_nb.clip import UserError
-from sas_nb.pretrain import (FPS, TEMPORAL_2, TEST_SEED, Clips, Clock, Latents, Muon, autoencoder_report, batch_loss, busy_crops, captions, decibels, decode, encode,
-                             focus_of, head_and_hands, interest, latent_shape, load_autoencoder, load_state, make_tokenizer, optimisers, orthogonalise, passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
 from sas_nb import world
-from sas_nb.dit import in_two_pieces
+from sas_nb.clip import UserError
+from sas_nb.dit import data_path, VideoDiT
+from sas_nb.fast import channels_last, in_two_pieces
+from sas_nb.pretrain import (autoencoder_report, batch_loss, busy_crops, captions, Clips, Clock, decibels,
+                             decode, encode, focus_of, FPS, head_and_hands, interest, latent_shape, Latents,
+                             load_autoencoder, load_state, make_tokenizer, Muon, optimisers, orthogonalise,
+                             passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates,
+                             TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder, tiny_pipeline, to_signed,
+                             train_autoencoder, train_dit, training_spec, wider)
 from sas_nb.world import random_spec, render_array, vocabulary
 
 
