@@ -23,13 +23,14 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from .clip import atomic, Clip, expanded, figure, UserError
 from .concept import _readable, check_shapes, Concept, concept_folder, read_info
-from .dit import add_tokens, named_folder, VideoDiT
+from .dit import named_folder, VideoDiT
 from .family import Wan
 from .flow import flow_loss, interpolate, sample_times, velocity_target
 from .frames import Settings
 from .lowrank import canonical, principal_angles, recompress
 from .metrics import paired_bootstrap
 from .residual import both_views
+from .text import add_tokens
 
 # %% ../nbs/13_atlas.ipynb #a9200c83
 def synthetic(n:int=40,                 # how many concepts

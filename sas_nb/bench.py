@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .basis import Basis
 from .clip import atomic, Clip, expanded, UserError
 from .concept import Concept, learn, provenance
-from .dit import add_tokens, maker_fingerprint, VideoDiT
+from .dit import maker_fingerprint, VideoDiT
 from .flow import interpolate, loss_per_sample, velocity_target
 from .frames import frame_set, Settings, train_identity, Trainer
 from .hub import fingerprint
@@ -31,6 +31,7 @@ from .metrics import (adherence, edit_accuracy, edit_error, motion_fidelity, mse
 from .oracles import seen_joints, words_of
 from .prompt import Prompt
 from .residual import motion_settings, OFF, preset_settings, SAMPLING, sequence, train_motion
+from .text import add_tokens
 from .world import (caption, COLOURS, edit, HATS, HELD, HELDOUT, heldout_spec, LIGHTS, Person,
                           random_thing, render, SCENES, Spec, THINGS)
 

@@ -18,13 +18,14 @@ from fastcore.basics import patch
 from .basis import Basis, dropout_mask
 from .clip import Clip, expanded, UserError
 from .concept import Concept, fit_clip, provenance
-from .dit import join_texts, VideoDiT
+from .dit import VideoDiT
 from .fast import bf16_products, compiled
 from .flow import interpolate, loss_per_sample, velocity_target
 from .frames import _scaled_identity, check_folder, draw, only_run, Settings, shares, stoppable, Trainer
 from .prompt import Prompts
 from .regularize import Examples
 from .residual import both_priors, both_views, preset_settings, SAMPLING
+from .text import join_texts
 
 # %% ../nbs/15_fleet.ipynb #b80623b9
 class Fleet:

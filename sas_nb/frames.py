@@ -22,12 +22,13 @@ from fastcore.basics import patch
 from . import __version__
 from .basis import Basis
 from .clip import atomic, Clip, expanded, figure, real_number, UserError, whole_number
-from .dit import add_tokens, checked_seed, join_texts, VideoDiT
+from .dit import checked_seed, VideoDiT
 from .flow import (clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times,
                          velocity_target)
 from .hub import fingerprint
 from .prompt import Prompt
 from .regularize import Examples, mask_tokens, SelfConditioning
+from .text import add_tokens, join_texts
 
 # %% ../nbs/07_frames.ipynb #86757454
 def frame_set(dit:VideoDiT,

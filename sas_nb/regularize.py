@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
 from .clip import Clip, real_number, UserError, whole_number
-from .dit import cached, checked_seed, checked_steps, join_texts, VideoDiT
+from .dit import cached, checked_seed, checked_steps, VideoDiT
 from .flow import clean_estimate
 from .hub import fingerprint
 from .prompt import Prompt
+from .text import join_texts
 
 # %% ../nbs/06_regularize.ipynb #3cf4d6ef
 @dataclass

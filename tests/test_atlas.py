@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA as Dense
 
 from sas_nb import atlas as atlas_module
-from sas_nb.atlas import Atlas, Lora, Member, _blocks, _layers_of, layer_gram, layer_name, leave_one_out, null_ratios, pca_of, synthetic, response, safe_range, together
+from sas_nb.atlas import (_blocks, _layers_of, Atlas, layer_gram, layer_name, leave_one_out, Lora, Member,
+                          null_ratios, pca_of, response, safe_range, synthetic, together)
 from sas_nb.clip import Clip, UserError
 from sas_nb.concept import Concept
-from sas_nb.dit import add_tokens
 from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import frame_set
 from sas_nb.lowrank import change_gauge, delta, gram, norm
+from sas_nb.text import add_tokens
 
 check = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 PARTS = {"appearance": ("B1",), "motion": ("B2",), "joint": ("B1", "B2")}

@@ -5,9 +5,10 @@ import torch
 from sas_nb import regularize
 from sas_nb.basis import Basis
 from sas_nb.clip import Clip, UserError
-from sas_nb.dit import VideoDiT, add_tokens
+from sas_nb.dit import VideoDiT
 from sas_nb.flow import clean_estimate
-from sas_nb.regularize import Examples, SelfConditioning, join_prompts, mask_tokens, prior_examples, stitch
+from sas_nb.regularize import Examples, join_prompts, mask_tokens, prior_examples, SelfConditioning, stitch
+from sas_nb.text import add_tokens
 
 FEW = r"blocks\.0\.attn1\.to_q"
 
