@@ -24,7 +24,8 @@ from peft.utils.other import get_pattern_key
 from .cache import named_folder
 from .clip import Clip
 from .concept import _readable, check_shapes, Concept, concept_folder, read_info
-from .dit import add_tokens, VideoDiT, Wan
+from .dit import VideoDiT
+from .family import Wan
 from .files import expanded, UserError
 from .flow import flow_loss, interpolate, sample_times, velocity_target
 from .frames import Settings
@@ -32,6 +33,7 @@ from .lowrank import canonical, principal_angles, recompress
 from .metrics import paired_bootstrap
 from .residual import both_views
 from .sheet import figure
+from .text import add_tokens
 from .writing import atomic
 
 # %% ../nbs/13_atlas.ipynb #a9200c83

@@ -156,7 +156,7 @@ def _megabytes(folder): return sum(f.stat().st_size for f in folder.rglob("*") i
 
 def _clip_size(model, download=True):
     "The clips that a model is trained on, read without loading it."
-    from sas_nb.dit import recommended_for
+    from sas_nb.hub import recommended_for
     return recommended_for(model, download)
 
 # %% ../nbs/16_cli.ipynb #99e95ade
@@ -164,7 +164,7 @@ def _clip_size(model, download=True):
 def models():
     "List models to train on, and say which are on this machine."
     from sas_nb.cache import data_path
-    from sas_nb.dit import FAMILIES
+    from sas_nb.family import FAMILIES
     table, notes = Table(Column("model", no_wrap=True), "its clips", "here?", title="Models"), []
     rows = [("tiny", f"shipped with sas_nb, {_megabytes(data_path('tiny')):.0f} MB", "yes")]
     rows += [(name, f"on the hub, {what}", "yes" if _is_local(name) else "no") for name, what in HUB.items()]
@@ -204,10 +204,10 @@ def inspect(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video, o
 # %% ../nbs/16_cli.ipynb #5e1f0d07
 def _round_trip(clip, model, path, quiet):
     "Draw a clip beside its round trip."
-    from sas_nb.concept import base_model
+    from sas_nb.dit import VideoDiT
     from sas_nb.sheet import contact_sheet
     from sas_nb.writing import atomic
-    back, psnr = base_model(model).round_trip(clip)
+    back, psnr = VideoDiT.of(model).round_trip(clip)
     rows = {"the clip": clip, f"through the autoencoder of {model}: PSNR {psnr:.1f} dB": back}
     with atomic(path) as tmp: contact_sheet(rows).save(tmp)
     if not quiet: say(f"Wrote {path}: the clip, and the most that {model!r} can show of it ({psnr:.1f} dB; at 30 few people see a difference, at 20 everybody).")
@@ -335,8 +335,9 @@ def _pictures(concept, clip, out, finished):
 
 # %% ../nbs/16_cli.ipynb #e7ae545c
 def _concept(folder, model=None):
-    from sas_nb.concept import Concept, base_model
-    return Concept.load(folder, base_model(model) if model else None)
+    from sas_nb.concept import Concept
+    from sas_nb.dit import VideoDiT
+    return Concept.load(folder, VideoDiT.of(model) if model else None)
 
 def _check_name(path, known=(".mp4", ".mov", ".webm", ".gif"), what="video"):
     from sas_nb.files import UserError

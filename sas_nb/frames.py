@@ -22,12 +22,15 @@ from fastcore.basics import patch
 from . import __version__
 from .basis import Basis
 from .clip import Clip
-from .dit import add_tokens, checked_seed, fingerprint, join_texts, split_placeholders, VideoDiT
+from .dit import checked_seed, split_placeholders, VideoDiT
 from .files import expanded, real_number, UserError, whole_number
 from .flow import (clean_estimate, interpolate, loss_per_sample, quantile_losses, sample_times,
                          velocity_target)
+from .hub import fingerprint
+from .prompt import Prompt
 from .regularize import Examples, mask_tokens, SelfConditioning
 from .sheet import figure
+from .text import add_tokens, join_texts
 from .writing import atomic
 
 # %% ../nbs/07_frames.ipynb #86757454
@@ -41,7 +44,7 @@ def frame_set(dit:VideoDiT,
         some = clip.frames[torch.linspace(0, len(clip)-1, min(len(clip), 8)).round().long()]
         latents = torch.cat([dit.encode_once(f.expand(1, len(clip), -1, -1, -1).contiguous()) for f in some])
     else: latents = dit.encode_once(clip.frames[:, None])
-    made = Examples(latents, [dit.embed_once(prompt)], [split_placeholders(prompt)[1]])
+    made = Examples(latents, [dit.embed_once(prompt)], [list(Prompt.of(prompt).placeholders)])
     return made.made_of(**source(dit, clip, prompt), still=still)
 
 def hashed(*tensors:Tensor)->str: # "#" and sixteen hex digits

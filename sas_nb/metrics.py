@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 from .clip import Clip
-from .dit import best_device
+from .fast import best_device
 from .files import expanded, needs, UserError
 from .world import edit, random_person, render, Spec, truth
 

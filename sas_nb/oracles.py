@@ -26,10 +26,10 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from .cache import data_path, named_folder
 from .clip import Clip
-from .dit import best_device, channels_last
+from .fast import best_device, channels_last, mixed_precision
 from .files import expanded, UserError
-from .pretrain import (Clock, decode, encode, FPS, load_state, mixed_precision, optimisers, save_state,
-                             set_rates, to_signed)
+from .pretrain import (Clock, decode, encode, FPS, load_state, optimisers, save_state, set_rates,
+                             to_signed)
 from .world import (_camera, CAMERAS, COLOURS, edit, HATS, HELD, IDENTITY, JOINTS,
                           joints as body_joints, KINDS, LIGHTS, MOTIONS, Person, random_spec, render_array,
                           SCENES, Spec, THINGS)

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from fastcore.basics import patch
 from .cache import cached
 from .clip import Clip
-from .dit import checked_seed, checked_steps, fingerprint, join_texts, split_placeholders, VideoDiT
+from .dit import checked_seed, checked_steps, split_placeholders, VideoDiT
 from .files import real_number, UserError, whole_number
 from .flow import clean_estimate
+from .hub import fingerprint
+from .prompt import Prompt
+from .text import join_texts
 
 # %% ../nbs/06_regularize.ipynb #3cf4d6ef
 @dataclass
@@ -51,7 +54,7 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     size = (1 if frames else num_frames or r.num_frames, height or r.height, width or r.width)
     z = from_base(dit, "prior", lambda: _generate(dit, used, size, steps, guidance, seed, batch, progress), used, size, steps, guidance, seed)
     texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
-    made = Examples(z, [texts[p] for p in used], [split_placeholders(p)[1] for p in used])
+    made = Examples(z, [texts[p] for p in used], [list(Prompt.of(p).placeholders) for p in used])
     return made.made_of(prompts=list(texts), n=n, size=size, steps=steps, guidance=guidance, negative=r.negative, seed=seed)
 
 # %% ../nbs/06_regularize.ipynb #11d3b2a5

@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from .dit import fingerprint, maker_fingerprint, VideoDiT
+from .dit import maker_fingerprint, VideoDiT
 from .files import expanded, UserError
+from .hub import fingerprint
 from .oracles import LABELS, named_answers, Oracles, round_trip, share, words_of
 from .pretrain import FPS, training_spec
 from .world import CAMERAS, caption, HATS, HELD, LIGHTS, random_spec, render_array, SCENES, Spec, THINGS

@@ -16,6 +16,7 @@ from .clip import Clip
 from .dit import checked_seed, guided, split_placeholders, VideoDiT
 from .files import UserError
 from .frames import frame_set, Settings, source, Trainer
+from .prompt import Prompt
 from .regularize import Examples, from_base, prior_examples
 
 # %% ../nbs/08_residual.ipynb #2cce5828
@@ -28,7 +29,7 @@ def sequence(dit:VideoDiT,
              prompt:str,   # static and dynamic: how it looks and how it moves, with `[v]` and `[u]`
             )->Examples:   # one example of shape (C, t, h, w)
     "The video as a *sequence*: one clip, encoded as a clip."
-    return Examples(dit.encode_once(clip.frames[None]), [dit.embed_once(prompt)], [split_placeholders(prompt)[1]]).made_of(**source(dit, clip, prompt))
+    return Examples(dit.encode_once(clip.frames[None]), [dit.embed_once(prompt)], [list(Prompt.of(prompt).placeholders)]).made_of(**source(dit, clip, prompt))
 
 # %% ../nbs/08_residual.ipynb #c3e91574
 def train_motion(dit:VideoDiT, basis:Basis,
@@ -77,7 +78,7 @@ def _exchanged(prompt):
 
 def somebody_else(prompt:str)->str: # without `[v]` and `[u]`
     "The same words about a woman where they were about a man, and the other way round. Raises `UserError` where there is neither."
-    plain = split_placeholders(prompt)[0]
+    plain = Prompt.of(prompt).plain
     if (other := _exchanged(plain)) == plain:
         raise UserError(f"Twins are others in the part, and {plain!r} has no man or woman to be exchanged: give the same prompt about "
                         "somebody (or something) else as twin_prompt, or set twins=0.")
@@ -98,7 +99,7 @@ def add_twins(dit:VideoDiT,        # the base model, no adapter on it
               seed:int=2000,
              )->Examples:          # the same, with its `twins`
     "The same movement by others: the base redraws the clip with somebody else in the part. Made once, then read from the cache. Raises `UserError`."
-    words, r = (split_placeholders(prompt)[0], split_placeholders(others)[0] if others else somebody_else(prompt)), dit.recommended
+    words, r = (Prompt.of(prompt).plain, Prompt.of(others).plain if others else somebody_else(prompt)), dit.recommended
     how = dict(steps=steps or r.steps, guidance=r.guidance if guidance is None else guidance, draws=draws)
     make = lambda: torch.cat([redraw(dit, data.latents[:1], *words, **how, seed=seed+i).cpu() for i in range(n)])
     made = replace(data, twins=from_base(dit, "twins", make, data.latents, words, n, how, seed))
@@ -128,7 +129,7 @@ def both_views(dit:VideoDiT, clip:Clip, appearance:str, motion:str, # prompts, w
                twin_prompt:str|None=None, # see `add_twins`
               )->tuple[Examples, Examples]:
     "A clip as the two stages see it: a set, and a sequence."
-    prompt, plain = f"{appearance}. {motion}", split_placeholders(motion)[0] if stage1.whole_prompt else ""
+    prompt, plain = f"{appearance}. {motion}", Prompt.of(motion).plain if stage1.whole_prompt else ""
     whole = sequence(dit, clip, prompt)
     return frame_set(dit, clip, ". ".join(filter(None, (appearance, plain))), stage1.still), add_twins(dit, whole, prompt, twin_prompt) if stage2 and stage2.twins else whole
 

@@ -27,6 +27,7 @@ from sas_nb.cli import spell_out
 from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
 from sas_nb.frames import frame_set, Settings, Trainer
+from sas_nb.prompt import Prompt
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, sequence
 from sas_nb.world import random_spec, render_array
@@ -67,7 +68,7 @@ def straightforward(dit: VideoDiT, clip: Clip, stage: str, encode_whole_batch: b
         transformer.train()
     params = [p for p in transformer.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(params, lr=dit.recommended.lr, betas=(.9, .99), weight_decay=.01)
-    prompt = (WHO if stage == "identity" else PROMPT).replace("[v] ", "").replace("[u] ", "")
+    prompt = Prompt(WHO if stage == "identity" else PROMPT).plain
     mean, std = dit.family.statistics(pipe.vae, torch.zeros((), device=dit.device))
 
     def step():

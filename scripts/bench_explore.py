@@ -16,8 +16,9 @@ from rich.table import Table
 from sas_nb.atlas import synthetic
 from sas_nb.basis import Basis
 from sas_nb.cli import spell_out
-from sas_nb.dit import fingerprint, VideoDiT
+from sas_nb.dit import VideoDiT
 from sas_nb.explore import Explorer, Position, Studio
+from sas_nb.hub import fingerprint
 from sas_nb.writing import atomic
 
 TARGETS = {"preview": .4, "full video": 2.5, "kept video": .05}

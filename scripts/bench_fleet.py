@@ -23,13 +23,15 @@ from sas_nb.basis import Basis
 from sas_nb.bench import case
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
-from sas_nb.dit import add_tokens, VideoDiT
-from sas_nb.fleet import bf16_products, compiled, Fleet, FleetTrainer
+from sas_nb.dit import VideoDiT
+from sas_nb.fast import bf16_products, compiled
+from sas_nb.fleet import Fleet, FleetTrainer
 from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import frame_set, Settings, Trainer
 from sas_nb.metrics import pose_correlation
 from sas_nb.oracles import Oracles, seen_joints
 from sas_nb.residual import both_views, motion_settings, preset_settings, sequence
+from sas_nb.text import add_tokens
 from sas_nb.world import render
 from sas_nb.writing import atomic
 from sas_nb.zoo import load_zoo

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Annotated
 import numpy as np, torch, typer
 from PIL import Image
-from sas_nb.dit import best_device, channels_last, VideoDiT
+from sas_nb.dit import VideoDiT
+from sas_nb.fast import best_device, channels_last
 from sas_nb.files import UserError
 from sas_nb.pretrain import (autoencoder_optimisers, autoencoder_report, autoencoder_step, averaged,
                              captions, copy_weights, dit_backward, dit_learners, dit_loss, dit_update,

@@ -22,8 +22,9 @@ from rich.markdown import Markdown
 from sas_nb.bench import (ABLATIONS, BRIEF, Budget, cases, complete, estimate, in_words, LEAKS, METHODS,
                           REGULARISERS, run, save_table, TABLE, table)
 from sas_nb.cli import spell_out, tidy
-from sas_nb.dit import fingerprint, VideoDiT
+from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
+from sas_nb.hub import fingerprint
 from sas_nb.oracles import Oracles
 from sas_nb.residual import PRESETS, SAMPLING
 from sas_nb.writing import atomic

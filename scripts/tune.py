@@ -18,8 +18,8 @@ from rich.markdown import Markdown
 from sas_nb.bench import (Budget, case, in_words, LEAKS, losses, measured, one_stage, run, set_and_sequence,
                           TABLE, table)
 from sas_nb.cli import spell_out, tidy
-from sas_nb.dit import fingerprint
 from sas_nb.files import UserError
+from sas_nb.hub import fingerprint
 from sas_nb.oracles import Oracles
 from sas_nb.writing import atomic
 from table import load, part, write

@@ -15,11 +15,11 @@ from sas_nb.atlas import (_blocks, _layers_of, Atlas, layer_gram, layer_name, le
                           null_ratios, pca_of, response, safe_range, synthetic, together)
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
-from sas_nb.dit import add_tokens
 from sas_nb.files import UserError
 from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import frame_set
 from sas_nb.lowrank import change_gauge, delta, gram, norm
+from sas_nb.text import add_tokens
 
 check = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 PARTS = {"appearance": ("B1",), "motion": ("B2",), "joint": ("B1", "B2")}
@@ -433,7 +433,8 @@ def test_figures_say_what_they_show(atlas, people, strangers):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     from sas_nb.basis import Basis
-    from sas_nb.dit import VideoDiT, fingerprint
+    from sas_nb.dit import VideoDiT
+    from sas_nb.hub import fingerprint
     with pytest.MonkeyPatch.context() as m:
         m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache"))); torch.manual_seed(0)
         dit = VideoDiT.load("tiny", device="cpu")
@@ -674,7 +675,7 @@ PREFIXES = ["", "diffusion_model.", "transformer.", "base_model.model.", "model.
 def test_every_layer_of_wan_has_both_names(linears):
     "Against diffusers' own table for whole checkpoints; written with dots, with underscores, and behind every prefix."
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-    from sas_nb.dit import Wan
+    from sas_nb.family import Wan
     assert len(linears) > 28 and {"blocks.1.attn2.add_k_proj", "condition_embedder.image_embedder.ff.net.2", "proj_out"} <= set(linears)
     for layer in linears:
         theirs = Wan.original_name(layer)
@@ -686,7 +687,7 @@ def test_every_layer_of_wan_has_both_names(linears):
 
 def wan_lora(linears, path, spell, g, alpha=False, layers=None, **kinds):
     "A random LoRA in the authors' names."
-    from sas_nb.dit import Wan
+    from sas_nb.family import Wan
     a, b = kinds.get("a", "lora_A"), kinds.get("b", "lora_B")
     tensors = {}
     for l, (o, i) in linears.items():

@@ -8,8 +8,9 @@ from torch import nn
 
 from sas_nb import basis as basis_module
 from sas_nb.basis import Basis, dropout_mask
-from sas_nb.dit import fingerprint, VideoDiT
+from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
+from sas_nb.hub import fingerprint
 
 FEW = r"blocks\.[01]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)"
 

@@ -94,13 +94,12 @@ def test_a_concept_says_by_which_preset(dit, clip, monkeypatch):
     assert learn(clip, STATIC, DYNAMIC, dit, rank=1, stage1=Settings(steps=0), preset="paper", progress=False).info["preset"] == "paper, changed"
 
 def test_free_encodes_then_frees_then_trains(clip, monkeypatch):
-    mine, held, run = VideoDiT.load("tiny", device="cpu"), [], Trainer.run
-    monkeypatch.setattr(concept_module, "_LOADED", {"tiny": mine})
-    monkeypatch.setattr(Trainer, "run", lambda self: held.append((self.dit.pipe.vae, self.dit.pipe.text_encoder)) or run(self))
+    mine, held, run = VideoDiT.of("tiny"), [], Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda self: held.append(self.dit.loaded & {"vae", "text_encoder"}) or run(self))
     freed = quick(clip, "tiny", free=True, steps=1)
-    assert held == [(None, None)]*2 and freed.dit is None and mine.basis is None and not concept_module._LOADED
+    assert held == [set()]*2 and freed.dit is None and mine.basis is None
     assert len(freed.generate(steps=1, num_frames=5)) == 5
-    assert freed.dit is not mine and freed.dit.pipe.vae is not None
+    assert freed.dit is mine and {"vae", "text_encoder"} <= mine.loaded
 
 def test_progress_is_told_by_stage(dit, clip, capfd):
     quick(clip, dit, steps=1, progress=True)

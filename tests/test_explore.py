@@ -8,10 +8,10 @@ from PIL import Image
 from sas_nb import explore
 from sas_nb.basis import Basis
 from sas_nb.concept import Concept
-from sas_nb.dit import fingerprint, VideoDiT
-from sas_nb.explore import (AVERAGE, Cancelled, describe, Explorer, known_words, offers, page, Position,
-                            site, Studio, Worker)
+from sas_nb.dit import VideoDiT
+from sas_nb.explore import AVERAGE, Cancelled, describe, Explorer, known_words, offers, page, Position, site, Studio, Worker
 from sas_nb.files import UserError
+from sas_nb.hub import fingerprint
 from sas_nb.zoo import load_zoo, save_zoo
 
 LAYERS, SMALL = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)", dict(steps=3, preview=1, guidance=1, num_frames=5)

@@ -9,8 +9,9 @@ from torch import nn
 from sas_nb.basis import Basis
 from sas_nb.concept import Concept, learn
 from sas_nb.dit import VideoDiT
+from sas_nb.fast import bf16_products, compiled
 from sas_nb.files import UserError
-from sas_nb.fleet import bf16_products, Chances, compiled, Fleet, FleetTrainer, learn_many, universal_basis
+from sas_nb.fleet import Chances, Fleet, FleetTrainer, learn_many, universal_basis
 from sas_nb.frames import frame_set, Settings, Trainer
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, sequence

@@ -1,20 +1,22 @@
 "Names and places mean the same from everywhere; what was edited or damaged says so; a cache stops no run."
 import json, os, random, shutil
+from functools import lru_cache
 from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-from sas_nb import concept as concept_module
 from sas_nb.atlas import Atlas, synthetic
 from sas_nb.cache import cache_folder, cached, data_path, named_folder
 from sas_nb.cli import _log, _pictures
 from sas_nb.clip import Clip
 from sas_nb.concept import base_model, Concept, learn
-from sas_nb.dit import _folder, lasting_name, Recommended, VideoDiT
+from sas_nb.dit import _folder, _shared, VideoDiT
 from sas_nb.explore import _named, _opened, Studio
+from sas_nb.family import Recommended
 from sas_nb.files import UserError
 from sas_nb.frames import Settings
+from sas_nb.hub import lasting_name, model_folder
 from sas_nb.metrics import clip_encoder, dino_encoder
 from sas_nb.oracles import Oracles
 from sas_nb.video import preflight
@@ -34,7 +36,7 @@ def home(tmp_path, monkeypatch):
 
 # names
 
-@pytest.mark.parametrize("name, holds, find", [("tiny", "model_index.json", _folder), ("zoo", "zoo.json", zoo_folder)])
+@pytest.mark.parametrize("name, holds, find", [("tiny", "model_index.json", model_folder), ("zoo", "zoo.json", zoo_folder)])
 def test_a_shipped_name_is_shadowed_by_its_own_kind_alone(home, name, holds, find):
     here = home.parent/"here"/name
     assert find(name) == data_path(name)
@@ -46,7 +48,7 @@ def test_a_shipped_name_is_shadowed_by_its_own_kind_alone(home, name, holds, fin
 def test_a_run_called_as_the_oracles_or_the_model(home):
     for name in ("oracles", "tiny"): os.mkdir(name)
     Oracles.load("oracles")
-    assert Recommended.read(_folder("tiny")).num_frames == 17 and lasting_name("tiny") == "tiny"
+    assert Recommended.read(model_folder("tiny")).num_frames == 17 and lasting_name("tiny") == "tiny"
     os.mkdir("other")
     with pytest.raises(UserError, match="could not be loaded"): VideoDiT.load("other")
 
@@ -58,7 +60,7 @@ def test_home_is_written_out(home, concepts):
     save_zoo(dict(zip("xyz", concepts)), "~/folk")
     assert len(Atlas(["~/a", "~/b"])) == 2 and Concept.load("~/a").rank == concepts[0].rank and list(load_zoo("~/folk")) == ["x", "y", "z"] == list(_named("~/folk"))
     (home/"model").mkdir(); (home/"model/model_index.json").write_text("{}")
-    assert _folder("~/model") == home/"model" and lasting_name("~/model") == str(home/"model")
+    assert model_folder("~/model") == home/"model" and lasting_name("~/model") == str(home/"model")
     assert not os.listdir(".") and {p.name for p in home.iterdir()} == {"a", "b", "a.mp4", "lora", "folk", "model"}
 
 def test_what_a_lone_name_stands_for(home, concepts):
@@ -80,13 +82,13 @@ def test_a_run_within_a_concept_is_found_by_its_own_name(home, concepts):
 
 def test_the_base_is_found_from_everywhere(home, monkeypatch):
     shutil.copytree(data_path("tiny"), "mine")
-    monkeypatch.setattr(concept_module, "_LOADED", {})
+    monkeypatch.setattr("sas_nb.dit._shared", shared := lru_cache(_shared.__wrapped__))
     still = Settings(steps=0, prior=0)
     made = learn(Clip(torch.rand(5, 3, 64, 64), 12), "a [v] man", "he is [u] dancing", "mine", out="run", rank=1, stage1=still, stage2=still, progress=False)
     assert made.info["base"] == "mine" and made.info["base_path"] == os.path.abspath("mine")
     monkeypatch.chdir(home)
-    assert Concept.load("../here/run").base() is base_model(os.path.abspath("../here/mine")) is made.dit
-    concept_module._LOADED.clear()
+    assert Concept.load("../here/run").base() is VideoDiT.of(os.path.abspath("../here/mine")) is made.dit
+    shared.cache_clear()
     assert Concept.load("../here/run").base().name == os.path.abspath("../here/mine")
     os.rename("../here/mine", "mine")
     assert Concept.load("../here/run").base().name == "mine" # by the name it was given
@@ -94,7 +96,7 @@ def test_the_base_is_found_from_everywhere(home, monkeypatch):
     with pytest.raises(UserError, match=r"'mine' .* not in .*here/mine.*--model"): Concept.load("../here/run").base()
 
 def test_another_base_says_which_version(concepts):
-    c = Concept(concepts[0].weights, concepts[0].tokens, concepts[0].info | dict(base="tiny"), dit=base_model("tiny"))
+    c = Concept(concepts[0].weights, concepts[0].tokens, concepts[0].info | dict(base="tiny"), dit=VideoDiT.of("tiny"))
     with pytest.raises(UserError, match="another base.*sas_nb 0.0.1"): c.base()
 
 

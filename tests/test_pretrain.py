@@ -5,7 +5,8 @@ from diffusers import WanPipeline
 from torch.nn import functional as F
 from sas_nb import world
 from sas_nb.cache import data_path
-from sas_nb.dit import channels_last, in_two_pieces, VideoDiT
+from sas_nb.dit import VideoDiT
+from sas_nb.fast import channels_last, in_two_pieces
 from sas_nb.files import UserError
 from sas_nb.pretrain import (autoencoder_report, batch_loss, busy_crops, captions, Clips, Clock, decibels,
                              decode, encode, focus_of, FPS, head_and_hands, interest, latent_shape, Latents,

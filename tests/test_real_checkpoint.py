@@ -4,13 +4,14 @@ from dataclasses import replace
 import pytest, torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 import wan_folder as wan
-from sas_nb import cli, dit as dit_module, frames
+from sas_nb import cli, dit as dit_module, frames, hub
 from sas_nb.basis import Basis
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept, learn
-from sas_nb.dit import fingerprint, recommended_for, VideoDiT
+from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.frames import Settings, Trainer
+from sas_nb.hub import fingerprint, recommended_for
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, redraw
 
@@ -115,7 +116,7 @@ def test_a_hubs_checkpoint_is_refused_by_its_configuration_too(folder, monkeypat
         return json.loads(path.read_text()) | ({} if subfolder else A14B)
     for kind in (DiffusionPipeline, WanTransformer3DModel, AutoencoderKLWan): monkeypatch.setattr(kind, "load_config", classmethod(from_hub))
     monkeypatch.setattr(WanPipeline, "from_pretrained", lambda *a, **k: pytest.fail("read the weights"))
-    monkeypatch.setattr("sas_nb.dit._offline", lambda name: False)
+    monkeypatch.setattr("sas_nb.hub._offline", lambda name: False)
     with pytest.raises(UserError, match="'Wan-AI/Wan2.2-T2V-A14B-Diffusers' cannot be used, since it has two transformers"): VideoDiT.load("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
     assert {s for s, _ in said} == {"Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
 
@@ -128,7 +129,7 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch):
         read.append(local_files_only)
         raise OSError("not here")
     monkeypatch.setattr("huggingface_hub.get_session", no_network)
-    monkeypatch.setattr("sas_nb.dit._configuration", configuration)
+    monkeypatch.setattr("sas_nb.hub._configuration", configuration)
     assert recommended_for("nobody/nothing").fps == 16
     assert len(asked) == 1 and not read, "the hub's client would try for a minute"
 
@@ -181,7 +182,7 @@ def test_weights_in_several_files_have_the_same_name(folder, tmp_path, name):
     part = "text_encoder" if name == "model" else "transformer"
     getattr(dit.pipe, part).save_pretrained(tmp_path/part, max_shard_size="20KB")
     assert len(list((tmp_path/part).glob("*.safetensors"))) > 1
-    assert dit_module._hash_weights(dit_module._stored(tmp_path/part).items()) == dit.weights_names(part)[0]
+    assert hub._hash_weights(hub._stored(tmp_path/part).items()) == dit.weights_names(part)[0]
 
 def test_weights_changed_in_memory_have_another_name(folder):
     dit = load(folder, torch.float16)
@@ -197,7 +198,7 @@ def test_a_concept_goes_from_one_precision_to_another(folder, clip, trained, use
     for name in (there.weights_names()[0], fingerprint(there.transformer)): # as it is now, and as earlier versions noted it
         Concept(basis.tensors(), {}, about | dict(fingerprint=name), dit=here).put_on()
     with torch.no_grad(): here.transformer.patch_embedding.weight.mul_(2)
-    here.prints = None
+    del here.prints
     with pytest.raises(UserError, match="another base"): Concept(basis.tensors(), {}, about | dict(fingerprint=there.weights_names()[0]), dit=here).put_on()
 
 def test_another_base_is_another_run(folder, tmp_path):
@@ -360,8 +361,11 @@ def test_a_second_run_asks_no_encoder(folder, clip, calls):
 def test_free_drops_the_encoders_before_training(folder, clip):
     dit = load(folder)
     freed, kept = teach(dit, clip, free=True, **settings()), teach(load(folder), clip, **settings())
-    assert dit.pipe.vae is None and dit.pipe.text_encoder is None
-    with pytest.raises(UserError, match="freed"): dit.embed("a man")
+    assert not dit.loaded & {"vae", "text_encoder"}
+    own = VideoDiT(load(folder).pipe)
+    own.free("vae", "text_encoder")
+    assert own.pipe.vae is None and own.pipe.text_encoder is None
+    with pytest.raises(UserError, match="freed"): own.embed("a man")
     for k in kept.weights: assert torch.equal(freed.weights[k], kept.weights[k])
     freed.dit = load(folder)
     assert torch.equal(freed.generate(steps=2, guidance=1., **SIZE).frames, kept.generate(steps=2, guidance=1., **SIZE).frames)

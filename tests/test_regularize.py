@@ -5,10 +5,11 @@ import torch
 from sas_nb import regularize
 from sas_nb.basis import Basis
 from sas_nb.clip import Clip
-from sas_nb.dit import add_tokens, VideoDiT
+from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.flow import clean_estimate
 from sas_nb.regularize import Examples, join_prompts, mask_tokens, prior_examples, SelfConditioning, stitch
+from sas_nb.text import add_tokens
 
 FEW = r"blocks\.0\.attn1\.to_q"
 

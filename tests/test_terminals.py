@@ -226,9 +226,9 @@ def test_an_old_concept_and_a_mix(slow, trained):
 
 def test_inspect_draws_what_the_model_can_show(dancer, tmp_path):
     from PIL import Image
-    from sas_nb.concept import base_model
+    from sas_nb.dit import VideoDiT
     clip = Clip.load(dancer, num_frames=17, fps=12, size=(64, 64))
-    back, psnr = base_model("tiny").round_trip(clip)
+    back, psnr = VideoDiT.of("tiny").round_trip(clip)
     assert psnr == pytest.approx(-10 * math.log10((back.frames - clip.frames).square().mean().item()), abs=1e-4) and back.fps == 12
     said = ok("inspect", dancer, "--picture", tmp_path / "new" / "seen.png")
     assert f"{psnr:.1f} dB" in said and "drawn figures only" in said

@@ -11,11 +11,10 @@ from torch import nn
 from sas_nb import concept as concept_module, frames, residual
 from sas_nb.basis import Basis
 from sas_nb.concept import learn
-from sas_nb.dit import fingerprint, VideoDiT
+from sas_nb.dit import _shared, VideoDiT
 from sas_nb.files import UserError
-from sas_nb.frames import (check_folder, check_settings, draw, frame_set, Log, only_run, plot_history,
-                           put_moments, read_log, Settings, shares, stop_gently, stoppable, Stopped,
-                           train_identity, Trainer)
+from sas_nb.frames import check_folder, check_settings, draw, frame_set, Log, only_run, plot_history, put_moments, read_log, Settings, shares, stop_gently, stoppable, Stopped, train_identity, Trainer
+from sas_nb.hub import fingerprint
 from sas_nb.regularize import Examples, prior_examples, SelfConditioning
 from sas_nb.residual import add_twins, both_views, motion_settings, sequence, somebody_else, train_motion
 from sas_nb.world import heldout_spec, render
@@ -241,7 +240,7 @@ def test_steps_are_optimiser_steps(monkeypatch):
 
 def test_both_stages_use_one_base(monkeypatch, dit, clip):
     loads, seen, run = [], [], Trainer.run
-    monkeypatch.setattr(concept_module, "_LOADED", {})
+    monkeypatch.setattr("sas_nb.dit._shared", functools.lru_cache(_shared.__wrapped__))
     monkeypatch.setattr(VideoDiT, "load", classmethod(lambda cls, name="tiny": loads.append(name) or dit))
     monkeypatch.setattr(Trainer, "run", lambda self: seen.append((id(self.dit), id(self.basis), fingerprint(self.dit.transformer))) or run(self))
     learn(clip, STATIC, DYNAMIC, progress=False, stage1=Settings(steps=1, batch=2, prior=0), stage2=motion_settings(steps=1, batch=2, prior=0))
