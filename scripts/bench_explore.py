@@ -18,7 +18,8 @@ from sas_nb.atlas import synthetic
 from sas_nb.basis import Basis
 from sas_nb.clip import atomic
 from sas_nb.dit import VideoDiT, fingerprint
-from sas_nb.explore import Explorer, Position, Studio
+from sas_nb.explore.page import Explorer
+from sas_nb.explore.renderer import Position, Studio
 
 TARGETS = {"preview": .4, "full video": 2.5, "kept video": .05}
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import pytest
 from sas_nb.concept import Concept
-from sas_nb.explore import site
+from sas_nb.explore.serve import site
 from sas_nb.fleet import learn_many
 from sas_nb.frames import Settings
 from sas_nb.residual import motion_settings

@@ -1,17 +1,21 @@
 "The explorer without a browser: positions and their videos, cancelling, and every widget by its traits."
-import base64, threading, time
+import base64, importlib, threading, time
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 import pytest, torch
 from PIL import Image
-from sas_nb import explore
 from sas_nb.basis import Basis
 from sas_nb.clip import UserError
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.zoo import load_zoo, save_zoo
-from sas_nb.explore import AVERAGE, Cancelled, Explorer, Position, Studio, Worker, describe, known_words, offers, page, site
+from sas_nb.explore.concepts import named_concepts
+from sas_nb.explore.page import Explorer, offers
+from sas_nb.explore.renderer import AVERAGE, known_words, Position, Studio
+from sas_nb.explore.serve import explorer_page, site
+from sas_nb.explore.widgets import Pad
+from sas_nb.explore.worker import Cancelled, Worker
 
 LAYERS, SMALL = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)", dict(steps=3, preview=1, guidance=1, num_frames=5)
 PROMPT = ("a [v] man in a red shirt in a park", "he is [u] dancing")
@@ -101,19 +105,19 @@ def test_a_zoo_stands_for_all_in_it(dit, concepts, tmp_path, monkeypatch):
     folder = save_zoo(concepts, tmp_path/"folk")
     (alone,) = made(dit, 1, seed=1, A=None).values()
     reads = []
-    monkeypatch.setattr(explore, "load_zoo", lambda z: reads.append(z) or load_zoo(z, dit=dit))
+    monkeypatch.setattr(importlib.import_module(load_zoo.__module__), "load_zoo", lambda z, load=load_zoo: reads.append(z) or load(z, dit=dit))
     s = Studio([folder, alone], **SMALL)
     assert s.names == [*concepts, "concept 5", AVERAGE] and reads == [folder]
     w = s.concept(Position("cleo", "cleo")).weights
     for k, v in concepts["cleo"].weights.items(): torch.testing.assert_close(w[k], v, atol=5e-3, rtol=0)
-    places = explore._named([str(folder)])
+    places = named_concepts([str(folder)])
     assert places == {n: folder/n for n in concepts} and Studio({n: str(p) for n, p in places.items()}, **SMALL).names == [*concepts, AVERAGE] # what the page is told
     monkeypatch.chdir(tmp_path)
-    assert len(explore._named(["zoo"])) == 72 # the shipped one
+    assert len(named_concepts(["zoo"])) == 72 # the shipped one
     (tmp_path/"zoo").mkdir()
-    assert len(explore._named(["zoo"])) == 72 # also where a folder has that name
+    assert len(named_concepts(["zoo"])) == 72 # also where a folder has that name
     save_zoo(concepts, tmp_path/"zoo")
-    assert list(explore._named(["zoo"])) == list(concepts) # but not where a zoo has it
+    assert list(named_concepts(["zoo"])) == list(concepts) # but not where a zoo has it
 
 
 # Videos
@@ -171,7 +175,7 @@ def test_the_newest_wish_wins():
 def test_errands_wait_for_wishes():
     worker, order, gate = Worker(), [], threading.Event()
     worker.ask(lambda stale: gate.wait(5))
-    worker.ask(errands=[lambda stale: order.append("errand")])
+    worker.ask(background=[lambda stale: order.append("errand")])
     worker.ask(lambda stale: order.append("wish"))
     gate.set()
     assert worker.wait(5) and order == ["wish", "errand"]
@@ -208,7 +212,7 @@ def test_start_and_mark_and_home(explorer):
     mark = next(m for m in pad.marks if m["name"] == "cleo")
     assert pad.here == "cleo" and pad.point == [mark["x"], mark["y"]] and explorer.position == Position("ann", "cleo")
     pad.point = [mark["x"]+5*pad.step, mark["y"]]
-    assert explorer.position.dance_by[0] > 0 and "cleo +" in describe(explorer.position)
+    assert explorer.position.dance_by[0] > 0 and "cleo +" in explorer.position.describe()
     pad._handle_custom_msg(dict(go="cleo"), []) # what a click on the mark sends
     assert explorer.position == Position("ann", "cleo")
     pad._handle_custom_msg(dict(go=AVERAGE), [])
@@ -227,7 +231,7 @@ def test_drawn_widgets_are_sent_what_a_thread_changed_meanwhile(explorer, monkey
 
 
 def test_an_older_state_is_never_sent_last(monkeypatch):
-    pad, sent, reading = explore.Pad(marks=[dict(name="old")]), [], threading.Event()
+    pad, sent, reading = Pad(marks=[dict(name="old")]), [], threading.Event()
     def slow(message, buffers=None): reading.set(); time.sleep(.2 if message["state"]["marks"][0]["name"] == "old" else 0); sent.append(message["state"]["marks"][0]["name"])
     monkeypatch.setattr(pad, "_send", slow)
     first = threading.Thread(target=pad._handle_custom_msg, args=(dict(drawn=True), [])); first.start()
@@ -325,11 +329,11 @@ def test_widgets_come_with_a_picture(explorer):
 
 def test_page_is_an_explorer_or_a_sentence(concepts, tmp_path):
     for n in ("ann", "bob"): concepts[n].save(tmp_path/n)
-    e = page({n: str(tmp_path/n) for n in ("ann", "bob")}, out=str(tmp_path/"out"), faces=0, **SMALL)
+    e = explorer_page({n: str(tmp_path/n) for n in ("ann", "bob")}, out=str(tmp_path/"out"), faces=0, **SMALL)
     assert e.worker.wait() and e.studio.names[:2] == ["ann", "bob"] and str(tmp_path/"ann") in e.code.text
     e.close()
     (tmp_path/"bob/concept.safetensors").write_bytes(b"no")
-    assert 'role="alert"' in page({n: str(tmp_path/n) for n in ("ann", "bob")}).data
+    assert 'role="alert"' in explorer_page({n: str(tmp_path/n) for n in ("ann", "bob")}).data
 
 
 def test_names_of_folders(concepts, tmp_path):
@@ -354,7 +358,7 @@ def test_command(concepts, tmp_path, monkeypatch):
     from sas_nb import cli
     given = {}
     with monkeypatch.context() as m:
-        m.setattr("sas_nb.explore.serve", lambda concepts, browser, **kwargs: given.update(concepts=concepts, browser=browser, **kwargs))
+        m.setattr("sas_nb.explore.serve.serve", lambda concepts, browser, **kwargs: given.update(concepts=concepts, browser=browser, **kwargs))
         done = CliRunner().invoke(cli.app, ["explore", "ann", "bob", "--port", "9001", "--no-browser", "--out", str(tmp_path)])
     assert done.exit_code == 0 and given == dict(concepts=[Path("ann"), Path("bob")], browser=False, host="127.0.0.1", port=9001, out=tmp_path)
     done = CliRunner().invoke(cli.app, ["explore", str(tmp_path)])
