@@ -10,7 +10,7 @@ from sas_nb.clip import UserError
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.zoo import load_zoo, save_zoo
-from sas_nb.explore.concepts import named_concepts
+from sas_nb.explore.concepts import lasting_places, named_concepts
 from sas_nb.explore.page import Explorer, offers
 from sas_nb.explore.renderer import AVERAGE, known_words, Position, Studio
 from sas_nb.explore.serve import explorer_page, site
@@ -219,6 +219,72 @@ def test_start_and_mark_and_home(explorer):
     assert explorer.start["motion"].value == AVERAGE and pad.point == [0, 0] and explorer.position.dance == AVERAGE
 
 
+EVERYWHERE = Position("bob", "cleo", (.2, 0.), (0., -.1), .5, 1.5, "a [v] man in the snow", 3)
+
+def shown_by(e):
+    "What the widgets say, each by itself."
+    return {f"{kind} {k}": getattr(w, trait) for kind, trait in (("start", "value"), ("pad", "here"), ("pad", "point"), ("strength", "value")) for k, w in getattr(e, kind).items()} | dict(prompt=e.prompt.value, seed=e.seed.value)
+
+
+def test_the_widgets_show_the_position(explorer):
+    explorer.position = EVERYWHERE
+    p, said = explorer.position, shown_by(explorer)
+    assert p == explorer.studio.snap(EVERYWHERE) and p.look_by[0] == pytest.approx(.2, abs=explorer.studio.span("appearance")/80)
+    for part in ("appearance", "motion"): assert said[f"pad {part}"] == explorer.studio.maps[part].point(p)
+    assert [explorer.pad[k].here for k in explorer.pad] == [explorer.start[k].value for k in explorer.start] == ["bob", "cleo"]
+    assert (said["strength appearance"], said["strength motion"], said["prompt"], said["seed"]) == (.5, 1.5, p.prompt, 3)
+    assert repr(p) in explorer.code.text and explorer.prompt.placeholder.startswith("a [v] man in a blue shirt")
+    with pytest.raises(UserError, match="no 'zoe'"): explorer.go(Position("zoe"))
+    assert explorer.position == p and shown_by(explorer) == said
+    explorer.worker.wait()
+
+
+CHANGES = {"a start": (lambda e: setattr(e.start["motion"], "value", "dan"), dict(dance="dan", dance_by=(0., 0.))),
+           "a mark": (lambda e: e.pad["appearance"]._handle_custom_msg(dict(go="ann"), []), dict(look="ann", look_by=(0., 0.))),
+           "the mark of the start": (lambda e: e.pad["motion"]._handle_custom_msg(dict(go="cleo"), []), dict(dance_by=(0., 0.))),
+           "a point": (lambda e: setattr(e.pad["motion"], "point", list(e.studio.maps["motion"].places["cleo"])), dict(dance_by=(0., 0.))),
+           "a strength": (lambda e: setattr(e.strength["motion"], "value", .25), dict(motion=.25)),
+           "the prompt": (lambda e: setattr(e.prompt, "value", "a man"), dict(prompt="a man")),
+           "the seed": (lambda e: setattr(e.seed, "value", 4), dict(seed=4))}
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_one_change_asks_once_and_is_snapped_once(explorer, monkeypatch, what):
+    explorer.position = EVERYWHERE
+    explorer.worker.wait()
+    before, asked, snapped = explorer.position, [], []
+    change, fields = CHANGES[what]
+    renderer = importlib.import_module(Studio.__module__)
+    monkeypatch.setattr(explorer.worker, "ask", asked.append)
+    monkeypatch.setattr(renderer, "_nearest", lambda x, step, nearest=renderer._nearest: snapped.append(x) or nearest(x, step))
+    change(explorer)
+    assert explorer.position == replace(before, **fields) and len(asked) == 1
+    asked[0](lambda: False) # the worker's part: no snapping any more
+    assert explorer.screen.note.startswith("full") and len(snapped) == 6 # two numbers of each offset, two strengths
+
+
+def test_a_hand_between_two_points_of_the_grid_is_left_alone(explorer):
+    pad, step = explorer.pad["appearance"], explorer.pad["appearance"].step
+    x, y = pad.point
+    for by, there in ((.3, 0), (1.3, 1), (.9, 1)):
+        pad.point = [x + by*step, y]
+        assert explorer.position.look_by == pytest.approx((there*step, 0)) and pad.point == [x + by*step, y]
+    explorer.prompt.value = "a [v] man in the snow "
+    assert explorer.position.prompt == "a [v] man in the snow" and explorer.prompt.value.endswith(" ")
+    explorer.strength["motion"].value = 1.3
+    assert pad.point == [x + .9*step, y] and explorer.prompt.value.endswith(" ")
+    explorer.worker.wait()
+
+
+def test_a_position_of_another_grid_is_snapped_anew(studio, dit):
+    p = studio.snap(Position("ann", look_by=(.2, 0), appearance=1.004))
+    assert studio.snap(p) is p and replace(p, seed=1).grid is None
+    other = Studio(made(dit, 2, seed=1), **SMALL)
+    there = other.snap(p)
+    assert there is not p and there.grid == other.grid != studio.grid
+    steps = there.look_by[0]/(other.span("appearance")/40)
+    assert steps == pytest.approx(round(steps), abs=1e-3) and there.look_by != p.look_by
+
+
 def test_drawn_widgets_are_sent_what_a_thread_changed_meanwhile(explorer, monkeypatch):
     for w, names in ((explorer.pad["motion"], ("marks", "here", "point")), (explorer.screen, ("data", "turn", "note"))):
         sent = []
@@ -334,6 +400,24 @@ def test_page_is_an_explorer_or_a_sentence(concepts, tmp_path):
     e.close()
     (tmp_path/"bob/concept.safetensors").write_bytes(b"no")
     assert 'role="alert"' in explorer_page({n: str(tmp_path/n) for n in ("ann", "bob")}).data
+
+
+def test_code_names_what_was_given(concepts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n in ("ann", "bob"): concepts[n].save(f"runs/{n}/concept")
+    save_zoo(concepts, "folk")
+    here = str(tmp_path.resolve())
+    for given, written in (("zoo", ["zoo"]), (["zoo/man-02", "runs/ann"], ["zoo/man-02", f"{here}/runs/ann"]), (Path("folk"), [f"{here}/folk"]), ("folk/bob", [f"{here}/folk/bob"]), (dict(a="runs/ann"), dict(a=f"{here}/runs/ann")), ([concepts["ann"], "zoo"], None), (dict(a=concepts["ann"]), None)):
+        assert lasting_places(given) == written, given
+    (tmp_path/"zoo/concept").mkdir(parents=True)
+    assert lasting_places("zoo") == ["zoo"] # a run of this name holds no zoo
+    concepts["ann"].save("zoo/concept")
+    assert lasting_places("zoo") == ["zoo"] and lasting_places(dict(a="zoo")) == dict(a=f"{here}/zoo") # a name's value is never a zoo
+    assert list(Studio(dict(a="zoo"), **SMALL).names) == ["a", "the base model", AVERAGE]
+    text = Studio(iter(["runs/ann", "runs/bob"]), **SMALL).code(Position("ann", "bob"))
+    monkeypatch.chdir("/")
+    exec("".join(text.splitlines(keepends=True)[:-2]), space := {})
+    for k, w in concepts["bob"].weights.items(): assert k.endswith("B1") or w.equal(space["concept"].weights[k])
 
 
 def test_names_of_folders(concepts, tmp_path):

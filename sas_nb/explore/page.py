@@ -9,6 +9,7 @@ __all__ = ['offers', 'Explorer']
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
+from operator import eq
 from pathlib import Path
 import base64, html, re, time
 import ipywidgets as iw
@@ -78,14 +79,13 @@ def _add_controls(e):
     e.seed = iw.BoundedIntText(0, 0, 2**31-1, description="Seed", style=_LABEL, layout=dict(width="160px"))
 
 # %% ../../nbs/explore/04_page.ipynb #5f8f81f2
-def _link(e, widget, trait:str, put, get):
+def _link(e, widget, trait:str, put, get, same=eq):
     "`put(position, value)` is the position that a value means, `get(position)` the value that shows it."
     setattr(widget, trait, get(e.position))
     def take(change):
-        if change.new != get(e.position): e.position = put(e.position, change.new)
+        if not same(change.new, get(e.position)): e.position = put(e.position, change.new)
     def follow(change):
-        means = e.studio.snap(put(change.new, getattr(widget, trait)))
-        if means != change.new: setattr(widget, trait, get(change.new))
+        if not same(getattr(widget, trait), get(change.new)): setattr(widget, trait, get(change.new))
     widget.observe(take, trait)
     e.observe(follow, "position")
 
@@ -96,7 +96,7 @@ def _field(name:str): # put and get of one field of a position
 def _link_part(e, part:str):
     pad, of_part = e.pad[part], e.studio.maps[part]
     _link(e, e.start[part], "value", lambda p, name: p.put(part, name), lambda p: p.of(part)[0])
-    _link(e, pad, "point", of_part.move, of_part.point)
+    _link(e, pad, "point", of_part.move, of_part.point, of_part.near)
     _link(e, e.strength[part], "value", *_field(part))
     tr.dlink((e, "position"), (pad, "here"), lambda p: p.of(part)[0])
     pad.on_msg(lambda w, message, _: e.go(e.position.put(part, message["go"])) if "go" in message else None)
@@ -104,7 +104,7 @@ def _link_part(e, part:str):
 
 def _link_all(e):
     for part in e.studio.maps: _link_part(e, part)
-    _link(e, e.prompt, "value", *_field("prompt"))
+    _link(e, e.prompt, "value", *_field("prompt"), same=lambda text, prompt: text.strip() == prompt)
     _link(e, e.seed, "value", *_field("seed"))
     tr.dlink((e.prompt, "value"), (e.prompt, "options"), partial(offers, words=e.studio.words))
     tr.dlink((e, "position"), (e.prompt, "placeholder"), e.studio.own_prompt)

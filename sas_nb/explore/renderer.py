@@ -82,6 +82,9 @@ class Map:
         "The position with this part at another point, from the same start."
         start, _ = p.of(self.part)
         return p.put(self.part, start, tuple(b - a for a, b in zip(self.places[start], point)))
+    def near(self, one, other)->bool:
+        "Are two points within half a step of each other?"
+        return all(abs(a-b) <= self.step/2 for a, b in zip(one, other))
 
 # %% ../../nbs/explore/01_renderer.ipynb #6c2be8f4
 def _map(atlas:Atlas, part:str)->Map:
