@@ -496,6 +496,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sas_nb.explore.page._caption': ('explore/page.html#_caption', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._face_jobs': ('explore/page.html#_face_jobs', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._field': ('explore/page.html#_field', 'sas_nb/explore/page.py'),
+                                     'sas_nb.explore.page._furnish': ('explore/page.html#_furnish', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._layout': ('explore/page.html#_layout', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._link': ('explore/page.html#_link', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._link_all': ('explore/page.html#_link_all', 'sas_nb/explore/page.py'),

@@ -31,6 +31,7 @@ def listed(concepts)->dict|list:
     if isinstance(concepts, dict): return concepts
     return [concepts] if isinstance(concepts, (str, Path, Concept)) else list(concepts)
 
+# %% ../../nbs/explore/00_concepts.ipynb #e82a60fd
 def _members(x)->list:
     "A zoo stands for all in it; `zoo` is the shipped one where no zoo here has that name."
     from sas_nb.zoo import read_zoo # the drawn world comes along, which only zoos need
@@ -60,10 +61,12 @@ def _lasting(place:Path)->str:
 
 def _lasting_member(x)->str:
     "The same of what may be a zoo."
-    place, folder = expanded(x), named_folder(x, "zoo.json")
+    place = expanded(x)
+    folder = named_folder(x, "zoo.json")
     if not _is_zoo(folder): return _lasting(place)
     return str(place.resolve() if folder == place else x)
 
+# %% ../../nbs/explore/00_concepts.ipynb #b9d2e8fd
 def lasting_places(concepts)->dict|list|None: # None where a concept is in memory only
     "The same concepts, to be written into code that may run in another folder."
     places = listed(concepts)

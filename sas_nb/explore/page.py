@@ -43,10 +43,7 @@ class Explorer(tr.HasTraits):
         self.out = expanded(out).resolve()
         self.worker = Worker()
         self.position = self.studio.start
-        _add_controls(self)
-        _add_results(self)
-        _link_all(self)
-        self.view = _layout(self)
+        _furnish(self)
         self.worker.ask(background=_face_jobs(self, faces))
         self.refresh()
 
@@ -59,11 +56,18 @@ def _studio(concepts, options:dict):
     from sas_nb.explore.renderer import Studio # torch and the models come along
     return Studio(concepts, **options)
 
+def _furnish(e):
+    "All widgets, linked and in their places."
+    _add_controls(e)
+    _add_results(e)
+    _link_all(e)
+    e.view = _layout(e)
+
 def _pad(of_part)->Pad:
-    "A map of one part to drag on."
-    start, average = next(iter(of_part.places)), list(of_part.places)[-1]
+    "A map of one part to drag on; the name of the average, which comes last, stands above it."
+    *_, average = of_part.places
     marks = [dict(name=name, x=x, y=y, above=name == average) for name, (x, y) in of_part.places.items()]
-    return Pad(span=of_part.span, step=of_part.step, axes=list(of_part.axes), marks=marks, here=start,
+    return Pad(span=of_part.span, step=of_part.step, axes=list(of_part.axes), marks=marks,
                label=f"map of {of_part.part}, in norms of the update")
 
 # %% ../../nbs/explore/04_page.ipynb #8c5f7e98
@@ -94,7 +98,8 @@ def _field(name:str): # put and get of one field of a position
 
 # %% ../../nbs/explore/04_page.ipynb #d05aeb05
 def _link_part(e, part:str):
-    pad, of_part = e.pad[part], e.studio.maps[part]
+    pad = e.pad[part]
+    of_part = e.studio.maps[part]
     _link(e, e.start[part], "value", lambda p, name: p.put(part, name), lambda p: p.of(part)[0])
     _link(e, pad, "point", of_part.move, of_part.point, of_part.near)
     _link(e, e.strength[part], "value", *_field(part))
@@ -102,6 +107,7 @@ def _link_part(e, part:str):
     pad.on_msg(lambda w, message, _: e.go(e.position.put(part, message["go"])) if "go" in message else None)
     for held in (pad, e.strength[part]): held.observe(lambda change: change.new or e.refresh(), "dragging")
 
+# %% ../../nbs/explore/04_page.ipynb #2581ddf7
 def _link_all(e):
     for part in e.studio.maps: _link_part(e, part)
     _link(e, e.prompt, "value", *_field("prompt"), same=lambda text, prompt: text.strip() == prompt)
@@ -146,15 +152,15 @@ def _show(e, p, asked:float, stale, quick:bool):
     "Make one video, and put it on the screen with how long it took."
     if stale(): return
     def watch(share):
-        stopped = e.worker.request is None # nothing newer waits: somebody pressed Stop
-        if stale() and (stopped or not quick): raise Cancelled
+        if stale() and not (quick and e.worker.request): raise Cancelled # a preview gives way to Stop alone
         e.screen.progress = share
     kept = e.studio.ready(p, quick)
     video = e.studio.render(p, quick, watch)
     e.screen.show(video, not quick, f"{p.describe()}. {p.prompt or e.studio.own_prompt(p)}")
-    took = _took(e.studio, time.perf_counter()-asked, quick, kept)
-    e.screen.note = ". ".join([took, *e.studio.advice(p)])
+    seconds = time.perf_counter()-asked
+    e.screen.note = ". ".join([_took(e.studio, seconds, quick, kept), *e.studio.advice(p)])
 
+# %% ../../nbs/explore/04_page.ipynb #64fe31a9
 def _took(studio, seconds:float, quick:bool, kept:bool)->str:
     kind = f"preview, {studio.preview} steps" if quick else f"full video, {studio.steps} steps"
     if seconds >= 1: return f"{kind}: {seconds:.1f} s"
@@ -208,6 +214,7 @@ def _tell(e, write):
     except (UserError, OSError) as error: words = str(error)
     e.message.value = f'<span role="status">{html.escape(words)}</span>'
 
+# %% ../../nbs/explore/04_page.ipynb #9fe7ad43
 def _target(e, end:str="")->Path:
     "Where the name in the box leads. Raises `UserError`."
     name = e.name.value.strip()
@@ -234,6 +241,7 @@ def _caption(p)->iw.HTML:
     words = f"{html.escape(p.describe())}<br>{html.escape(p.prompt)}"
     return iw.HTML(f'<div style="line-height:1.3">{words}</div>', layout=dict(width="200px"))
 
+# %% ../../nbs/explore/04_page.ipynb #e51284f3
 @patch
 def pin(self:Explorer):
     "Keep the present video below."
@@ -242,7 +250,7 @@ def pin(self:Explorer):
     film = Screen(film=self.screen.film, data=self.screen.data, label=self.screen.label)
     film.add_class("sas-small")
     def unpin(): self.pins.children = tuple(c for c in self.pins.children if c is not card)
-    buttons = iw.HBox([_button("Go there", "", lambda: self.go(p)), _button("Unpin", "", unpin)])
+    buttons = iw.HBox([_button("Go there", "", partial(self.go, p)), _button("Unpin", "", unpin)])
     card = iw.VBox([film, _caption(p), buttons], layout=dict(margin="4px"))
     card.position = p
     self.pins.children = (*self.pins.children, card)
@@ -260,6 +268,7 @@ def _layout(e)->iw.VBox:
     view.add_class("sas-explorer")
     return view
 
+# %% ../../nbs/explore/04_page.ipynb #656761aa
 @patch
 def close(self:Explorer):
     "Stop working, and take the widgets away."

@@ -50,7 +50,8 @@ class Position:
 
 # %% ../../nbs/explore/01_renderer.ipynb #8f4ab633
 def _in_words(p, part):
-    (start, offset), strength = p.of(part), getattr(p, part)
+    start, offset = p.of(part)
+    strength = getattr(p, part)
     moved = f" {offset[0]:+.3g}, {offset[1]:+.3g}" if any(offset) else ""
     return start + moved + (f" x {strength:g}" if strength != 1 else "")
 
@@ -122,7 +123,7 @@ class Studio:
         self.atlas = _comparable(opened)
         self.maps = {part: _map(self.atlas, part) for part in PARTS}
         self.dit = next(iter(opened.values())).base()
-        self.steps = self.dit.recommended.steps if steps is None else checked_steps(steps)
+        self.steps = checked_steps(self.dit.recommended.steps if steps is None else steps)
         self.preview = checked_steps(preview)
         self.most = whole_number(most, "most", 1, 10**6)
         self.sampling = dict(guidance=guidance, **size)
@@ -150,6 +151,7 @@ def _nearest(x, step:float)->float: return round(round(float(x)/step)*step, 6) +
 @patch(as_prop=True)
 def grid(self:Studio)->tuple: return tuple(self.maps[part].step for part in PARTS)
 
+# %% ../../nbs/explore/01_renderer.ipynb #ffc9243b
 @patch
 def snap(self:Studio, p:Position)->Position:
     "The nearest position on the grid: `p` itself if it is there. Raises `UserError` for unknown names."
@@ -164,6 +166,7 @@ def snap(self:Studio, p:Position)->Position:
     object.__setattr__(p, "grid", self.grid) # it is frozen for everybody else, and no copy of it keeps this
     return p
 
+# %% ../../nbs/explore/01_renderer.ipynb #f46afd9b
 @patch(as_prop=True)
 def start(self:Studio)->Position:
     "Where to begin: the first concept."
@@ -173,10 +176,13 @@ def start(self:Studio)->Position:
 @patch
 def weights(self:Studio, p:Position, part:str)->np.ndarray: # (N,), sums to 1
     "How much of every concept is in this place."
-    (start, offset), n, axes = p.of(part), len(self.atlas), self.atlas.pca(part).axes[:2]
+    start, offset = p.of(part)
+    axes = self.atlas.pca(part).axes[:2]
+    n = len(self.atlas)
     weights = np.full(n, 1/n) if start == AVERAGE else np.eye(n)[self.atlas.index(start)]
     return weights + np.asarray(offset[:len(axes)]) @ axes if len(axes) else weights
 
+# %% ../../nbs/explore/01_renderer.ipynb #f3de4bc3
 @patch
 def concept(self:Studio, p:Position)->Concept:
     "The concept at a place: a `Concept` as any other, to generate with, save and export. Raises `UserError`."
@@ -202,6 +208,7 @@ def advice(self:Studio, p:Position)->list[str]:
     too_long = self.dit.too_long(p.prompt)
     return [*self.concept(p).advice(p.prompt), *([too_long] if too_long else [])]
 
+# %% ../../nbs/explore/01_renderer.ipynb #8b9d21b4
 @patch(as_prop=True)
 def words(self:Studio)->list[str]:
     "All words that a prompt may hold."

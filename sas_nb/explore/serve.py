@@ -30,8 +30,9 @@ def _notebook(concepts, options:dict)->str:
     about = dict(title="Explore", kernelspec=kernel)
     return json.dumps(dict(cells=[cell], metadata=about, nbformat=4, nbformat_minor=5))
 
+# %% ../../nbs/explore/05_serve.ipynb #ec5aaa63
 def _settings(token:str, host:str, port:int)->str:
-    "Voila's configuration, as JSON: one page, behind a secret, with no file beside it."
+    "Voila's configuration, as JSON."
     server = dict(token=token, ip=host, port=port, port_retries=0, open_browser=False)
     shows = dict(file_allowlist=[], file_denylist=[".*"], show_tracebacks=False)
     return json.dumps(dict(Voila=server, VoilaConfiguration=shows))
@@ -45,6 +46,7 @@ def _check_port(host:str, port:int):
             raise UserError(f"Port {port} of {host!r} cannot be used ({e.strerror}): "
                             "choose another with --port, or another --host.") from e
 
+# %% ../../nbs/explore/05_serve.ipynb #6118ac3a
 def _check_site(named:dict, host:str, port:int):
     "Raise `UserError` for what would fail later."
     if not importlib.util.find_spec("voila"):
@@ -68,6 +70,7 @@ def _await(server, host:str, port:int, log, seconds:float=60):
     last_words = " ".join(log.read()[-300:].split())
     raise UserError(f"Voila did not start ({last_words}): check that it runs with `voila --version`.")
 
+# %% ../../nbs/explore/05_serve.ipynb #2fbadaea
 @contextmanager
 def _voila(folder:Path, host:str, port:int):
     "Voila over a folder, answering, until the end."
@@ -87,6 +90,7 @@ def _stop(server):
         server.kill()
         server.wait()
 
+# %% ../../nbs/explore/05_serve.ipynb #e97866c4
 @contextmanager
 def site(concepts, host:str="127.0.0.1", port:int=8866, out:str|Path="explored", **options):
     "Serve the explorer of saved concepts with Voila; gives the address. Raises `UserError`."

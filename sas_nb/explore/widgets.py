@@ -12,6 +12,7 @@ import threading
 import anywidget
 import numpy as np
 import traitlets as tr
+from fastcore.basics import patch
 from PIL import Image
 
 STATIC = files("sas_nb.explore")/"static"
@@ -62,13 +63,16 @@ class Screen(Live):
     label = tr.Unicode("video").tag(sync=True)    # for screen readers
     note = tr.Unicode("").tag(sync=True)
     progress = tr.Float(-1.).tag(sync=True)       # 0 to 1; below 0 there is none
-    def show(self, data:bytes, film:bool, label:str):
-        "Play these bytes from now on; a video that plays already goes on."
-        with self.hold_sync():
-            self.turn += data != self.data
-            self.film = film
-            self.label = label
-            self.data = data
+
+# %% ../../nbs/explore/03_widgets.ipynb #2e3d4c5b
+@patch
+def show(self:Screen, data:bytes, film:bool, label:str):
+    "Play these bytes from now on; a video that plays already goes on."
+    with self.hold_sync():
+        self.turn += data != self.data
+        self.film = film
+        self.label = label
+        self.data = data
 
 # %% ../../nbs/explore/03_widgets.ipynb #8d3c6b77
 class Code(anywidget.AnyWidget):
@@ -105,6 +109,7 @@ def _draw_frames(ax, clip):
     ax.imshow(np.concatenate(frames.transpose(0, 2, 3, 1), 1))
     ax.set(xticks=[], yticks=[], xlabel="frames, from first to last")
 
+# %% ../../nbs/explore/03_widgets.ipynb #00895358
 def draw(pads:dict,   # title -> `Pad`
          heading:str,
          clip=None,   # a `Clip` to show below the maps

@@ -25,6 +25,7 @@ class Worker:
         self.closed = False
         threading.Thread(target=_work_on, args=[self], daemon=True).start()
 
+# %% ../../nbs/explore/02_worker.ipynb #b5ecec83
 def _next_job(worker):
     with worker.news:
         worker.busy = False
@@ -45,6 +46,7 @@ def _work_on(worker):
 
 def _is_stale(worker, turn:int)->bool: return worker.turn != turn
 
+# %% ../../nbs/explore/02_worker.ipynb #107664ae
 @patch
 def ask(self:Worker, request=None, background=None):
     """Have `request(stale)` called in the thread; `stale()` says whether a newer one came.
