@@ -23,5 +23,8 @@ setup(
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     packages=find_packages(include=["sas_nb", "sas_nb.*"]) + ["sas_nb.data"],
     package_dir={"sas_nb.data": "data"},
-    package_data={"sas_nb.data": ["tiny/**/*", "clips/*", "oracles/*", "report/*", "zoo/*", "bench/*"]},
+    package_data={
+        "sas_nb.data": ["tiny/**/*", "clips/*", "oracles/*", "report/*", "zoo/*", "bench/*"],
+        "sas_nb.explore": ["static/*"],
+    },
 )

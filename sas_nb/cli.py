@@ -423,7 +423,7 @@ def explore(concepts:Annotated[list[Path], typer.Argument(metavar="CONCEPTS...",
             browser:Annotated[bool, typer.Option(help="Open the page in a browser.")]=True,
             out:Annotated[Path, typer.Option(help="Folder for what is saved on the page.")]=Path("explored")):
     "Open a page with maps and sliders over concepts: mix looks and dances, compare, save."
-    from sas_nb.explore import serve
+    from sas_nb.explore.serve import serve
     serve(concepts, browser, host=host, port=port, out=out)
 
 # %% ../nbs/16_cli.ipynb #0ca130c6

@@ -17,7 +17,8 @@ from sas_nb.atlas import synthetic
 from sas_nb.basis import Basis
 from sas_nb.cli import spell_out
 from sas_nb.dit import VideoDiT
-from sas_nb.explore import Explorer, Position, Studio
+from sas_nb.explore.page import Explorer
+from sas_nb.explore.renderer import Position, Studio
 from sas_nb.hub import fingerprint
 from sas_nb.writing import atomic
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import pytest
 from sas_nb.concept import Concept
-from sas_nb.explore import site
+from sas_nb.explore.serve import site
 from sas_nb.fleet import learn_many
 from sas_nb.frames import Settings
 from sas_nb.residual import motion_settings
@@ -131,6 +131,10 @@ def test_mark_and_words(page):
 
 
 def test_pin_and_save(page, served, shots):
+    page.get_by_role("button", name=re.compile("^dan: ")).nth(1).press("Enter")
+    page.get_by_role("slider", name=re.compile("appearance strength")).fill("1.1")
+    page.wait_for_function("['appearance=1.1,', \"dance='dan'\"].every(t => document.querySelector('.sas-code pre').textContent.includes(t))")
+    page.wait_for_function("document.querySelector('.sas-screen [role=status]').textContent.startsWith('full')")
     page.get_by_role("button", name="Pin", exact=True).click()
     page.wait_for_selector(".sas-small video")
     name = page.get_by_label("Name"); name.fill("found here"); name.press("Enter")

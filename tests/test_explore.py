@@ -1,15 +1,20 @@
 "The explorer without a browser: positions and their videos, cancelling, and every widget by its traits."
-import base64, threading, time
+import base64, importlib, threading, time
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 import pytest, torch
 from PIL import Image
-from sas_nb import explore
 from sas_nb.basis import Basis
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
-from sas_nb.explore import AVERAGE, Cancelled, describe, Explorer, known_words, offers, page, Position, site, Studio, Worker
+from sas_nb.explore import describe, page
+from sas_nb.explore.concepts import lasting_places, named_concepts
+from sas_nb.explore.page import Explorer, offers
+from sas_nb.explore.renderer import AVERAGE, known_words, Position, Studio
+from sas_nb.explore.serve import explorer_page, site
+from sas_nb.explore.widgets import Pad
+from sas_nb.explore.worker import Cancelled, Worker
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
 from sas_nb.zoo import load_zoo, save_zoo
@@ -102,19 +107,19 @@ def test_a_zoo_stands_for_all_in_it(dit, concepts, tmp_path, monkeypatch):
     folder = save_zoo(concepts, tmp_path/"folk")
     (alone,) = made(dit, 1, seed=1, A=None).values()
     reads = []
-    monkeypatch.setattr(explore, "load_zoo", lambda z: reads.append(z) or load_zoo(z, dit=dit))
+    monkeypatch.setattr(importlib.import_module(load_zoo.__module__), "load_zoo", lambda z, load=load_zoo: reads.append(z) or load(z, dit=dit))
     s = Studio([folder, alone], **SMALL)
     assert s.names == [*concepts, "concept 5", AVERAGE] and reads == [folder]
     w = s.concept(Position("cleo", "cleo")).weights
     for k, v in concepts["cleo"].weights.items(): torch.testing.assert_close(w[k], v, atol=5e-3, rtol=0)
-    places = explore._named([str(folder)])
+    places = named_concepts([str(folder)])
     assert places == {n: folder/n for n in concepts} and Studio({n: str(p) for n, p in places.items()}, **SMALL).names == [*concepts, AVERAGE] # what the page is told
     monkeypatch.chdir(tmp_path)
-    assert len(explore._named(["zoo"])) == 72 # the shipped one
+    assert len(named_concepts(["zoo"])) == 72 # the shipped one
     (tmp_path/"zoo").mkdir()
-    assert len(explore._named(["zoo"])) == 72 # also where a folder has that name
+    assert len(named_concepts(["zoo"])) == 72 # also where a folder has that name
     save_zoo(concepts, tmp_path/"zoo")
-    assert list(explore._named(["zoo"])) == list(concepts) # but not where a zoo has it
+    assert list(named_concepts(["zoo"])) == list(concepts) # but not where a zoo has it
 
 
 # Videos
@@ -172,7 +177,7 @@ def test_the_newest_wish_wins():
 def test_errands_wait_for_wishes():
     worker, order, gate = Worker(), [], threading.Event()
     worker.ask(lambda stale: gate.wait(5))
-    worker.ask(errands=[lambda stale: order.append("errand")])
+    worker.ask(background=[lambda stale: order.append("errand")])
     worker.ask(lambda stale: order.append("wish"))
     gate.set()
     assert worker.wait(5) and order == ["wish", "errand"]
@@ -209,11 +214,77 @@ def test_start_and_mark_and_home(explorer):
     mark = next(m for m in pad.marks if m["name"] == "cleo")
     assert pad.here == "cleo" and pad.point == [mark["x"], mark["y"]] and explorer.position == Position("ann", "cleo")
     pad.point = [mark["x"]+5*pad.step, mark["y"]]
-    assert explorer.position.dance_by[0] > 0 and "cleo +" in describe(explorer.position)
+    assert explorer.position.dance_by[0] > 0 and "cleo +" in explorer.position.describe()
     pad._handle_custom_msg(dict(go="cleo"), []) # what a click on the mark sends
     assert explorer.position == Position("ann", "cleo")
     pad._handle_custom_msg(dict(go=AVERAGE), [])
     assert explorer.start["motion"].value == AVERAGE and pad.point == [0, 0] and explorer.position.dance == AVERAGE
+
+
+EVERYWHERE = Position("bob", "cleo", (.2, 0.), (0., -.1), .5, 1.5, "a [v] man in the snow", 3)
+
+def shown_by(e):
+    "What the widgets say, each by itself."
+    return {f"{kind} {k}": getattr(w, trait) for kind, trait in (("start", "value"), ("pad", "here"), ("pad", "point"), ("strength", "value")) for k, w in getattr(e, kind).items()} | dict(prompt=e.prompt.value, seed=e.seed.value)
+
+
+def test_the_widgets_show_the_position(explorer):
+    explorer.position = EVERYWHERE
+    p, said = explorer.position, shown_by(explorer)
+    assert p == explorer.studio.snap(EVERYWHERE) and p.look_by[0] == pytest.approx(.2, abs=explorer.studio.span("appearance")/80)
+    for part in ("appearance", "motion"): assert said[f"pad {part}"] == explorer.studio.maps[part].point(p)
+    assert [explorer.pad[k].here for k in explorer.pad] == [explorer.start[k].value for k in explorer.start] == ["bob", "cleo"]
+    assert (said["strength appearance"], said["strength motion"], said["prompt"], said["seed"]) == (.5, 1.5, p.prompt, 3)
+    assert repr(p) in explorer.code.text and explorer.prompt.placeholder.startswith("a [v] man in a blue shirt")
+    with pytest.raises(UserError, match="no 'zoe'"): explorer.go(Position("zoe"))
+    assert explorer.position == p and shown_by(explorer) == said
+    explorer.worker.wait()
+
+
+CHANGES = {"a start": (lambda e: setattr(e.start["motion"], "value", "dan"), dict(dance="dan", dance_by=(0., 0.))),
+           "a mark": (lambda e: e.pad["appearance"]._handle_custom_msg(dict(go="ann"), []), dict(look="ann", look_by=(0., 0.))),
+           "the mark of the start": (lambda e: e.pad["motion"]._handle_custom_msg(dict(go="cleo"), []), dict(dance_by=(0., 0.))),
+           "a point": (lambda e: setattr(e.pad["motion"], "point", list(e.studio.maps["motion"].places["cleo"])), dict(dance_by=(0., 0.))),
+           "a strength": (lambda e: setattr(e.strength["motion"], "value", .25), dict(motion=.25)),
+           "the prompt": (lambda e: setattr(e.prompt, "value", "a man"), dict(prompt="a man")),
+           "the seed": (lambda e: setattr(e.seed, "value", 4), dict(seed=4))}
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_one_change_asks_once_and_is_snapped_once(explorer, monkeypatch, what):
+    explorer.position = EVERYWHERE
+    explorer.worker.wait()
+    before, asked, snapped = explorer.position, [], []
+    change, fields = CHANGES[what]
+    renderer = importlib.import_module(Studio.__module__)
+    monkeypatch.setattr(explorer.worker, "ask", asked.append)
+    monkeypatch.setattr(renderer, "_nearest", lambda x, step, nearest=renderer._nearest: snapped.append(x) or nearest(x, step))
+    change(explorer)
+    assert explorer.position == replace(before, **fields) and len(asked) == 1
+    asked[0](lambda: False) # the worker's part: no snapping any more
+    assert explorer.screen.note.startswith("full") and len(snapped) == 6 # two numbers of each offset, two strengths
+
+
+def test_a_hand_between_two_points_of_the_grid_is_left_alone(explorer):
+    pad, step = explorer.pad["appearance"], explorer.pad["appearance"].step
+    x, y = pad.point
+    for by, there in ((.3, 0), (1.3, 1), (.9, 1)):
+        pad.point = [x + by*step, y]
+        assert explorer.position.look_by == pytest.approx((there*step, 0)) and pad.point == [x + by*step, y]
+    explorer.prompt.value = "a [v] man in the snow "
+    assert explorer.position.prompt == "a [v] man in the snow" and explorer.prompt.value.endswith(" ")
+    explorer.strength["motion"].value = 1.3
+    assert pad.point == [x + .9*step, y] and explorer.prompt.value.endswith(" ")
+    explorer.worker.wait()
+
+
+def test_a_position_of_another_grid_is_snapped_anew(studio, dit):
+    p = studio.snap(Position("ann", look_by=(.2, 0), appearance=1.004))
+    assert studio.snap(p) is p and replace(p, seed=1).grid is None
+    other = Studio(made(dit, 2, seed=1), **SMALL)
+    there = other.snap(p)
+    assert there is not p and there.grid == other.grid != studio.grid
+    steps = there.look_by[0]/(other.span("appearance")/40)
+    assert steps == pytest.approx(round(steps), abs=1e-3) and there.look_by != p.look_by
 
 
 def test_drawn_widgets_are_sent_what_a_thread_changed_meanwhile(explorer, monkeypatch):
@@ -228,7 +299,7 @@ def test_drawn_widgets_are_sent_what_a_thread_changed_meanwhile(explorer, monkey
 
 
 def test_an_older_state_is_never_sent_last(monkeypatch):
-    pad, sent, reading = explore.Pad(marks=[dict(name="old")]), [], threading.Event()
+    pad, sent, reading = Pad(marks=[dict(name="old")]), [], threading.Event()
     def slow(message, buffers=None): reading.set(); time.sleep(.2 if message["state"]["marks"][0]["name"] == "old" else 0); sent.append(message["state"]["marks"][0]["name"])
     monkeypatch.setattr(pad, "_send", slow)
     first = threading.Thread(target=pad._handle_custom_msg, args=(dict(drawn=True), [])); first.start()
@@ -326,11 +397,29 @@ def test_widgets_come_with_a_picture(explorer):
 
 def test_page_is_an_explorer_or_a_sentence(concepts, tmp_path):
     for n in ("ann", "bob"): concepts[n].save(tmp_path/n)
-    e = page({n: str(tmp_path/n) for n in ("ann", "bob")}, out=str(tmp_path/"out"), faces=0, **SMALL)
+    e = explorer_page({n: str(tmp_path/n) for n in ("ann", "bob")}, out=str(tmp_path/"out"), faces=0, **SMALL)
     assert e.worker.wait() and e.studio.names[:2] == ["ann", "bob"] and str(tmp_path/"ann") in e.code.text
     e.close()
     (tmp_path/"bob/concept.safetensors").write_bytes(b"no")
-    assert 'role="alert"' in page({n: str(tmp_path/n) for n in ("ann", "bob")}).data
+    assert 'role="alert"' in explorer_page({n: str(tmp_path/n) for n in ("ann", "bob")}).data
+
+
+def test_code_names_what_was_given(concepts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n in ("ann", "bob"): concepts[n].save(f"runs/{n}/concept")
+    save_zoo(concepts, "folk")
+    here = str(tmp_path.resolve())
+    for given, written in (("zoo", ["zoo"]), (["zoo/man-02", "runs/ann"], ["zoo/man-02", f"{here}/runs/ann"]), (Path("folk"), [f"{here}/folk"]), ("folk/bob", [f"{here}/folk/bob"]), (dict(a="runs/ann"), dict(a=f"{here}/runs/ann")), ([concepts["ann"], "zoo"], None), (dict(a=concepts["ann"]), None)):
+        assert lasting_places(given) == written, given
+    (tmp_path/"zoo/concept").mkdir(parents=True)
+    assert lasting_places("zoo") == ["zoo"] # a run of this name holds no zoo
+    concepts["ann"].save("zoo/concept")
+    assert lasting_places("zoo") == ["zoo"] and lasting_places(dict(a="zoo")) == dict(a=f"{here}/zoo") # a name's value is never a zoo
+    assert list(Studio(dict(a="zoo"), **SMALL).names) == ["a", "the base model", AVERAGE]
+    text = Studio(iter(["runs/ann", "runs/bob"]), **SMALL).code(Position("ann", "bob"))
+    monkeypatch.chdir("/")
+    exec("".join(text.splitlines(keepends=True)[:-2]), space := {})
+    for k, w in concepts["bob"].weights.items(): assert k.endswith("B1") or w.equal(space["concept"].weights[k])
 
 
 def test_names_of_folders(concepts, tmp_path):
@@ -355,7 +444,7 @@ def test_command(concepts, tmp_path, monkeypatch):
     from sas_nb import cli
     given = {}
     with monkeypatch.context() as m:
-        m.setattr("sas_nb.explore.serve", lambda concepts, browser, **kwargs: given.update(concepts=concepts, browser=browser, **kwargs))
+        m.setattr("sas_nb.explore.serve.serve", lambda concepts, browser, **kwargs: given.update(concepts=concepts, browser=browser, **kwargs))
         done = CliRunner().invoke(cli.app, ["explore", "ann", "bob", "--port", "9001", "--no-browser", "--out", str(tmp_path)])
     assert done.exit_code == 0 and given == dict(concepts=[Path("ann"), Path("bob")], browser=False, host="127.0.0.1", port=9001, out=tmp_path)
     done = CliRunner().invoke(cli.app, ["explore", str(tmp_path)])

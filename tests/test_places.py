@@ -12,7 +12,9 @@ from sas_nb.cli import _log, _pictures
 from sas_nb.clip import Clip
 from sas_nb.concept import base_model, Concept, learn
 from sas_nb.dit import _folder, _shared, VideoDiT
-from sas_nb.explore import _named, _opened, Studio
+from sas_nb.explore import _opened
+from sas_nb.explore.concepts import named_concepts, open_concepts
+from sas_nb.explore.renderer import Studio
 from sas_nb.family import Recommended
 from sas_nb.files import UserError
 from sas_nb.frames import Settings
@@ -20,6 +22,7 @@ from sas_nb.hub import lasting_name, model_folder
 from sas_nb.metrics import clip_encoder, dino_encoder
 from sas_nb.oracles import Oracles
 from sas_nb.video import preflight
+from sas_nb.world_large import _named
 from sas_nb.zoo import load_zoo, save_zoo, zoo_folder
 
 
@@ -58,7 +61,7 @@ def test_home_is_written_out(home, concepts):
     for k, c in zip("ab", concepts): assert c.save(f"~/{k}") == home/k
     concepts[0].export("~/lora")
     save_zoo(dict(zip("xyz", concepts)), "~/folk")
-    assert len(Atlas(["~/a", "~/b"])) == 2 and Concept.load("~/a").rank == concepts[0].rank and list(load_zoo("~/folk")) == ["x", "y", "z"] == list(_named("~/folk"))
+    assert len(Atlas(["~/a", "~/b"])) == 2 and Concept.load("~/a").rank == concepts[0].rank and list(load_zoo("~/folk")) == ["x", "y", "z"] == list(named_concepts("~/folk"))
     (home/"model").mkdir(); (home/"model/model_index.json").write_text("{}")
     assert model_folder("~/model") == home/"model" and lasting_name("~/model") == str(home/"model")
     assert not os.listdir(".") and {p.name for p in home.iterdir()} == {"a", "b", "a.mp4", "lora", "folk", "model"}
@@ -66,19 +69,19 @@ def test_home_is_written_out(home, concepts):
 def test_what_a_lone_name_stands_for(home, concepts):
     for k, c in zip(("ann", "bob"), concepts): c.save(f"runs/{k}/concept")
     assert Atlas("runs").names == Atlas(["runs/ann", "runs/bob/concept"]).names == ["ann", "bob"]
-    assert list(_named("runs/ann")) == list(_named(["runs/ann/concept"])) == ["ann"] and list(_named(concepts[0])) == ["concept 1"]
-    assert [c.rank for c in _opened(_named("runs/ann")).values()] == [4] and Concept.load("runs/ann").rank == 4
-    assert len(Atlas("zoo")) == len(_named("zoo")) == 72 and list(_opened(_named("zoo/woman-00"))) == ["woman-00"]
+    assert list(named_concepts("runs/ann")) == list(named_concepts(["runs/ann/concept"])) == ["ann"] and list(named_concepts(concepts[0])) == ["concept 1"]
+    assert [c.rank for c in open_concepts(named_concepts("runs/ann")).values()] == [4] and Concept.load("runs/ann").rank == 4
+    assert len(Atlas("zoo")) == len(named_concepts("zoo")) == 72 and list(open_concepts(named_concepts("zoo/woman-00"))) == ["woman-00"]
     for place in ("runs/ann", concepts[0]):
         with pytest.raises(UserError, match="An atlas of 1"): Atlas(place)
     with pytest.raises(UserError, match="zoo of many"): Concept.load("zoo")
-    with pytest.raises(UserError, match="no 'nobody'"): _opened(_named("zoo/nobody"))
+    with pytest.raises(UserError, match="no 'nobody'"): open_concepts(named_concepts("zoo/nobody"))
 
 def test_a_run_within_a_concept_is_found_by_its_own_name(home, concepts):
     replaced = concepts[1].at(motion=.5)
     concepts[0].save("r/concept"); replaced.save("r/concept/concept")
     assert [Concept.load(n).motion for n in ("r", "r/concept")] == [1, .5]
-    assert [c.motion for c in _opened(_named({"a": "r", "b": "r/concept"})).values()] == [1, .5]
+    assert [c.motion for c in open_concepts(named_concepts({"a": "r", "b": "r/concept"})).values()] == [1, .5]
 
 def test_the_base_is_found_from_everywhere(home, monkeypatch):
     shutil.copytree(data_path("tiny"), "mine")

@@ -1,5 +1,5 @@
 """The project as a whole: metadata in step, library in step with the notebooks, sizes, and no traces of one machine."""
-import importlib.util, os, re, shutil, subprocess, sys
+import ast, importlib.util, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -61,8 +61,9 @@ def regenerated(root, tmp_path_factory):
     copy = tmp_path_factory.mktemp("regenerated")
     shutil.copy(root / "pyproject.toml", copy)
     shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".*", "_*"))
-    (copy / "sas_nb").mkdir()
-    shutil.copy(root / "sas_nb" / "__init__.py", copy / "sas_nb")
+    for init in (root / "sas_nb").rglob("__init__.py"):
+        (copy / init.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(init, copy / init.relative_to(root))
     for command in ("nbdev_clean", "nbdev_export"):
         call = f"from nbdev.{'clean' if command == 'nbdev_clean' else 'cli'} import {command}; {command}()"
         subprocess.run([sys.executable, "-c", call], cwd=copy, check=True, env={k: v for k, v in os.environ.items() if k != "IN_TEST"})
@@ -107,6 +108,7 @@ def test_no_paths_of_one_machine(root, files):
     assert not found
 
 
+<<<<<<< HEAD
 PARTS = ["files", "writing", "cache", "resample", "pictures", "stream", "preflight", "video", "sheet"]  # from the ground up
 
 
@@ -119,6 +121,48 @@ def test_modules_import_only_those_above_them(root):
         source = (root / "sas_nb" / f"{name}.py").read_text(encoding="utf-8")
         used = set(re.findall(r"^\s*(?:from|import) (?:sas_nb)?\.(\w+)", source, re.M))
         assert not used - set(names[:i]), f"{order[name]} imports {used - set(names[:i])}"
+=======
+WINGS = ["explore"]
+
+
+def modules_in_order(root):
+    "Dotted name -> file, in reading order: the road, its wings, and last the command, which may use them all."
+    notebooks = [p for folder in ("", *WINGS) for p in sorted((root / "nbs" / folder).glob("[0-9]*.ipynb"))]
+    names = [".".join([*p.parent.relative_to(root / "nbs").parts, re.sub(r"^\d+_", "", p.stem)]) for p in notebooks]
+    return {n: root / "sas_nb" / f"{n.replace('.', '/')}.py" for n in sorted(names, key=lambda n: n == "cli")}
+
+
+def imports(path):
+    "All that a file of the library imports anywhere in it; modules of the library without its name."
+    package = ["sas_nb", *path.relative_to(Path(sas_nb.__file__).parent).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        above = package[:len(package) + 1 - node.level] if getattr(node, "level", 0) else []
+        yield from (".".join([*above, *filter(None, [n])]).removeprefix("sas_nb.") for n in names)
+
+
+def test_modules_import_only_those_above_them(root):
+    "A module imports only modules that a reader has met: the road no wing, a wing only the road and itself; the command may all."
+    order = modules_in_order(root)
+    assert "explore.page" in order
+    for i, (name, path) in enumerate(order.items()):
+        used, met = set(imports(path)), [*order][:i]
+        ours = {m for m in used if m.partition(".")[0] in {n.partition(".")[0] for n in order}}
+        assert not ours - set(met), f"{name} imports {ours - set(met)}"
+
+
+def test_the_page_knows_no_model_and_the_renderer_no_widget(root):
+    of = {name: {m.partition(".")[0] if not m.startswith("explore.") else m for m in imports(path)} for name, path in modules_in_order(root).items()}
+    for name in ("explore.page", "explore.widgets", "explore.worker"): assert not of[name] & {"torch", "diffusers", "dit", "concept", "zoo"}, name
+    assert not of["explore.renderer"] & {"ipywidgets", "anywidget", "traitlets", "explore.widgets", "explore.page"}
+
+
+@pytest.mark.parametrize("module, without", [("explore", "torch skia voila tensorboard anywidget"), ("explore.widgets", "torch skia voila tensorboard"), ("explore.renderer", "anywidget voila")])
+def test_an_import_loads_only_what_it_needs(module, without, root):
+    code = f"import sys, sas_nb.{module}; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert ran.returncode == 0 and not set(without.split()) & set(ran.stdout.split()), ran.stderr
+>>>>>>> d
 
 
 @pytest.mark.parametrize("module, light", [

@@ -167,7 +167,7 @@ def test_a_word_that_says_nothing_is_not_missed(concept):
 
 
 def test_the_page_says_it(trained):
-    from sas_nb.explore import Position, Studio
+    from sas_nb.explore.renderer import Position, Studio
     studio = Studio([trained], steps=1, preview=1, num_frames=5)
     p = Position(studio.names[0], studio.names[0], prompt="in the snow")
     assert "has no [v]" in studio.advice(p)[0] and studio.advice(Position(p.look, p.dance)) == []
@@ -203,7 +203,7 @@ def test_a_clip_plays_as_it_was_filmed(slow, trained, tmp_path):
 
 def test_the_page_plays_it_so(slow):
     from PIL import Image
-    from sas_nb.explore import Studio
+    from sas_nb.explore.renderer import Studio
     studio = Studio([slow], steps=1, preview=1, num_frames=5)
     quick = Image.open(io.BytesIO(studio.render(studio.start, True)))
     quick.load()

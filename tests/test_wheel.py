@@ -35,7 +35,7 @@ def run(env, code, cwd):
 
 def test_wheel_holds_the_library_and_its_data(wheel, files):
     names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = {f.as_posix() for f in files if f.parts[0] == "sas_nb" and f.suffix == ".py"}
+    shipped = {f.as_posix() for f in files if f.parts[0] == "sas_nb" and f.suffix in {".py", ".js", ".css"}}
     shipped |= {f"sas_nb/{f.as_posix()}" for f in files if f.parts[0] == "data" and f.parts[1] in {"tiny", "clips", "oracles", "report", "zoo", "bench"}}
     assert not shipped - names
     extra = {n for n in names - shipped if ".dist-info/" not in n}
@@ -43,8 +43,8 @@ def test_wheel_holds_the_library_and_its_data(wheel, files):
 
 
 def test_every_module_imports_from_elsewhere(clean_env, files, tmp_path):
-    modules = [f.stem for f in files if f.parts[0] == "sas_nb" and f.suffix == ".py" and not f.stem.startswith("_")]
-    code = f"import importlib, sas_nb\nfor m in {modules}: importlib.import_module('sas_nb.' + m)\nprint(sas_nb.__file__)"
+    modules = [".".join(f.with_suffix("").parts) for f in files if f.parts[0] == "sas_nb" and f.suffix == ".py" and not f.stem.startswith("_")]
+    code = f"import importlib, sas_nb\nfor m in {modules}: importlib.import_module(m)\nprint(sas_nb.__file__)"
     assert run(clean_env, code, tmp_path).startswith(str(clean_env))
 
 
