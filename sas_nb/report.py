@@ -16,11 +16,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from .clip import UserError, atomic, check_place, expanded
-from .world import CAMERAS, HATS, HELD, LIGHTS, SCENES, THINGS, Spec, caption, random_spec, render_array
-from .dit import VideoDiT, fingerprint, maker_fingerprint
-from .oracles import LABELS, Oracles, named_answers, round_trip, share, words_of
-from .pretrain import FPS, training_spec
+from .clip import atomic, check_place, expanded, UserError
+from .dit import fingerprint, maker_fingerprint, VideoDiT
+from .lab.autoencoder import training_spec
+from .lab.oracle_nets import LABELS, words_of
+from .lab.oracles import named_answers, Oracles, round_trip
+from .lab.oracles import proportion as share
+from .lab.tiny import FPS
+from .world import CAMERAS, caption, HATS, HELD, LIGHTS, random_spec, render_array, SCENES, Spec, THINGS
 
 # %% ../nbs/18_report.ipynb #bdad570f
 REPORT_SEED = 1_900_000_000 # seeds of specs from here on are for reports: neither the model nor an oracle has seen them

@@ -20,17 +20,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from sas_nb.basis import Basis
-from sas_nb.bench import case
-from sas_nb.clip import Clip, atomic
-from sas_nb.dit import VideoDiT, add_tokens, data_path
-from sas_nb.fleet import Fleet, FleetTrainer, bf16_products, compiled
-from sas_nb.zoo import load_zoo
+from sas_nb.clip import atomic, Clip
+from sas_nb.dit import add_tokens, data_path, VideoDiT
+from sas_nb.fleet import bf16_products, compiled, Fleet, FleetTrainer
 from sas_nb.flow import flow_loss, interpolate, velocity_target
-from sas_nb.frames import Settings, Trainer, frame_set
+from sas_nb.frames import frame_set, Settings, Trainer
+from sas_nb.lab.cases import case
+from sas_nb.lab.oracle_nets import seen_joints
+from sas_nb.lab.oracles import Oracles
 from sas_nb.metrics import pose_correlation
-from sas_nb.oracles import Oracles, seen_joints
 from sas_nb.residual import both_views, motion_settings, preset_settings, sequence
 from sas_nb.world import render
+from sas_nb.zoo import load_zoo
 
 
 def vectors(dit, *n): return {t: nn.Parameter(torch.zeros(*n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}

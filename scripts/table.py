@@ -19,11 +19,13 @@ import json
 import torch, typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import ABLATIONS, BRIEF, LEAKS, METHODS, REGULARISERS, TABLE, Budget, cases, complete, estimate, in_words, run, save_table, table
-from sas_nb.cli import tidy, spell_out
-from sas_nb.clip import UserError, atomic
-from sas_nb.dit import VideoDiT, fingerprint
-from sas_nb.oracles import Oracles
+from sas_nb.cli import spell_out, tidy
+from sas_nb.clip import atomic, UserError
+from sas_nb.dit import fingerprint, VideoDiT
+from sas_nb.lab.bench import complete, estimate, LEAKS, run, save_table, TABLE, table
+from sas_nb.lab.cases import cases, in_words
+from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS
+from sas_nb.lab.oracles import Oracles
 from sas_nb.residual import PRESETS, SAMPLING
 
 SMALL = dict(steps1=45, steps2=105, batch=4)

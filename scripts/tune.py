@@ -15,11 +15,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import LEAKS, TABLE, Budget, case, in_words, losses, measured, one_stage, run, set_and_sequence, table
-from sas_nb.cli import tidy, spell_out
-from sas_nb.clip import UserError, atomic
+from sas_nb.cli import spell_out, tidy
+from sas_nb.clip import atomic, UserError
 from sas_nb.dit import fingerprint
-from sas_nb.oracles import Oracles
+from sas_nb.lab.bench import LEAKS, losses, measured, run, TABLE, table
+from sas_nb.lab.cases import case, in_words
+from sas_nb.lab.methods import Budget, one_stage, set_and_sequence
+from sas_nb.lab.oracles import Oracles
 from table import load, part, write
 
 FIRST = 100  # people are numbered from here; the benchmark's are 0 to 23

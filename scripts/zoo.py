@@ -19,15 +19,16 @@ import numpy as np, torch, typer
 from bench_fleet import own_loss
 from PIL import Image, ImageDraw
 from sas_nb.atlas import Atlas
-from sas_nb.bench import Case, case, save_table
 from sas_nb.clip import atomic, check_place
 from sas_nb.concept import Concept
-from sas_nb.dit import VideoDiT, fingerprint
+from sas_nb.dit import fingerprint, VideoDiT
 from sas_nb.fleet import learn_many
 from sas_nb.frames import Settings
+from sas_nb.lab.bench import save_table
+from sas_nb.lab.cases import Case, case
 from sas_nb.residual import preset_settings, sequence
-from sas_nb.world import IDENTITY, SCENES, Person, render
-from sas_nb.zoo import ZOO, load_zoo, save_zoo, spec_of
+from sas_nb.world import IDENTITY, Person, render, SCENES
+from sas_nb.zoo import load_zoo, save_zoo, spec_of, ZOO
 
 BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"), sign=("packing.json", '"coefficients_relative_error"')) # what lies beside the zoo
 FIRST = 1000  # held-out people and things from this number on: the benchmark's come before

@@ -5,9 +5,9 @@ import pytest, torch
 from safetensors.torch import save_file
 
 from sas_nb.atlas import synthetic
-from sas_nb.clip import Clip, UserError, atomic, check_place, expanded, read_about
+from sas_nb.clip import atomic, check_place, Clip, expanded, read_about, UserError
 from sas_nb.concept import Concept
-from sas_nb.oracles import Oracles
+from sas_nb.lab.oracles import Oracles
 from sas_nb.zoo import load_zoo, save_zoo
 
 
