@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..clip import atomic, expanded
 from ..dit import best_device, channels_last
 from .optim import Training, log_row, optimisers, own_seeds
-from .oracle_nets import LABELS, TRAIN_SEED, OracleNet, bone_lengths, forward_features
-from .oracle_nets import identity_features, margin_loss, mirrored, seen_joints, visible_code, words_of
+from .oracle_nets import (LABELS, TRAIN_SEED, OracleNet, bone_lengths, forward_features,
+                                    identity_features, margin_loss, mirrored, seen_joints,
+                                    visible_code, words_of)
 from .oracles import Oracles, measure, one_person, round_trip
 from .tiny import FPS, mixed_precision
 from ..world import KINDS, Person, Spec, random_spec, render_array
@@ -272,7 +273,7 @@ PARTS = {train_paths: .5, train_lengths: .2, train_motion: .2, train_identity: .
 # %% ../../nbs/lab/09_oracle_training.ipynb #a940df07
 def train_oracles(out:Path,             # for checkpoint, log, round trips, and the folder `oracles` to ship
                   vae,                  # the autoencoder whose round trips they must read
-                  minutes:float=100.,   # in all, measuring not counted; a run found in `out` goes on
+                  minutes:float=100.,   # in all, but for round trips and measuring; a run in `out` goes on
                   batch:int=16,         # fresh renders, and as many round trips, in a step
                   first:int=2400,       # round trips, a multiple of eight
                   lr:float=.02, workers:int=1, device=None, seed:int=0,
@@ -284,10 +285,10 @@ def train_oracles(out:Path,             # for checkpoint, log, round trips, and 
     torch.manual_seed(seed)
     net, vae = channels_last(OracleNet()).to(device), vae.to(device)
     opts = optimisers(net.named_parameters(), lr, lr/10, _inner)
-    training = Training(out/"training.safetensors", dict(net=net), opts, (lr, lr/10)).begin(.9*minutes)
+    training = Training(out/"training.safetensors", dict(net=net), opts, (lr, lr/10))
     store = RoundTrips(vae, TRAIN_SEED+100_000_000, out/"round_trips.safetensors")
     store.fill(first)
-    train_backbone(training, net, store, seed, batch, workers)
+    train_backbone(training.begin(.9*minutes), net, store, seed, batch, workers)
     seen = cached_features(net, store)
     for train, portion in PARTS.items(): train(net, seen, .1*portion*minutes)
     return Oracles(net, measure(Oracles(net), vae, n)).save(out/"oracles")

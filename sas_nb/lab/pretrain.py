@@ -157,7 +157,8 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=24, image
     rng, g = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
     pipe = tiny_pipeline(vae, world).to(device)
     training = _DitTraining(out, pipe, start, clips+images)
-    store = training.fill(first, rng, same_latents, batch=min(64, max(16, clips//4)), workers=workers, world=world)
+    store = training.fill(first, rng, same_latents, batch=min(64, max(16, clips//4)), workers=workers,
+                          world=world)
     dit, whiten = use_matmul_attention(pipe.transformer, fast), whitener(vae)
 
     def learn():
@@ -189,7 +190,7 @@ def fill(self:_DitTraining, first, rng, same_latents, **kwargs)->Latents:
     self.pipe.vae.register_to_config(**(self.about.get("statistics") or own))
     return self.store
 
-# %% ../../nbs/lab/06_pretrain.ipynb #43693bc1
+# %% ../../nbs/lab/06_pretrain.ipynb #ec8b9727
 @patch
 def learned(self:_DitTraining, losses):
     "Update, and every fifty steps a line in the log."
