@@ -18,11 +18,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .clip import atomic, check_place, expanded, UserError
 from .dit import fingerprint, maker_fingerprint, VideoDiT
-from .lab.autoencoder import training_spec
 from .lab.oracle_nets import LABELS, words_of
-from .lab.oracles import named_answers, Oracles, round_trip
-from .lab.oracles import proportion as share
-from .lab.tiny import FPS
+from .lab.oracles import named_answers, Oracles, proportion as share, round_trip
+from .lab.tiny import FPS, training_spec
 from .world import CAMERAS, caption, HATS, HELD, LIGHTS, random_spec, render_array, SCENES, Spec, THINGS
 
 # %% ../nbs/18_report.ipynb #bdad570f

@@ -28,13 +28,13 @@ from sas_nb.clip import atomic, UserError
 from sas_nb.dit import best_device, channels_last, VideoDiT
 from sas_nb.lab.autoencoder import (autoencoder_optimisers, autoencoder_report, autoencoder_step,
                                     head_and_hands, interest, pixels, reconstruction_loss,
-                                    reconstruction_psnr, TEST_SEED, training_spec)
+                                    reconstruction_psnr)
 from sas_nb.lab.optim import load_state, save_state, set_rates
-from sas_nb.lab.pretrain import (averaged, copy_weights, dit_backward, dit_learners, dit_loss, dit_update,
-                                 latent_statistics, Latents, pieces, RATES, whitener)
-from sas_nb.lab.tiny import (autoencoder_passes, captions, encode, latent_shape, load_autoencoder, LONGEST,
-                             make_tokenizer, ship, TEMPORAL_2, text_of, tiny_autoencoder, tiny_pipeline,
-                             to_signed, use_matmul_attention, wider)
+from sas_nb.lab.pretrain import (averaged, captions, copy_weights, dit_backward, dit_learners, dit_loss,
+                                 dit_update, latent_statistics, Latents, pieces, RATES, whitener)
+from sas_nb.lab.tiny import (autoencoder_passes, encode, latent_shape, load_autoencoder, LONGEST,
+                             make_tokenizer, ship, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder,
+                             tiny_pipeline, to_signed, training_spec, use_matmul_attention, wider)
 
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
 SHARDS = 4  # 64 MiB in all

@@ -8,16 +8,16 @@ from torch.nn import functional as F
 
 from sas_nb.clip import Clip, UserError
 from sas_nb.dit import data_path, VideoDiT
-from sas_nb.lab.autoencoder import TEST_SEED
-from sas_nb.lab.optim import Clock
 from sas_nb.lab import oracle_nets as module
-from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, FrameNet, HELD_SEED, LABELS, margin_loss, mirrored, OracleNet,
-                                    PathNet, PathReader, seen_joints, TRAIN_SEED, visible_code, words_of)
+from sas_nb.lab.optim import Clock
+from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, FrameNet, HELD_SEED, LABELS, margin_loss,
+                                    mirrored, OracleNet, PathNet, PathReader, seen_joints, TRAIN_SEED,
+                                    visible_code, words_of)
 from sas_nb.lab.oracle_training import (degrade, example, oracle_loss, place_loss, Renders, RoundTrips,
                                         train_oracles, train_step)
 from sas_nb.lab.oracles import (auc, held_specs, measure, named_answers, one_person, ORACLE_BARS, Oracles,
                                 proportion, round_trip, score, verification)
-from sas_nb.lab.tiny import FPS
+from sas_nb.lab.tiny import FPS, TEST_SEED
 from sas_nb.world import edit, HELDOUT, JOINTS, random_spec, render, render_array, truth
 
 SEEDS = range(5_000_000, 5_000_048)

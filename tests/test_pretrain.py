@@ -8,12 +8,12 @@ from sas_nb.clip import UserError
 from sas_nb.dit import channels_last, data_path, in_two_pieces, VideoDiT
 from sas_nb.lab.autoencoder import (autoencoder_report, batch_loss, busy_crops, Clips, decibels, focus_of,
                                     head_and_hands, interest, reconstruction_loss, reconstruction_psnr,
-                                    TEST_SEED, train_autoencoder, training_spec)
+                                    train_autoencoder)
 from sas_nb.lab.optim import Clock, load_state, Muon, optimisers, orthogonalise, save_state, set_rates
-from sas_nb.lab.pretrain import Latents, train_dit
-from sas_nb.lab.tiny import (autoencoder_passes, captions, decode, encode, FPS, latent_shape, load_autoencoder,
-                             make_tokenizer, TEMPORAL_2, text_of, tiny_autoencoder, tiny_pipeline, to_signed,
-                             use_matmul_attention, wider)
+from sas_nb.lab.pretrain import captions, Latents, train_dit
+from sas_nb.lab.tiny import (autoencoder_passes, decode, encode, FPS, latent_shape, load_autoencoder,
+                             make_tokenizer, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder, tiny_pipeline,
+                             to_signed, training_spec, use_matmul_attention, wider)
 from sas_nb.world import random_spec, render_array, vocabulary
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 from ..clip import Clip
 from ..metrics import mse
-from ..world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec
-from ..world import caption, edit, heldout_spec, random_thing, render
+from ..world import (caption, COLOURS, edit, HATS, HELD, HELDOUT, heldout_spec, LIGHTS, Person,
+                          random_thing, render, SCENES, Spec, THINGS)
 
 # %% ../../nbs/lab/16_cases.ipynb #d4c66e21
 @dataclass(frozen=True)

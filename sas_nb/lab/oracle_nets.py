@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from fastcore.basics import patch
 from .tiny import FPS
-from ..world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES
-from ..world import THINGS, Person, Spec, in_picture
-from ..world import joints as body_joints
+from ..world import (CAMERAS, COLOURS, HATS, HELD, IDENTITY, in_picture, JOINTS, joints as body_joints,
+                          KINDS, LIGHTS, MOTIONS, Person, SCENES, Spec, THINGS)
 
 # %% ../../nbs/lab/07_oracle_nets.ipynb #4f6a547b
 STATIC = dict(scene=tuple(SCENES), shirt=tuple(COLOURS), trousers=tuple(COLOURS), hat=tuple(HATS),
