@@ -16,13 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from .dit import maker_fingerprint, VideoDiT
-from .files import expanded, UserError
-from .hub import fingerprint
-from .oracles import LABELS, named_answers, Oracles, round_trip, share, words_of
-from .pretrain import FPS, training_spec
+from .clip import atomic, check_place, expanded, UserError
+from .dit import fingerprint, maker_fingerprint, VideoDiT
+from .lab.oracle_nets import LABELS, words_of
+from .lab.oracles import named_answers, Oracles, proportion as share, round_trip
+from .lab.tiny import FPS, training_spec
 from .world import CAMERAS, caption, HATS, HELD, LIGHTS, random_spec, render_array, SCENES, Spec, THINGS
-from .writing import atomic, check_place
 
 # %% ../nbs/18_report.ipynb #bdad570f
 REPORT_SEED = 1_900_000_000 # seeds of specs from here on are for reports: neither the model nor an oracle has seen them

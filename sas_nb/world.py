@@ -6,7 +6,7 @@
 __all__ = ['SCENES', 'COLOURS', 'HATS', 'HELD', 'LIGHTS', 'CAMERAS', 'MOTIONS', 'THINGS', 'KINDS', 'CHANNELS', 'NAMED',
            'IDENTITY', 'HELDOUT', 'JOINTS', 'GROUND', 'Gait', 'random_gait', 'Person', 'Thing', 'Spec', 'random_person',
            'random_thing', 'random_spec', 'heldout_spec', 'joints', 'Caption', 'caption', 'render_array', 'render',
-           'edit', 'Truth', 'truth', 'vocabulary']
+           'edit', 'Truth', 'in_picture', 'truth', 'vocabulary']
 
 # %% ../nbs/01_world.ipynb #e17fb2d4
 from contextlib import contextmanager
@@ -679,6 +679,13 @@ def _words(s):
     named = ("kind", "shirt", "trousers", "hat", "held", "motion") if isinstance(s, Person) else ("kind",)
     return {name: getattr(s, name) for name in named}
 
+# %% ../nbs/01_world.ipynb #1np1ctur
+def in_picture(spec:Spec, points:np.ndarray, times:np.ndarray, size:int=64)->np.ndarray:
+    # (T, ..., 2) pixels of a 64-pixel stage, (T,) seconds -> (T, ..., 2) pixels of the picture
+    "Where the camera shows points of the stage."
+    zoom, shift = np.array([_camera(spec, t/2) for t in times]).T[:, :, None]
+    return np.stack([(points[..., 0]-32-shift)*zoom+32, (points[..., 1]-34)*zoom+34], -1)*size/64
+
 # %% ../nbs/01_world.ipynb #1db58e33
 def truth(spec:Spec,         # the clip
           num_frames:int=17, # T
@@ -687,9 +694,7 @@ def truth(spec:Spec,         # the clip
          )->Truth:
     "Everything that is known about a clip, exactly."
     times, people = np.arange(num_frames)/fps, [s for s in spec.subjects if isinstance(s, Person)]
-    zoom, shift = np.array([_camera(spec, t/2) for t in times]).T[:, :, None]
-    seen = lambda J: np.stack([(J[..., 0]-32-shift)*zoom+32, (J[..., 1]-34)*zoom+34], -1)*size/64
-    return Truth([np.array(p.identity) for p in people], [p.gait.vector for p in people], [seen(joints(p, times)) for p in people],
+    return Truth([np.array(p.identity) for p in people], [p.gait.vector for p in people], [in_picture(spec, joints(p, times), times, size) for p in people],
                  _masks(spec, times, size),
                  dict(scene=spec.scene, light=spec.light, camera=spec.camera, subjects=[_words(s) for s in spec.subjects]))
 

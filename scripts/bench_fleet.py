@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from sas_nb.basis import Basis
-from sas_nb.bench import case
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
@@ -28,8 +27,10 @@ from sas_nb.fast import bf16_products, compiled
 from sas_nb.fleet import Fleet, FleetTrainer
 from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import frame_set, Settings, Trainer
+from sas_nb.lab.cases import case
+from sas_nb.lab.oracle_nets import seen_joints
+from sas_nb.lab.oracles import Oracles
 from sas_nb.metrics import pose_correlation
-from sas_nb.oracles import Oracles, seen_joints
 from sas_nb.residual import both_views, motion_settings, preset_settings, sequence
 from sas_nb.text import add_tokens
 from sas_nb.world import render

@@ -27,13 +27,16 @@ from PIL import Image
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import best_device, channels_last
 from sas_nb.files import UserError
-from sas_nb.pretrain import (autoencoder_optimisers, autoencoder_report, autoencoder_step, averaged,
-                             captions, copy_weights, dit_backward, dit_learners, dit_loss, dit_update,
-                             encode, head_and_hands, interest, latent_shape, latent_statistics, Latents,
-                             load_autoencoder, load_state, LONGEST, make_tokenizer, passes, pieces, pixels,
-                             quick, RATES, reconstruction_loss, reconstruction_psnr, save_state, set_rates,
-                             ship, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder, tiny_pipeline,
-                             to_signed, training_spec, whitener, wider)
+from sas_nb.lab.autoencoder import (autoencoder_optimisers, autoencoder_report, autoencoder_step,
+                                    head_and_hands, interest, pixels, reconstruction_loss,
+                                    reconstruction_psnr)
+from sas_nb.lab.optim import load_state, save_state, set_rates
+from sas_nb.lab.pretrain import (averaged, captions, copy_weights, dit_backward, dit_learners, dit_loss,
+                                 dit_update, latent_statistics, Latents, passes, pieces, quick, RATES,
+                                 whitener)
+from sas_nb.lab.tiny import (autoencoder_passes, encode, latent_shape, load_autoencoder, LONGEST,
+                             make_tokenizer, ship, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder,
+                             tiny_pipeline, to_signed, training_spec, use_matmul_attention, wider)
 from sas_nb.writing import atomic
 
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
@@ -247,7 +250,7 @@ def train_autoencoder(run: Run, fast: bool, portion: float):
     vae = begun(run.start, run.shape, run.widths, run.device).requires_grad_(True)
     opts, path = autoencoder_optimisers(vae, run.rate), run.state/"autoencoder.safetensors"
     about = load_state(path, dict(vae=vae), opts)
-    both, batch, g = passes(vae, fast), max(1, int(run.batch*portion)), torch.Generator(run.device)
+    both, batch, g = autoencoder_passes(vae, fast), max(1, int(run.batch*portion)), torch.Generator(run.device)
     g.manual_seed(about.get("step", 0))
     run.ring.wait(batch)
 
@@ -319,7 +322,7 @@ def train_dit(run: Run, fast: bool, portion: float):
     run.budget.begin("dit")
     statistics = about.get("statistics") or latent_statistics(store)
     vae.register_to_config(**statistics)
-    dit, whiten = quick(pipe.transformer, fast), whitener(vae)
+    dit, whiten = use_matmul_attention(pipe.transformer, fast), whitener(vae)
     clips, images = (max(1, int(n*portion)) for n in (run.clips, run.images))
     g, seen = torch.Generator(run.device).manual_seed(about.get("step", 0)), run.ring.drawn
 
@@ -511,13 +514,13 @@ def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = 
     vae = begun(start, json.loads(shape), (encoder_dim, decoder_dim), device).requires_grad_(True)
     x = torch.rand(-(-batch//6), 3, 17, 64, 64, device=device)*2-1
     c = interest(x)
-    reconstruction_loss(passes(vae, True), x, c, c.mean()).backward()
+    reconstruction_loss(autoencoder_passes(vae, True), x, c, c.mean()).backward()
     pipe = tiny_pipeline(vae.requires_grad_(False), import_module(world)).to(device)
     dit_learners(pipe)
     latents = [torch.randn(n, *latent_shape(vae, t), device=device) for n, t in ((clips, 17), (images, 1))]
     ids = torch.zeros(clips+images, LONGEST-1, dtype=torch.long, device=device)
     g = torch.Generator(device).manual_seed(0)
-    dit_backward(pipe, quick(pipe.transformer, True), (*latents, ids), lambda z: z, g)
+    dit_backward(pipe, use_matmul_attention(pipe.transformer, True), (*latents, ids), lambda z: z, g)
 
 
 @app.command()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated
 import torch, typer
 from sas_nb.cli import tidy
-from sas_nb.oracles import train_oracles
-from sas_nb.pretrain import train_autoencoder, train_dit
+from sas_nb.lab.autoencoder import train_autoencoder
+from sas_nb.lab.oracle_training import train_oracles
+from sas_nb.lab.pretrain import train_dit
 from sas_nb.report import report_card
 
 

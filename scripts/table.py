@@ -19,13 +19,14 @@ import json
 import torch, typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import (ABLATIONS, BRIEF, Budget, cases, complete, estimate, in_words, LEAKS, METHODS,
-                          REGULARISERS, run, save_table, TABLE, table)
 from sas_nb.cli import spell_out, tidy
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
-from sas_nb.oracles import Oracles
+from sas_nb.lab.bench import complete, estimate, LEAKS, run, save_table, TABLE, table
+from sas_nb.lab.cases import cases, in_words
+from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS
+from sas_nb.lab.oracles import Oracles
 from sas_nb.residual import PRESETS, SAMPLING
 from sas_nb.writing import atomic
 

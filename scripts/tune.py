@@ -15,12 +15,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.bench import (Budget, case, in_words, LEAKS, losses, measured, one_stage, run, set_and_sequence,
-                          TABLE, table)
 from sas_nb.cli import spell_out, tidy
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
-from sas_nb.oracles import Oracles
+from sas_nb.lab.bench import LEAKS, losses, measured, run, TABLE, table
+from sas_nb.lab.cases import case, in_words
+from sas_nb.lab.methods import Budget, one_stage, set_and_sequence
+from sas_nb.lab.oracles import Oracles
 from sas_nb.writing import atomic
 from table import load, part, write
 
@@ -38,9 +39,13 @@ def variants() -> dict:
                "silent words": dict(token_start=0.), "words of full length": dict(token_start=1.)}
     shares = {"half": .5, "two thirds": 2/3, "three quarters": .75, "all": 1.}
     sampled = {**{f"{name} guidance": dict(guidance_factor=f) for name, f in shares.items() if f < 1}, **{f"{name} guidance, against {a:g}": dict(guidance_factor=f, against=a) for name, f in shares.items() for a in (.5, .7)}}
-    return {"ours": set_and_sequence(sampling={}), **{f"ours, {name}": set_and_sequence(sampling=s) for name, s in sampled.items()}, **{f"LoRA-8, {name}": one_stage(sampling=s) for name, s in sampled.items()},
-            "paper's recipe": set_and_sequence("paper"), **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
-            "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.), **{f"ours, {name}": set_and_sequence(sampling={}, **changes) for name, changes in changed.items()}}
+    ours, lora = set_and_sequence(sampling={}).remembered(), one_stage().remembered()
+    return {"ours": ours, **{f"ours, {name}": ours.sampled(s) for name, s in sampled.items()},
+            **{f"LoRA-8, {name}": lora.sampled(s) for name, s in sampled.items()},
+            "paper's recipe": set_and_sequence("paper"),
+            **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
+            "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.),
+            **{f"ours, {name}": set_and_sequence(sampling={}, **changes) for name, changes in changed.items()}}
 
 
 VARIANTS = variants()

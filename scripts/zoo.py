@@ -19,12 +19,13 @@ import numpy as np, torch, typer
 from bench_fleet import own_loss
 from PIL import Image, ImageDraw
 from sas_nb.atlas import Atlas
-from sas_nb.bench import Case, case, save_table
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.fleet import learn_many
 from sas_nb.frames import Settings
 from sas_nb.hub import fingerprint
+from sas_nb.lab.bench import save_table
+from sas_nb.lab.cases import Case, case
 from sas_nb.residual import preset_settings, sequence
 from sas_nb.world import IDENTITY, Person, render, SCENES
 from sas_nb.writing import atomic, check_place

@@ -3,15 +3,19 @@ import json, math, os, subprocess, sys
 from dataclasses import replace
 import pytest, torch, typer
 from sas_nb import bench
-from sas_nb.bench import (ABLATIONS, answer_loss, answers, BRIEF, Budget, case, cases, COLUMNS, complete,
-                          estimate, in_words, leakage, LEAKS, load_table, losses, measured, METHODS, nearest,
-                          per_concept, REGULARISERS, RIVAL, rows, run, save_table, set_and_sequence, SLIDERS,
-                          table, two_parts, verdict, work)
+from sas_nb.bench import answers, complete, nearest
 from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.frames import Trainer
-from sas_nb.oracles import OracleNet, Oracles
+from sas_nb.lab import bench, methods as methods_module
+from sas_nb.lab.bench import (answer_loss, answers, COLUMNS, complete, estimate, leakage, LEAKS, load_table,
+                              losses, measured, per_concept, rows, run, save_table, SLIDERS, table,
+                              two_parts, verdict, work)
+from sas_nb.lab.cases import case, cases, in_words, nearest
+from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS, RIVAL, set_and_sequence
+from sas_nb.lab.oracle_nets import OracleNet
+from sas_nb.lab.oracles import Oracles
 from sas_nb.residual import motion_settings, SAMPLING
 from sas_nb.world import edit, truth
 
@@ -41,7 +45,7 @@ def test_edits_in_words_leave_out_what_no_prompt_can_ask_for(dit, oracles):
     assert name(c) == name(case(0)) != name(in_words(c))
 
 def test_a_recipe_reads_the_same_in_every_process():
-    code = "from sas_nb.bench import REGULARISERS; print({k: m.recipe for k, m in REGULARISERS.items()})"
+    code = "from sas_nb.lab.methods import REGULARISERS; print({k: m.recipe for k, m in REGULARISERS.items()})"
     said = {subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout for seed in "12"}
     assert len(said) == 1
 
@@ -78,9 +82,9 @@ def test_methods_train_what_they_should(dit):
 def test_a_shared_first_stage_changes_nothing(dit, monkeypatch):
     "Two-stage after overwriting, which trained the first stage, is what `learn` makes from nothing."
     one, trained = case(0), []
-    bench._LAST.clear()
-    first = bench.train_identity
-    monkeypatch.setattr(bench, "train_identity", lambda *a, **k: trained.append(1) or first(*a, **k))
+    methods_module.first_stage.forget()
+    first = methods_module.train_identity
+    monkeypatch.setattr(methods_module, "train_identity", lambda *a, **k: trained.append(1) or first(*a, **k))
     for m in ("overwriting B1", "two LoRAs"): METHODS[m](dit, one, TINY)
     made = METHODS["two-stage"](dit, one, TINY)
     assert len(trained) == 1
@@ -98,14 +102,14 @@ def test_ablations_change_what_they_say(dit):
     one_stage_changed = set_and_sequence(stage2=dict(steps=1, dropout=.7))(dit, one, b).info["settings"]
     assert [(s["steps"], s["dropout"]) for s in one_stage_changed.values()] == [(2, .2), (1, .7)]
     assert [m for m in METHODS if m not in BRIEF] == ["LoRA-8, our guidance", "ours, twins"] and len(REGULARISERS) == 7
-    layers = [set(set_and_sequence(layers=bench._LAYERS[n])(dit, one, Budget(0, 0, batch=1, rank=1)).layers) for n in bench._LAYERS]
+    layers = [set(set_and_sequence(layers=methods_module._LAYERS[n])(dit, one, Budget(0, 0, batch=1, rank=1)).layers) for n in methods_module._LAYERS]
     assert not set.intersection(*layers) and set.union(*layers) == set(made["rank 1"].layers)
 
 def test_work_is_the_steps_that_are_taken(dit, monkeypatch):
     methods, taken, b = ["ours", "LoRA-1", "DreamMix-style", "two LoRAs", "overwriting B1", "two-stage"], [], Budget(2, 4, batch=1, rank=2)
-    step = bench.Trainer._one_step
-    monkeypatch.setattr(bench.Trainer, "_one_step", lambda self: taken.append(self.data.latents.shape[2] == 1) or step(self))
-    bench._LAST.clear()
+    step = methods_module.Trainer._one_step
+    monkeypatch.setattr(methods_module.Trainer, "_one_step", lambda self: taken.append(self.data.latents.shape[2] == 1) or step(self))
+    for method in (methods_module.first_stage, METHODS["ours"].train): method.forget()
     for m in methods: METHODS[m](dit, case(0), b)
     images, clips = work(methods, b)
     assert len(taken) == images + clips and abs(sum(taken) - images) <= b.steps1 + b.steps2 # DreamMix's share is drawn
@@ -192,7 +196,7 @@ def test_a_sample_is_held_against_what_its_words_allow():
 
 def test_what_differs_in_sampling_alone_is_trained_once(dit, monkeypatch):
     trained, b = [], Budget(1, 1, batch=1, rank=1)
-    monkeypatch.setattr(bench, "learn", lambda *a, **k: trained.append(a) or learn(*a, **k))
+    monkeypatch.setattr(methods_module, "learn", lambda *a, **k: trained.append(a) or learn(*a, **k))
     guided, plain = (METHODS[m](dit, case(0), b) for m in ("ours", "ours, plain guidance"))
     assert len(trained) == 1 and guided.weights is plain.weights
     assert guided.info["sampling"] == SAMPLING["ours"] and plain.info["sampling"] == {}

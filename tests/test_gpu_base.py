@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from typer.testing import CliRunner
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
-from sas_nb.pretrain import latent_shape, load_autoencoder, TEMPORAL_2, tiny_autoencoder
+from sas_nb.lab.tiny import latent_shape, load_autoencoder, TEMPORAL_2, tiny_autoencoder
 
 SCRIPT = Path(__file__).parent.parent/"scripts"/"gpu_base.py"
 SIZES = dict(batch=1, clips=2, images=2, latents=8, fresh=1, ring=16, first=16, uses=2, workers=2, save=.2)

@@ -11,12 +11,17 @@ from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
-from sas_nb.oracles import (as_seen, auc, bone_lengths, degrade, example, FrameNet, HELD_SEED, held_specs,
-                            LABELS, margin_loss, measure, mirrored, named_answers, one_person, ORACLE_BARS,
-                            oracle_loss, OracleNet, Oracles, PathNet, PathReader, place_loss, Renders,
-                            round_trip, RoundTrips, score, seen_joints, share, train_oracles, TRAIN_SEED,
-                            train_step, verification, visible_code, words_of)
-from sas_nb.pretrain import Clock, FPS, TEST_SEED
+from sas_nb.lab import oracle_nets as module
+from sas_nb.lab.optim import Clock
+from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, FrameNet, HELD_SEED, LABELS, margin_loss,
+                                    mirrored, OracleNet, PathNet, PathReader, seen_joints, TRAIN_SEED,
+                                    visible_code, words_of)
+from sas_nb.lab.oracle_training import (degrade, example, oracle_loss, place_loss, Renders, RoundTrips,
+                                        train_oracles, train_step)
+from sas_nb.lab.oracles import (auc, held_specs, measure, named_answers, one_person, ORACLE_BARS, Oracles,
+                                proportion, round_trip, score, verification)
+from sas_nb.lab.tiny import FPS, TEST_SEED
+from sas_nb.oracles import share
 from sas_nb.world import edit, HELDOUT, JOINTS, random_spec, render, render_array, truth
 
 SEEDS = range(5_000_000, 5_000_048)
@@ -102,9 +107,9 @@ def test_margin_loss_is_arcface():
 
 
 def test_shares():
-    assert share([True, True, False, True]) | dict(low=0, high=0) == dict(value=.75, low=0, high=0, n=4)
-    assert share([True]*5)["high"] == 1. and .5 < share([True]*5)["low"] < .6, "five of five is no proof"
-    assert share([]) == dict(value=0., low=0., high=1., n=0)
+    assert proportion([True, True, False, True]) | dict(low=0, high=0) == dict(value=.75, low=0, high=0, n=4)
+    assert proportion([True]*5)["high"] == 1. and .5 < proportion([True]*5)["low"] < .6, "five of five is no proof"
+    assert proportion([]) == dict(value=0., low=0., high=1., n=0)
 
 
 def test_auc_on_known_cases():
@@ -240,7 +245,7 @@ def test_shipped_oracles_are_small_and_measured(oracles):
 def test_stored_accuracy_is_true_of_other_clips(oracles, clips, specs):
     said = oracles.attributes(clips)
     for name, (answer, p) in said.items():
-        right = share([a == words_of(s)[name] for a, s in zip(answer, specs)])
+        right = proportion([a == words_of(s)[name] for a, s in zip(answer, specs)])
         stored = oracles.accuracy["renders"][name]
         assert right["high"] >= stored["low"]-.02, f"{name}: {right} on these clips, {stored} in oracles.json"
         assert p.shape == (len(specs), len(LABELS[name])) and torch.allclose(p.sum(-1), torch.ones(len(specs)), atol=1e-4)

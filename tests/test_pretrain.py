@@ -8,12 +8,14 @@ from sas_nb.cache import data_path
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import channels_last, in_two_pieces
 from sas_nb.files import UserError
-from sas_nb.pretrain import (autoencoder_report, batch_loss, busy_crops, captions, Clips, Clock, decibels,
-                             decode, encode, focus_of, FPS, head_and_hands, interest, latent_shape, Latents,
-                             load_autoencoder, load_state, make_tokenizer, Muon, optimisers, orthogonalise,
-                             passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates,
-                             TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder, tiny_pipeline, to_signed,
-                             train_autoencoder, train_dit, training_spec, wider)
+from sas_nb.lab.autoencoder import (autoencoder_report, batch_loss, busy_crops, Clips, decibels, focus_of,
+                                    head_and_hands, interest, reconstruction_loss, reconstruction_psnr,
+                                    train_autoencoder)
+from sas_nb.lab.optim import Clock, load_state, Muon, optimisers, orthogonalise, save_state, set_rates
+from sas_nb.lab.pretrain import captions, Latents, passes, quick, train_dit
+from sas_nb.lab.tiny import (autoencoder_passes, decode, encode, FPS, latent_shape, load_autoencoder,
+                             make_tokenizer, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder, tiny_pipeline,
+                             to_signed, training_spec, use_matmul_attention, wider)
 from sas_nb.world import random_spec, render_array, vocabulary
 
 
@@ -122,7 +124,7 @@ def test_compiled_passes_learn_what_plain_ones_learn(vae):
     losses = []
     for fast in (False, True):
         torch.manual_seed(0)
-        losses.append(reconstruction_loss(passes(copy.deepcopy(vae).requires_grad_(True), fast), x, interest(x), interest(x).mean()).item())
+        losses.append(reconstruction_loss(autoencoder_passes(copy.deepcopy(vae).requires_grad_(True), fast), x, interest(x), interest(x).mean()).item())
     assert losses[0] == pytest.approx(losses[1], rel=.02)
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 5, 8, 8), (2, 3, 4, 6)])
@@ -130,7 +132,7 @@ def test_attention_as_products_gives_stock_answers(shape):
     torch.manual_seed(0)
     pipe = WanPipeline.from_pretrained(data_path("tiny"))
     x, text = torch.randn(shape[0], 16, *shape[1:]), text_of(pipe, ["a man in a park"]*shape[0], 30).detach()
-    mine = quick(copy.deepcopy(pipe.transformer), fast=False)
+    mine = use_matmul_attention(copy.deepcopy(pipe.transformer), compiled=False)
     t = torch.linspace(100, 900, shape[0])
     whole = F.pad(text, (0, 0, 0, 512-text.shape[1]))
     with torch.no_grad(): torch.testing.assert_close(mine(x, t, text, return_dict=False)[0], pipe.transformer(x, t, whole, return_dict=False)[0], atol=1e-4, rtol=1e-3)

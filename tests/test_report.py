@@ -8,7 +8,7 @@ from PIL import Image
 from sas_nb import report as module
 from sas_nb.dit import VideoDiT
 from sas_nb.files import read_about, UserError
-from sas_nb.oracles import HELD_SEED, LABELS, words_of
+from sas_nb.lab.oracle_nets import HELD_SEED, LABELS, words_of
 from sas_nb.report import (BARS, card_markdown, exchanged, flicker, generate, load_strip, marks, median_of,
                            nearest, phrases, Question, question, recall, renders_of, report_card,
                            REPORT_SEED, save_strip, seen, thumbs, trained_on, verdict_sheet, verdicts)

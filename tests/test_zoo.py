@@ -4,13 +4,14 @@ from dataclasses import asdict, replace
 import numpy as np, pytest, torch, typer
 from sas_nb.atlas import Atlas, synthetic
 from sas_nb.basis import Basis
-from sas_nb.bench import case, save_table
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.fleet import FleetTrainer
 from sas_nb.frames import Settings
-from sas_nb.oracles import Oracles
+from sas_nb.lab.bench import save_table
+from sas_nb.lab.cases import case
+from sas_nb.lab.oracles import Oracles
 from sas_nb.world import edit, heldout_spec, Person, random_thing, render, Spec
 from sas_nb.zoo import load_zoo, packed, save_zoo, spec_of, unpacked
 import bench_fleet, response, zoo
