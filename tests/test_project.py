@@ -62,14 +62,9 @@ def regenerated(root, tmp_path_factory):
     shutil.copy(root / "pyproject.toml", copy)
     shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".*", "_*"))
     for init in (root / "sas_nb").rglob("__init__.py"):
-<<<<<<< HEAD
-        (copy / init.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(init, copy / init.relative_to(root))
-=======
         place = copy / init.relative_to(root)
-        place.parent.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(init, place)
->>>>>>> f
     for command in ("nbdev_clean", "nbdev_export"):
         call = f"from nbdev.{'clean' if command == 'nbdev_clean' else 'cli'} import {command}; {command}()"
         subprocess.run([sys.executable, "-c", call], cwd=copy, check=True, env={k: v for k, v in os.environ.items() if k != "IN_TEST"})
@@ -114,29 +109,11 @@ def test_no_paths_of_one_machine(root, files):
     assert not found
 
 
-<<<<<<< HEAD
-PARTS = ["files", "writing", "cache", "resample", "pictures", "stream", "preflight", "video", "sheet"]  # from the ground up
-
-
-def test_modules_import_only_those_above_them(root):
-    "A flat house: the module of notebook NN imports only modules of lower numbers, and parts in their order."
-    order = {name: name for name in PARTS}
-    order |= {re.sub(r"^\d+_", "", p.stem): p.stem for p in sorted((root / "nbs").glob("[0-9]*.ipynb"))}
-    names = list(order)
-    for i, name in enumerate(names):
-        source = (root / "sas_nb" / f"{name}.py").read_text(encoding="utf-8")
-        used = set(re.findall(r"^\s*(?:from|import) (?:sas_nb)?\.(\w+)", source, re.M))
-<<<<<<< HEAD
-        assert not used - set(names[:i]), f"{order[name]} imports {used - set(names[:i])}"
-=======
-WINGS = ["explore"]
-
-
-def modules_in_order(root):
-    "Dotted name -> file, in reading order: the road, its wings, and last the command, which may use them all."
-    notebooks = [p for folder in ("", *WINGS) for p in sorted((root / "nbs" / folder).glob("[0-9]*.ipynb"))]
-    names = [".".join([*p.parent.relative_to(root / "nbs").parts, re.sub(r"^\d+_", "", p.stem)]) for p in notebooks]
-    return {n: root / "sas_nb" / f"{n.replace('.', '/')}.py" for n in sorted(names, key=lambda n: n == "cli")}
+def modules(root):
+    "Dotted name -> file of every module of the library."
+    package = root / "sas_nb"
+    files = [p for p in package.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")]
+    return {".".join(p.relative_to(package).with_suffix("").parts): p for p in files}
 
 
 def imports(path):
@@ -148,18 +125,17 @@ def imports(path):
         yield from (".".join([*above, *filter(None, [n])]).removeprefix("sas_nb.") for n in names)
 
 
-def test_modules_import_only_those_above_them(root):
-    "A module imports only modules that a reader has met: the road no wing, a wing only the road and itself; the command may all."
-    order = modules_in_order(root)
-    assert "explore.page" in order
-    for i, (name, path) in enumerate(order.items()):
-        used, met = set(imports(path)), [*order][:i]
-        ours = {m for m in used if m.partition(".")[0] in {n.partition(".")[0] for n in order}}
-        assert not ours - set(met), f"{name} imports {ours - set(met)}"
+def test_no_module_imports_itself_in_a_circle(root):
+    "There is an order in which a module imports only what stands above it, imports inside functions included."
+    left = {name: {m for m in imports(path) if m in modules(root)} for name, path in modules(root).items() if name != "cli"}
+    while left:
+        free = [name for name, used in left.items() if not used & set(left)]
+        assert free, f"a circle of imports among {sorted(left)}"
+        for name in free: del left[name]
 
 
 def test_the_page_knows_no_model_and_the_renderer_no_widget(root):
-    of = {name: {m.partition(".")[0] if not m.startswith("explore.") else m for m in imports(path)} for name, path in modules_in_order(root).items()}
+    of = {name: {m.partition(".")[0] if not m.startswith("explore.") else m for m in imports(path)} for name, path in modules(root).items()}
     for name in ("explore.page", "explore.widgets", "explore.worker"): assert not of[name] & {"torch", "diffusers", "dit", "concept", "zoo"}, name
     assert not of["explore.renderer"] & {"ipywidgets", "anywidget", "traitlets", "explore.widgets", "explore.page"}
 
@@ -169,20 +145,12 @@ def test_an_import_loads_only_what_it_needs(module, without, root):
     code = f"import sys, sas_nb.{module}; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert ran.returncode == 0 and not set(without.split()) & set(ran.stdout.split()), ran.stderr
->>>>>>> d
 
 
-@pytest.mark.parametrize("module, light", [
-    ("clip", ["matplotlib", "skia", "cv2", "tensorboard", "voila", "IPython", "diffusers"]),
-    ("cache", ["torch", "PIL", "av"])])
 def test_a_module_loads_only_what_it_needs(root, module, light):
     code = f"import sys, sas_nb.{module}; print(*[m for m in {light} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
-=======
-        wings = {"lab"} # what may be imported from where, test_rooms says
-        assert not used - set(names[:i]) - wings, f"{order[name]} imports {used - set(names[:i]) - wings}"
->>>>>>> f
 
 
 def test_make_lists_every_target(root):
