@@ -147,6 +147,9 @@ def test_an_import_loads_only_what_it_needs(module, without, root):
     assert ran.returncode == 0 and not set(without.split()) & set(ran.stdout.split()), ran.stderr
 
 
+@pytest.mark.parametrize("module, light", [
+    ("clip", ["matplotlib", "skia", "cv2", "tensorboard", "voila", "IPython", "diffusers"]),
+    ("cache", ["torch", "PIL", "av"])])
 def test_a_module_loads_only_what_it_needs(root, module, light):
     code = f"import sys, sas_nb.{module}; print(*[m for m in {light} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
