@@ -159,6 +159,20 @@ def test_muon_learns_a_matrix():
         loss = (w-target).pow(2).mean(); loss.backward(); opt.step(); opt.zero_grad(); losses.append(loss.item())
     assert losses[-1] < .1*losses[0]
 
+@pytest.mark.parametrize("first, then", [(Muon, torch.optim.Muon), (torch.optim.Muon, Muon)])
+def test_a_training_begun_with_one_muon_goes_on_with_the_other(tmp_path, first, then):
+    torch.manual_seed(0)
+    grads, w = torch.randn(3, 12, 20), torch.nn.Parameter(torch.zeros(12, 20))
+    def step(opt, w, grad): w.grad = grad; opt.step()
+    opt = first([w], lr=.1, weight_decay=0.)
+    for g in grads[:2]: step(opt, w, g)
+    save_state(tmp_path/"s.safetensors", {}, dict(muon=opt), {})
+    other = torch.nn.Parameter(w.detach().clone())
+    again = then([other], lr=.1, weight_decay=0.)
+    load_state(tmp_path/"s.safetensors", {}, dict(muon=again))
+    step(opt, w, grads[2]); step(again, other, grads[2])
+    assert torch.allclose(w, other, atol=.01) and (other-w).norm() < .02*w.norm()
+
 def test_the_clock_warms_up_holds_and_falls():
     c = Clock(10, spent=1, warmup=10)
     assert c.rate(0) == pytest.approx(.1, rel=.01) and c.rate(100) == 1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RIVAL', 'METHODS', 'BRIEF', 'REGULARISERS', 'ABLATIONS', 'Budget', 'Remembered', 'Method', 'set_and_sequence',
-           'undress', 'MixedTrainer', 'Words', 'one_stage', 'first_stage', 'overwriting', 'two_stage', 'pair']
+           'MixedTrainer', 'undress', 'Words', 'one_stage', 'first_stage', 'overwriting', 'two_stage', 'pair']
 
 # %% ../../nbs/lab/17_methods.ipynb #5047ae16
 from collections.abc import Callable
@@ -109,10 +109,6 @@ def _fit(trainer, dit, basis, data, settings, tokens, **kwargs)->list: # history
     "Train A1 and B1 of a basis on data."
     return trainer(dit, basis, "identity", data, settings, tokens=tokens, progress=False, **kwargs).run()
 
-def undress(dit):
-    "Take off the concept that a model wears, if it wears one."
-    if basis := getattr(dit, "basis", None): basis.detach()
-
 def _packed(dit, case, weights, tokens, settings, history, rank)->Concept:
     info = provenance(dit, case.clip(), *case.prompts(), rank, None, settings, history)
     return Concept(weights, {k: v.detach().cpu() for k, v in tokens.items()}, info, dit=dit)
@@ -127,6 +123,11 @@ class MixedTrainer(Trainer):
     def _one_step(self):
         self.data = self.frames if torch.rand((), generator=self.coin) < self.share else self.clip
         super()._one_step()
+
+# %% ../../nbs/lab/17_methods.ipynb #undress1
+def undress(dit):
+    "Take off the concept that a model wears, if it wears one."
+    if basis := getattr(dit, "basis", None): basis.detach()
 
 # %% ../../nbs/lab/17_methods.ipynb #1afccce6
 class Words(Trainer):
