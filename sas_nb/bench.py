@@ -28,7 +28,8 @@ from .frames import Settings, Trainer, frame_set, train_identity
 from .residual import OFF, SAMPLING, motion_settings, preset_settings, sequence, train_motion
 from .concept import Concept, learn, provenance
 from .oracles import seen_joints, words_of
-from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, mse, paired_bootstrap, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
+from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, mse, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
+from .stats import paired_bootstrap
 
 # %% ../nbs/12_bench.ipynb #d4c66e21
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sas_nb.bench import case
 from sas_nb.clip import Clip, atomic
 from sas_nb.dit import VideoDiT, add_tokens, data_path
 from sas_nb.fleet import Fleet, FleetTrainer, bf16_products, compiled
-from sas_nb.zoo import load_zoo
+from sas_nb.atlas import load_zoo
 from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import Settings, Trainer, frame_set
 from sas_nb.metrics import pose_correlation

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 import numpy as np, torch, typer
-from sas_nb.atlas import Atlas
+from sas_nb.atlas import Atlas, load_zoo, zoo_folder
 from sas_nb.bench import save_table
 from sas_nb.concept import Concept
-from sas_nb.zoo import load_zoo, spec_of, zoo_folder
+from sas_nb.zoo import spec_of
 from sas_nb.metrics import adherence, pose_correlation
 from sas_nb.oracles import Oracles, named_answers, seen_joints, words_of
 from sas_nb.world import SCENES, Person, edit, render

@@ -6,11 +6,12 @@ import torch
 
 from sas_nb import metrics
 from sas_nb.clip import Clip, UserError
-from sas_nb.metrics import (Interval, Tracks, adherence, arcface_encoder, boxes_of, clip_encoder, control_table, controls, dino_encoder,
+from sas_nb.metrics import (Tracks, adherence, arcface_encoder, boxes_of, clip_encoder, control_table, controls, dino_encoder,
                             diversity, dynamic_degree, edit_accuracy, edit_controls, edit_error, embed, flat_words, flicker, flow, judge,
-                            motion_amount, motion_fidelity, motion_fidelity_published, motion_smoothness, mse, paired_bootstrap, pixel_encoder,
+                            motion_amount, motion_fidelity, motion_fidelity_published, motion_smoothness, mse, pixel_encoder,
                             pose_correlation, prior_collapse, psnr, similarity, ssim, subject_consistency, subject_crops, temporal_consistency,
                             text_alignment, track)
+from sas_nb.stats import Interval, paired_bootstrap
 from sas_nb.world import edit, heldout_spec, render, truth
 
 pixels = pixel_encoder(4)

@@ -5,14 +5,14 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 
 from sas_nb import concept as concept_module
-from sas_nb.atlas import Atlas, synthetic
+from sas_nb.atlas import Atlas, load_zoo, synthetic, zoo_folder
 from sas_nb.clip import Clip, UserError, preflight
 from sas_nb.concept import Concept, base_model, learn
 from sas_nb.dit import Recommended, VideoDiT, _folder, cache_folder, cached, data_path, lasting_name, named_folder
 from sas_nb.explore import Studio, _named, _opened
 from sas_nb.frames import Settings
 from sas_nb.oracles import Oracles
-from sas_nb.zoo import load_zoo, save_zoo, zoo_folder
+from sas_nb.zoo import save_zoo
 
 
 @pytest.fixture(scope="module")

@@ -61,8 +61,10 @@ def regenerated(root, tmp_path_factory):
     copy = tmp_path_factory.mktemp("regenerated")
     shutil.copy(root / "pyproject.toml", copy)
     shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".*", "_*"))
-    (copy / "sas_nb").mkdir()
-    shutil.copy(root / "sas_nb" / "__init__.py", copy / "sas_nb")
+    for init in (root / "sas_nb").rglob("__init__.py"):
+        package = copy / init.parent.relative_to(root)
+        package.mkdir(parents=True)
+        shutil.copy(init, package)
     for command in ("nbdev_clean", "nbdev_export"):
         call = f"from nbdev.{'clean' if command == 'nbdev_clean' else 'cli'} import {command}; {command}()"
         subprocess.run([sys.executable, "-c", call], cwd=copy, check=True, env={k: v for k, v in os.environ.items() if k != "IN_TEST"})
@@ -107,14 +109,29 @@ def test_no_paths_of_one_machine(root, files):
     assert not found
 
 
+def imports(file):
+    "What a module imports of ours, as it is written: `.members` beside it, `..clip` a floor up."
+    return set(re.findall(r"^\s*from (\.+[\w.]*) import", file.read_text(encoding="utf-8"), re.M)) - {"."}
+
+
+def numbered(folder): return [re.sub(r"^\d+_", "", p.stem) for p in sorted(folder.glob("[0-9]*.ipynb"))]
+
+
 def test_modules_import_only_those_above_them(root):
-    "A flat house: the module of notebook NN imports only modules of lower numbers."
-    order = {re.sub(r"^\d+_", "", p.stem): p.stem for p in sorted((root / "nbs").glob("[0-9]*.ipynb"))}
-    names = list(order)
+    "The module of notebook NN imports only modules of lower numbers, parts, and, below the road, the atlas."
+    names = numbered(root / "nbs")
+    parts = {p.stem for p in (root / "nbs" / "parts").glob("*.ipynb")}
     for i, name in enumerate(names):
-        source = (root / "sas_nb" / f"{name}.py").read_text(encoding="utf-8")
-        used = set(re.findall(r"^\s*(?:from|import) (?:sas_nb)?\.(\w+)", source, re.M))
-        assert not used - set(names[:i]), f"{order[name]} imports {used - set(names[:i])}"
+        allowed = {*names[:i], *parts, *({"atlas", "atlas.plots"} if name in ("zoo", "explore") else ())}
+        assert not imports(root / "sas_nb" / f"{name}.py") - {f".{n}" for n in allowed}, name
+
+
+def test_a_wing_imports_only_what_stands_above_it(root):
+    "A room of the atlas imports rooms of lower numbers, the road, and statistics; nothing of the drawn world."
+    rooms = numbered(root / "nbs" / "atlas")
+    road = {f"..{m}" for m in ("clip", "stats", "dit", "flow", "lowrank", "frames", "residual", "concept")}
+    for i, room in enumerate(rooms):
+        assert not imports(root / "sas_nb" / "atlas" / f"{room}.py") - road - {f".{r}" for r in rooms[:i]}, room
 
 
 def test_make_lists_every_target(root):

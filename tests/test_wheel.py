@@ -43,7 +43,8 @@ def test_wheel_holds_the_library_and_its_data(wheel, files):
 
 
 def test_every_module_imports_from_elsewhere(clean_env, files, tmp_path):
-    modules = [f.stem for f in files if f.parts[0] == "sas_nb" and f.suffix == ".py" and not f.stem.startswith("_")]
+    modules = [".".join(f.with_suffix("").parts[1:]) for f in files
+               if f.parts[0] == "sas_nb" and f.suffix == ".py" and not f.stem.startswith("_")]
     code = f"import importlib, sas_nb\nfor m in {modules}: importlib.import_module('sas_nb.' + m)\nprint(sas_nb.__file__)"
     assert run(clean_env, code, tmp_path).startswith(str(clean_env))
 

@@ -4,11 +4,11 @@ import json, os, shutil
 import pytest, torch
 from safetensors.torch import save_file
 
-from sas_nb.atlas import synthetic
+from sas_nb.atlas import load_zoo, synthetic
 from sas_nb.clip import Clip, UserError, atomic, check_place, expanded, read_about
 from sas_nb.concept import Concept
 from sas_nb.oracles import Oracles
-from sas_nb.zoo import load_zoo, save_zoo
+from sas_nb.zoo import save_zoo
 
 
 @pytest.fixture(scope="module")
