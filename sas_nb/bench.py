@@ -19,23 +19,17 @@ import csv, hashlib, json, re, time
 import numpy as np, torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .basis import Basis
-from .clip import Clip
-from .concept import Concept, learn, provenance
-from .dit import maker_fingerprint, split_placeholders, VideoDiT
-from .files import expanded, UserError
+from .clip import Clip, UserError, atomic, expanded
+from .world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec, caption, edit, heldout_spec, random_thing, render
+from .dit import VideoDiT, add_tokens, fingerprint, maker_fingerprint, split_placeholders
 from .flow import interpolate, loss_per_sample, velocity_target
-from .frames import frame_set, Settings, train_identity, Trainer
-from .hub import fingerprint
-from .metrics import (adherence, edit_accuracy, edit_error, motion_fidelity, mse, paired_bootstrap,
-                            pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency)
+from .basis import Basis
+from .frames import Settings, Trainer, frame_set, train_identity
+from .residual import OFF, SAMPLING, motion_settings, preset_settings, sequence, train_motion
+from .concept import Concept, learn, provenance
 from .oracles import seen_joints, words_of
-from .prompt import Prompt
-from .residual import motion_settings, OFF, preset_settings, SAMPLING, sequence, train_motion
-from .text import add_tokens
-from .world import (caption, COLOURS, edit, HATS, HELD, HELDOUT, heldout_spec, LIGHTS, Person,
-                          random_thing, render, SCENES, Spec, THINGS)
-from .writing import atomic
+from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, mse, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
+from .stats import paired_bootstrap
 
 # %% ../nbs/12_bench.ipynb #d4c66e21
 @dataclass(frozen=True)
@@ -312,7 +306,7 @@ def answer_loss(concept:Concept, case:Case, draws:int=8, seed:int=0)->dict[str, 
         if name == "strength": continue # nothing in the prompt asks for it
         x0 = dit.encode_once(case.clip(spec).frames[None]).repeat(draws, 1, 1, 1, 1)
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
-        text = add_tokens(dit.embed_once(case.prompt(spec)), [Prompt.of(case.prompt(spec)).placeholders], concept.tokens).expand(draws, -1, -1)
+        text = add_tokens(dit.embed_once(case.prompt(spec)), [split_placeholders(case.prompt(spec))[1]], concept.tokens).expand(draws, -1, -1)
         v = dit.velocity(interpolate(x0, noise, t), t, text)
         found[name] = float(loss_per_sample(v.float().cpu(), velocity_target(x0, noise)).mean())
     return found

@@ -8,7 +8,7 @@ __all__ = ['pixel_encoder', 'embed', 'mse', 'psnr', 'ssim', 'edit_error', 'simil
            'diversity', 'subject_consistency', 'flicker', 'flow', 'motion_smoothness', 'motion_amount',
            'dynamic_degree', 'Tracks', 'track', 'motion_fidelity_published', 'motion_fidelity', 'pose_correlation',
            'flat_words', 'seen_words', 'adherence', 'EditScore', 'edit_accuracy', 'controls', 'edit_controls',
-           'Interval', 'paired_bootstrap', 'Verdict', 'judge', 'control_table']
+           'Verdict', 'judge', 'control_table']
 
 # %% ../nbs/11_metrics.ipynb #e29d16a0
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 import os
 import numpy as np, torch
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
-from .clip import Clip
-from .fast import best_device
-from .files import expanded, needs, UserError
-from .world import edit, random_person, render, Spec, truth
+from .clip import Clip, expanded, needs, UserError
+from .dit import best_device
+from .stats import paired_bootstrap
+from .world import Spec, edit, random_person, render, truth
 
 # %% ../nbs/11_metrics.ipynb #62600834
 def pixel_encoder(size:int=8, # rows and columns that are left
@@ -149,7 +148,7 @@ def _prepare(x, config):
 def _checkpoint(name, kind, device):
     "A frozen model and the settings of its image processor."
     from transformers.image_processing_base import ImageProcessingMixin
-    name = expanded(name).as_posix()
+    name = os.path.expanduser(name)
     try: model, config = kind.from_pretrained(name), ImageProcessingMixin.get_image_processor_dict(name)[0]
     except (OSError, ValueError) as e:
         raise UserError(f"Cannot load an encoder from {str(name)!r}: give a folder or a Hub name that holds a model and its preprocessor_config.json, and check the connection.") from e
@@ -167,7 +166,7 @@ def clip_encoder(name:str|Path="openai/clip-vit-large-patch14", # Hub name or fo
                 )->tuple[Callable,Callable]: # encoders of frames and of text, one space
     "CLIP as two encoders, for CLIP-I, C-T and TC. Prompts beyond the model's 77 tokens are cut. Raises `UserError`."
     from transformers import AutoTokenizer, CLIPModel
-    name = expanded(name).as_posix()
+    name = os.path.expanduser(name)
     model, config = _checkpoint(name, CLIPModel, device)
     tokenizer = AutoTokenizer.from_pretrained(name)
     limit = model.config.text_config.max_position_embeddings
@@ -486,32 +485,6 @@ def edit_controls(spec:Spec,    # the input; its first subject is a person
     draw = lambda s: render(s, fps=fps)
     return controls(draw(after), seed, copy=draw(spec), wrong_identity=draw(edit(after, identity=person.identity)),
                     wrong_motion=draw(edit(after, motion="dancing", gait=person.gait)), weak_motion=draw(edit(after, strength=.3)))
-
-# %% ../nbs/11_metrics.ipynb #146a13c9
-class Interval(NamedTuple):
-    "A mean difference with its interval."
-    mean:float
-    low:float
-    high:float
-    n:int # pairs that could be used
-    @property
-    def found(self): return self.low > 0 or self.high < 0
-    def __str__(self): return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]" if self.found else "no difference found"
-
-def paired_bootstrap(a:Sequence[float],   # one value per concept
-                     b:Sequence[float],   # the same concepts, in order
-                     level:float=.95,     # coverage
-                     resamples:int=9999,  # draws of concepts
-                     seed:int=0,          # of the draws
-                    )->Interval:          # of a - b
-    "Percentile bootstrap interval of the mean paired difference over concepts (`scipy.stats.bootstrap`). Pairs with a NaN are left out and not counted. With few concepts it is a little narrow. Raises `UserError` for fewer than 3."
-    a, b = (np.asarray(v, float) for v in (a, b))
-    if a.shape != b.shape or a.ndim != 1: raise UserError(f"Paired values need one length, and these have shapes {a.shape} and {b.shape}: give one value per concept twice.")
-    d = (a - b)[~np.isnan(a - b)]
-    if len(d) < 3: raise UserError(f"{len(d)} usable pairs say nothing about an interval: measure at least 3 concepts.")
-    if np.ptp(d) == 0: return Interval(float(d[0]), float(d[0]), float(d[0]), len(d))
-    ci = stats.bootstrap((d,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", random_state=seed).confidence_interval
-    return Interval(float(d.mean()), *(float(v) if abs(v) > 1e-12*abs(d).max() else 0. for v in (ci.low, ci.high)), len(d)) # a difference by rounding is none
 
 # %% ../nbs/11_metrics.ipynb #b50e9c40
 class Verdict(NamedTuple):

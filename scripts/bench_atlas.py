@@ -19,7 +19,10 @@ import torch, typer
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from sas_nb.atlas import _layers_of, Atlas, layer_gram, Member, pca_of
+from sas_nb.atlas import _layers_of
+from sas_nb.atlas.components import pca_of
+from sas_nb.atlas.geometry import Atlas, layer_gram, layers_of
+from sas_nb.atlas.members import Member
 from sas_nb.lowrank import delta
 from sas_nb.writing import atomic
 
@@ -80,7 +83,7 @@ def dense(pairs: list, dtype=torch.float32) -> np.ndarray:
 
 def error(G: np.ndarray, truth: np.ndarray) -> float:
     "Largest error of the explained variances, as a share of the whole variance."
-    a, b = (pca_of(g).variance for g in (G, truth))
+    a, b = (pca_of(g).explained_variance_ for g in (G, truth))
     k = min(len(a), len(b))
     return float(np.abs(a[:k] / a.sum() - b[:k] / b.sum()).max() if a.sum() else np.nan)
 
@@ -115,7 +118,7 @@ def on_disk(n: int, blocks: int, rank: int) -> dict:
         atlas, opening = timed(lambda: Atlas(sorted(folder.glob("*.safetensors"))))
         began = time.perf_counter()
         p, seconds = timed(atlas.pca)
-        return dict(n=n, layers=len(layers), rank=rank, gb=need / 2**30, opening_s=opening, pca_s=seconds, pca_wall_s=time.perf_counter() - began, first_components=p.ratio[:3].round(4).tolist(), peak_gb=peak())
+        return dict(n=n, layers=len(layers), rank=rank, gb=need / 2**30, opening_s=opening, pca_s=seconds, pca_wall_s=time.perf_counter() - began, first_components=p.explained_variance_ratio_[:3].round(4).tolist(), peak_gb=peak())
     finally: shutil.rmtree(folder)
 
 
@@ -128,7 +131,7 @@ def thousand(n: int, rank: int, minutes: float) -> dict:
     order = first | layers
     members, total, spent, drawing, wall, done = [synthetic_member(s, order, rank) for s in range(n)], 0, {}, 0., 0., 0
     began, mark = time.perf_counter(), time.process_time()
-    for layer, pairs in _layers_of(members, budget=2**29):
+    for layer, pairs in layers_of(members, budget=2**29):
         drawing, start = drawing + time.process_time() - mark, time.perf_counter()
         g, seconds = timed(lambda: layer_gram(pairs))
         wall += time.perf_counter() - start
@@ -140,7 +143,7 @@ def thousand(n: int, rank: int, minutes: float) -> dict:
     whole = sum(float(np.mean(spent[s])) * c for s, c in counts.items())
     p, eig = timed(lambda: pca_of(total[0].numpy()))
     return dict(n=n, rank=rank, layers=len(layers), layers_done=done, extrapolated=done < len(layers), products_s=whole, wall_per_s=wall / sum(map(sum, spent.values())), eig_s=eig, drawing_s_per_layer=drawing / done, peak_gb=peak(),
-                first_components=p.ratio[:3].round(5).tolist(), two_over_n=2 / (n - 1), dense_gb=4 * n * sum(o * i for o, i in layers.values()) / 2**30, per_layer={str(k): float(np.mean(v)) for k, v in spent.items()})
+                first_components=p.explained_variance_ratio_[:3].round(5).tolist(), two_over_n=2 / (n - 1), dense_gb=4 * n * sum(o * i for o, i in layers.values()) / 2**30, per_layer={str(k): float(np.mean(v)) for k, v in spent.items()})
 
 
 def table(title: str, rows: list[dict], console: Console):

@@ -13,7 +13,7 @@ import numpy as np
 import torch, typer
 from rich.console import Console
 from rich.table import Table
-from sas_nb.atlas import synthetic
+from sas_nb.atlas.members import synthetic
 from sas_nb.basis import Basis
 from sas_nb.cli import spell_out
 from sas_nb.dit import VideoDiT

@@ -19,6 +19,7 @@ from bench import PROMPT, STAGES, WHO
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from sas_nb.atlas.places import load_zoo
 from sas_nb.basis import Basis
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
@@ -35,7 +36,6 @@ from sas_nb.residual import both_views, motion_settings, preset_settings, sequen
 from sas_nb.text import add_tokens
 from sas_nb.world import render
 from sas_nb.writing import atomic
-from sas_nb.zoo import load_zoo
 
 
 def vectors(dit, *n): return {t: nn.Parameter(torch.zeros(*n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}

@@ -6,7 +6,7 @@
 
 People have an identity and a dance that no word names, and clothes that the caption does name; all are filmed in the park, so that nothing differs but them. Everyone is trained with the same chance (noise,
 times, dropout), so that what differs between two concepts is what differs between their clips. Ctrl-C, a kill or `--minutes` stop it cleanly, and the same command goes on. It writes
-  zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.zoo.load_zoo` reads
+  zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.atlas.load_zoo` reads
   truth.csv     who is who: words, seed, identity and gait vectors
   packing.json  what eight bits cost: coefficients, PCA, loss, pixels
   sheet.png     everyone: as filmed, as learned, and in the snow
@@ -18,7 +18,8 @@ from typing import Annotated
 import numpy as np, torch, typer
 from bench_fleet import own_loss
 from PIL import Image, ImageDraw
-from sas_nb.atlas import Atlas
+from sas_nb.atlas.geometry import Atlas
+from sas_nb.atlas.places import load_zoo
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.fleet import learn_many
@@ -29,7 +30,7 @@ from sas_nb.lab.cases import Case, case
 from sas_nb.residual import preset_settings, sequence
 from sas_nb.world import IDENTITY, Person, render, SCENES
 from sas_nb.writing import atomic, check_place
-from sas_nb.zoo import load_zoo, save_zoo, spec_of, ZOO
+from sas_nb.zoo import save_zoo, spec_of, ZOO
 
 BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"), sign=("packing.json", '"coefficients_relative_error"')) # what lies beside the zoo
 FIRST = 1000  # held-out people and things from this number on: the benchmark's come before

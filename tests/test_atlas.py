@@ -11,8 +11,13 @@ from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA as Dense
 
 from sas_nb import atlas as atlas_module
-from sas_nb.atlas import (_blocks, _layers_of, Atlas, layer_gram, layer_name, leave_one_out, Lora, Member,
-                          null_ratios, pca_of, response, safe_range, synthetic, together)
+from sas_nb.atlas import _blocks, _layers_of, inversion
+from sas_nb.atlas.components import leave_one_out, null_ratios, pca_of
+from sas_nb.atlas.geometry import Atlas, isometric_coordinates, layer_gram, layers_of, member_blocks
+from sas_nb.atlas.lora_files import layer_name
+from sas_nb.atlas.members import Lora, Member, synthetic
+from sas_nb.atlas.probes import together
+from sas_nb.atlas.responses import response, safe_range
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.files import UserError
@@ -56,11 +61,11 @@ def regauged(c, g, spread=1.):
 def same_pca(p, X, tol=1e-6):
     "PCA `p` is scikit-learn's of the rows of X: variances, coordinates up to sign, and nothing left over."
     d = Dense().fit(X)
-    k, size = len(p.variance), d.explained_variance_.sum()
-    assert np.abs(p.variance - d.explained_variance_[:k]).max() <= tol*size and d.explained_variance_[k:].sum() <= tol*size
+    k, size = len(p.explained_variance_), d.explained_variance_.sum()
+    assert np.abs(p.explained_variance_ - d.explained_variance_[:k]).max() <= tol*size and d.explained_variance_[k:].sum() <= tol*size
     scores = d.transform(X)[:, :k]
-    gaps = np.diff(p.variance, append=0)/size # a component is only defined where its variance is its own
-    for i in np.flatnonzero((np.abs(gaps) > 1e-3) & (np.abs(np.diff(p.variance, prepend=np.inf)/size) > 1e-3)):
+    gaps = np.diff(p.explained_variance_, append=0)/size # a component is only defined where its variance is its own
+    for i in np.flatnonzero((np.abs(gaps) > 1e-3) & (np.abs(np.diff(p.explained_variance_, prepend=np.inf)/size) > 1e-3)):
         s = np.sign(p.scores[:, i] @ scores[:, i])
         assert np.abs(s*p.scores[:, i] - scores[:, i]).max() <= tol*size**.5*10
 
@@ -74,11 +79,10 @@ def test_pca_is_dense_pca(which, part, request):
     same_pca(Atlas(concepts).pca(part), dense(concepts, part))
 
 def test_pca_of_isometric_coordinates_is_the_same(people, atlas):
-    from sas_nb.atlas import _coordinates
-    X = torch.cat([_coordinates([(c.weights[f"{l}.A"], c.weights[f"{l}.B1"]) for c in people], "cpu")[0] for l in people[0].layers], 1).numpy()
+    X = torch.cat([isometric_coordinates([(c.weights[f"{l}.A"], c.weights[f"{l}.B1"]) for c in people])[0] for l in people[0].layers], 1).numpy()
     same_pca(atlas.pca("appearance"), X)
     raw = np.stack([torch.cat([c.weights[f"{l}.B1"].flatten() for l in c.layers]).numpy() for c in people])
-    assert np.abs(Dense().fit(raw).explained_variance_ratio_[:3] - atlas.pca("appearance").ratio[:3]).max() > 1e-3 # raw B is not isometric
+    assert np.abs(Dense().fit(raw).explained_variance_ratio_[:3] - atlas.pca("appearance").explained_variance_ratio_[:3]).max() > 1e-3 # raw B is not isometric
 
 @check
 @given(st.integers(0, 2**31), st.floats(0, 3))
@@ -89,7 +93,7 @@ def test_pca_does_not_see_the_gauge(seed, spread):
     for part in PARTS:
         scale = np.abs(one.gram(part)).max()
         assert np.abs(one.gram(part)-two.gram(part)).max() < 1e-6*scale
-        assert np.abs(one.pca(part).variance[:4]-two.pca(part).variance[:4]).max() < 1e-6*scale
+        assert np.abs(one.pca(part).explained_variance_[:4]-two.pca(part).explained_variance_[:4]).max() < 1e-6*scale
 
 @check
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=7), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31))
@@ -105,7 +109,7 @@ def test_layer_gram_is_dense_whatever_the_ranks_and_blocks(ranks, rows, out, in_
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 20))
 def test_blocks_hold_whole_members_once(ranks, rows):
     owner = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks))
-    blocks = list(_blocks(owner, rows))
+    blocks = list(member_blocks(owner, rows))
     assert [(a, i) for a, _, i, _ in blocks[1:]] == [(b, j) for _, b, _, j in blocks[:-1]]
     assert blocks[0][::2] == (0, 0) and blocks[-1][1::2] == (sum(ranks), len(ranks))
     assert all(b-a <= rows or j-i == 1 for a, b, i, j in blocks)
@@ -120,7 +124,7 @@ def test_sixteen_bit_files_are_exact_to_1e_6(dtype, common):
     X = torch.stack([delta(a.double(), b.double()).flatten() for a, b in pairs]).numpy()
     assert np.abs(G - X @ X.T).max() < 1e-6*np.abs(G).max()
     p, d = pca_of(G), Dense().fit(X)
-    assert np.abs(p.variance - d.explained_variance_[:len(p.variance)]).max() < 1e-6*d.explained_variance_.sum()
+    assert np.abs(p.explained_variance_ - d.explained_variance_[:len(p.explained_variance_)]).max() < 1e-6*d.explained_variance_.sum()
 
 def test_gram_agrees_with_lowrank(strangers):
     adapters = [{l: (c.weights[f"{l}.A"], c.weights[f"{l}.B2"]) for l in c.layers} for c in strangers]
@@ -135,10 +139,10 @@ def test_scales_of_a_concept_count(people):
 def test_layers_are_read_within_the_budget(people):
     asked, members = [], Atlas(people).members
     spies = [replace(m, read=lambda ls, m=m: (asked.append(tuple(ls)), m.read(ls))[1]) for m in members]
-    one = [l for l, _ in _layers_of(spies, budget=1)]
+    one = [l for l, _ in layers_of(spies, budget=1)]
     assert one == people[0].layers and all(len(a) == 1 for a in asked)
     asked.clear()
-    assert [l for l, _ in _layers_of(spies)] == one and set(asked) == {tuple(one)}
+    assert [l for l, _ in layers_of(spies)] == one and set(asked) == {tuple(one)}
 
 def test_nothing_is_read_before_it_is_asked_for(people):
     broken = [replace(m, read=None) for m in Atlas(people).members]
@@ -150,7 +154,7 @@ def test_nothing_is_read_before_it_is_asked_for(people):
 def test_random_updates_explain_two_over_n_minus_one():
     for n in (6, 11, 21):
         members = Atlas(synthetic(n, latents=0, noise=1., sizes={f"blocks.{i}.l": (60, 40) for i in range(6)}, seed=n)[0])
-        two, null = members.pca().ratio[:2].sum(), members.null(draws=10)
+        two, null = members.pca().explained_variance_ratio_[:2].sum(), members.null(draws=10)
         assert abs(two - 2/(n-1)) < .25*2/(n-1)
         assert null.shape == (10, n-1) and np.allclose(null.sum(1), 1)
         assert abs(two - null[:, :2].sum(1).mean()) < .1*two # the null says the same of them, and closer
@@ -285,15 +289,15 @@ def test_nearest_is_dense(strangers):
     got = Atlas(strangers).nearest("concept 2", 9, "motion")
     assert [n for n, _ in got] == [f"concept {i}" for i in np.argsort(expect)[1:]] and [d for _, d in got] == pytest.approx(sorted(expect)[1:], rel=1e-6)
 
-def test_rebase_keeps_everything_at_full_rank_and_the_most_below(strangers):
+def test_projecting_keeps_everything_at_full_rank_and_the_most_below(strangers):
     atlas = Atlas(strangers)
-    full = atlas.rebase()
-    assert full.one_basis and not atlas.one_basis and full.lost < 1e-6
+    full = atlas.project_onto()
+    assert full.one_basis and not atlas.one_basis and full.truncation_error < 1e-6
     for part in PARTS: np.testing.assert_allclose(full.gram(part), atlas.gram(part), rtol=1e-4, atol=1e-4*atlas.gram(part).max())
-    small, X = atlas.rebase(5), 0
+    small, X = atlas.project_onto(5), 0
     whole = sum(np.sum(dense([c])**2) for c in strangers)
     for l in atlas.layers: X += float(torch.linalg.svdvals(torch.cat([update(c, l, b) for c in strangers for b in ("B1", "B2")]))[5:].square().sum())
-    assert small.lost == pytest.approx((X/whole)**.5, rel=1e-4)
+    assert small.truncation_error == pytest.approx((X/whole)**.5, rel=1e-4)
 
 def test_norms_and_angles(people, strangers):
     got = Atlas(strangers).norms("motion")[4]
@@ -367,7 +371,7 @@ def test_folders_are_the_concepts_they_hold(people, tmp_path):
 def test_an_atlas_of_loras_decodes_to_loras(strangers, tmp_path):
     files = [lora(c, tmp_path/f"{i}.safetensors", "comfy") for i, c in enumerate(strangers)]
     made = Atlas(files).interpolate(0, 1, .25, rank=6)
-    assert isinstance(made, Lora) and made.lost < 1e-6
+    assert isinstance(made, Lora) and made.truncation_error < 1e-6
     X = dense(summed(strangers), "appearance")
     back = Atlas([made, made.save(tmp_path/"made.safetensors")])
     assert back.gram()[0, 1] == pytest.approx(np.sum((.75*X[0]+.25*X[1])**2), rel=1e-4)
@@ -379,6 +383,33 @@ def test_convolutions_are_flattened(tmp_path):
     for i, t in enumerate(tensors): save_file(t, tmp_path/f"{i}.safetensors")
     X = torch.stack([torch.einsum("or,rikl->oikl", t["conv.lora_up.weight"][..., 0, 0].double(), t["conv.lora_down.weight"].double()).flatten() for t in tensors]).numpy()
     np.testing.assert_allclose(Atlas([tmp_path/f"{i}.safetensors" for i in range(3)]).gram(), X @ X.T, rtol=1e-9)
+
+
+BARE = """
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+class Refused(MetaPathFinder, Loader): # found, since diffusers looks whether they are there, and never loaded
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self) if name.split(".")[0] in ("skia", "matplotlib") else None
+    def create_module(self, spec): raise ImportError(f"{spec.name} is not to be had here")
+    def exec_module(self, module): raise ImportError
+sys.meta_path.insert(0, Refused())
+from sas_nb.atlas.geometry import Atlas
+atlas = Atlas(sys.argv[1])
+scores = atlas.pca().scores
+mixed = atlas.interpolate(0, 1, .25).save(sys.argv[2])
+drawn = [m for m in ("skia", "matplotlib", "sas_nb.world", "sas_nb.metrics") if m in sys.modules]
+print(len(atlas), scores.shape, drawn)
+"""
+
+def test_an_atlas_of_lora_files_needs_no_drawing_library(strangers, tmp_path):
+    "Opened, its PCA computed and a mix saved where neither skia nor matplotlib can be imported."
+    import subprocess, sys
+    for i, c in enumerate(strangers): lora(c, tmp_path/"loras"/f"{i}.safetensors", "comfy")
+    run = subprocess.run([sys.executable, "-c", BARE, str(tmp_path/"loras"), str(tmp_path/"mix.safetensors")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split("\n")[-2] == "10 (10, 9) []" and (tmp_path/"mix.safetensors").exists()
 
 
 # what cannot be
@@ -413,7 +444,7 @@ def test_wishes_that_cannot_be(atlas, people, tmp_path):
     clip = Clip(torch.zeros(5, 3, 64, 64), 12)
     for wish, say in ((lambda: atlas.pca("style"), "no part 'style'"), (lambda: loras.pca("motion"), "does not say"), (lambda: atlas.index("nobody"), "no member"), (lambda: atlas.index(24), "no member"),
                       (lambda: atlas.decode([0]*99), "at most"), (lambda: atlas.decode([1], motion=[1]), "not both"), (lambda: atlas.mix([1, 2]), "one finite weight"), (lambda: atlas.axis(0), "no component"),
-                      (lambda: loras.interpolate(0, 1, .1, .9), "moved together"), (lambda: loras.rebase(), "does not say"), (lambda: loras.invert(clip, "a [v] man", "he is [u] dancing"), "one shared A1"),
+                      (lambda: loras.interpolate(0, 1, .1, .9), "moved together"), (lambda: loras.project_onto(), "does not say"), (lambda: loras.invert(clip, "a [v] man", "he is [u] dancing"), "one shared A1"),
                       (lambda: atlas.plot_map(x=99), "components"), (lambda: atlas.locate(tmp_path/"0.safetensors"), "not of one kind")):
         with pytest.raises(UserError, match=say): wish()
 
@@ -452,9 +483,9 @@ def test_a_mix_generates(tiny):
     assert torch.equal(a.generate(seed=1, steps=2, num_frames=5).frames, people[0].generate(seed=1, steps=2, num_frames=5).frames)
 
 def test_gradient_of_coordinates_is_the_projected_gradient_of_the_weights(tiny):
-    from sas_nb.atlas import _Plane
+    from sas_nb.atlas.inversion import Plane
     dit, people = tiny
-    plane = _Plane(Atlas(people), "appearance", 3)
+    plane = Plane(Atlas(people), "appearance", 3)
     z = torch.randn(3)
     assert set(plane.tensors) == {f"{l}.B1" for l in people[0].layers} | {"[v]"}
     leaves = {k: torch.nn.Parameter(torch.zeros_like(t[0])) for k, t in plane.tensors.items()}
@@ -493,7 +524,7 @@ def test_invert_shows_the_set_as_the_members_saw_it(tiny, monkeypatch):
     seen = []
     class Enough(Exception): pass
     def look(dit, clip, appearance, motion, stage1): seen.append((stage1.still, stage1.whole_prompt)); raise Enough
-    monkeypatch.setattr(atlas_module, "both_views", look)
+    monkeypatch.setattr(inversion, "both_views", look)
     for recipe in (dict(still=True, whole_prompt=True, steps=7), dict(still=True), {}):
         members = [replace(p, info=p.info | dict(settings=dict(identity=recipe))) for p in people]
         with pytest.raises(Enough): Atlas(members).invert(Clip(torch.rand(5, 3, 64, 64), 12), STATIC, DYNAMIC, progress=False)

@@ -359,7 +359,7 @@ class Meanwhile:
 @pytest.mark.parametrize("format", ["diffusers", "peft", "comfyui"])
 def test_every_layer_arrives_in_stock_loaders(tmp_path, format):
     "Also those outside the blocks, which no concept of ours adapts by default."
-    from sas_nb.atlas import synthetic
+    from sas_nb.atlas.members import synthetic
     there = Meanwhile()
     one = synthetic(1, sizes=there.sizes, rank=3)[0][0].at(.5, 2.)
     there.load(one.export(tmp_path/"e", format)[0], format)
@@ -368,7 +368,7 @@ def test_every_layer_arrives_in_stock_loaders(tmp_path, format):
     for l, (A, B) in one.adapters()["concept"].items(): torch.testing.assert_close(arrived[l], delta(A, B))
 
 def test_what_has_no_name_in_comfyui_is_not_exported(tmp_path):
-    from sas_nb.atlas import synthetic
+    from sas_nb.atlas.members import synthetic
     fused = synthetic(1, sizes={"blocks.0.attn1.to_q": (6, 6), "blocks.0.attn1.to_qkv": (18, 6)})[0][0]
     with pytest.raises(UserError, match="'blocks.0.attn1.to_qkv' has no name"): fused.export(tmp_path/"e", "comfyui")
     assert not list(tmp_path.iterdir()) and fused.export(tmp_path/"d")

@@ -9,11 +9,12 @@ from sas_nb.clip import Clip
 from sas_nb.files import UserError
 from sas_nb.metrics import (adherence, arcface_encoder, boxes_of, clip_encoder, control_table, controls,
                             dino_encoder, diversity, dynamic_degree, edit_accuracy, edit_controls,
-                            edit_error, embed, flat_words, flicker, flow, Interval, judge, motion_amount,
+                            edit_error, embed, flat_words, flicker, flow, judge, motion_amount,
                             motion_fidelity, motion_fidelity_published, motion_smoothness, mse,
-                            paired_bootstrap, pixel_encoder, pose_correlation, prior_collapse, psnr,
-                            similarity, ssim, subject_consistency, subject_crops, temporal_consistency,
-                            text_alignment, track, Tracks)
+                            pixel_encoder, pose_correlation, prior_collapse, psnr, similarity, ssim,
+                            subject_consistency, subject_crops, temporal_consistency, text_alignment, track,
+                            Tracks)
+from sas_nb.stats import Interval, paired_bootstrap
 from sas_nb.world import edit, heldout_spec, render, truth
 
 pixels = pixel_encoder(4)

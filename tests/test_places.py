@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-from sas_nb.atlas import Atlas, synthetic
+from sas_nb import concept as concept_module
+from sas_nb.atlas.geometry import Atlas
+from sas_nb.atlas.members import synthetic
+from sas_nb.atlas.places import load_zoo, zoo_folder
 from sas_nb.cache import cache_folder, cached, data_path, named_folder
 from sas_nb.cli import _log, _pictures
 from sas_nb.clip import Clip
@@ -23,7 +26,7 @@ from sas_nb.lab.oracles import Oracles
 from sas_nb.metrics import clip_encoder, dino_encoder
 from sas_nb.video import preflight
 from sas_nb.world_large import _named
-from sas_nb.zoo import load_zoo, save_zoo, zoo_folder
+from sas_nb.zoo import save_zoo
 
 
 @pytest.fixture(scope="module")

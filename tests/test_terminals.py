@@ -213,7 +213,7 @@ def test_the_page_plays_it_so(slow):
 
 def test_an_old_concept_and_a_mix(slow, trained):
     from dataclasses import replace
-    from sas_nb.atlas import Atlas
+    from sas_nb.atlas.geometry import Atlas
     from sas_nb.concept import Concept
     eight, twelve = (Concept.load(f / "concept") for f in (slow, trained))
     old = replace(twelve, info={k: v for k, v in eight.info.items() if k != "clip"})

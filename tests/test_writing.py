@@ -4,13 +4,14 @@ import json, os, shutil
 import pytest, torch
 from safetensors.torch import save_file
 
-from sas_nb.atlas import synthetic
+from sas_nb.atlas.members import synthetic
+from sas_nb.atlas.places import load_zoo
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.files import expanded, read_about, UserError
 from sas_nb.lab.oracles import Oracles
 from sas_nb.writing import atomic, check_place
-from sas_nb.zoo import load_zoo, save_zoo
+from sas_nb.zoo import save_zoo
 
 
 @pytest.fixture(scope="module")

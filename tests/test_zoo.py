@@ -2,7 +2,9 @@
 import csv, json, signal
 from dataclasses import asdict, replace
 import numpy as np, pytest, torch, typer
-from sas_nb.atlas import Atlas, synthetic
+from sas_nb.atlas.geometry import Atlas
+from sas_nb.atlas.members import synthetic
+from sas_nb.atlas.places import load_zoo, unpacked
 from sas_nb.basis import Basis
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
@@ -13,7 +15,7 @@ from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import case
 from sas_nb.lab.oracles import Oracles
 from sas_nb.world import edit, heldout_spec, Person, random_thing, render, Spec
-from sas_nb.zoo import load_zoo, packed, save_zoo, spec_of, unpacked
+from sas_nb.zoo import packed, save_zoo, spec_of
 import bench_fleet, response, zoo
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -49,7 +51,7 @@ def test_a_zoo_comes_back(population, tmp_path):
             if k.endswith(".A"): assert torch.equal(back[n].weights[k], w)
             else: assert 0 < float((back[n].weights[k]-w).norm()/w.norm()) < .01
     atlas = Atlas(back)
-    assert atlas.one_basis and np.allclose(atlas.pca().variance, Atlas(population).pca().variance, rtol=.01)
+    assert atlas.one_basis and np.allclose(atlas.pca().explained_variance_, Atlas(population).pca().explained_variance_, rtol=.01)
     assert list(load_zoo(tmp_path/"zoo", ["one-3", "one-0"])) == ["one-3", "one-0"]
     assert torch.equal(Concept.load(back["one-1"].save(tmp_path/"one")).weights["blocks.0.ffn.net.2.B2"], back["one-1"].weights["blocks.0.ffn.net.2.B2"])
 
