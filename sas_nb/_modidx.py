@@ -529,6 +529,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sas_nb.explore.serve': ('explore.html#serve', 'sas_nb/explore.py'),
                                 'sas_nb.explore.site': ('explore.html#site', 'sas_nb/explore.py'),
                                 'sas_nb.explore.webp': ('explore.html#webp', 'sas_nb/explore.py')},
+            'sas_nb.extras': {'sas_nb.extras.require': ('parts/extras.html#require', 'sas_nb/extras.py')},
             'sas_nb.fleet': { 'sas_nb.fleet.Chances': ('fleet.html#chances', 'sas_nb/fleet.py'),
                               'sas_nb.fleet.Chances.get_state': ('fleet.html#chances.get_state', 'sas_nb/fleet.py'),
                               'sas_nb.fleet.Chances.set_state': ('fleet.html#chances.set_state', 'sas_nb/fleet.py'),
