@@ -10,14 +10,16 @@ ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PY := $(VENV)/bin/python
 METADATA := settings.ini setup.py pyproject.toml constraints.txt
+# Where `make lowest` installs, and the Python it uses: the oldest that a wheel of torch is at hand for.
+LOWEST ?= .venv-lowest
 
-EXTRAS_run :=
-EXTRAS_dev := [dev]
-EXTRAS_lab := [dev,notebooks]
-EXTRAS_explore := [notebooks]
+EXTRAS_run := [lab,tensorboard]
+EXTRAS_dev := [dev,all]
+EXTRAS_explore := [explore,lab]
+EXTRAS_docs := [docs]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo explore test check lab bench bench-quick report pretrain readme sync pin clean
+.PHONY: help demo explore test check lowest lab bench bench-quick report pretrain readme sync docs pin release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +34,15 @@ test: check ## run every notebook and every test, and try the wheel in a clean e
 	OMP_NUM_THREADS=1 $(VENV)/bin/nbdev-test --n-workers $(JOBS) --timing
 	$(PY) -m pytest
 
-check: $(VENV)/.stamp-dev ## the quick checks: metadata, clean notebooks, notebooks and library in step
+check: $(VENV)/.stamp-dev ## the quick checks: lint, metadata, clean notebooks, notebooks and library in step
+	$(PY) -m ruff check --quiet
 	$(PY) -m pytest -q tests/test_project.py tests/test_notebooks.py
 
-lab: $(VENV)/.stamp-lab ## open the notebooks in JupyterLab
+lowest: $(VENV)/.stamp-dev ## the quick tests with the lowest versions that settings.ini allows, in .venv-lowest
+	$(PY) -m pip install --disable-pip-version-check --quiet 'uv>=0.5'
+	$(PY) scripts/lowest.py $(LOWEST) $(ARGS)
+
+lab: $(VENV)/.stamp-dev ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab --notebook-dir nbs
 
 bench: $(VENV)/.stamp-run ## measure speed: against the straightforward loop, against the machine, in minutes
@@ -59,7 +66,15 @@ sync: $(VENV)/.stamp-dev ## after editing a notebook: write sas_nb/, clean the n
 	$(VENV)/bin/nbdev-clean
 	$(PY) scripts/readme.py
 
-pin: $(VENV)/.stamp-lab ## write constraints.txt from what is installed in .venv
+docs: $(VENV)/.stamp-docs ## build the site from the notebooks, as they are stored, into site/
+	$(PY) scripts/docs.py
+	$(VENV)/bin/mkdocs build --strict --quiet
+
+release: $(VENV)/.stamp-dev ## check version, changelog and tag, build into dist/, check, tag; uploads only where TWINE_PASSWORD is set
+	$(PY) -m pip install --disable-pip-version-check --quiet 'twine>=6'
+	$(PY) scripts/release.py $(ARGS)
+
+pin: $(VENV)/.stamp-dev ## write constraints.txt from what is installed in .venv
 	$(PY) scripts/pin.py
 
 clean: ## remove build products and caches; keeps .venv and out/
@@ -68,7 +83,7 @@ clean: ## remove build products and caches; keeps .venv and out/
 
 $(VENV)/.stamp-%: $(METADATA) | $(VENV)/bin/pip
 	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.$(EXTRAS_$*)'
-	@$(PY) -c 'import skia' || { echo "skia-python, which draws the clips, needs system libraries: apt install libgl1 libegl1 libexpat1"; exit 1; }
+	@$(PY) -c 'import importlib.util as u; u.find_spec("skia") and __import__("skia")' || { echo "skia-python, which draws the clips, needs system libraries: apt install libgl1 libegl1 libexpat1"; exit 1; }
 	@touch $@
 
 $(VENV)/bin/pip:

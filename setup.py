@@ -6,6 +6,8 @@ config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 suffix = "_requirements"
+extras = {k.removesuffix(suffix): v.split() for k, v in cfg.items() if k.endswith(suffix)}
+extras["all"] = sorted({line for name, lines in extras.items() if name not in ("dev", "docs") for line in lines})
 
 setup(
     description=cfg["description"],
@@ -19,12 +21,13 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     install_requires=cfg["requirements"].split(),
-    extras_require={k.removesuffix(suffix): v.split() for k, v in cfg.items() if k.endswith(suffix)},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     packages=find_packages(include=["sas_nb", "sas_nb.*"]) + ["sas_nb.data"],
     package_dir={"sas_nb.data": "data"},
     package_data={
         "sas_nb.data": ["tiny/**/*", "clips/*", "oracles/*", "report/*", "zoo/*", "bench/*"],
         "sas_nb.explore": ["static/*"],
+        "sas_nb": ["py.typed"],
     },
 )

@@ -1,4 +1,4 @@
-"""Write constraints.txt: the exact version of everything that sas_nb, its tests and its notebooks need, as installed here."""
+"""Write constraints.txt: the version of all that sas_nb, its tests and notebooks need, as installed here."""
 import re, sys
 from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, distribution
@@ -7,8 +7,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = "requirements", "dev_requirements", "notebooks_requirements"
-HEADER = f"# What sas_nb was tested with (Python {sys.version_info.major}.{sys.version_info.minor}). Written by `make pin`.\n"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+HEADER = f"# What sas_nb was tested with (Python {PYTHON}). Written by `make pin`.\n"
 
 
 def normal(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
@@ -16,16 +16,19 @@ def normal(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
 
 def closure(requirements: list[str]) -> dict:
     "The installed distribution of every requirement, and of what each of them requires, by normalised name."
-    found, todo = {}, [Requirement(r) for r in requirements]
+    distributions = {}
+    todo = [Requirement(r) for r in requirements]
     while todo:
         req = todo.pop()
         try: dist = distribution(req.name)
-        except PackageNotFoundError: sys.exit(f"{req.name} is not installed: run `make test` and `make lab` once, then `make pin`.")
-        if normal(req.name) in found and not req.extras: continue
-        found[normal(req.name)] = dist
+        except PackageNotFoundError:
+            sys.exit(f"{req.name} is not installed: run `make test` and `make lab` once, then `make pin`.")
+        if normal(req.name) in distributions and not req.extras: continue
+        distributions[normal(req.name)] = dist
         for sub in map(Requirement, dist.requires or []):
-            if not sub.marker or any(sub.marker.evaluate({"extra": e}) for e in (req.extras or {""})): todo.append(sub)
-    return found
+            extras = req.extras or {""}
+            if not sub.marker or any(sub.marker.evaluate({"extra": e}) for e in extras): todo.append(sub)
+    return distributions
 
 
 def pin(dist) -> str:
@@ -38,7 +41,8 @@ def pin(dist) -> str:
 if __name__ == "__main__":
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    wanted = " ".join(config["DEFAULT"][g] for g in GROUPS).split()
+    groups = [g for g in config["DEFAULT"] if g.endswith("requirements") and g != "docs_requirements"]
+    wanted = " ".join(config["DEFAULT"][g] for g in groups).split()
     lines = sorted(map(pin, closure(wanted).values()))
     (ROOT / "constraints.txt").write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"constraints.txt: {len(lines)} pins")

@@ -1,4 +1,7 @@
-"""Take out of notebooks what `nbdev-clean` leaves in: second copies of pictures and the state of widgets. `python scripts/strip.py [notebook ...]`"""
+"""Take out of notebooks what `nbdev-clean` leaves in: second copies of pictures and the state of widgets.
+
+`python scripts/strip.py [notebook ...]`; without names, all of them.
+"""
 import base64, io, json, sys
 from pathlib import Path
 from PIL import Image
@@ -6,13 +9,24 @@ from lint_notebooks import notebooks
 
 
 def strip(nb: dict) -> dict:
-    "The same notebook with one picture format an output (PNG where there is one), without `metadata.widgets`, and without outputs of cells that are only to be read."
+    """The same notebook without `metadata.widgets`, with one picture an output (PNG where there is one).
+
+    Cells that are only to be read have no outputs.
+    """
     nb["metadata"].pop("widgets", None)
     for cell in nb["cells"]:
-        if "outputs" in cell: cell["outputs"] = [] if "#| eval: false" in "".join(cell["source"]) else [o for o in cell["outputs"] if not noise(o)]
-        for data in (o.get("data", {}) for o in cell.get("outputs", [])):
-            if "image/png" in data: data.pop("image/jpeg", None); data["image/png"] = smaller(data["image/png"])
+        if "outputs" not in cell: continue
+        only_read = "#| eval: false" in "".join(cell["source"])
+        cell["outputs"] = [] if only_read else [o for o in cell["outputs"] if not noise(o)]
+        for out in cell["outputs"]: one_picture(out.get("data", {}))
     return nb
+
+
+def one_picture(data: dict) -> None:
+    "Keep the PNG, made smaller, of an output that has one."
+    if "image/png" not in data: return
+    data.pop("image/jpeg", None)
+    data["image/png"] = smaller(data["image/png"])
 
 
 def noise(out: dict) -> bool:
@@ -25,7 +39,8 @@ def smaller(png: str | list[str], most: int = 40_000) -> str | list[str]:
     raw = base64.b64decode(png if isinstance(png, str) else "".join(png))
     image = Image.open(io.BytesIO(raw))
     if len(raw) <= most or image.mode == "P": return png
-    image.convert("RGB").quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer := io.BytesIO(), "png", optimize=True)
+    few = image.convert("RGB").quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(buffer := io.BytesIO(), "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode() + "\n"
 
 
@@ -35,7 +50,8 @@ def strip_file(path: Path) -> bool:
     nb = json.loads(before)
     stripped = strip(json.loads(before))
     if stripped == nb: return False
-    path.write_text(json.dumps(stripped, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    written = json.dumps(stripped, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(written, encoding="utf-8", newline="\n")
     return True
 
 

@@ -38,7 +38,8 @@ def test_wheel_holds_the_library_and_its_data(wheel, files):
     shipped = {f.as_posix() for f in files if f.parts[0] == "sas_nb" and f.suffix in {".py", ".js", ".css"}}
     shipped |= {f"sas_nb/{f.as_posix()}" for f in files if f.parts[0] == "data" and f.parts[1] in {"tiny", "clips", "oracles", "report", "zoo", "bench"}}
     assert not shipped - names
-    extra = {n for n in names - shipped if ".dist-info/" not in n}
+    assert "sas_nb/py.typed" in names, "type checkers ignore a package without it"
+    extra = {n for n in names - shipped - {"sas_nb/py.typed"} if ".dist-info/" not in n}
     assert not extra, "only the library and its data belong in the wheel"
 
 

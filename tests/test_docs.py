@@ -1,0 +1,55 @@
+"""The site: its pages name every notebook that readers are to find, and it builds without a warning."""
+import re, shutil, subprocess, sys
+import pytest
+import docs, nbformat
+from lint_notebooks import is_index, is_part, notebooks
+
+
+def listed(root):
+    return set(re.findall(r"^\s+- (nbs/\S+\.ipynb)$", (root / "mkdocs.yml").read_text(encoding="utf-8"), re.M))
+
+
+def test_the_sites_list_names_every_notebook(root):
+    ours = {p.relative_to(root).as_posix() for p in notebooks() if not is_index(p) and not is_part(p)}
+    assert listed(root) == ours
+
+
+def test_api_shows_signatures_as_they_are_written():
+    source = """#| export
+class Line:
+    "A line."
+    slope: float = 1. # of one
+    def at(self, x:float) -> float: return self.slope*x
+    def _hidden(self): pass
+
+@patch
+def flip(self:Line,
+         much:bool=True, # upside down too
+        ) -> Line:       # another
+    "Mirrored."
+    return Line(-self.slope)
+
+def _private(): pass
+"""
+    page = docs.api(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]))
+    for part in ("## `Line`", "slope: float = 1. # of one", "### `Line.at`", "def at(self, x:float) -> float:\n"):
+        assert part in page
+    for part in ("### `Line.flip`", "much:bool=True, # upside down too", "# another", "Mirrored."):
+        assert part in page
+    for part in ("hidden", "private", "return", '"A line."'): assert part not in page
+
+
+def test_links_out_of_the_site_lead_to_the_repository(root):
+    page = docs.relink("[a](nbs/03_flow.ipynb) [b](LICENSE) [c](https://x.org) `[d](e)`", root)
+    assert page == f"[a](nbs/03_flow.ipynb) [b]({docs.REPOSITORY}LICENSE) [c](https://x.org) `[d](e)`"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(root, tmp_path):
+    pytest.importorskip("mkdocs_jupyter", reason="pip install -e '.[docs]'")
+    subprocess.run([sys.executable, root / "scripts" / "docs.py"], check=True)
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    run = subprocess.run(build, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "site" / "nbs" / "03_flow" / "index.html").is_file()
+    shutil.rmtree(tmp_path / "site")
