@@ -6,7 +6,8 @@ from lint_notebooks import is_index, is_part, notebooks
 
 
 def listed(root):
-    return set(re.findall(r"^\s+- (nbs/\S+\.ipynb)$", (root / "mkdocs.yml").read_text(encoding="utf-8"), re.M))
+    settings = (root / "mkdocs.yml").read_text(encoding="utf-8")
+    return set(re.findall(r"^\s+- (nbs/\S+\.ipynb)$", settings, re.M))
 
 
 def test_the_sites_list_names_every_notebook(root):
@@ -32,7 +33,7 @@ def flip(self:Line,
 def _private(): pass
 """
     page = docs.api(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]))
-    for part in ("## `Line`", "slope: float = 1. # of one", "### `Line.at`", "def at(self, x:float) -> float:\n"):
+    for part in ("## `Line`", "slope: float = 1. # of one", "### `Line.at`", "def at(self, x:float) -> float:"):
         assert part in page
     for part in ("### `Line.flip`", "much:bool=True, # upside down too", "# another", "Mirrored."):
         assert part in page

@@ -2,8 +2,8 @@
 import re, sys
 from configparser import ConfigParser
 import pytest
-from sas_nb.clip import UserError
 from sas_nb.extras import require
+from sas_nb.files import UserError
 
 
 @pytest.fixture(scope="module")
