@@ -20,7 +20,9 @@ import numpy as np, torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .clip import Clip, UserError, atomic, expanded
-from .world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec, caption, edit, heldout_spec, random_thing, render
+from .lab.draw import render
+from .lab.specs import caption, COLOURS, edit, HATS, HELD, HELDOUT, LIGHTS, random_thing, SCENES, THINGS
+from .lab.world import heldout_spec, Person, Spec
 from .dit import VideoDiT, add_tokens, fingerprint, maker_fingerprint, split_placeholders
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis

@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from .clip import Clip, expanded, needs, UserError
 from .dit import best_device
-from .world import Spec, edit, random_person, render, truth
+from .lab.draw import render, truth
+from .lab.specs import edit
+from .lab.world import random_person, Spec
 
 # %% ../nbs/11_metrics.ipynb #62600834
 def pixel_encoder(size:int=8, # rows and columns that are left

@@ -25,8 +25,11 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from .clip import Clip, UserError, atomic, expanded
-from .world import CAMERAS, COLOURS, HATS, HELD, IDENTITY, JOINTS, KINDS, LIGHTS, MOTIONS, SCENES, THINGS, Person, Spec, _camera, edit, random_spec, render_array
-from .world import joints as body_joints
+from .lab.draw import render_array
+from .lab.gaits import JOINTS
+from .lab.specs import CAMERAS, COLOURS, edit, HATS, HELD, KINDS, LIGHTS, MOTIONS, SCENES, THINGS
+from .lab.world import _camera, IDENTITY, Person, random_spec, Spec
+from .lab.world import joints as body_joints
 from .dit import best_device, channels_last, data_path, named_folder
 from .pretrain import FPS, Clock, decode, encode, load_state, mixed_precision, optimisers, save_state, set_rates, to_signed
 

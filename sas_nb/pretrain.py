@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerFast, T5Tokenizer, UMT5Config, UMT5E
 from fastcore.basics import patch
 from PIL import Image
 from .clip import UserError, atomic
-from . import world
+from .lab import draw as world
 from .dit import PLACEHOLDERS, OnePad, best_device, channels_last
 from .flow import interpolate, sample_times, velocity_target
 

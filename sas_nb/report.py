@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .clip import UserError, atomic, check_place, expanded
-from .world import CAMERAS, HATS, HELD, LIGHTS, SCENES, THINGS, Spec, caption, random_spec, render_array
+from .lab.draw import render_array
+from .lab.specs import CAMERAS, caption, HATS, HELD, LIGHTS, SCENES, THINGS
+from .lab.world import random_spec, Spec
 from .dit import VideoDiT, fingerprint, maker_fingerprint
 from .oracles import LABELS, Oracles, named_answers, round_trip, share, words_of
 from .pretrain import FPS, training_spec

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from safetensors.torch import load_file, save as to_bytes
 from .clip import UserError, atomic, expanded, read_about
-from .world import Gait, Person, Spec, Thing, _tuples
+from .lab.gaits import Gait, tuples
+from .lab.specs import Thing
+from .lab.world import Person, Spec
 from .dit import VideoDiT, named_folder
 from .concept import Concept, _json, check_info
 

@@ -28,7 +28,8 @@ from sas_nb.dit import VideoDiT, data_path
 from sas_nb.frames import Settings, Trainer, frame_set
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, sequence
-from sas_nb.world import random_spec, render_array
+from sas_nb.lab.draw import render_array
+from sas_nb.lab.world import random_spec
 
 WHO, HOW = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
 PROMPT, RANK, BATCH = f"{WHO}. {HOW}", 8, 8

@@ -30,7 +30,7 @@ from sas_nb.frames import Settings, Trainer, frame_set
 from sas_nb.metrics import pose_correlation
 from sas_nb.oracles import Oracles, seen_joints
 from sas_nb.residual import both_views, motion_settings, preset_settings, sequence
-from sas_nb.world import render
+from sas_nb.lab.draw import render
 
 
 def vectors(dit, *n): return {t: nn.Parameter(torch.zeros(*n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}

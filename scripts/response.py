@@ -20,7 +20,9 @@ from sas_nb.concept import Concept
 from sas_nb.zoo import load_zoo, spec_of, zoo_folder
 from sas_nb.metrics import adherence, pose_correlation
 from sas_nb.oracles import Oracles, named_answers, seen_joints, words_of
-from sas_nb.world import SCENES, Person, edit, render
+from sas_nb.lab.draw import render
+from sas_nb.lab.specs import edit, SCENES
+from sas_nb.lab.world import Person
 
 SLIDERS = {"appearance": (0, .5, .75, 1, 1.25, 1.5, 2, 3), "motion": (0, .5, .75, 1, 1.25, 1.5, 2, 3), "look PC 1": (-4, -2, -1, 0, 1, 2, 4), "dance PC 1": (-4, -2, -1, 0, 1, 2, 4),
            "look to other": (0, .25, .5, .75, 1), "dance to other": (0, .25, .5, .75, 1)}

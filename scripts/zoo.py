@@ -26,7 +26,9 @@ from sas_nb.dit import VideoDiT, fingerprint
 from sas_nb.fleet import learn_many
 from sas_nb.frames import Settings
 from sas_nb.residual import preset_settings, sequence
-from sas_nb.world import IDENTITY, SCENES, Person, render
+from sas_nb.lab.draw import render
+from sas_nb.lab.specs import SCENES
+from sas_nb.lab.world import IDENTITY, Person
 from sas_nb.zoo import ZOO, load_zoo, save_zoo, spec_of
 
 BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"), sign=("packing.json", '"coefficients_relative_error"')) # what lies beside the zoo

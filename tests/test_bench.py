@@ -11,7 +11,8 @@ from sas_nb.dit import VideoDiT
 from sas_nb.frames import Trainer
 from sas_nb.oracles import OracleNet, Oracles
 from sas_nb.residual import SAMPLING, motion_settings
-from sas_nb.world import edit, truth
+from sas_nb.lab.draw import truth
+from sas_nb.lab.specs import edit
 
 TINY = Budget(2, 2, batch=2, rank=2)
 

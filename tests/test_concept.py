@@ -16,7 +16,8 @@ from sas_nb.frames import Settings, Trainer
 from sas_nb.lowrank import delta
 from sas_nb.regularize import Examples
 from sas_nb.residual import PRESETS, SAMPLING, motion_settings, preset_settings
-from sas_nb.world import heldout_spec, render
+from sas_nb.lab.draw import render
+from sas_nb.lab.world import heldout_spec
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
 TINY = dict(num_frames=5, height=64, width=64)

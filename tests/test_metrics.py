@@ -11,7 +11,9 @@ from sas_nb.metrics import (Interval, Tracks, adherence, arcface_encoder, boxes_
                             motion_amount, motion_fidelity, motion_fidelity_published, motion_smoothness, mse, paired_bootstrap, pixel_encoder,
                             pose_correlation, prior_collapse, psnr, similarity, ssim, subject_consistency, subject_crops, temporal_consistency,
                             text_alignment, track)
-from sas_nb.world import edit, heldout_spec, render, truth
+from sas_nb.lab.draw import render, truth
+from sas_nb.lab.specs import edit
+from sas_nb.lab.world import heldout_spec
 
 pixels = pixel_encoder(4)
 

@@ -12,7 +12,9 @@ from sas_nb.dit import VideoDiT, data_path
 from sas_nb.oracles import (HELD_SEED, JOINTS, LABELS, ORACLE_BARS, TRAIN_SEED, FrameNet, OracleNet, Oracles, PathNet, PathReader, Renders, RoundTrips, as_seen, auc, bone_lengths, degrade, example, held_specs, margin_loss,
                             measure, mirrored, named_answers, one_person, oracle_loss, place_loss, round_trip, score, seen_joints, share, train_oracles, train_step, verification, visible_code, words_of)
 from sas_nb.pretrain import FPS, TEST_SEED, Clock
-from sas_nb.world import HELDOUT, edit, random_spec, render, render_array, truth
+from sas_nb.lab.draw import render, render_array, truth
+from sas_nb.lab.specs import edit, HELDOUT
+from sas_nb.lab.world import random_spec
 
 SEEDS = range(5_000_000, 5_000_048)
 

@@ -7,9 +7,11 @@ from sas_nb.dit import VideoDiT, channels_last, data_path
 from sas_nb.clip import UserError
 from sas_nb.pretrain import (FPS, TEMPORAL_2, TEST_SEED, Clips, Clock, Latents, Muon, autoencoder_report, batch_loss, busy_crops, captions, decibels, decode, encode,
                              focus_of, head_and_hands, interest, latent_shape, load_autoencoder, load_state, make_tokenizer, optimisers, orthogonalise, passes, quick, reconstruction_loss, reconstruction_psnr, save_state, set_rates, text_of, to_signed, tiny_autoencoder, tiny_pipeline, train_autoencoder, train_dit, training_spec, wider)
-from sas_nb import world
+from sas_nb.lab import draw as world
 from sas_nb.dit import in_two_pieces
-from sas_nb.world import random_spec, render_array, vocabulary
+from sas_nb.lab.draw import render_array
+from sas_nb.lab.specs import vocabulary
+from sas_nb.lab.world import random_spec
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from sas_nb.dit import VideoDiT
 from sas_nb.oracles import HELD_SEED, LABELS, words_of
 from sas_nb.report import (BARS, REPORT_SEED, Question, card_markdown, exchanged, flicker, generate, load_strip, marks, median_of, nearest, phrases, question, recall, renders_of, report_card, save_strip,
                            seen, thumbs, trained_on, verdict_sheet, verdicts)
-from sas_nb.world import HELDOUT, edit, random_spec
+from sas_nb.lab.specs import edit, HELDOUT
+from sas_nb.lab.world import random_spec
 
 
 @pytest.fixture(scope="module")

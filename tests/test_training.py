@@ -17,7 +17,8 @@ from sas_nb.frames import (Log, Settings, Stopped, Trainer, check_folder, check_
                            stoppable, train_identity)
 from sas_nb.regularize import Examples, SelfConditioning, prior_examples
 from sas_nb.residual import add_twins, both_views, motion_settings, sequence, somebody_else, train_motion
-from sas_nb.world import heldout_spec, render
+from sas_nb.lab.draw import render
+from sas_nb.lab.world import heldout_spec
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
 FULL = f"{STATIC}. {DYNAMIC}"

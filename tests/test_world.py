@@ -5,8 +5,8 @@ from hashlib import sha256
 import numpy as np, pytest
 from PIL import Image
 from sas_nb.clip import UserError
-from sas_nb.world import *
-from sas_nb import world
+from sas_nb.lab.draw import *
+from sas_nb.lab import draw as world
 
 ME = heldout_spec(6)
 PLAIN = Spec((Person(),))

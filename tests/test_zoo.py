@@ -12,7 +12,9 @@ from sas_nb.fleet import FleetTrainer
 from sas_nb.zoo import load_zoo, packed, save_zoo, spec_of, unpacked
 from sas_nb.frames import Settings
 from sas_nb.oracles import Oracles
-from sas_nb.world import Person, edit, heldout_spec, random_thing, render, Spec
+from sas_nb.lab.draw import render
+from sas_nb.lab.specs import edit, random_thing
+from sas_nb.lab.world import heldout_spec, Person, Spec
 import bench_fleet, response, zoo
 
 pytestmark = pytest.mark.usefixtures("own_cache")

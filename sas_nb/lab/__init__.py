@@ -1,0 +1,1 @@
+"The drawn world, the tiny model, its judges and the benchmark."
