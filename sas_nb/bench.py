@@ -30,7 +30,10 @@ from .frames import Settings, Trainer, frame_set, train_identity
 from .residual import OFF, SAMPLING, motion_settings, preset_settings, sequence, train_motion
 from .concept import Concept, learn, provenance
 from .oracles import seen_joints, words_of
-from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, mse, paired_bootstrap, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
+from .lab.controls import adherence, edit_accuracy, edit_error, seen_words
+from .lab.metrics import mse, pixel_encoder, ssim, temporal_consistency
+from .lab.motion import motion_fidelity, pose_correlation
+from .metrics import paired_bootstrap
 
 # %% ../nbs/12_bench.ipynb #d4c66e21
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .dit import checked_steps, named_folder, VideoDiT
 from .residual import about
 from .concept import Concept, concept_folder
 from .atlas import Atlas, spread
-from .zoo import load_zoo, read_zoo, zoo_folder
+from .lab.zoo import load_zoo, read_zoo, zoo_folder
 
 
 # %% ../nbs/14_explore.ipynb #734404c1

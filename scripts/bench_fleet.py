@@ -24,10 +24,10 @@ from sas_nb.bench import case
 from sas_nb.clip import Clip, atomic
 from sas_nb.dit import VideoDiT, add_tokens, data_path
 from sas_nb.fleet import Fleet, FleetTrainer, bf16_products, compiled
-from sas_nb.zoo import load_zoo
+from sas_nb.lab.zoo import load_zoo
 from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.frames import Settings, Trainer, frame_set
-from sas_nb.metrics import pose_correlation
+from sas_nb.lab.motion import pose_correlation
 from sas_nb.oracles import Oracles, seen_joints
 from sas_nb.residual import both_views, motion_settings, preset_settings, sequence
 from sas_nb.lab.draw import render

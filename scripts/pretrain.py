@@ -13,7 +13,7 @@ import torch, typer
 from sas_nb.cli import tidy
 from sas_nb.oracles import train_oracles
 from sas_nb.pretrain import train_autoencoder, train_dit
-from sas_nb.report import report_card
+from sas_nb.lab.report import report_card
 
 
 def main(

@@ -17,8 +17,9 @@ import numpy as np, torch, typer
 from sas_nb.atlas import Atlas
 from sas_nb.bench import save_table
 from sas_nb.concept import Concept
-from sas_nb.zoo import load_zoo, spec_of, zoo_folder
-from sas_nb.metrics import adherence, pose_correlation
+from sas_nb.lab.zoo import load_zoo, spec_of, zoo_folder
+from sas_nb.lab.controls import adherence
+from sas_nb.lab.motion import pose_correlation
 from sas_nb.oracles import Oracles, named_answers, seen_joints, words_of
 from sas_nb.lab.draw import render
 from sas_nb.lab.specs import edit, SCENES

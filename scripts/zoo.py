@@ -6,7 +6,7 @@
 
 People have an identity and a dance that no word names, and clothes that the caption does name; all are filmed in the park, so that nothing differs but them. Everyone is trained with the same chance (noise,
 times, dropout), so that what differs between two concepts is what differs between their clips. Ctrl-C, a kill or `--minutes` stop it cleanly, and the same command goes on. It writes
-  zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.zoo.load_zoo` reads
+  zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.lab.zoo.load_zoo` reads
   truth.csv     who is who: words, seed, identity and gait vectors
   packing.json  what eight bits cost: coefficients, PCA, loss, pixels
   sheet.png     everyone: as filmed, as learned, and in the snow
@@ -29,7 +29,7 @@ from sas_nb.residual import preset_settings, sequence
 from sas_nb.lab.draw import render
 from sas_nb.lab.specs import SCENES
 from sas_nb.lab.world import IDENTITY, Person
-from sas_nb.zoo import ZOO, load_zoo, save_zoo, spec_of
+from sas_nb.lab.zoo import load_zoo, save_zoo, spec_of, ZOO
 
 BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"), sign=("packing.json", '"coefficients_relative_error"')) # what lies beside the zoo
 FIRST = 1000  # held-out people and things from this number on: the benchmark's come before

@@ -10,7 +10,7 @@ from sas_nb.basis import Basis
 from sas_nb.clip import UserError
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT, fingerprint
-from sas_nb.zoo import load_zoo, save_zoo
+from sas_nb.lab.zoo import load_zoo, save_zoo
 from sas_nb.explore import AVERAGE, Cancelled, Explorer, Position, Studio, Worker, describe, known_words, offers, page, site
 
 LAYERS, SMALL = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)", dict(steps=3, preview=1, guidance=1, num_frames=5)

@@ -12,7 +12,7 @@ from sas_nb.dit import Recommended, VideoDiT, _folder, cache_folder, cached, dat
 from sas_nb.explore import Studio, _named, _opened
 from sas_nb.frames import Settings
 from sas_nb.oracles import Oracles
-from sas_nb.zoo import load_zoo, save_zoo, zoo_folder
+from sas_nb.lab.zoo import load_zoo, save_zoo, zoo_folder
 
 
 @pytest.fixture(scope="module")

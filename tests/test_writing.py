@@ -8,7 +8,7 @@ from sas_nb.atlas import synthetic
 from sas_nb.clip import Clip, UserError, atomic, check_place, expanded, read_about
 from sas_nb.concept import Concept
 from sas_nb.oracles import Oracles
-from sas_nb.zoo import load_zoo, save_zoo
+from sas_nb.lab.zoo import load_zoo, save_zoo
 
 
 @pytest.fixture(scope="module")

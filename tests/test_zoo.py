@@ -9,7 +9,7 @@ from sas_nb.clip import UserError
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.fleet import FleetTrainer
-from sas_nb.zoo import load_zoo, packed, save_zoo, spec_of, unpacked
+from sas_nb.lab.zoo import load_zoo, packed, save_zoo, spec_of, unpacked
 from sas_nb.frames import Settings
 from sas_nb.oracles import Oracles
 from sas_nb.lab.draw import render

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCENES', 'COLOURS', 'HATS', 'HELD', 'LIGHTS', 'CAMERAS', 'MOTIONS', 'THINGS', 'KINDS', 'HELDOUT', 'check_word',
            'check_words', 'field_names', 'check_fields', 'Person', 'Thing', 'Spec', 'pick', 'maybe', 'random_clothes',
-           'random_motion', 'random_thing', 'random_stage', 'counts', 'seeded', 'heldout', 'Caption', 'caption',
-           'vocabulary', 'edit', 'in_picture', 'attributes']
+           'random_motion', 'random_thing', 'random_stage', 'counts', 'thinned_out', 'seeded', 'heldout', 'Caption',
+           'caption', 'vocabulary', 'edit', 'in_picture', 'attributes']
 
 # %% ../../nbs/lab/00_specs.ipynb #e17fb2d4
 from dataclasses import dataclass, fields, replace
@@ -152,6 +152,14 @@ def counts(rng:np.random.Generator, people:int|None, things:int|None)->tuple[int
     if things is None: things = 1 if people == 0 else int(people == 1 and rng.random() < .12)
     return people, things
 
+# %% ../../nbs/lab/00_specs.ipynb #777eeb4d
+def thinned_out(spec:Spec, seed:int)->bool:
+    "Whether pre-training leaves this seed's spec out."
+    chance = np.random.default_rng(seed).random()
+    dances = spec.subjects and getattr(spec.subjects[0], "motion", None) == "dancing"
+    if (len(spec.subjects) > 1 and chance < .5) or (spec.camera != "static" and chance < .6): return True
+    return bool(dances and np.random.default_rng([seed, 1]).random() < .5)
+
 # %% ../../nbs/lab/00_specs.ipynb #a90b674d
 HELDOUT = 2*10**9 # seeds of `random_spec` stay below; those of held-out concepts start here
 
@@ -173,7 +181,7 @@ class Caption(NamedTuple):
     dynamic:str
     def __str__(self): return ". ".join(s for s in self if s)
 
-# %% ../../nbs/lab/00_specs.ipynb #6a059604
+# %% ../../nbs/lab/00_specs.ipynb #31b54d17
 def _person_words(p, keep):
     words = [f"a {p.kind}"]
     clothes = [f"a {p.shirt} shirt"]*keep(.9) + [f"{p.trousers} trousers"]*keep(.8)
@@ -182,7 +190,7 @@ def _person_words(p, keep):
     if p.held != "none" and keep(.9): words.append(f"holding {HELD[p.held]}")
     return " ".join(words)
 
-# %% ../../nbs/lab/00_specs.ipynb #ffe975fa
+# %% ../../nbs/lab/00_specs.ipynb #81329322
 def _name_of(p, people):
     if len(people) > 1: return f"the {p.kind}"
     return "he" if p.kind == "man" else "she"
@@ -192,7 +200,7 @@ def _actions(people, keep):
     together = len(actions) == 2 and people[0].motion == people[1].motion
     return [f"they are {people[0].motion}"] if together else actions
 
-# %% ../../nbs/lab/00_specs.ipynb #a5b0996d
+# %% ../../nbs/lab/00_specs.ipynb #ed559849
 def _place(spec, free, keep):
     "Where it is and in which light; daylight is worth a word only now and then."
     place = [SCENES[spec.scene]]*keep(.92)
@@ -235,7 +243,7 @@ def _edited(subject, changes):
         if motion in subject.named: changes["gait"] = subject.named[motion]
     return replace(subject, **changes)
 
-# %% ../../nbs/lab/00_specs.ipynb #d7c91fc2
+# %% ../../nbs/lab/00_specs.ipynb #91cca19b
 def edit(spec:Spec,    # the clip to change
          who:int=0,    # which subject the subject-level changes apply to
          **changes,    # scene=, light=, camera=; shirt=, trousers=, hat=, held=, motion=, strength=, ...
@@ -252,7 +260,7 @@ def edit(spec:Spec,    # the clip to change
     subjects[who] = _edited(subjects[who], changes)
     return replace(spec, subjects=tuple(subjects), **stage)
 
-# %% ../../nbs/lab/00_specs.ipynb #8bcefb81
+# %% ../../nbs/lab/00_specs.ipynb #41a6855c
 def in_picture(spec:Spec, points:np.ndarray, times:np.ndarray, size:int=64)->np.ndarray:
     "Points (T, N, 2) of a 64-pixel stage at times (T,) as the camera shows them, in pixels of the picture."
     zoom, shift = np.array([spec.camera_at(t/2) for t in times]).T[:, :, None]
