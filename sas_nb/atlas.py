@@ -342,7 +342,7 @@ def _zoo_of(place)->Path|None:
 def _all_in(place)->list[tuple]: # (name or None, member)
     "What a place stands for: a zoo for all that is in it, `zoo` for the shipped one; anything else for itself."
     if not (folder := _zoo_of(place)): return [(None, place)]
-    zoo = import_module("sas_nb.zoo") # only here: it stands below, and needs what draws people
+    zoo = import_module("sas_nb.lab.zoo") # only here: it stands below, and needs what draws people
     return list(zoo.load_zoo(folder).items())
 
 def _inside(place)->list:

@@ -20,7 +20,9 @@ import numpy as np, torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .clip import Clip, UserError, atomic, expanded
-from .world import COLOURS, HATS, HELD, HELDOUT, LIGHTS, SCENES, THINGS, Person, Spec, caption, edit, heldout_spec, random_thing, render
+from .lab.draw import render
+from .lab.specs import caption, COLOURS, edit, HATS, HELD, HELDOUT, LIGHTS, random_thing, SCENES, THINGS
+from .lab.world import heldout_spec, Person, Spec
 from .dit import VideoDiT, add_tokens, fingerprint, maker_fingerprint, split_placeholders
 from .flow import interpolate, loss_per_sample, velocity_target
 from .basis import Basis
@@ -28,8 +30,10 @@ from .frames import Settings, Trainer, frame_set, train_identity
 from .residual import OFF, SAMPLING, motion_settings, preset_settings, sequence, train_motion
 from .concept import Concept, learn, provenance
 from .oracles import seen_joints, words_of
-from .metrics import adherence, edit_accuracy, edit_error, motion_fidelity, mse, pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency
-from .stats import paired_bootstrap
+from .lab.controls import adherence, edit_accuracy, edit_error, seen_words
+from .lab.metrics import mse, pixel_encoder, ssim, temporal_consistency
+from .lab.motion import motion_fidelity, pose_correlation
+from .metrics import paired_bootstrap
 
 # %% ../nbs/12_bench.ipynb #d4c66e21
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from .clip import Clip, expanded, figure, needs, UserError, whole_number
 from .dit import checked_steps, named_folder, VideoDiT
 from .residual import about
 from .concept import Concept, concept_folder
-from .atlas import Atlas, load_zoo, read_zoo, zoo_folder
-from .atlas.plots import spread
+from .atlas import Atlas, spread
+from .lab.zoo import load_zoo, read_zoo, zoo_folder
 
 
 # %% ../nbs/14_explore.ipynb #734404c1
@@ -56,7 +56,7 @@ class Studio:
                  **size):             # num_frames, height, width, fps; the training clip's when not given
         self.named = _named(concepts)
         self.atlas = Atlas(_company(_opened(self.named))) # in memory: a hand cannot wait for a disk
-        if not self.atlas.one_basis: self.atlas = self.atlas.project_onto()
+        if not self.atlas.one_basis: self.atlas = self.atlas.rebase()
         self.names = [*self.atlas.names, AVERAGE]
         self.preview, self.most, self.guidance, self.size = checked_steps(preview), whole_number(most, "most", 1, 10**6), guidance, size
         self.kept, self.start = OrderedDict(), Position(self.names[0], self.names[0])
@@ -474,7 +474,7 @@ class Explorer:
 def _pad(studio, part):
     "A map of one part: its marks, its reach, what its axes mean."
     pca, span = studio.atlas.pca(part), studio.span(part)
-    axes = [f"{part}, component {k+1}: {r:.0%} of the variance" for k, r in enumerate(pca.explained_variance_ratio_[:2])] + ["", ""]
+    axes = [f"{part}, component {k+1}: {r:.0%} of the variance" for k, r in enumerate(pca.ratio[:2])] + ["", ""]
     marks = [dict(name=n, x=float(x), y=float(y), above=n == AVERAGE) for n, (x, y) in zip(studio.names, [*(np.pad(s, (0, 2))[:2] for s in pca.scores), (0., 0.)])]
     here = studio.names[0]
     return Pad(span=span, step=span/40, axes=axes[:2], marks=marks, here=here, point=[marks[0]["x"], marks[0]["y"]], label=f"map of {part}, in norms of the update")

@@ -24,16 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from .cache import data_path, named_folder
-from .clip import Clip
-from .fast import best_device, channels_last, mixed_precision
-from .files import expanded, UserError
-from .pretrain import (Clock, decode, encode, FPS, load_state, optimisers, save_state, set_rates,
-                             to_signed)
-from .world import (_camera, CAMERAS, COLOURS, edit, HATS, HELD, IDENTITY, JOINTS,
-                          joints as body_joints, KINDS, LIGHTS, MOTIONS, Person, random_spec, render_array,
-                          SCENES, Spec, THINGS)
-from .writing import atomic
+from .clip import Clip, UserError, atomic, expanded
+from .lab.draw import render_array
+from .lab.gaits import JOINTS
+from .lab.specs import CAMERAS, COLOURS, edit, HATS, HELD, KINDS, LIGHTS, MOTIONS, SCENES, THINGS
+from .lab.world import _camera, IDENTITY, Person, random_spec, Spec
+from .lab.world import joints as body_joints
+from .dit import best_device, channels_last, data_path, named_folder
+from .pretrain import FPS, Clock, decode, encode, load_state, mixed_precision, optimisers, save_state, set_rates, to_signed
 
 # %% ../nbs/11_oracles.ipynb #5a9345af
 @torch.no_grad()

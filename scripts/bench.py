@@ -30,7 +30,8 @@ from sas_nb.frames import frame_set, Settings, Trainer
 from sas_nb.prompt import Prompt
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, sequence
-from sas_nb.world import random_spec, render_array
+from sas_nb.lab.draw import render_array
+from sas_nb.lab.world import random_spec
 from sas_nb.writing import atomic
 
 WHO, HOW = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"

@@ -1,19 +1,37 @@
-"""Draw the example clips of data/clips from the world's own specs. `python scripts/make_clips.py [folder]`"""
-import sys
+"""Draw the example clips from the worlds' own specs.
+
+    python scripts/make_clips.py [FOLDER]           # those of data/clips
+    python scripts/make_clips.py --large [FOLDER]   # those of data/next/clips, from the world for 64 pixels
+"""
+import argparse
 from pathlib import Path
-from sas_nb.world import Spec, Thing, caption, heldout_spec, render
+from sas_nb.lab import draw, draw_large
+from sas_nb.lab.specs import Thing, caption
 
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "clips"
+DATA = Path(__file__).resolve().parent.parent / "data"
 CLIPS = dict(
-    dancer=heldout_spec(6),
-    waves=Spec((Thing("waves", shape=(.4, .2, .9, .6)),), scene="beach", backdrop=.3))
+    dancer=draw.heldout_spec(6),
+    waves=draw.Spec((Thing("waves", shape=(.4, .2, .9, .6)),), scene="beach", backdrop=.3))
+LARGE = dict(
+    dancer=draw_large.heldout_spec(6),
+    man=draw_large.heldout_spec(39),
+    waves=draw_large.Spec((Thing("waves", shape=(.5, .3, .8, .5)),), scene="beach", backdrop=.3),
+    bonfire=draw_large.Spec((Thing("bonfire", shape=(.6, .6, .5, .3)),), scene="forest", light="night",
+                            backdrop=.6))
 
 
-def make(folder: Path) -> dict[str, Path]:
+def make(folder: Path, large: bool = False) -> dict[str, Path]:
     "Write every clip, three seconds at 24 frames a second, 256 x 256 pixels."
-    return {name: render(spec, num_frames=72, fps=24, size=256).save(folder / f"{name}.mp4") for name, spec in CLIPS.items()}
+    world, clips = (draw_large, LARGE) if large else (draw, CLIPS)
+    return {name: world.render(spec, num_frames=72, fps=24, size=256).save(folder / f"{name}.mp4")
+            for name, spec in clips.items()}
 
 
 if __name__ == "__main__":
-    for name, path in make(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER).items():
-        print(f"{path.name}, {path.stat().st_size/1024:.0f} KB: {caption(CLIPS[name])}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--large", action="store_true")
+    given = parser.parse_args()
+    folder = given.folder or DATA / ("next/clips" if given.large else "clips")
+    for name, path in make(folder, given.large).items():
+        print(f"{path.name}, {path.stat().st_size/1024:.0f} KB: {caption((LARGE if given.large else CLIPS)[name])}")

@@ -1,8 +1,8 @@
 """Draw the example clips of data/next/clips from the world for 64 pixels. `python scripts/make_clips_large.py [folder]`"""
 import sys
 from pathlib import Path
-from sas_nb.world import caption
-from sas_nb.world_large import heldout_spec, render, Spec, Thing
+from sas_nb.lab.specs import caption, Thing
+from sas_nb.world_large import heldout_spec, render, Spec
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "next" / "clips"
 CLIPS = dict(

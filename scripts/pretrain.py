@@ -14,7 +14,7 @@ from sas_nb.cli import tidy
 from sas_nb.lab.autoencoder import train_autoencoder
 from sas_nb.lab.oracle_training import train_oracles
 from sas_nb.lab.pretrain import train_dit
-from sas_nb.report import report_card
+from sas_nb.lab.report import report_card
 
 
 def main(

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from sas_nb.cli import tidy, spell_out
-from sas_nb.report import card_markdown, report_card
+from sas_nb.lab.report import card_markdown, report_card
 
 
 def main(

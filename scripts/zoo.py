@@ -28,9 +28,11 @@ from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import Case, case
 from sas_nb.residual import preset_settings, sequence
-from sas_nb.world import IDENTITY, Person, render, SCENES
+from sas_nb.lab.draw import render
+from sas_nb.lab.specs import SCENES
+from sas_nb.lab.world import IDENTITY, Person
+from sas_nb.lab.zoo import load_zoo, save_zoo, spec_of, ZOO
 from sas_nb.writing import atomic, check_place
-from sas_nb.zoo import save_zoo, spec_of, ZOO
 
 BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"), sign=("packing.json", '"coefficients_relative_error"')) # what lies beside the zoo
 FIRST = 1000  # held-out people and things from this number on: the benchmark's come before

@@ -13,11 +13,12 @@ from sas_nb.lab.bench import (answer_loss, answers, COLUMNS, complete, estimate,
                               losses, measured, per_concept, rows, run, save_table, SLIDERS, table,
                               two_parts, verdict, work)
 from sas_nb.lab.cases import case, cases, in_words, nearest
+from sas_nb.lab.draw import truth
 from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS, RIVAL, set_and_sequence
 from sas_nb.lab.oracle_nets import OracleNet
 from sas_nb.lab.oracles import Oracles
+from sas_nb.lab.specs import edit
 from sas_nb.residual import motion_settings, SAMPLING
-from sas_nb.world import edit, truth
 
 TINY = Budget(2, 2, batch=2, rank=2)
 

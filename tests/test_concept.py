@@ -17,8 +17,9 @@ from sas_nb.files import UserError
 from sas_nb.frames import plot_history, Settings, Trainer
 from sas_nb.lowrank import delta
 from sas_nb.regularize import Examples
-from sas_nb.residual import motion_settings, preset_settings, PRESETS, SAMPLING
-from sas_nb.world import heldout_spec, render
+from sas_nb.lab.draw import render
+from sas_nb.lab.world import heldout_spec
+from sas_nb.residual import PRESETS, SAMPLING, motion_settings, preset_settings
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
 TINY = dict(num_frames=5, height=64, width=64)

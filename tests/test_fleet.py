@@ -15,7 +15,8 @@ from sas_nb.fleet import Chances, Fleet, FleetTrainer, learn_many, universal_bas
 from sas_nb.frames import frame_set, Settings, Trainer
 from sas_nb.regularize import Examples
 from sas_nb.residual import motion_settings, sequence
-from sas_nb.world import heldout_spec, render
+from sas_nb.lab.draw import render
+from sas_nb.lab.world import heldout_spec
 
 LAYERS = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)"
 LOOKS = ["a [v] man in a red shirt in a park", "a [v] woman on a beach", "a [v] man in the snow at night"]

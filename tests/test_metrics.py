@@ -7,15 +7,21 @@ import torch
 from sas_nb import metrics
 from sas_nb.clip import Clip
 from sas_nb.files import UserError
-from sas_nb.metrics import (adherence, arcface_encoder, boxes_of, clip_encoder, control_table, controls,
-                            dino_encoder, diversity, dynamic_degree, edit_accuracy, edit_controls,
-                            edit_error, embed, flat_words, flicker, flow, judge, motion_amount,
-                            motion_fidelity, motion_fidelity_published, motion_smoothness, mse,
-                            pixel_encoder, pose_correlation, prior_collapse, psnr, similarity, ssim,
-                            subject_consistency, subject_crops, temporal_consistency, text_alignment, track,
-                            Tracks)
+from sas_nb.lab import controls as controls_module, motion as motion_module, published as published_module
+from sas_nb.lab.controls import (adherence, control_table, controls, edit_accuracy, edit_controls,
+                                 edit_error, flat_words, judge)
+from sas_nb.lab.draw import render, truth
+from sas_nb.lab.metrics import (boxes_of, embed, mse, pixel_encoder, psnr, similarity, ssim,
+                                subject_consistency, subject_crops, temporal_consistency,
+                                temporal_flickering)
+from sas_nb.lab.motion import (dynamic_degree, flow, motion_amount, motion_fidelity, motion_smoothness,
+                               pose_correlation, track, Tracks)
+from sas_nb.lab.published import (arcface_encoder, clip_encoder, dino_encoder, diversity,
+                                  motion_fidelity_published, prior_collapse, text_alignment)
+from sas_nb.lab.specs import edit
+from sas_nb.lab.world import heldout_spec
+from sas_nb.metrics import flicker
 from sas_nb.stats import Interval, paired_bootstrap
-from sas_nb.world import edit, heldout_spec, render, truth
 
 pixels = pixel_encoder(4)
 
@@ -107,7 +113,7 @@ def test_text_alignment_and_temporal_consistency():
     two = text_alignment(torch.stack([x, x]), ["a dancer", "no"], pixels, words)
     close(two[0], text_alignment(x, "a dancer", pixels, words)); close(two[1], text_alignment(x, "no", pixels, words))
 
-@pytest.mark.parametrize("metric", [lambda x: temporal_consistency(x, pixels), lambda x: subject_consistency(x, pixels), flicker, lambda x: mse(x, clip()),
+@pytest.mark.parametrize("metric", [lambda x: temporal_consistency(x, pixels), lambda x: subject_consistency(x, pixels), temporal_flickering, lambda x: mse(x, clip()),
                                     lambda x: similarity(x, clip(), pixels)])
 def test_a_batch_is_its_clips(metric):
     x = torch.stack([clip(seed=n) for n in range(3)])
@@ -115,7 +121,7 @@ def test_a_batch_is_its_clips(metric):
 
 def test_a_clip_is_its_frames():
     x = clip()
-    for metric in (lambda v: temporal_consistency(v, pixels), flicker, motion_smoothness): assert metric(Clip(x)) == metric(x)
+    for metric in (lambda v: temporal_consistency(v, pixels), temporal_flickering, motion_smoothness): assert metric(Clip(x)) == metric(x)
 
 def test_diversity_is_the_mean_pairwise_distance():
     x = torch.stack([clip(seed=n) for n in range(4)])
@@ -169,7 +175,7 @@ def test_frames_are_prepared_as_transformers_does(clip_folder, hw):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     x = (torch.rand(2, 3, *[n//4 + 1 for n in hw]).repeat_interleave(4, 2).repeat_interleave(4, 3)[..., :hw[0], :hw[1]]*128 + 64).round()
     want = CLIPImageProcessorPil.from_pretrained(clip_folder)([f.permute(1, 2, 0).byte().numpy() for f in x], return_tensors="pt")["pixel_values"]
-    got = metrics._prepare(x/255, json.loads((clip_folder/"preprocessor_config.json").read_text()))
+    got = published_module._prepare(x/255, json.loads((clip_folder/"preprocessor_config.json").read_text()))
     torch.testing.assert_close(got, want, atol=.02, rtol=0) # Pillow rounds to bytes, and cuts overshoot, in between
 
 def test_dino_encoder_is_the_class_token(tmp_path):
@@ -242,7 +248,7 @@ def test_vbench_subject_consistency_and_flicker():
     total = sum((max(0, cosine(e[t-1], e[t])) + max(0, cosine(e[0], e[t])))/2 for t in range(1, 6))
     close(subject_consistency(x, encode), total/5)
     frames = (x*255).numpy()
-    close(flicker(x), (255 - np.mean([np.mean(np.abs(a - b)) for a, b in zip(frames, frames[1:])]))/255)
+    close(temporal_flickering(x), (255 - np.mean([np.mean(np.abs(a - b)) for a, b in zip(frames, frames[1:])]))/255)
 
 def vbench_moves(flows, size, count, fps):
     "Dynamic degree of VBench: flows (pairs, H, W, 2) between sampled frames."
@@ -263,7 +269,7 @@ def test_vbench_dynamic_degree(monkeypatch, fps):
         pairs = len(range(0, T, step)) - 1
         flows = rng.normal(size=(pairs, 32, 40, 2)).astype(np.float32)*scale*rng.uniform(0, 1, (pairs, 1, 1, 1)).astype(np.float32)
         def fake(a, b): assert len(a) == len(b) == pairs; return torch.from_numpy(flows)
-        monkeypatch.setattr(metrics, "flow", fake)
+        monkeypatch.setattr(motion_module, "flow", fake)
         x = torch.rand(T, 3, 32, 40)
         answers.append(dynamic_degree(x, fps))
         assert answers[-1] == vbench_moves(flows, (32, 40), pairs + 1, fps) == dynamic_degree(Clip(x, fps))
@@ -273,7 +279,7 @@ def test_vbench_dynamic_degree(monkeypatch, fps):
 def test_motion_smoothness_formula(monkeypatch, T):
     "With no flow, the interpolation is the average of the neighbours."
     x = clip(T, 20)
-    monkeypatch.setattr(metrics, "flow", lambda a, b: torch.zeros(len(a), 20, 20, 2))
+    monkeypatch.setattr(motion_module, "flow", lambda a, b: torch.zeros(len(a), 20, 20, 2))
     v = x.numpy()
     close(motion_smoothness(x), 1 - np.mean([np.abs((v[t-1] + v[t+1])/2 - v[t]).mean() for t in range(1, T-1, 2)]))
 
@@ -438,7 +444,7 @@ def test_edit_error(dance):
 def test_seen_words():
     class Two:
         def attributes(self, frames): return dict(scene=(["park", "snow"], None), hat=(["cap", "none"], None))
-    assert metrics.seen_words(Two(), clip()) == [dict(scene="park", hat="cap"), dict(scene="snow", hat="none")]
+    assert controls_module.seen_words(Two(), clip()) == [dict(scene="park", hat="cap"), dict(scene="snow", hat="none")]
 
 def test_words_adherence_and_edit_accuracy():
     spec = heldout_spec(2); after = edit(spec, hat="cap", light="night")

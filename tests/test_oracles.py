@@ -12,6 +12,8 @@ from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.lab import oracle_nets as module
+from sas_nb.lab.draw import render, render_array, truth
+from sas_nb.lab.gaits import JOINTS
 from sas_nb.lab.optim import Clock
 from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, FrameNet, HELD_SEED, LABELS, margin_loss,
                                     mirrored, OracleNet, PathNet, PathReader, seen_joints, TRAIN_SEED,
@@ -20,9 +22,10 @@ from sas_nb.lab.oracle_training import (degrade, example, oracle_loss, place_los
                                         train_oracles, train_step)
 from sas_nb.lab.oracles import (auc, held_specs, measure, named_answers, one_person, ORACLE_BARS, Oracles,
                                 proportion, round_trip, score, verification)
+from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.tiny import FPS, TEST_SEED
+from sas_nb.lab.world import random_spec
 from sas_nb.oracles import share
-from sas_nb.world import edit, HELDOUT, JOINTS, random_spec, render, render_array, truth
 
 SEEDS = range(5_000_000, 5_000_048)
 

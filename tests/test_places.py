@@ -23,10 +23,10 @@ from sas_nb.files import UserError
 from sas_nb.frames import Settings
 from sas_nb.hub import lasting_name, model_folder
 from sas_nb.lab.oracles import Oracles
+from sas_nb.lab.zoo import load_zoo, save_zoo
 from sas_nb.metrics import clip_encoder, dino_encoder
 from sas_nb.video import preflight
 from sas_nb.world_large import _named
-from sas_nb.zoo import save_zoo
 
 
 @pytest.fixture(scope="module")

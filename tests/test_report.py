@@ -5,14 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from sas_nb import report as module
 from sas_nb.dit import VideoDiT
 from sas_nb.files import read_about, UserError
+from sas_nb.lab import report as module
 from sas_nb.lab.oracle_nets import HELD_SEED, LABELS, words_of
-from sas_nb.report import (BARS, card_markdown, exchanged, flicker, generate, load_strip, marks, median_of,
-                           nearest, phrases, Question, question, recall, renders_of, report_card,
-                           REPORT_SEED, save_strip, seen, thumbs, trained_on, verdict_sheet, verdicts)
-from sas_nb.world import edit, HELDOUT, random_spec
+from sas_nb.lab.report import (BARS, card_markdown, exchanged, generate, load_strip, marks, median_of,
+                               nearest, phrases, Question, question, recall, renders_of, report_card,
+                               REPORT_SEED, save_strip, second_difference, seen, thumbs, trained_on,
+                               verdict_sheet, verdicts)
+from sas_nb.lab.specs import edit, HELDOUT
+from sas_nb.lab.world import random_spec
+from sas_nb.report import flicker
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,7 @@ def test_clothes_worn_the_wrong_way_round_are_counted(asked):
 def test_flicker_of_known_clips():
     t = torch.arange(17).view(1, 17, 1, 1, 1).expand(1, 17, 3, 8, 8)
     x = torch.cat([0*t, 7*t, 50*(t % 2), t*t//2]).byte()
-    np.testing.assert_allclose(flicker(x)[:3], [0, 0, 100]); assert 0 < flicker(x)[3] <= 2
+    np.testing.assert_allclose(second_difference(x)[:3], [0, 0, 100]); assert 0 < second_difference(x)[3] <= 2
 
 
 def test_medians_and_ratios():
@@ -125,7 +128,7 @@ def test_nearest_is_the_smallest_rms_distance():
 
 
 def test_a_copier_is_found_out_and_others_are_not():
-    known, specs = trained_on(120), [s for s in map(module.training_spec, range(50_000_000, 50_000_060)) if s][:30]
+    known, specs = trained_on(120), module.trained_specs(30)
     new = renders_of([random_spec(s, people=1) for s in range(6_000_000, 6_000_060)])
     copies = recall(renders_of(specs), new[:30], known)
     honest = recall(new[30:], new[:30], known)

@@ -17,7 +17,8 @@ from sas_nb.frames import check_folder, check_settings, draw, frame_set, Log, on
 from sas_nb.hub import fingerprint
 from sas_nb.regularize import Examples, prior_examples, SelfConditioning
 from sas_nb.residual import add_twins, both_views, motion_settings, sequence, somebody_else, train_motion
-from sas_nb.world import heldout_spec, render
+from sas_nb.lab.draw import render
+from sas_nb.lab.world import heldout_spec
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
 FULL = f"{STATIC}. {DYNAMIC}"

@@ -6,7 +6,8 @@ import numpy as np, pytest
 from PIL import Image
 from sas_nb import world
 from sas_nb.files import UserError
-from sas_nb.world import *
+from sas_nb.lab import draw as world
+from sas_nb.lab.draw import *
 
 ME = heldout_spec(6)
 PLAIN = Spec((Person(),))

@@ -4,7 +4,9 @@ from dataclasses import replace
 import numpy as np, pytest
 from sas_nb import world, world_large
 from sas_nb.files import UserError
-from sas_nb.world_large import *
+from sas_nb.lab import draw as world, draw_large as world_large
+from sas_nb.lab.draw_large import *
+from sas_nb.lab.world_large import _camera, body_of
 
 ME = heldout_spec(6)
 TIMES = np.arange(17)/12
@@ -18,7 +20,7 @@ def drawn(spec, fps=12., frames=17): return world_large._draw(spec, np.arange(fr
 def test_it_can_take_the_place_of_world():
     assert set(world.__all__) | {"random_identity"} == set(world_large.__all__)
     assert vocabulary() == world.vocabulary() and caption is world.caption and edit is world.edit
-    for name in ("_camera", "_draw", "_tuples"): assert callable(getattr(world_large, name)), "others ask for it"
+    assert callable(world_large._draw) and callable(_camera), "others ask for them"
     assert Truth._fields == (*world.Truth._fields, "heads")
 
 
@@ -87,7 +89,7 @@ def test_movements_are_told_apart_in_half_a_second(motion):
 def test_a_figure_fills_the_height(seed):
     rows = np.flatnonzero(drawn(alone(someone(seed, motion="standing", hat="none", held="none", size=1.)), frames=1)[0].any(1))
     assert .8 <= (rows[-1] - rows[0] + 1)/64 <= .95
-    r = world_large._body(someone(seed, size=1.))["head"]
+    r = body_of(someone(seed, size=1.))["head"]
     assert .26 < 2*r/(rows[-1] - rows[0] + 1) < .38
 
 
@@ -168,8 +170,8 @@ def test_men_and_women_differ_in_their_odds_only():
 
 
 def test_example_clips_are_drawn_as_documented(root):
-    import make_clips_large
+    import make_clips
     folder = root / "data" / "next"
-    for name, spec in make_clips_large.CLIPS.items():
+    for name, spec in make_clips.LARGE.items():
         assert (folder / "clips" / f"{name}.mp4").stat().st_size < 200*1024
         assert str(caption(spec)) in (folder / "README.md").read_text(encoding="utf-8")
