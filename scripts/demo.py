@@ -16,9 +16,10 @@ from rich.table import Table
 from sas_nb.cache import data_path
 from sas_nb.cli import say, show as print_tables, spell_out, tidy
 from sas_nb.clip import Clip
-from sas_nb.concept import Concept, learn
+from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
-from sas_nb.frames import plot_history
+from sas_nb.learning import learn
+from sas_nb.log import plot_history
 from sas_nb.residual import preset_settings
 from sas_nb.sheet import contact_sheet
 

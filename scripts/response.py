@@ -25,7 +25,7 @@ from sas_nb.lab.oracle_nets import seen_joints, words_of
 from sas_nb.lab.oracles import named_answers, Oracles
 from sas_nb.lab.specs import edit, SCENES
 from sas_nb.lab.world import Person
-from sas_nb.lab.zoo import load_zoo, spec_of
+from sas_nb.lab.zoo import spec_of
 
 SLIDERS = {"appearance": (0, .5, .75, 1, 1.25, 1.5, 2, 3), "motion": (0, .5, .75, 1, 1.25, 1.5, 2, 3), "look PC 1": (-4, -2, -1, 0, 1, 2, 4), "dance PC 1": (-4, -2, -1, 0, 1, 2, 4),
            "look to other": (0, .25, .5, .75, 1), "dance to other": (0, .25, .5, .75, 1)}

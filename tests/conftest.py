@@ -35,11 +35,11 @@ def own_cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture
-def no_basis_left(dit):
-    "Whatever a test left on the file's own `dit` comes off."
+@pytest.fixture(autouse=True)
+def nothing_left_on():
+    "Whatever a test left on a model comes off."
     yield
-    if old := getattr(dit, "basis", None): old.detach()
+    if road := sys.modules.get("road"): road.all_off()
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from sas_nb.atlas.probes import together
 from sas_nb.atlas.responses import response, safe_range
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
+from sas_nb.data import frame_set
 from sas_nb.files import UserError
 from sas_nb.flow import flow_loss, interpolate, velocity_target
-from sas_nb.frames import frame_set
 from sas_nb.lowrank import change_gauge, delta, gram, norm
 from sas_nb.text import add_tokens
 

@@ -3,11 +3,8 @@ import json, math, os, subprocess, sys
 from dataclasses import replace
 import pytest, torch, typer
 from sas_nb import bench
-from sas_nb.bench import answers, complete, nearest
-from sas_nb.concept import learn
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
-from sas_nb.frames import Trainer
 from sas_nb.lab import bench, methods as methods_module
 from sas_nb.lab.bench import (answer_loss, answers, COLUMNS, complete, estimate, leakage, LEAKS, load_table,
                               losses, measured, per_concept, rows, run, save_table, SLIDERS, table,
@@ -18,7 +15,9 @@ from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS, 
 from sas_nb.lab.oracle_nets import OracleNet
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.specs import edit
+from sas_nb.learning import learn
 from sas_nb.residual import motion_settings, SAMPLING
+from sas_nb.train import Trainer
 
 TINY = Budget(2, 2, batch=2, rank=2)
 

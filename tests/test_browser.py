@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from sas_nb.concept import Concept
 from sas_nb.explore.serve import site
-from sas_nb.fleet import learn_many
 from sas_nb.frames import Settings
-from sas_nb.residual import motion_settings
 from sas_nb.lab.draw import render
 from sas_nb.lab.specs import caption
 from sas_nb.lab.world import heldout_spec
+from sas_nb.learning import learn_many
+from sas_nb.residual import motion_settings
 
 CHROMIUM = os.environ.get("SAS_NB_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 MISSING = [f"Python package {m} (pip install {m})" for m in ("playwright", "voila", "jupyterlab") if not importlib.util.find_spec(m)] + ([] if Path(CHROMIUM).exists() else ["chromium (apt install chromium)"])

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from sas_nb import __version__, cli
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
-from sas_nb.frames import Stopped
+from sas_nb.running import Stopped
 
 COMMANDS = ("models", "inspect", "train", "generate", "info", "export", "explore")
 LOOK, MOVE = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"

@@ -8,18 +8,23 @@ from diffusers import WanPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from sas_nb import concept as concept_module, residual as residual_module
+import road
+from sas_nb import learning
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
-from sas_nb.concept import Concept, learn
+from sas_nb.concept import Concept
+from sas_nb.concept_file import brief
+from sas_nb.data import Examples
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
-from sas_nb.frames import plot_history, Settings, Trainer
-from sas_nb.lowrank import delta
-from sas_nb.regularize import Examples
 from sas_nb.lab.draw import render
 from sas_nb.lab.world import heldout_spec
-from sas_nb.residual import PRESETS, SAMPLING, motion_settings, preset_settings
+from sas_nb.learning import learn
+from sas_nb.log import plot_history
+from sas_nb.lowrank import delta
+from sas_nb.prompt import Prompts
+from sas_nb.recipe import Recipe, Run
+from sas_nb.train import Trainer
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
 TINY = dict(num_frames=5, height=64, width=64)
@@ -35,14 +40,16 @@ def clip(): return render(heldout_spec(1), fps=12)[:5]
 
 def few(**changes): return dict(batch=2, prior=0, lr=1e-2, dropout=0., token_lr=1e-1) | changes
 
-def quick(clip, dit, out=None, steps=2, **kwargs):
-    return learn(clip, STATIC, DYNAMIC, dit, out=out, **dict(rank=2, progress=False, stage1=Settings(**few(steps=steps)), stage2=motion_settings(**few(steps=steps))) | kwargs)
+def quick(clip, dit, out=None, steps=2, stage1=None, stage2=None, progress=False, recipe=None, **run):
+    "A concept of rank 2 by the paper's recipe with other numbers, sampled as ours are."
+    numbers = recipe or Recipe.paper().with_(both=few(steps=steps), stage1=stage1, stage2=stage2, rank=2, sampling=dict(guidance_factor=2/3, negative_scale=.7))
+    return learn(clip, (STATIC, DYNAMIC), dit, numbers, Run(out=out, progress=progress, **run))
 
 @pytest.fixture(scope="module")
 def concept(dit, clip): return quick(clip, dit)
 
 @pytest.fixture(scope="module")
-def made(concept): return concept.generate(seed=3, steps=3, guidance=4., against=1., num_frames=5, negative="").frames
+def made(concept): return concept.generate(seed=3, steps=3, guidance=4., negative_scale=1., num_frames=5, negative="").frames
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -50,62 +57,84 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 # one call
 
 def test_learn_gives_a_concept(concept, dit):
-    assert concept.rank == 2 and len(concept.layers) == len(dit.basis.modules)
+    assert concept.rank == 2 and len(concept.layers) == 10*dit.transformer.config.num_layers and not dit.adapted
     assert set(concept.tokens) == {"[v]", "[u]"} and all(v.any() for v in concept.tokens.values())
     assert all(w.dtype == torch.float32 and w.device.type == "cpu" and w.any() for w in concept.weights.values())
-    assert {"base", "fingerprint", "settings", "versions", "history", "lr", "clip", "made"} <= set(concept.info)
+    assert {"base", "fingerprint", "recipe", "versions", "history", "lr", "clip", "made"} <= set(concept.info)
 
 def test_the_prior_of_each_stage_is_made_like_its_data(dit, clip, monkeypatch):
     asked = []
     def prior(dit, images, prompts, **size):
         asked.append((images, prompts, size.pop("progress"), size))
         return Examples(torch.zeros(1, dit.transformer.config.in_channels, 1 if images else 2, 8, 8), [dit.embed_once("a man in a park")], [[]])
-    monkeypatch.setattr(residual_module, "prior_examples", prior)
-    quick(clip, dit, stage1=Settings(**few(steps=1, prior=.5)), stage2=motion_settings(**few(steps=1, prior=.5)), prior_prompts=["a man in a park. he is walking"])
-    assert asked == [(images, ["a man in a park. he is walking"], False, TINY) for images in (True, False)]
+    monkeypatch.setattr(learning, "prior_examples", prior)
+    prompts = ("a man in a park. he is walking",)
+    quick(clip, dit, recipe=Recipe.paper().with_(both=few(steps=1, prior=.5), prior_prompts=prompts, rank=2))
+    assert asked == [(images, prompts, False, TINY) for images in (True, False)]
     asked.clear()
-    quick(clip, dit, stage1=Settings(**few(steps=1, prior=.5), still=True), stage2=motion_settings(**few(steps=1)))
+    quick(clip, dit, steps=1, stage1=dict(prior=.5, frozen=True))
     assert [images for images, *_ in asked] == [False]
 
 def test_without_regularisation_all_four_are_off():
-    for preset in PRESETS:
-        one, two = concept_module._settings(None, None, preset, False, False)
-        assert (one.steps, two.steps) == dict(paper=(150, 400), ours=(25, 65))[preset]
-        for s in (one, two): assert s.dropout == s.token_mask == s.prior == s.self_conditioning == 0
-        mine = Settings(steps=3, prior=.5)
-        assert [concept_module._settings(mine, None, preset, r, False)[0].prior for r in (True, False)] == [.5, 0]
+    for name, steps in (("paper", (150, 400)), ("default", (25, 65))):
+        stages = Recipe.unregularised(name).stages
+        assert tuple(s.steps for s in stages) == steps
+        for s in stages: assert s.dropout == s.token_mask == s.prior == s.counterfactuals == s.self_conditioning == 0
 
-def test_the_papers_preset_is_the_papers_table():
+def test_the_papers_recipe_is_the_papers_table():
     "Appendix 8, table 6, and section 3.4; the learning rate is the checkpoint's own."
-    one, two = preset_settings("paper")
+    one, two = Recipe.paper().stages
     assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
     for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_mask, s.token_lr, s.lr, s.lr_factor, s.rescale) == (8, (.9, .99), .01, .05, .1, 1e-5, None, 1., True)
-    assert not one.still and not one.whole_prompt and one.shift == two.shift == 1.
-    assert preset_settings("ours") == preset_settings() != (one, two) and preset_settings()[0].still and preset_settings()[0].whole_prompt
+    assert not one.frozen and not one.full_caption and one.shift == two.shift == 1.
+    ours = Recipe.default()
+    assert Recipe.named("default") == ours and ours.stages != (one, two) and ours.stage1.frozen and ours.stage1.full_caption
     assert one.rate(1e-3) == 1e-3 and replace(one, lr_factor=4.).rate(1e-3) == 4e-3 and replace(one, lr_factor=4., lr=.1).rate(1e-3) == .1
-    with pytest.raises(UserError, match="no preset 'theirs': choose paper or ours"): preset_settings("theirs")
+    with pytest.raises(UserError, match="no recipe 'theirs': choose default or paper"): Recipe.named("theirs")
 
-def test_a_concept_says_by_which_preset(dit, clip, monkeypatch):
-    short = lambda name, regularize=True: tuple(replace(s, steps=1, batch=1, prior=0.) for s in preset_settings(name, regularize))
-    monkeypatch.setattr(concept_module, "preset_settings", short)
-    for name in PRESETS:
-        made = learn(clip, STATIC, DYNAMIC, dit, rank=1, preset=name, progress=False)
-        assert made.info["preset"] == name and made.summary()["preset"] == name
-        assert made.info["lr"] == [s.rate(dit.recommended.lr) for s in short(name)] and made.info["settings"]["motion"]["dropout"] == short(name)[1].dropout
-    assert learn(clip, STATIC, DYNAMIC, dit, rank=1, stage1=Settings(steps=0), preset="paper", progress=False).info["preset"] == "paper, changed"
+def test_a_stage_that_is_not_named_stays_as_it_is():
+    for recipe in (Recipe.default(), Recipe.paper()):
+        changed = recipe.with_(stage1=dict(dropout=.5))
+        assert changed.stage1 == replace(recipe.stage1, dropout=.5) and changed.stage2 == recipe.stage2 and changed.sampling == recipe.sampling
+        assert changed.name == f"{recipe.name}, changed" and recipe.with_(stage1=dict(dropout=recipe.stage1.dropout)) == recipe
+    with pytest.raises(UserError, match="no 'drop_out': near are dropout"): Recipe.default().with_(stage1=dict(drop_out=.5))
+    with pytest.raises(UserError, match="dropout=1"): Recipe.default().with_(both=dict(dropout=1))
+
+@pytest.mark.parametrize("recipe", [Recipe.default(), Recipe.paper(), Recipe.unregularised(), Recipe.paper().with_(both=dict(lr=1e-3, seed=7), prior_prompts=("a man. he is walking",), counterfactual="a dog", rank=3, layers="x")], ids=lambda r: r.name)
+def test_a_recipe_goes_whole_into_a_file_and_out(recipe, tmp_path):
+    assert Recipe.load(recipe.save(tmp_path/"recipe.json")) == recipe and json.loads((tmp_path/"recipe.json").read_text()) == recipe.to_dict()
+
+@pytest.mark.parametrize("spoil, says", [(lambda d: d["stage1"].pop("dropout"), "does not say stage1.dropout"), (lambda d: d["stage2"].update(drpout=1), "no 'drpout': near are dropout"),
+                                         (lambda d: d.update(rnk=1), "no 'rnk': near are rank"), (lambda d: d["stage1"].update(batch=0), "batch=0")])
+def test_a_recipe_that_is_not_whole_is_refused(tmp_path, spoil, says):
+    d = Recipe.default().to_dict(); spoil(d)
+    (tmp_path/"r.json").write_text(json.dumps(d))
+    with pytest.raises(UserError, match=says): Recipe.load(tmp_path/"r.json")
+    for text in ("{", "[]"):
+        (tmp_path/"r.json").write_text(text)
+        with pytest.raises(UserError, match="recipe"): Recipe.load(tmp_path/"r.json")
+
+def test_a_concept_holds_its_recipe_and_it_repeats_the_run(dit, clip, tmp_path):
+    recipe = Recipe.default().with_(both=dict(steps=1, batch=1, prior=0.), rank=1)
+    made = quick(clip, dit, recipe=recipe, out=tmp_path/"run")
+    assert made.info["recipe"] == recipe.to_dict() and made.summary()["recipe"] == "default, changed"
+    assert made.info["lr"] == [s.rate(dit.recommended.lr) for s in recipe.stages]
+    again = quick(clip, dit, recipe=Recipe.load(tmp_path/"run"/"concept"/"concept.json"))
+    assert same(again.weights, made.weights) and same(again.tokens, made.tokens) and again.info["recipe"] == made.info["recipe"]
+    named = Recipe.unregularised("paper")
+    assert quick(clip, dit, recipe=replace(named.with_(both=dict(steps=0), rank=1), name=named.name)).info["recipe"]["name"] == "paper, unregularised"
 
 def test_free_encodes_then_frees_then_trains(clip, monkeypatch):
-    mine, held, run = VideoDiT.of("tiny"), [], Trainer.run
-    monkeypatch.setattr(Trainer, "run", lambda self: held.append(self.dit.loaded & {"vae", "text_encoder"}) or run(self))
-    freed = quick(clip, "tiny", free=True, steps=1)
-    assert held == [set()]*2 and freed.dit is None and mine.basis is None
-    assert len(freed.generate(steps=1, num_frames=5)) == 5
-    assert freed.dit is mine and {"vae", "text_encoder"} <= mine.loaded
+    own, held, fit = VideoDiT.load("tiny", device="cpu"), [], Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self: held.append(self.dit.loaded & {"vae", "text_encoder"}) or fit(self))
+    freed = quick(clip, own, free_encoders=True, steps=1)
+    assert held == [set()]*2 and not own.adapted
+    assert len(freed.generate(steps=1, num_frames=5)) == 5 and {"vae", "text_encoder"} <= own.loaded
 
 def test_progress_is_told_by_stage(dit, clip, capfd):
     quick(clip, dit, steps=1, progress=True)
     out, err = capfd.readouterr()
-    assert "encoding 5 frames" in out and "stage 1 of 2, identity" in err and "stage 2 of 2, motion" in err
+    assert "encoding 5 frames" in out and "stage 1 of 2, appearance" in err and "stage 2 of 2, motion" in err
 
 
 def test_a_prompt_is_read_once(dit, monkeypatch):
@@ -122,19 +151,22 @@ def test_a_prompt_is_read_once(dit, monkeypatch):
 # wrong input is told before any work
 
 @pytest.mark.parametrize("wrong, says", [
-    (dict(appearance="a man in a park"), r"no \[v\]"), (dict(motion="he is dancing"), r"no \[u\]"), (dict(appearance="a [v] man [u] dancing"), r"holds \[u\]"),
-    (dict(appearance="a [w] [v] man"), r"placeholder \[w\]"), (dict(appearance="a [v] man on a beech"), "near: .*beach"), (dict(rank=0), "at least one vector"),
-    (dict(layers="nothing"), "No layer"), (dict(stage1=Settings(steps=-1)), "steps=-1"), (dict(free=True, stage2=Settings(sample_every=5)), "sample_every=0"),
-    (dict(clip="nowhere.mp4"), "nowhere.mp4"), (dict(model="tinny"), "tinny"), (dict(preset="theirs", stage1=None), "no preset 'theirs'")], ids=str)
+    (dict(prompts=("a man in a park", DYNAMIC)), r"no \[v\]"), (dict(prompts=(STATIC, "he is dancing")), r"no \[u\]"), (dict(prompts=("a [v] man [u] dancing", DYNAMIC)), r"holds \[u\]"),
+    (dict(prompts=("a [w] [v] man", DYNAMIC)), r"placeholder \[w\]"), (dict(prompts=("a [v] man on a beech", DYNAMIC)), "near: .*beach"), (dict(prompts=STATIC), "a pair"),
+    (dict(recipe=Recipe.paper().with_(rank=0)), "at least one vector"), (dict(recipe=Recipe.paper().with_(layers="nothing")), "No layer"),
+    (dict(clip="nowhere.mp4"), "nowhere.mp4"), (dict(model="tinny"), "tinny")], ids=str)
 def test_learn_refuses(dit, clip, monkeypatch, wrong, says):
-    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
-    with pytest.raises(UserError, match=says): learn(**(dict(clip=clip, appearance=STATIC, motion=DYNAMIC, model=dit, progress=False) | wrong))
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
+    with pytest.raises(UserError, match=says): learn(**(dict(clip=clip, prompts=(STATIC, DYNAMIC), model=dit, run=Run(progress=False)) | wrong))
+
+def test_samples_need_the_encoders():
+    with pytest.raises(UserError, match="sample_every=0"): Run(free_encoders=True, sample_every=5)
 
 def test_learn_refuses_a_still(dit, clip):
     with pytest.raises(UserError, match="one frame"): quick(clip[:1], dit)
 
 def test_learn_refuses_a_folder_that_cannot_take_it(dit, clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
     monkeypatch.setattr(VideoDiT, "encode_once", lambda self, frames: pytest.fail("encoded"))
     (tmp_path/"file").write_text("")
     with pytest.raises(UserError, match="a file and not a folder"): quick(clip, dit, tmp_path/"file"/"run")
@@ -156,10 +188,10 @@ def test_saved_and_loaded_it_is_the_same(concept, made, dit, tmp_path):
     again = Concept.load(folder, dit)
     assert same(again.weights, concept.weights) and same(again.tokens, concept.tokens) and again.info == concept.info
     assert (again.appearance, again.motion) == (1, .5) and again.prompt == concept.prompt
-    assert torch.equal(again.at(motion=1).generate(seed=3, steps=3, guidance=4., against=1., num_frames=5, negative="").frames, made)
+    assert torch.equal(again.at(motion=1).generate(seed=3, steps=3, guidance=4., negative_scale=1., num_frames=5, negative="").frames, made)
 
 def test_self_conditioning_travels(dit, clip, tmp_path):
-    one = quick(clip, dit, stage1=Settings(**few(steps=2, self_conditioning=1.)))
+    one = quick(clip, dit, stage1=dict(self_conditioning=1.))
     again = Concept.load(one.save(tmp_path/"c"), dit)
     assert one.conditioning.any() and torch.equal(again.conditioning, one.conditioning)
     assert torch.equal(again.generate(steps=2, num_frames=5).frames, one.generate(steps=2, num_frames=5).frames)
@@ -207,9 +239,9 @@ def test_another_base_or_rank_is_refused(concept):
 
 def test_the_history_kept_is_small():
     rows = [[10*k, 1/3, None, 2/3, 1/7, 1/9] for k in range(1, 1001)]
-    brief = concept_module._brief(rows)
-    assert 50 <= len(brief) <= 100 and brief[-1] == [10000, .3333, None, .6667, .1429, .1111]
-    assert concept_module._brief(rows[:3])[0] == [10, .3333, None, .6667, .1429, .1111] and concept_module._brief([]) == []
+    some = brief(rows)
+    assert 50 <= len(some) <= 100 and some[-1] == [10000, .3333, None, .6667, .1429, .1111]
+    assert brief(rows[:3])[0] == [10, .3333, None, .6667, .1429, .1111] and brief([]) == []
 
 
 # used
@@ -217,21 +249,19 @@ def test_the_history_kept_is_small():
 def test_both_parts_are_weighed_apart(concept, dit):
     x, t, text = dit.noise([0], 5), torch.tensor([.5]), dit.embed(concept.prompt, concept.tokens)
     def velocity(*scales):
-        concept.at(*scales).put_on()
-        with torch.no_grad(): return dit.velocity(x, t, text)
+        with torch.no_grad(), concept.at(*scales).attached(): return dit.velocity(x, t, text)
     full, look, move, none = (velocity(*s) for s in ((1, 1), (1, 0), (0, 1), (0, 0)))
     assert len({v.sum().item() for v in (full, look, move, none)}) == 4 and torch.equal(velocity(1, 1), full)
-    dit.basis.detach()
     with torch.no_grad(): assert torch.equal(dit.velocity(x, t, text), none)
 
-def test_weights_are_copied_once(concept):
-    basis = concept.put_on()
-    basis.load = lambda weights: pytest.fail("copied again")
-    assert concept.at(.5, 2).put_on() is basis and (basis.appearance, basis.motion) == (.5, 2)
-    del basis.load
+def test_each_concept_is_on_the_model_only_inside(concept, dit):
     other = replace(concept, weights={k: torch.zeros_like(v) for k, v in concept.weights.items()})
-    assert not any(p.any() for p in other.put_on().parameters().values())
-    assert same({k: p.detach() for k, p in concept.put_on().parameters().items()}, concept.weights)
+    with concept.at(.5, 2).attached() as adapter:
+        assert dit.adapted and (adapter.appearance, adapter.motion) == (.5, 2) and same(adapter.member()[0], concept.weights)
+        with pytest.raises(UserError, match="already"):
+            with other.attached(): pass
+    assert not dit.adapted
+    with other.attached() as adapter: assert not any(p.any() for p in adapter.weights.values())
 
 def test_words_of_the_prompt(concept, dit):
     plain = concept.prompt.replace("[v] ", "").replace("[u] ", "")
@@ -241,9 +271,9 @@ def test_words_of_the_prompt(concept, dit):
     with pytest.raises(UserError, match="placeholder"): concept.generate("a [x] man")
 
 def test_norms_are_those_of_the_updates(concept):
-    layer, (identity, motion) = next(iter(concept.norms().items()))
+    layer, (appearance, motion) = next(iter(concept.norms().items()))
     A, B1, B2 = (concept.weights[f"{layer}.{k}"] for k in ("A", "B1", "B2"))
-    assert identity == pytest.approx(delta(A, B1).norm().item(), rel=1e-4) and motion == pytest.approx(delta(A, B2).norm().item(), rel=1e-4)
+    assert appearance == pytest.approx(delta(A, B1).norm().item(), rel=1e-4) and motion == pytest.approx(delta(A, B2).norm().item(), rel=1e-4)
 
 def test_a_concept_shows_itself(concept):
     page = replace(concept, info=concept.info | dict(motion="he is [u] <b>"))._repr_html_()
@@ -253,7 +283,7 @@ def test_a_concept_shows_itself(concept):
 
 def test_the_loss_curves(concept):
     figure = plot_history(concept)
-    assert [ax.get_title() for ax in figure.axes] == ["Loss of stage 'identity'", "Loss of stage 'motion'"]
+    assert [ax.get_title() for ax in figure.axes] == ["Loss of stage 'appearance'", "Loss of stage 'motion'"]
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
 
 
@@ -263,37 +293,35 @@ SHORT = dict(seed=3, steps=3, num_frames=5)
 
 def test_guidance_is_against_a_weaker_concept(concept, dit):
     x, t = dit.noise([3], **TINY), torch.tensor([.8])
-    text = dit.embed([concept.prompt, ""], concept.tokens)
-    basis, passes = concept.put_on(), []
-    with torch.no_grad():
-        got = concept._velocity(basis, .3, 1.)(torch.cat([x, x]), t.expand(2), text)
+    text, passes = dit.embed([concept.prompt, ""], concept.tokens), []
+    with torch.no_grad(), concept.attached() as adapter:
+        got = concept.velocity(adapter, .3, 1.)(torch.cat([x, x]), t.expand(2), text)
+        assert adapter.each is None
         for scale, line in ((1., text[:1]), (.3, text[1:])):
-            basis.appearance = basis.motion = scale
-            passes.append(dit.velocity(x, t, line))
+            with adapter.scaled(scale, scale): passes.append(dit.velocity(x, t, line))
     assert torch.allclose(got, torch.cat(passes), atol=1e-4) and not torch.allclose(passes[0], passes[1], atol=1e-2)
-    assert basis.each is None
 
 def test_the_concept_knows_how_it_is_sampled(concept, dit, tmp_path):
-    assert concept.info["sampling"] == SAMPLING["ours"]
+    assert concept.info["sampling"] == dict(guidance_factor=2/3, negative_scale=.7)
     r = dit.recommended
     as_it_is = concept.generate(**SHORT).frames
     assert torch.equal(as_it_is, concept.generate(guidance=r.guidance*2/3, **SHORT).frames)
     again = Concept.load(concept.save(tmp_path/"c"), dit)
     assert torch.equal(as_it_is, again.generate(**SHORT).frames)
     plain = replace(concept, info={k: v for k, v in concept.info.items() if k != "sampling"}).generate(**SHORT).frames
-    assert torch.equal(plain, dit.sample(concept.prompt, 3, 3, tokens=concept.tokens, num_frames=5).frames) and not torch.equal(plain, as_it_is)
-    assert torch.equal(concept.generate(guidance=1., against=.2, **SHORT).frames, concept.generate(guidance=1., **SHORT).frames) # no negative side
+    with concept.attached(): stock = dit.sample(concept.prompt, 3, 3, tokens=concept.tokens, num_frames=5).frames
+    assert torch.equal(plain, stock) and not torch.equal(plain, as_it_is)
+    assert torch.equal(concept.generate(guidance=1., negative_scale=.2, **SHORT).frames, concept.generate(guidance=1., **SHORT).frames) # no negative side
 
 def test_strength_mixes_velocities(concept, dit):
-    for s in (0., 1.): assert torch.allclose(concept.generate(strength=s, **SHORT).frames, concept.at(motion=s).generate(**SHORT).frames, atol=1e-4)
+    for s in (0., 1.): assert torch.allclose(concept.generate(motion_guidance=s, **SHORT).frames, concept.at(motion=s).generate(**SHORT).frames, atol=1e-4)
     x, t, text = dit.noise([3], **TINY), torch.tensor([.8]), dit.embed(concept.prompt, concept.tokens)
-    basis = concept.put_on()
-    with torch.no_grad():
-        mixed = concept._velocity(basis, 1., 1.5)(x, t, text)
-        moving = dit.velocity(x, t, text); basis.motion = 0.; still = dit.velocity(x, t, text)
+    with torch.no_grad(), concept.attached() as adapter:
+        mixed, moving = concept.velocity(adapter, 1., 1.5)(x, t, text), dit.velocity(x, t, text)
+        with adapter.scaled(motion=0.): still = dit.velocity(x, t, text)
     assert torch.allclose(mixed, still + 1.5*(moving-still), atol=1e-5)
 
-@pytest.mark.parametrize("wrong", [dict(against=1.5), dict(against=-1), dict(strength=-.1), dict(strength=float("nan"))])
+@pytest.mark.parametrize("wrong", [dict(negative_scale=1.5), dict(negative_scale=-1), dict(motion_guidance=-.1), dict(motion_guidance=float("nan"))])
 def test_guidance_that_cannot_be(concept, wrong):
     with pytest.raises(UserError, match="must be a number from 0 to"): concept.generate(**wrong)
 
@@ -333,15 +361,15 @@ def test_the_authors_own_names_mean_the_same(concept, made, dit, tmp_path):
 def test_the_halves_can_be_weighed_in_stock_diffusers(concept, dit, tmp_path):
     pipe = stock()
     for folder in concept.export(tmp_path/"e", split=True): pipe.load_lora_weights(folder, adapter_name=folder.name)
-    pipe.set_adapters(["identity", "motion"], [1., .5])
-    ours = concept.at(motion=.5).generate(seed=3, steps=3, guidance=4., against=1., num_frames=5, negative="").frames
+    pipe.set_adapters(["appearance", "motion"], [1., .5])
+    ours = concept.at(motion=.5).generate(seed=3, steps=3, guidance=4., negative_scale=1., num_frames=5, negative="").frames
     assert (video(pipe, dit, concept) - ours).abs().max() < 1e-3
 
 def test_one_adapter_holds_the_scales(concept):
     (_, one), = concept.at(.5, 2).adapters().items()
     two = concept.at(.5, 2).adapters(split=True)
     for layer, (A, B) in one.items():
-        assert B.shape[1] == concept.rank and torch.allclose(B, two["identity"][layer][1] + two["motion"][layer][1])
+        assert B.shape[1] == concept.rank and torch.allclose(B, two["appearance"][layer][1] + two["motion"][layer][1])
         assert torch.equal(B, .5*concept.weights[f"{layer}.B1"] + 2*concept.weights[f"{layer}.B2"])
 
 class Meanwhile:
@@ -392,7 +420,7 @@ def test_the_readme_is_a_program(concept, tmp_path, monkeypatch, format, split):
     with monkeypatch.context() as m:
         m.setattr(VideoDiT, "load", load)
         exec(code, ran := {})
-    ours = concept.generate(seed=0, steps=2, against=1.)
+    ours = concept.generate(seed=0, steps=2, negative_scale=1.)
     assert asked == [concept.info["base"]] and (ran["frames"]-ours.frames).abs().max() < 2e-3
     video = Clip.load("video.mp4")
     assert (len(video), video.fps) == (len(ours), concept.info["clip"]["fps"])
@@ -409,7 +437,7 @@ def test_export_explains_itself_and_is_whole(concept, tmp_path, monkeypatch):
         made = concept.export(folder, format, split)
         words = (folder/"README.md").read_text()
         assert ("load_lora_weights" if format == "diffusers" else "PeftModel") in words and concept.prompt in words and concept.info["base"] in words
-        assert [m.name for m in made] == (["identity", "motion"] if split else [format])
+        assert [m.name for m in made] == (["appearance", "motion"] if split else [format])
     with pytest.raises(UserError, match="choose diffusers, peft, comfyui"): concept.export(tmp_path/"x", "gguf")
     (tmp_path/"notes").mkdir()
     (tmp_path/"notes"/"a.txt").write_text("mine")

@@ -18,7 +18,7 @@ from sas_nb.explore.widgets import Pad
 from sas_nb.explore.worker import Cancelled, Worker
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
-from sas_nb.lab.zoo import load_zoo, save_zoo
+from sas_nb.lab.zoo import save_zoo
 
 LAYERS, SMALL = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)", dict(steps=3, preview=1, guidance=1, num_frames=5)
 PROMPT = ("a [v] man in a red shirt in a park", "he is [u] dancing")

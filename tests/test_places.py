@@ -13,7 +13,7 @@ from sas_nb.atlas.places import load_zoo, zoo_folder
 from sas_nb.cache import cache_folder, cached, data_path, named_folder
 from sas_nb.cli import _log, _pictures
 from sas_nb.clip import Clip
-from sas_nb.concept import base_model, Concept, learn
+from sas_nb.concept import base_model, Concept
 from sas_nb.dit import _folder, _shared, VideoDiT
 from sas_nb.explore import _opened
 from sas_nb.explore.concepts import named_concepts, open_concepts
@@ -23,8 +23,9 @@ from sas_nb.files import UserError
 from sas_nb.frames import Settings
 from sas_nb.hub import lasting_name, model_folder
 from sas_nb.lab.oracles import Oracles
-from sas_nb.lab.zoo import load_zoo, save_zoo
-from sas_nb.metrics import clip_encoder, dino_encoder
+from sas_nb.lab.published import clip_encoder, dino_encoder
+from sas_nb.lab.zoo import save_zoo
+from sas_nb.learning import learn
 from sas_nb.video import preflight
 from sas_nb.world_large import _named
 

@@ -7,13 +7,16 @@ import wan_folder as wan
 from sas_nb import cli, dit as dit_module, frames, hub
 from sas_nb.basis import Basis
 from sas_nb.clip import Clip
-from sas_nb.concept import Concept, learn
+from sas_nb.concept import Concept
+from sas_nb.counterfactual import redraw
+from sas_nb.data import Examples
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
-from sas_nb.frames import Settings, Trainer
+from sas_nb.frames import Settings
 from sas_nb.hub import fingerprint, recommended_for
-from sas_nb.regularize import Examples
-from sas_nb.residual import motion_settings, redraw
+from sas_nb.learning import learn
+from sas_nb.residual import motion_settings
+from sas_nb.train import Trainer
 
 APPEARANCE, MOTION = "a [v] man in a red shirt in the park", "he is [u] dancing"
 SIZE = dict(num_frames=5, height=32, width=32)

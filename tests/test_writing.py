@@ -10,7 +10,7 @@ from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.files import expanded, read_about, UserError
 from sas_nb.lab.oracles import Oracles
-from sas_nb.lab.zoo import load_zoo, save_zoo
+from sas_nb.lab.zoo import save_zoo
 from sas_nb.writing import atomic, check_place
 
 

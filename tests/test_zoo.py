@@ -17,7 +17,7 @@ from sas_nb.lab.draw import render
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.specs import edit, random_thing
 from sas_nb.lab.world import heldout_spec, Person, Spec
-from sas_nb.lab.zoo import load_zoo, packed, save_zoo, spec_of
+from sas_nb.lab.zoo import packed, save_zoo, spec_of
 import bench_fleet, response, zoo
 
 pytestmark = pytest.mark.usefixtures("own_cache")

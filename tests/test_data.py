@@ -2,13 +2,14 @@
 import pytest
 import torch
 
-from sas_nb import regularize
-from sas_nb.basis import Basis
+import road
 from sas_nb.clip import Clip
+from sas_nb.compose import join_prompts, stitch
+from sas_nb.data import Examples, mask_tokens, prior_examples
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.flow import clean_estimate
-from sas_nb.regularize import Examples, join_prompts, mask_tokens, prior_examples, SelfConditioning, stitch
+from sas_nb.self_conditioning import SelfConditioning
 from sas_nb.text import add_tokens
 
 FEW = r"blocks\.0\.attn1\.to_q"
@@ -78,9 +79,9 @@ def test_prior_is_the_bases_own_samples(dit):
 
 
 def test_prior_refuses_an_adapter_and_no_prompts(dit, monkeypatch):
-    b = Basis(dit, 2, FEW)
+    road.new(dit, 2, FEW)
     with pytest.raises(UserError, match="adapter is on it"): prior_examples(dit, True, n=1, steps=1)
-    b.detach()
+    road.off(dit)
     monkeypatch.setattr(dit.recommended, "prior", ())
     with pytest.raises(UserError, match="needs prompts"): prior_examples(dit, True, n=1, steps=1)
 
@@ -207,4 +208,3 @@ def test_joined_prompts(dit):
     assert join_prompts(["a bonfire on a beach"]) == "a bonfire on a beach"
     assert join_prompts(["a man. they are waving", "a woman. they are waving"]) == "a man and a woman. they are waving"
     dit.check_words(joined)
-    assert regularize.__all__ and {"stitch", "join_prompts"} <= set(regularize.__all__)

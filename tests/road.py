@@ -1,0 +1,60 @@
+"Short ways to the road's objects: a stage from a few numbers, an adapter that stays on a model until the next one."
+from dataclasses import fields, replace
+from sas_nb.adapter import SharedLoRA
+from sas_nb.data import StageData
+from sas_nb.recipe import Recipe, Run
+from sas_nb.train import Trainer
+
+RUN = {f.name for f in fields(Run)}
+
+
+def stage(name="appearance", **changes):
+    "The paper's stage of this name, with some numbers changed."
+    paper = Recipe.paper()
+    return replace(paper.stage1 if name == "appearance" else paper.stage2, **changes)
+
+
+def recipe(stage1=None, stage2=None, both=None, **changes):
+    "The paper's recipe, changed."
+    return Recipe.paper().with_(both=both, stage1=stage1, stage2=stage2, **changes)
+
+
+def split(numbers):
+    "Numbers of a stage, and those of a run."
+    return {k: v for k, v in numbers.items() if k not in RUN}, {k: v for k, v in numbers.items() if k in RUN}
+
+
+_on = {}
+
+
+def off(dit):
+    "Whatever a test put on this model comes off."
+    if context := _on.pop(id(dit), None): context.__exit__(None, None, None)
+
+
+def all_off():
+    for context in list(_on.values()): context.__exit__(None, None, None)
+    _on.clear()
+
+
+def put_on(adapter):
+    "An adapter (or a concept's) on its model until the next one, or the end of the test."
+    off(adapter.dit)
+    context = adapter.attached()
+    worn = context.__enter__()
+    _on[id(adapter.dit)] = context
+    return worn
+
+
+def new(dit, *args, **kwargs):
+    "A new adapter, on its model."
+    return put_on(SharedLoRA(dit, *args, **kwargs))
+
+
+def trainer(adapter, data, stage, prior=None, prompts=("",), seeds=None, **run):
+    "A trainer over examples, or over those of several concepts."
+    data = StageData(data if isinstance(data, list) else [data], prior, list(prompts))
+    return Trainer(adapter.dit, adapter, data, stage, Run(**dict(progress=False) | run), seeds)
+
+
+def tensors(adapter, i=0): return adapter.member(i)[0]
