@@ -33,7 +33,7 @@ def flip(self:Line,
 def _private(): pass
 """
     page = docs.api(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]))
-    for part in ("## `Line`", "slope: float = 1. # of one", "### `Line.at`", "def at(self, x:float) -> float:"):
+    for part in ("## `Line`", "slope: float = 1. # of one", "### `Line.at`", "def at(self, x:float)"):
         assert part in page
     for part in ("### `Line.flip`", "much:bool=True, # upside down too", "# another", "Mirrored."):
         assert part in page
