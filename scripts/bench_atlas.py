@@ -19,7 +19,6 @@ import torch, typer
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from sas_nb.atlas import _layers_of
 from sas_nb.atlas.components import pca_of
 from sas_nb.atlas.geometry import Atlas, layer_gram, layers_of
 from sas_nb.atlas.members import Member

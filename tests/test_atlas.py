@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA as Dense
 
-from sas_nb import atlas as atlas_module
-from sas_nb.atlas import _blocks, _layers_of, inversion
+from sas_nb.atlas import inversion
 from sas_nb.atlas.components import leave_one_out, null_ratios, pca_of
 from sas_nb.atlas.geometry import Atlas, isometric_coordinates, layer_gram, layers_of, member_blocks
 from sas_nb.atlas.lora_files import layer_name
-from sas_nb.atlas.members import Lora, Member, synthetic
+from sas_nb.atlas.members import Lora, synthetic
 from sas_nb.atlas.probes import together
 from sas_nb.atlas.responses import response, safe_range
 from sas_nb.clip import Clip

@@ -2,7 +2,6 @@
 import json, math, os, subprocess, sys
 from dataclasses import replace
 import pytest, torch, typer
-from sas_nb import bench
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.lab import bench, methods as methods_module

@@ -9,7 +9,6 @@ from sas_nb.atlas.places import load_zoo
 from sas_nb.basis import Basis
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
-from sas_nb.explore import describe, page
 from sas_nb.explore.concepts import lasting_places, named_concepts
 from sas_nb.explore.page import Explorer, offers
 from sas_nb.explore.renderer import AVERAGE, known_words, Position, Studio

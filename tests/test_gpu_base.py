@@ -29,7 +29,7 @@ def start(tmp_path_factory):
 def arguments(tmp_path, start, minutes, **sizes):
     given = [word for name, value in {**SIZES, **sizes}.items() for word in ("--set", f"{name}={value}")]
     return ["train", "--cpu", "--minutes", str(minutes), "--state", str(tmp_path/"state"), "--out", str(tmp_path/"out"),
-            "--start", str(start), "--world", "sas_nb.lab.draw", *given]
+            "--start", str(start), "--world", "sas_nb.world", *given]
 
 def rows(path): return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -117,7 +117,7 @@ def test_the_script_needs_no_video_reader(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
 
 def test_drawn_clips_are_what_the_world_draws_and_each_is_used_as_often_as_asked(base):
-    from sas_nb.lab import draw as world
+    from sas_nb import world
     drawing = base.Drawing(world, 2, 100, focus=True, slots=4)
     try:
         ring = base.Ring(drawing, 8, torch.device("cpu"), uses=3, first=6)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from sas_nb import metrics
 from sas_nb.clip import Clip
 from sas_nb.files import UserError
 from sas_nb.lab import controls as controls_module, motion as motion_module, published as published_module
@@ -20,7 +19,6 @@ from sas_nb.lab.published import (arcface_encoder, clip_encoder, dino_encoder, d
                                   motion_fidelity_published, prior_collapse, text_alignment)
 from sas_nb.lab.specs import edit
 from sas_nb.lab.world import heldout_spec
-from sas_nb.metrics import flicker
 from sas_nb.stats import Interval, paired_bootstrap
 
 pixels = pixel_encoder(4)

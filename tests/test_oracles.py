@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from sas_nb import oracles as module
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
@@ -25,7 +24,6 @@ from sas_nb.lab.oracles import (auc, held_specs, measure, named_answers, one_per
 from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.tiny import FPS, TEST_SEED
 from sas_nb.lab.world import random_spec
-from sas_nb.oracles import share
 
 SEEDS = range(5_000_000, 5_000_048)
 

@@ -8,13 +8,12 @@ from sas_nb.cache import data_path
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import channels_last, in_two_pieces
 from sas_nb.files import UserError
-from sas_nb.lab import draw as world
 from sas_nb.lab.autoencoder import (autoencoder_report, batch_loss, busy_crops, Clips, decibels, focus_of,
                                     head_and_hands, interest, reconstruction_loss, reconstruction_psnr,
                                     train_autoencoder)
 from sas_nb.lab.draw import render_array
 from sas_nb.lab.optim import Clock, load_state, Muon, optimisers, orthogonalise, save_state, set_rates
-from sas_nb.lab.pretrain import captions, Latents, passes, quick, train_dit
+from sas_nb.lab.pretrain import captions, Latents, train_dit
 from sas_nb.lab.specs import vocabulary
 from sas_nb.lab.tiny import (autoencoder_passes, decode, encode, FPS, latent_shape, load_autoencoder,
                              make_tokenizer, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder, tiny_pipeline,

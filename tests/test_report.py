@@ -15,7 +15,6 @@ from sas_nb.lab.report import (BARS, card_markdown, exchanged, generate, load_st
                                verdict_sheet, verdicts)
 from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.world import random_spec
-from sas_nb.report import flicker
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 from hashlib import sha256
 import numpy as np, pytest
 from PIL import Image
-from sas_nb import world
 from sas_nb.files import UserError
 from sas_nb.lab import draw as world
 from sas_nb.lab.draw import *

@@ -2,7 +2,6 @@
 import re
 from dataclasses import replace
 import numpy as np, pytest
-from sas_nb import world, world_large
 from sas_nb.files import UserError
 from sas_nb.lab import draw as world, draw_large as world_large
 from sas_nb.lab.draw_large import *
