@@ -82,7 +82,7 @@ def caution(message:str):
 def tidy():
     "Turn exceptions and signals into one line and an exit code. With `SAS_NB_DEBUG=1` errors keep their traceback."
     try:
-        from sas_nb.frames import stoppable
+        from sas_nb.running import stoppable
         with stoppable(): yield
     except KeyboardInterrupt as e:
         with suppress(OSError): # the terminal may be gone
@@ -286,7 +286,7 @@ def train(clip:Annotated[Path, typer.Argument(metavar="CLIP", help="A video of t
 
 # %% ../nbs/16_cli.ipynb #f8321628
 def _train(clip, appearance, motion, model, out, rank, settings, regularize, prior_prompts, twin_prompt, progress, preset):
-    from sas_nb.concept import learn
+    from sas_nb.learning import learn
     for w in clip.report.warnings: caution(as_options(f"{w}."))
     if progress and (about := _clip_size(model).about): say(f"Note: {model!r} {about}.", err=True)
     check_writable(out, folder=True)
@@ -320,7 +320,7 @@ def _pictures(concept, clip, out, finished):
     "Write `sheet.png` and `loss.png` into the run's folder; True where both are there and ours."
     from PIL.PngImagePlugin import PngInfo
     from sas_nb.files import expanded
-    from sas_nb.frames import plot_history
+    from sas_nb.log import plot_history
     from sas_nb.sheet import contact_sheet
     from sas_nb.writing import atomic
     sheet, loss, mark = expanded(out)/"sheet.png", expanded(out)/"loss.png", PngInfo()

@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'SYSTEM', 'require']
 # %% ../nbs/parts/extras.ipynb #c58bd8cf
 from importlib import import_module
 from types import ModuleType
-from .clip import needs, UserError
+from .files import needs, UserError
 
 # %% ../nbs/parts/extras.ipynb #6a0be270
 PACKAGES = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 import numpy as np
 from scipy import stats
-from .clip import UserError
+from .files import UserError
 
 # %% ../nbs/parts/stats.ipynb #aa51e65b
 class Interval(NamedTuple):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
-from ..clip import UserError
 from .geometry import Atlas, layers_of, part_slots
+from ..files import UserError
 
 # %% ../../nbs/atlas/04_components.ipynb #7e523b46
 @dataclass

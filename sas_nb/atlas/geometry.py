@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from ..clip import UserError
-from ..lowrank import canonical, principal_angles
 from .members import CONCEPT_PARTS, LORA_PARTS, Member
 from .places import members_of
+from ..files import UserError
+from ..lowrank import canonical, principal_angles
 
 # %% ../../nbs/atlas/03_geometry.ipynb #6855cbc9
 def _block_sums(X:Tensor, rows:Tensor, cols:Tensor)->Tensor: # (members of rows, members of cols), float64

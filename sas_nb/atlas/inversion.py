@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from ..clip import Clip, UserError
-from ..dit import add_tokens, VideoDiT
+from .geometry import Atlas, layers_of
+from ..clip import Clip
+from ..concept import Concept
+from ..dit import VideoDiT
+from ..files import UserError
 from ..flow import flow_loss, interpolate, sample_times, velocity_target
 from ..frames import Settings
 from ..residual import both_views
-from ..concept import Concept
-from .geometry import Atlas, layers_of
+from ..text import add_tokens
 
 # %% ../../nbs/atlas/08_inversion.ipynb #e1fbfb11
 def _mixture(rows:np.ndarray, tensors:list)->Tensor: # (K+1, ...)

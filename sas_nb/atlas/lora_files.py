@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from ..clip import UserError
-from ..dit import Wan
 from .members import LORA_PARTS, Member
+from ..family import Wan
+from ..files import UserError
 
 # %% ../../nbs/atlas/01_lora_files.ipynb #a2796092
 def _squeezed(name): return re.sub(r"[._]", "", name)

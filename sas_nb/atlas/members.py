@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
-from ..clip import atomic, expanded, UserError
-from ..dit import Wan
+from ..concept import Concept
+from ..concept_file import check_shapes, read_info
+from ..family import Wan
+from ..files import expanded, UserError
+from ..hub import _readable
 from ..lowrank import change_gauge
-from ..concept import Concept, _readable, check_shapes, read_info
+from ..writing import atomic
 
 # %% ../../nbs/atlas/00_members.ipynb #d11bc594
 _SIZES = {f"blocks.{i}.{layer}": size for i in range(2)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from ..clip import UserError
-from ..lowrank import canonical, recompress
-from ..concept import Concept
-from .members import CONCEPT_PARTS, LORA_PARTS, Lora, Member
 from .geometry import Atlas, layers_of, share_a
+from .members import CONCEPT_PARTS, Lora, LORA_PARTS, Member
 from .probes import Direction
+from ..concept import Concept
+from ..files import UserError
+from ..lowrank import canonical, recompress
 
 # %% ../../nbs/atlas/06_mixing.ipynb #6f0473a4
 def _weighted(pairs, part, weights): return [float(x)*p[1+part].double() for x, p in zip(weights, pairs)]

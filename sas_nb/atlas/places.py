@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from torch import Tensor
 from safetensors.torch import load_file
-from ..clip import read_about, UserError
-from ..dit import named_folder, VideoDiT
-from ..concept import check_info, Concept, concept_folder
-from .members import from_concept, from_folder, from_lora, Lora, Member
 from .lora_files import from_lora_file
+from .members import from_concept, from_folder, from_lora, Lora, Member
+from ..cache import named_folder
+from ..concept import Concept
+from ..concept_file import check_info, concept_folder
+from ..dit import VideoDiT
+from ..files import read_about, UserError
 
 # %% ../../nbs/atlas/02_places.ipynb #6d50be95
 def zoo_folder(folder:str|Path)->Path:

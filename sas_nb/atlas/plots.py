@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import re
 import numpy as np
 from fastcore.basics import patch
-from ..clip import Clip, figure, UserError
 from .geometry import Atlas
+from ..clip import Clip
+from ..files import UserError
+from ..sheet import figure
 
 # %% ../../nbs/atlas/07_plots.ipynb #237deee0
 def _figure(width=5., height=3.6, cols=1):

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 import numpy as np
 from fastcore.basics import patch
-from ..clip import UserError
 from .geometry import Atlas
+from ..files import UserError
 
 # %% ../../nbs/atlas/05_probes.ipynb #d1531d9c
 _NAN = float("nan")

@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import takewhile
 import numpy as np
-from ..clip import UserError
+from ..files import UserError
 from ..stats import paired_bootstrap
 
 # %% ../../nbs/atlas/09_responses.ipynb #14de4fb4

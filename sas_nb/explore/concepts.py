@@ -7,9 +7,10 @@ __all__ = ['is_saved', 'listed', 'named_concepts', 'lasting_places', 'open_conce
 
 # %% ../../nbs/explore/00_concepts.ipynb #3f405162
 from pathlib import Path
-from ..clip import expanded, UserError
-from ..concept import Concept, concept_folder
-from ..dit import named_folder
+from ..cache import named_folder
+from ..concept import Concept
+from ..concept_file import concept_folder
+from ..files import expanded, UserError
 
 # %% ../../nbs/explore/00_concepts.ipynb #2fc0a0b9
 def _is_zoo(folder): return folder is not None and (folder/"zoo.json").is_file()
@@ -34,7 +35,7 @@ def listed(concepts)->dict|list:
 # %% ../../nbs/explore/00_concepts.ipynb #e82a60fd
 def _members(x)->list:
     "A zoo stands for all in it; `zoo` is the shipped one where no zoo here has that name."
-    from sas_nb.zoo import read_zoo # the drawn world comes along, which only zoos need
+    from sas_nb.atlas.places import read_zoo # the drawn world comes along, which only zoos need
     if isinstance(x, Concept): return [x]
     folder = named_folder(x, "zoo.json")
     return [folder/n for n in read_zoo(folder)["members"]] if _is_zoo(folder) else [expanded(x)]
@@ -78,7 +79,7 @@ def lasting_places(concepts)->dict|list|None: # None where a concept is in memor
 # %% ../../nbs/explore/00_concepts.ipynb #b8d3f6e1
 def open_concepts(named:dict)->dict: # name -> concept
     "Read what is on disk, each zoo once. Raises `UserError` for whom a zoo does not have."
-    from sas_nb.zoo import load_zoo
+    from sas_nb.atlas.places import load_zoo
     zoo_of = {name: zoo for name, place in named.items() if (zoo := _zoo(place))}
     zoos = {zoo: load_zoo(zoo) for zoo in dict.fromkeys(zoo_of.values())}
     for name, zoo in zoo_of.items():

@@ -16,9 +16,9 @@ import ipywidgets as iw
 import traitlets as tr
 from fastcore.basics import patch
 from PIL import Image
-from ..clip import expanded, UserError
 from .widgets import Code, draw, Pad, Screen, STATIC, Strength
 from .worker import Cancelled, Worker
+from ..files import expanded, UserError
 
 # %% ../../nbs/explore/04_page.ipynb #10e72823
 def offers(text:str, words:list[str], most:int=12)->list[str]:

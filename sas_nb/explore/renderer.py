@@ -16,12 +16,13 @@ import json, re, threading
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from ..atlas import Atlas
-from ..clip import Clip, UserError, whole_number
+from ..atlas.geometry import Atlas
+from ..clip import Clip
 from ..concept import Concept
+from ..counterfactual import about
 from ..dit import checked_steps, VideoDiT
 from .concepts import lasting_places, listed, named_concepts, open_concepts
-from ..residual import about
+from ..files import UserError, whole_number
 
 # %% ../../nbs/explore/01_renderer.ipynb #734404c1
 AVERAGE = "the average"

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 import html, importlib.util, json, secrets, signal, socket, subprocess, sys
 import tempfile, threading, time, webbrowser
-from ..clip import expanded, needs, UserError
 from ..concept import Concept
 from .concepts import is_saved, lasting_places, listed, named_concepts
 from .page import Explorer
+from ..files import expanded, needs, UserError
 
 # %% ../../nbs/explore/05_serve.ipynb #9a884a13
 def explorer_page(concepts, **options): # of `Explorer`

@@ -84,7 +84,7 @@ class Code(anywidget.AnyWidget):
 # %% ../../nbs/explore/03_widgets.ipynb #9874e0c2
 def _name_marks(ax, names:list, marks:np.ndarray, inch:float): # marks (N, 2); inch in units of the map
     "Names above their marks, apart from each other, each tied to its mark by a line."
-    from sas_nb.atlas import spread # torch comes along, which the widgets do not need
+    from sas_nb.atlas.plots import spread # torch comes along, which the widgets do not need
     sizes = np.array([(.115*len(name)*inch, .2*inch) for name in names])
     line = dict(arrowstyle="-", color=".5", linewidth=.6, shrinkA=2, shrinkB=4)
     style = dict(ha="center", va="center", fontsize=9, annotation_clip=False, arrowprops=line)
@@ -115,7 +115,7 @@ def draw(pads:dict,   # title -> `Pad`
          clip=None,   # a `Clip` to show below the maps
         )->Image.Image:
     "Maps side by side, each with its point, and the frames of a clip."
-    from sas_nb.clip import figure
+    from sas_nb.sheet import figure
     fig = figure(8.6, 3.9 if clip is None else 5.4)
     heights = [1] if clip is None else [3, 1.25]
     grid = fig.add_gridspec(len(heights), len(pads), height_ratios=heights)

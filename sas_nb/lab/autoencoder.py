@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from diffusers import AutoencoderKLWan
-from .. import world
-from ..dit import best_device, channels_last
-from .optim import Training, continue_log, load_state, log_row, optimisers, own_seeds
-from .tiny import (FPS, TEST_SEED, autoencoder_passes, decode, encode, load_autoencoder,
-                             mixed_precision, tiny_autoencoder, to_signed, training_spec, whole_clip, wider)
+from ..fast import best_device, channels_last, mixed_precision
+from . import world
+from .optim import continue_log, load_state, log_row, optimisers, own_seeds, Training
+from .tiny import (autoencoder_passes, decode, encode, FPS, load_autoencoder, TEST_SEED,
+                             tiny_autoencoder, to_signed, training_spec, wider)
 
 # %% ../../nbs/lab/06_autoencoder.ipynb #cl1ps0it
 # a world goes to workers by its name
@@ -70,7 +70,7 @@ def reconstruction_loss(both,                 # what `autoencoder_passes` return
     w = 1+1.5*c/(mean_interest+.02)
     w = w/w.mean()
     w[:, :, 0] *= 2
-    with mixed_precision(x.device), whole_clip(): z, y = both(x)
+    with mixed_precision(x.device): z, y = both(x)
     d = y.float()-x
     return ((.15*d.abs()+d.pow(2))*w).mean() + 1e-5*z.float().pow(2).mean()
 

@@ -15,16 +15,22 @@ import csv, hashlib, json, re, time
 import numpy as np, torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ..clip import UserError, atomic, expanded
 from ..concept import Concept
-from ..dit import VideoDiT, add_tokens, fingerprint, maker_fingerprint, split_placeholders
+from ..dit import maker_fingerprint, split_placeholders, VideoDiT
+from ..files import expanded, UserError
 from ..flow import interpolate, loss_per_sample, velocity_target
+from ..hub import fingerprint
 from .cases import Case, case, nearest
-from .methods import METHODS, RIVAL, Budget, first_stage, one_stage, two_stage, undress
+from .controls import adherence, edit_accuracy, edit_error, seen_words
+from .draw import render
+from .methods import Budget, first_stage, METHODS, one_stage, RIVAL, two_stage, undress
+from .metrics import pixel_encoder, ssim, temporal_consistency
+from .motion import motion_fidelity, pose_correlation
 from .oracle_nets import seen_joints, words_of
-from ..metrics import (adherence, edit_accuracy, edit_error, motion_fidelity, paired_bootstrap,
-                            pixel_encoder, pose_correlation, seen_words, ssim, temporal_consistency)
-from ..world import Person, render
+from .world import Person
+from ..stats import paired_bootstrap
+from ..text import add_tokens
+from ..writing import atomic
 
 # %% ../../nbs/lab/18_bench.ipynb #e56ee879
 SLIDERS = ("identity_by_appearance", "identity_by_motion", "motion_by_appearance", "motion_by_motion")

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 from ..clip import Clip
-from ..metrics import mse
-from ..world import (caption, COLOURS, edit, HATS, HELD, HELDOUT, heldout_spec, LIGHTS, Person,
-                          random_thing, render, SCENES, Spec, THINGS)
+from .draw import render
+from .metrics import mse
+from .specs import caption, COLOURS, edit, HATS, HELD, HELDOUT, LIGHTS, random_thing, SCENES, THINGS
+from .world import heldout_spec, Person, Spec
 
 # %% ../../nbs/lab/16_cases.ipynb #d4c66e21
 @dataclass(frozen=True)

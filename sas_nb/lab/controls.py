@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
-from ..clip import Clip, UserError
-from .specs import edit
-from .world import Spec, random_person
+from ..clip import Clip
+from ..files import UserError
 from .draw import render, truth
 from .metrics import frames_of, mse
-from ..metrics import Interval, paired_bootstrap
+from .specs import edit
+from .world import random_person, Spec
+from ..stats import Interval, paired_bootstrap
 
 # %% ../../nbs/lab/12_controls.ipynb #437d64d4
 def edit_error(x:Clip|Tensor,  # (T, 3, S, S)

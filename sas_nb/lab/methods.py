@@ -13,10 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from ..basis import Basis
-from ..concept import Concept, learn, provenance
-from ..dit import fingerprint
-from ..frames import Settings, Trainer, frame_set, train_identity
-from ..residual import OFF, SAMPLING, motion_settings, preset_settings, sequence, train_motion
+from ..concept import Concept, provenance
+from ..data import frame_set, sequence
+from ..frames import Settings
+from ..hub import fingerprint
+from .oracle_training import train_identity, train_motion
+from ..learning import learn
+from ..residual import motion_settings, OFF, preset_settings, SAMPLING
+from ..train import Trainer
 
 # %% ../../nbs/lab/17_methods.ipynb #7826f11c
 @dataclass(frozen=True)

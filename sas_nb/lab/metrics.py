@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np, torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..clip import Clip, UserError
+from ..clip import Clip
+from ..files import UserError
 
 # %% ../../nbs/lab/10_metrics.ipynb #62600834
 def pixel_encoder(size:int=8, # rows and columns that are left

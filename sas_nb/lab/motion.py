@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..clip import Clip, UserError, needs
+from ..clip import Clip
+from ..files import needs, UserError
 from .metrics import frames_of
 
 # %% ../../nbs/lab/11_motion.ipynb #f8f2febb

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import get_worker_info
 from fastcore.basics import patch
-from ..clip import atomic
+from ..writing import atomic
 
 # %% ../../nbs/lab/04_optim.ipynb #91997027
 def orthogonalise(u:Tensor)->Tensor: # (N, rows, cols) -> the same, singular values near 1

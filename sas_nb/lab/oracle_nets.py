@@ -13,9 +13,10 @@ import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from fastcore.basics import patch
+from .gaits import JOINTS
+from .specs import CAMERAS, COLOURS, HATS, HELD, in_picture, KINDS, LIGHTS, MOTIONS, SCENES, THINGS
 from .tiny import FPS
-from ..world import (CAMERAS, COLOURS, HATS, HELD, IDENTITY, in_picture, JOINTS, joints as body_joints,
-                          KINDS, LIGHTS, MOTIONS, Person, SCENES, Spec, THINGS)
+from .world import IDENTITY, joints as body_joints, Person, Spec
 
 # %% ../../nbs/lab/07_oracle_nets.ipynb #4f6a547b
 STATIC = dict(scene=tuple(SCENES), shirt=tuple(COLOURS), trousers=tuple(COLOURS), hat=tuple(HATS),

@@ -17,15 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from ..clip import atomic, expanded
-from ..dit import best_device, channels_last
-from .optim import Training, log_row, optimisers, own_seeds
-from .oracle_nets import (LABELS, TRAIN_SEED, OracleNet, bone_lengths, forward_features,
-                                    identity_features, margin_loss, mirrored, seen_joints,
-                                    visible_code, words_of)
-from .oracles import Oracles, measure, one_person, round_trip
-from .tiny import FPS, mixed_precision
-from ..world import KINDS, Person, Spec, random_spec, render_array
+from ..fast import best_device, channels_last, mixed_precision
+from ..files import expanded
+from .draw import render_array
+from .optim import log_row, optimisers, own_seeds, Training
+from .oracle_nets import (bone_lengths, forward_features, identity_features, LABELS, margin_loss,
+                                    mirrored, OracleNet, seen_joints, TRAIN_SEED, visible_code, words_of)
+from .oracles import measure, one_person, Oracles, round_trip
+from .specs import KINDS
+from .tiny import FPS
+from .world import Person, random_spec, Spec
+from ..writing import atomic
 
 # %% ../../nbs/lab/09_oracle_training.ipynb #78c4487e
 def example(spec:Spec, frames:np.ndarray)->dict: # frames (T, 64, 64, 3) uint8

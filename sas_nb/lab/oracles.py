@@ -17,11 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from ..clip import Clip, UserError, atomic
-from ..dit import best_device, channels_last, data_path, named_folder
-from .oracle_nets import HELD_SEED, LABELS, OracleNet, answers, seen_joints, words_of
-from .tiny import FPS, decode, encode, to_signed
-from ..world import KINDS, Spec, edit, random_spec, render_array
+from ..cache import data_path, named_folder
+from ..clip import Clip
+from ..fast import best_device, channels_last
+from ..files import UserError
+from .draw import render_array
+from .oracle_nets import answers, HELD_SEED, LABELS, OracleNet, seen_joints, words_of
+from .specs import edit, KINDS
+from .tiny import decode, encode, FPS, to_signed
+from .world import random_spec, Spec
+from ..writing import atomic
 
 # %% ../../nbs/lab/08_oracles.ipynb #5a9345af
 @torch.no_grad()

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 from fastcore.basics import patch
-from .. import world
-from ..dit import best_device, PLACEHOLDERS
+from ..fast import best_device, mixed_precision
 from ..flow import interpolate, sample_times, velocity_target
+from . import world
 from .autoencoder import Clips
 from .optim import adam, continue_log, log_row, optimisers, running_averages, Training
-from .tiny import (encode, ids_of, latent_shape, LONGEST, mixed_precision, read, ship,
-                             tiny_pipeline, to_signed, use_matmul_attention)
+from .tiny import (encode, ids_of, latent_shape, LONGEST, read, ship, tiny_pipeline, to_signed,
+                             use_matmul_attention)
+from ..prompt import PLACEHOLDERS
 
 # %% ../../nbs/lab/06_pretrain.ipynb #capt10ns
 def captions(tokenizer, spec, seed:int, n:int=4, world=world)->Tensor: # (2, n, LONGEST-1), in 16 bits

@@ -13,10 +13,11 @@ import os
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..clip import Clip, UserError, expanded, needs
-from ..dit import best_device
+from ..clip import Clip
+from ..fast import best_device
+from ..files import expanded, needs, UserError
 from .metrics import embed, similarity
-from .motion import Tracks, same_length, tracks_of
+from .motion import same_length, Tracks, tracks_of
 
 # %% ../../nbs/lab/13_published.ipynb #af672f06
 def _sides(s):

@@ -17,12 +17,17 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from ..clip import UserError, atomic, check_place, expanded
+from ..dit import maker_fingerprint, VideoDiT
+from ..files import expanded, UserError
+from ..hub import fingerprint
 from .draw import render_array
-from .specs import CAMERAS, HATS, HELD, LIGHTS, SCENES, THINGS, Spec, caption, thinned_out
+from .oracle_nets import LABELS, words_of
+from .oracles import named_answers, Oracles, round_trip
+from .specs import CAMERAS, caption, HATS, HELD, LIGHTS, SCENES, Spec, THINGS, thinned_out
+from .tiny import FPS
 from .world import random_spec
-from ..dit import VideoDiT, fingerprint, maker_fingerprint
-from ..oracles import FPS, LABELS, Oracles, named_answers, round_trip, share, words_of
+from ..oracles import share
+from ..writing import atomic, check_place
 
 # %% ../../nbs/lab/14_report.ipynb #bdad570f
 REPORT_SEED = 1_900_000_000 # from here on, seeds are for reports: no model and no oracle has seen them

@@ -12,7 +12,7 @@ __all__ = ['SCENES', 'COLOURS', 'HATS', 'HELD', 'LIGHTS', 'CAMERAS', 'MOTIONS', 
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 import numpy as np
-from ..clip import UserError
+from ..files import UserError
 from .gaits import Gait, gait_of
 
 # %% ../../nbs/lab/00_specs.ipynb #81790cff
