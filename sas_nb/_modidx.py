@@ -415,6 +415,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sas_nb.dit': { 'sas_nb.dit.VideoDiT': ('dit.html#videodit', 'sas_nb/dit.py'),
                             'sas_nb.dit.VideoDiT.__init__': ('dit.html#videodit.__init__', 'sas_nb/dit.py'),
                             'sas_nb.dit.VideoDiT.__repr__': ('dit.html#videodit.__repr__', 'sas_nb/dit.py'),
+                            'sas_nb.dit.VideoDiT.adapted': ('dit.html#videodit.adapted', 'sas_nb/dit.py'),
                             'sas_nb.dit.VideoDiT.check_size': ('dit.html#videodit.check_size', 'sas_nb/dit.py'),
                             'sas_nb.dit.VideoDiT.check_words': ('dit.html#videodit.check_words', 'sas_nb/dit.py'),
                             'sas_nb.dit.VideoDiT.decode': ('dit.html#videodit.decode', 'sas_nb/dit.py'),
