@@ -112,7 +112,6 @@ def velocity(self:Trainer, batch:Batch)->Tensor: # (B, C, t, h, w)
         if conditioning is None or not p: return self.dit.velocity(noisy, batch.times, batch.text)
         return conditioning.guessing(noisy, batch.times, batch.text, p, self.generators[0])
 
-# %% ../nbs/07_train.ipynb #b13177e4
 @patch
 def losses(self:Trainer, batch:Batch)->Tensor: # (B,)
     "Flow matching (eq. 5 and 9): the squared error of each example's velocity."
