@@ -151,7 +151,7 @@ def base(self:Concept)->VideoDiT:
     """The model this concept lives on. Raises `UserError` if it is not found, or its weights are not those
     the concept was trained on."""
     if self.dit is None: self.dit = VideoDiT.of(_base_name(self.info))
-    if self.info["fingerprint"] not in self.dit.prints():
+    if self.info["fingerprint"] not in self.dit.prints:
         raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other "
                         f"weights of it): load it with the base {self.info['base']!r} it "
                         f"names{made_with(self.info)}.")

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Examples', 'StageData', 'frame_set', 'sequence', 'hashed', 'source', 'prior_examples', 'from_base', 'mask_tokens',
-           'Batch', 'sample_batch', 'batch_parts']
+           'Batch', 'joined', 'sample_batch', 'batch_parts']
 
 # %% ../nbs/06_data.ipynb #88e38a8b
 from dataclasses import dataclass, field, replace
 import hashlib
 import torch
 from torch import Tensor
+from fastcore.basics import patch
 from .cache import cached
 from .clip import Clip
 from .dit import checked_seed, checked_steps, VideoDiT
@@ -192,6 +193,18 @@ class Batch:
     noise:Tensor  # (B, C, t, h, w)
     text:Tensor   # (B, L, D), placeholders filled in, some tokens masked
     times:Tensor  # (B,) in [0, 1], 1 is noise
+
+# %% ../nbs/06_data.ipynb #b38d2f67
+@patch
+def pieces(self:Batch, most:int)->list[Batch]:
+    "The batch in pieces of at most `most` examples."
+    parts = [getattr(self, k).split(most) for k in ("clean", "noise", "text", "times")]
+    return [Batch(*piece) for piece in zip(*parts)]
+
+def joined(batches:list[Batch], longest:int=0)->Batch: # of text, at least: in tokens
+    "Several batches as one."
+    clean, noise, times = (torch.cat([getattr(b, k) for b in batches]) for k in ("clean", "noise", "times"))
+    return Batch(clean, noise, join_texts([b.text for b in batches], longest), times)
 
 # %% ../nbs/06_data.ipynb #45c5b82d
 def sample_batch(stage:Stage,
