@@ -294,7 +294,6 @@ def save(self:Trainer):
     "Write the checkpoint, whole or not at all. Raises `UserError` if the disk refuses."
     save_run(self)
 
-# %% ../nbs/07_train.ipynb #fce42758
 @patch
 def resume(self:Trainer)->bool: # whether there was something to resume
     """Continue from the run's checkpoint, exactly. Raises `UserError` if it is damaged, another run's, or
