@@ -76,7 +76,9 @@ def _loss_row(x):
 
 def _history(x): return _dict_of(x, lambda rows: _list_of(rows, _loss_row))
 def _stage(x): return isinstance(x, dict) and _whole(x.get("steps"))
-def _recipe(x): return isinstance(x, dict) and all(_stage(v) for k, v in x.items() if k.startswith("stage"))
+def _recipe(x):
+    if not isinstance(x, dict) or not _text(x.get("name", "")): return False
+    return all(_stage(v) for k, v in x.items() if k.startswith("stage"))
 def _rates(x): return _list_of(x, _number)
 def _versions(x): return _dict_of(x, _text)
 
