@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pixels', 'Clips', 'interest', 'busy_crops', 'reconstruction_loss', 'batch_loss', 'reconstruct', 'decibels',
            'reconstruction_psnr', 'head_and_hands', 'focus_of', 'AutoencoderReport', 'autoencoder_report',
-           'autoencoder_optimisers', 'autoencoder_step', 'train_autoencoder']
+           'autoencoder_optimizers', 'autoencoder_step', 'train_autoencoder']
 
 # %% ../../nbs/lab/13_autoencoder.ipynb #5fb5c9fe
 from functools import partial
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from diffusers import AutoencoderKLWan
 from ..fast import best_device, channels_last, mixed_precision
 from . import world
-from .optim import continue_log, load_state, log_row, optimisers, own_seeds, Training
+from .optim import continue_log, load_state, log_row, optimizers, own_seeds, Training
 from .tiny import (autoencoder_passes, decode, encode, FPS, load_autoencoder, TEST_SEED,
                              tiny_autoencoder, to_signed, training_spec, wider)
 
@@ -79,7 +79,8 @@ def batch_loss(both, x:Tensor,         # clips
                focus:Tensor|None=None, # (B, 1, T, H, W), what counts more than it is busy
               )->Tensor:
     "Crops of all clips where they are busy, and a sixth of the clips whole."
-    c, some = interest(x), slice(-(-len(x)//6))
+    c = interest(x)
+    some = slice(-(-len(x)//6))
     if focus is not None: c = c + focus*c.mean()
     cropped = reconstruction_loss(both, *busy_crops(x, c), c.mean())
     return .75*cropped + .25*reconstruction_loss(both, x[some], c[some], c.mean())
@@ -174,13 +175,13 @@ def _sheet(x, y, scale:int=3)->Image.Image: # (B, 3, T, H, W) in [-1, 1] each
     return Image.fromarray(array).resize((array.shape[1]*scale, array.shape[0]*scale), Image.NEAREST)
 
 # %% ../../nbs/lab/13_autoencoder.ipynb #aut0step
-def autoencoder_optimisers(vae, lr:float, frozen_encoder:bool=False)->dict:
+def autoencoder_optimizers(vae, lr:float, frozen_encoder:bool=False)->dict:
     "Muon for the inner convolutions, AdamW for the rest; for the decoder's only, if the encoder is frozen."
     def inner(name, p): return p.ndim >= 4 and not any(k in name for k in ("conv_in", "conv_out", "quant"))
     if frozen_encoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    return optimisers(((n, p) for n, p in vae.named_parameters() if p.requires_grad), lr, lr/10, inner)
+    return optimizers(((n, p) for n, p in vae.named_parameters() if p.requires_grad), lr, lr/10, inner)
 
 def autoencoder_step(vae, both, opts:dict, x:Tensor, focus:Tensor|None=None)->Tensor: # clips in bytes
     "One step of learning; the loss."
@@ -202,7 +203,7 @@ def train_autoencoder(out:Path, minutes:float, batch:int=6, lr:float=.01, worker
     torch.manual_seed(seed)
     vae = _first_autoencoder(out, start, frozen_encoder, encoder_dim, decoder_dim).to(device or best_device())
     log, path = out/"autoencoder.jsonl", out/f"{'decoder' if frozen_encoder else 'autoencoder'}.safetensors"
-    training = Training(path, dict(vae=vae), autoencoder_optimisers(vae, lr, frozen_encoder), (lr, lr/10))
+    training = Training(path, dict(vae=vae), autoencoder_optimizers(vae, lr, frozen_encoder), (lr, lr/10))
     clips = _training_clips(seed+training.step*batch, batch, workers, world, focus)
     continue_log(start, log)
     both = autoencoder_passes(vae, fast)

@@ -13,21 +13,21 @@ from importlib.util import find_spec
 from pathlib import Path
 import csv, hashlib, json, re, time
 import numpy as np, torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from ..concept import Concept
-from ..dit import maker_fingerprint, split_placeholders, VideoDiT
+from ..dit import maker_fingerprint, VideoDiT
 from ..files import expanded, UserError
 from ..flow import interpolate, loss_per_sample, velocity_target
 from ..hub import fingerprint
 from .cases import Case, case, nearest
 from .controls import adherence, edit_accuracy, edit_error, seen_words
 from .draw import render
-from .methods import Budget, first_stage, METHODS, one_stage, RIVAL, two_stage, undress
+from .methods import Budget, first_stage, METHODS, one_stage, RIVAL, two_stage
 from .metrics import pixel_encoder, ssim, temporal_consistency
 from .motion import motion_fidelity, pose_correlation
 from .oracle_nets import seen_joints, words_of
 from .world import Person
+from ..prompt import Prompt
 from ..stats import paired_bootstrap
 from ..text import add_tokens
 from ..writing import atomic
@@ -39,7 +39,7 @@ COLUMNS = ("concept", "method", "edit", "seed", "loss", "mse", "mse_subject", "s
 NAN = float("nan")
 
 def two_parts(concept:Concept)->bool:
-    "Whether identity and motion are apart, so that there are two sliders."
+    "Whether appearance and motion are apart, so that there are two sliders."
     return all(any(n[i] > 0 for n in concept.norms().values()) for i in (0, 1))
 
 def answers(concept:Concept, case:Case, seed:int=0, **kwargs)->dict:
@@ -51,20 +51,17 @@ def answers(concept:Concept, case:Case, seed:int=0, **kwargs)->dict:
     frames = {k: c.frames for k, c in zip(asked, clips)}
     if "strength" not in case.edits: return frames
     if not two_parts(concept): return frames | dict(strength=frames["none"])
-    return frames | dict(strength=concept.generate(case.prompt(), seed, strength=.5, **kwargs).frames)
+    return frames | dict(strength=concept.generate(case.prompt(), seed, motion_guidance=.5, **kwargs).frames)
 
 # %% ../../nbs/lab/26_bench.ipynb #54673b0d
-def rows(concept:Concept, case:Case, oracles, seed:int=0,
-         **kwargs            # of `generate`
-        )->list[dict]:       # one per edit
-    "Generate the training prompt and every edit, and measure them. What only people have is NaN for a thing."
-    samples, specs = answers(concept, case, seed, **kwargs), dict(none=case.spec) | case.edits
-    person, x = isinstance(case.spec.subjects[0], Person), torch.stack(list(samples.values()))
-    same = _same_person(oracles, x, case) if person else [NAN]*len(x)
-    joints = oracles.joints(x).float() if person else [None]*len(x)
+def rows(concept:Concept, case:Case, oracles, seed:int=0, **kwargs)->list[dict]: # kwargs of `generate`
+    "Generate training prompt and edits, and measure each in a row. What only people have is NaN for a thing."
+    samples = answers(concept, case, seed, **kwargs)
+    x = torch.stack(list(samples.values()))
+    seen = zip(samples.items(), seen_words(oracles, x), *_only_people(oracles, x, case))
     table = []
-    for (e, frames), words, who, J in zip(samples.items(), seen_words(oracles, x), same, joints):
-        spec = nearest(e, specs[e], frames, case.fps)
+    for (e, frames), words, who, J in seen:
+        spec = nearest(e, (dict(none=case.spec) | case.edits)[e], frames, case.fps)
         body = _body(spec, J, case.fps)
         swing = body["moved"]/table[0]["moved"] if table else 1.
         row = dict(concept=case.name, edit=e, seed=seed, identity=float(who))
@@ -72,13 +69,16 @@ def rows(concept:Concept, case:Case, oracles, seed:int=0,
     return table
 
 # %% ../../nbs/lab/26_bench.ipynb #9468d51f
-def _same_person(oracles, x, case)->Tensor: # (B,) cosines
-    return oracles.identity(x).float() @ oracles.identity(case.clip().frames[None]).float()[0]
+def _only_people(oracles, x, case)->tuple: # (B,) cosines, (B, T, 15, 2) joints
+    if not isinstance(case.spec.subjects[0], Person): return [NAN]*len(x), [None]*len(x)
+    same = oracles.identity(x).float() @ oracles.identity(case.clip().frames[None]).float()[0]
+    return same, oracles.joints(x).float()
 
 # %% ../../nbs/lab/26_bench.ipynb #392be109
 def _against(spec, frames, fps)->dict:
     "Against the exact render, and consistency in time."
-    error, exact = edit_error(frames, spec, fps), render(spec, len(frames), fps, frames.shape[-1])
+    error = edit_error(frames, spec, fps)
+    exact = render(spec, len(frames), fps, frames.shape[-1])
     motion = float(motion_fidelity(exact, frames)) if find_spec("cv2") else NAN
     consistency = float(temporal_consistency(frames, pixel_encoder()))
     return dict(mse=float(error["whole"]), mse_subject=float(error["subject"]),
@@ -106,18 +106,19 @@ def _read(name, spec, seen, swing)->dict:
 def answer_loss(concept:Concept, case:Case, draws:int=8, seed:int=0)->dict[str, float]: # edit -> mean square
     """Flow-matching error (eq. 5) on the exact answer to the training prompt ("none") and to every edit in
     words, over `draws` evenly spaced times with noise that all methods share."""
-    dit, losses = concept.base(), {}
-    concept.put_on().masked = None
-    t, specs = (torch.arange(draws)+.5)/draws, dict(none=case.spec) | case.edits
+    specs = dict(none=case.spec) | case.edits
     specs.pop("strength", None) # nothing in a prompt asks for it
-    for name, spec in specs.items():
-        prompt = case.prompt(spec)
-        x0 = dit.encode_once(case.clip(spec).frames[None]).repeat(draws, 1, 1, 1, 1)
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
-        text = add_tokens(dit.embed_once(prompt), [split_placeholders(prompt)[1]], concept.tokens)
-        v = dit.velocity(interpolate(x0, noise, t), t, text.expand(draws, -1, -1))
-        losses[name] = float(loss_per_sample(v.float().cpu(), velocity_target(x0, noise)).mean())
-    return losses
+    with concept.attached(): return {e: _flow_error(concept, case, s, draws, seed) for e, s in specs.items()}
+
+def _flow_error(concept, case, spec, draws, seed)->float:
+    dit = concept.base()
+    prompt = Prompt(case.prompt(spec))
+    t = (torch.arange(draws)+.5)/draws
+    x0 = dit.encode_once(case.clip(spec).frames[None]).repeat(draws, 1, 1, 1, 1)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    text = add_tokens(dit.embed_once(prompt), [list(prompt.placeholders)], concept.tokens)
+    v = dit.velocity(interpolate(x0, noise, t), t, text.expand(draws, -1, -1))
+    return float(loss_per_sample(v.float().cpu(), velocity_target(x0, noise)).mean())
 
 # %% ../../nbs/lab/26_bench.ipynb #fa70edb3
 def leakage(concept:Concept, case:Case, oracles, seed:int=0,
@@ -130,7 +131,8 @@ def leakage(concept:Concept, case:Case, oracles, seed:int=0,
         return dict.fromkeys(("identity_leak", "motion_leak", *SLIDERS), NAN)
     sliders = (1., 1.), (0., 1.), (1., 0.)
     x = torch.stack([concept.at(*s).generate(case.prompt(), seed, **kwargs).frames for s in sliders])
-    e, J = oracles.identity(x).float(), oracles.joints(x).float()
+    e = oracles.identity(x).float()
+    J = oracles.joints(x).float()
     who = [1 - float(v @ e[0]) for v in e[1:]] # moved by the appearance slider, by the motion slider
     how = [1 - float(pose_correlation(j, J[0])) for j in J[1:]]
     def percent(other, own): return 100*max(other, 0.)/own if own > .05 else NAN
@@ -145,7 +147,8 @@ def losses(concept, case, oracles=None, method="", seed=0, **kwargs)->list[dict]
 
 def measured(concept, case, oracles, method="", seed=0, **kwargs)->list[dict]:
     "All `COLUMNS`: `rows`, the loss, and in the row of the training prompt leakage."
-    loss, leaks = answer_loss(concept, case, seed=seed), leakage(concept, case, oracles, seed, **kwargs)
+    loss = answer_loss(concept, case, seed=seed)
+    leaks = leakage(concept, case, oracles, seed, **kwargs)
     none = dict.fromkeys(leaks, NAN)
     return [dict(method=method, loss=loss.get(r["edit"], NAN)) | r | (leaks if r["edit"] == "none" else none)
             for r in rows(concept, case, oracles, seed, **kwargs)]
@@ -160,8 +163,9 @@ def complete(rows:list[dict])->list[dict]:
 # %% ../../nbs/lab/26_bench.ipynb #5081aeb5
 def _key(case, method, train, budget, dit, oracles, sampling, measure)->str:
     "A file name that changes with whatever decides the rows."
-    recipe, name = repr(getattr(train, "recipe", None)), re.sub(r"[^\w.-]+", "-", method)
-    facts = [repr(case.spec), list(case.edits), case.fps, method, recipe, vars(budget), RIVAL,
+    how = repr(getattr(train, "facts", None))
+    name = re.sub(r"[^\w.-]+", "-", method)
+    facts = [repr(case.spec), list(case.edits), case.fps, method, how, vars(budget), RIVAL,
              maker_fingerprint(dit), fingerprint(oracles.net), sampling, measure.__name__]
     code = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
     return f"{case.name}_{name}_{code}.json"
@@ -181,13 +185,13 @@ def run(cases:list[Case], methods:list[str]|dict, out:Path, oracles, dit:VideoDi
         progress:bool=True)->list[dict]: # the rows of all pairs that are done, also by others
     """Train and measure each pair of concept and method that is not done, all methods of one concept before
     the next. Raises `UserError` for an unknown method."""
-    train, began = _chosen(methods), time.monotonic()
+    train = _chosen(methods)
+    began = time.monotonic()
     facts = budget, dit, oracles, sampling, measure
     pairs = [(c, m, expanded(out)/_key(c, m, train[m], *facts)) for c in cases for m in methods]
     for c, m, path in tqdm(pairs[part[0]::part[1]], disable=not progress):
         if path.exists() or minutes is not None and time.monotonic()-began > 60*minutes: continue
         table = measure(train[m](dit, c, budget), c, oracles, m, budget.seed, **sampling or {})
-        undress(dit)
         with atomic(path) as tmp: tmp.write_text(json.dumps(table))
     return [r for *_, path in pairs if path.exists() for r in json.loads(path.read_text())]
 
@@ -249,7 +253,8 @@ def verdict(rows:list[dict], column:str, other:str, method:str="ours", edits:boo
     "One sentence on a paired difference over concepts, with its 95 % interval."
     own, others = (per_concept(rows, column, m, edits) for m in (method, other))
     what, both = column + (" on edits" if edits else ""), own.keys() & others.keys()
-    start, i = f"{method} and {other}, {what}:", _difference(own, others)
+    start = f"{method} and {other}, {what}:"
+    i = _difference(own, others)
     if i is None: return f"{start} only {len(both)} concepts, too few to say."
     interval = f"interval {i.low:+.3g} to {i.high:+.3g}"
     if not i.found:
@@ -259,10 +264,11 @@ def verdict(rows:list[dict], column:str, other:str, method:str="ours", edits:boo
 
 # %% ../../nbs/lab/26_bench.ipynb #ed43e007
 def work(methods:list[str], b:Budget)->tuple[int, int]: # steps on images, steps on clips
-    """Optimiser steps of one concept; a first stage that three methods share counts once, and so does what
+    """Optimizer steps of one concept; a first stage that three methods share counts once, and so does what
     differs only in sampling."""
     methods = list({getattr(METHODS.get(m), "train", m): m for m in methods}.values())
-    sharing, total = ("overwriting B1", "two LoRAs", "two-stage"), b.steps1+b.steps2
+    sharing = ("overwriting B1", "two LoRAs", "two-stage")
+    total = b.steps1+b.steps2
     def steps(m):
         if m == "DreamMix-style": return total//2, total-total//2
         return (b.steps1, b.steps2) if m in (*sharing, "paper's recipe") else (0, total)
@@ -273,7 +279,9 @@ def work(methods:list[str], b:Budget)->tuple[int, int]: # steps on images, steps
 def estimate(dit:VideoDiT, methods:list[str], b:Budget, concepts:int, oracles, steps:int=3)->float: # hours
     """What a table will take, from `steps` steps of each kind and one concept's samples, measured now in CPU
     time where there is no GPU."""
-    c, plain, clock = case(0), one_stage(sampling={}), _clock_of(dit)
+    c = case(0)
+    plain = one_stage()
+    clock = time.perf_counter if dit.device.type == "cuda" else time.process_time
     def train_on_images():
         first_stage.forget()
         two_stage(dit, c, replace(b, steps1=steps, steps2=0))
@@ -281,11 +289,8 @@ def estimate(dit:VideoDiT, methods:list[str], b:Budget, concepts:int, oracles, s
     film = _seconds(lambda: plain(dit, c, replace(b, steps1=0, steps2=steps)), clock)/steps
     learned = plain(dit, c, replace(b, steps1=0, steps2=0))
     judge = _seconds(lambda: measured(learned, c, oracles), clock)
-    undress(dit)
     images, clips = work(methods, b)
     return concepts*(images*image + clips*film + len(methods)*judge)/3600
-
-def _clock_of(dit): return time.perf_counter if dit.device.type == "cuda" else time.process_time
 
 # %% ../../nbs/lab/26_bench.ipynb #48f58b2f
 def _seconds(f, clock)->float: # the second time: the first is to warm up

@@ -30,7 +30,8 @@ class Case:
 
     def prompts(self, spec:Spec|None=None)->tuple[str, str]: # appearance, motion
         "What the caption says, with `[v]` before the subject and `[u]` before the movement."
-        words, subject = caption(spec or self.spec), (spec or self.spec).subjects[0]
+        words = caption(spec or self.spec)
+        subject = (spec or self.spec).subjects[0]
         noun = f"a {subject.kind}" if isinstance(subject, Person) else THINGS[subject.kind]
         marked = noun.replace("a ", "a [v] ", 1) if noun.startswith("a ") else f"[v] {noun}"
         moves = words.dynamic

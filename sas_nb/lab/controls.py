@@ -17,7 +17,7 @@ from .draw import render, truth
 from .metrics import frames_of, mse
 from .specs import edit
 from .world import random_person, Spec
-from ..stats import Interval, paired_bootstrap
+from ..stats import paired_bootstrap
 
 # %% ../../nbs/lab/20_controls.ipynb #437d64d4
 def edit_error(x:Clip|Tensor,  # (T, 3, S, S)
@@ -28,7 +28,8 @@ def edit_error(x:Clip|Tensor,  # (T, 3, S, S)
     there."""
     x = frames_of(x)
     T, size = x.shape[0], x.shape[-1]
-    y, mask = render(wanted, T, fps, size), torch.from_numpy(truth(wanted, T, fps, size).masks.any(0))
+    y = render(wanted, T, fps, size)
+    mask = torch.from_numpy(truth(wanted, T, fps, size).masks.any(0))
     return dict(whole=mse(x, y), subject=mse(x, y, mask))
 
 # %% ../../nbs/lab/20_controls.ipynb #2b9560e8
@@ -86,7 +87,8 @@ def controls(answer:Clip, # the right one
             )->dict:      # name -> Clip, "exact" first
     """The right answer and wrong ones made of it: one frame frozen, frames shuffled, reversed, noise; and
     those given. Raises `UserError` for fewer than 3 frames."""
-    x, g = frames_of(answer, 3), torch.Generator().manual_seed(seed)
+    x = frames_of(answer, 3)
+    g = torch.Generator().manual_seed(seed)
     wrong = dict(frozen=x[len(x)//2].expand_as(x), shuffled=x[_disordered(len(x), g)], reversed=x.flip(0),
                  noise=torch.rand(x.shape, generator=g))
     return dict(exact=answer) | {k: Clip(v, answer.fps, k) for k, v in wrong.items()} | more
@@ -99,7 +101,8 @@ def edit_controls(spec:Spec,    # the input; its first subject is a person
                  )->dict:       # name -> Clip, "exact" first
     """Controls of an edit in the world: those of `controls`, the input handed back, a stranger's body, a
     stranger's dance, and the right dance at a third of its strength."""
-    after, person = edit(spec, **changes), random_person(np.random.default_rng(seed), motion="dancing")
+    after = edit(spec, **changes)
+    person = random_person(np.random.default_rng(seed), motion="dancing")
     specs = dict(copy=spec, wrong_identity=edit(after, identity=person.identity),
                  wrong_motion=edit(after, motion="dancing", gait=person.gait),
                  weak_motion=edit(after, strength=.3))

@@ -9,6 +9,7 @@ __all__ = ['render_array', 'render', 'truth', 'CAMERAS', 'CHANNELS', 'COLOURS', 
            'random_thing', 'vocabulary']
 
 # %% ../../nbs/lab/05_draw.ipynb #cd728c2f
+# ruff: noqa: F401, for the module shows names that it does not use
 import math
 import numpy as np, skia
 from ..clip import Clip
@@ -127,7 +128,8 @@ def _flag(canvas, s, w, seconds):
 def _windy_tree(canvas, s, w, seconds):
     a, b, c, d = s.shape
     bend = s.strength*(2+5*b)*(.5+.5*w(0))
-    x, y = s.x+bend, 28
+    x = s.x+bend
+    y = 28
     line(canvas, [(s.x, 58), (s.x+bend*.3, 44), (x, y)], paint((96, 66, 40), 4))
     leaf = mix((44, 120, 54), (150, 150, 40), d*.6)
     for n in range(5):
@@ -184,7 +186,8 @@ def truth(spec:Spec,         # the clip
           size:int=64,       # pixels
          )->Truth:
     "Everything that is known about a clip, exactly."
-    times, people = np.arange(num_frames)/fps, spec.people
+    times = np.arange(num_frames)/fps
+    people = spec.people
     return Truth([np.array(p.identity) for p in people], [p.gait.vector for p in people],
                  [in_picture(spec, joints(p, times), times, size) for p in people],
                  masks(spec, times, size, _draw), attributes(spec))

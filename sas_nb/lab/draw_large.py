@@ -9,6 +9,7 @@ __all__ = ['render_array', 'render', 'truth', 'CAMERAS', 'CHANNELS', 'COLOURS', 
            'random_person', 'random_spec', 'random_thing', 'vocabulary']
 
 # %% ../../nbs/lab/10_draw_large.ipynb #111c2680
+# ruff: noqa: F401, for the module shows names that it does not use
 from contextlib import contextmanager
 import numpy as np, skia
 from ..clip import Clip
@@ -102,7 +103,8 @@ def truth(spec:Spec,         # the clip
           size:int=64,       # pixels
          )->Truth:
     "Everything that is known about a clip, exactly."
-    times, people = np.arange(num_frames)/fps, spec.people
+    times = np.arange(num_frames)/fps
+    people = spec.people
     moved = [joints(p, times) for p in people]
     heads = [_head_boxes(spec, p, J, times, size) for p, J in zip(people, moved)]
     return Truth([np.array(p.identity) for p in people], [p.gait.vector for p in people],

@@ -116,7 +116,8 @@ def _head(canvas, p, r, x, y, tilt, skin, hair):
 # %% ../../nbs/lab/04_figures.ipynb #61821e25
 def draw_person(canvas, p, J, seconds):
     "One figure at one moment, back to front; `J` is (15, 2)."
-    b, at = body_of(p), dict(zip(JOINTS, J.tolist()))
+    b = body_of(p)
+    at = dict(zip(JOINTS, J.tolist()))
     skin, hair = _complexion(identity_of(p))
     (x, y), (nx, ny) = at["head"], at["neck"]
     tilt = math.atan2(x-nx, ny-y)

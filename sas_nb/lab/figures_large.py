@@ -41,7 +41,9 @@ def _star(h, s):
 # %% ../../nbs/lab/09_figures_large.ipynb #59e0f3f7
 def _pattern(i, w, h):
     "A pattern over a torso of half-width `w` and height `h`, hung from (0, 0), as a path."
-    kind, s, path = choice(PATTERNS, i["pattern"]), 3 + 1.6*i["pattern_scale"], skia.Path()
+    kind = choice(PATTERNS, i["pattern"])
+    s = 3 + 1.6*i["pattern_scale"]
+    path = skia.Path()
     for where in _boxes(i, w, h, s).get(kind, []): path.addRect(skia.Rect.MakeXYWH(*where))
     if kind == "star": path.addPoly(_star(h, s), True)
     for row in range(4) if kind == "dots" else ():
@@ -51,13 +53,18 @@ def _pattern(i, w, h):
 # %% ../../nbs/lab/09_figures_large.ipynb #983548f5
 def _outline(p, b):
     "Corners of the shirt."
-    w, h, s = b["width"], b["torso"], p.size
+    w = b["width"]
+    h = b["torso"]
+    s = p.size
     man, woman = [(w*1.08, 2*s), (w*.92, h+.6*s)], [(w, 2*s), (w*.8, h*.5), (w*1.25, h+2.6*s)]
     half = woman if p.kind == "woman" else man
     return [*half, *((-x, y) for x, y in half[::-1])]
 
+# %% ../../nbs/lab/09_figures_large.ipynb #11e755dc
 def _torso(canvas, p, b):
-    i, outline, colour = identity_of(p), _outline(p, b), COLOURS[p.shirt]
+    i = identity_of(p)
+    outline = _outline(p, b)
+    colour = COLOURS[p.shirt]
     edge = b["limbs"]*.7
     poly(canvas, outline, colour)
     line(canvas, [*outline, outline[0]], paint(colour, edge))
@@ -76,15 +83,18 @@ def _darker(rgb, by=.14): return mix(rgb, (0, 0, 0), by)
 
 def _paints(p, b):
     "How limbs are drawn: thickness and colours."
-    i, w = identity_of(p), b["limbs"]
-    skin, shirt, trousers = skin_of(i), _darker(COLOURS[p.shirt]), COLOURS[p.trousers]
-    sleeves, shorts = choice(SLEEVES, i["sleeves"]), i["trouser_legs"] < .35
+    i = identity_of(p)
+    w = b["limbs"]
+    skin = skin_of(i)
+    sleeves = choice(SLEEVES, i["sleeves"])
+    shorts = i["trouser_legs"] < .35
     paints = dict(hand=paint(skin), shoe=paint(choice(_SHOES, i["shoes"])),
-                  upper=paint(skin if sleeves == "none" else shirt, w*.86),
-                  lower=paint(shirt if sleeves == "long" else skin, w*.78))
+                  upper=paint(skin if sleeves == "none" else _darker(COLOURS[p.shirt]), w*.86),
+                  lower=paint(_darker(COLOURS[p.shirt]) if sleeves == "long" else skin, w*.78))
     for side, by in (("l", .14), ("r", 0.)):
-        paints[f"thigh_{side}"] = paint(_darker(trousers, by), w)
-        paints[f"shin_{side}"] = paint(_darker(skin if shorts else trousers, by), w*(.8 if shorts else 1))
+        paints[f"thigh_{side}"] = paint(_darker(COLOURS[p.trousers], by), w)
+        shin = skin if shorts else COLOURS[p.trousers]
+        paints[f"shin_{side}"] = paint(_darker(shin, by), w*(.8 if shorts else 1))
     return paints
 
 # %% ../../nbs/lab/09_figures_large.ipynb #9c73572f
@@ -111,7 +121,8 @@ def _ball(canvas, x, y, s, facing, seconds):
     line(canvas, [(x, y-3*s), (x, y+7*s)], paint((60, 34, 20), 1.1*s))
 
 def _balloon(canvas, x, y, s, facing, seconds):
-    bx, by = x+(1.6*wave(.6, seconds)+3*facing)*s, max(y-23*s, 8*s)
+    bx = x+(1.6*wave(.6, seconds)+3*facing)*s
+    by = max(y-23*s, 8*s)
     line(canvas, [(x, y), (bx, by+6*s)], paint((70, 70, 76), 1.*s))
     oval(canvas, bx-5.6*s, by-6.6*s, 11.2*s, 13.2*s, (232, 40, 64))
     oval(canvas, bx-3*s, by-4.4*s, 2.6*s, 3.6*s, (255, 170, 180))
@@ -125,7 +136,9 @@ def _umbrella(canvas, x, y, s, facing, seconds):
 
 # %% ../../nbs/lab/09_figures_large.ipynb #5a8f869a
 def _torch(canvas, x, y, s, facing, seconds):
-    flick, top, base = 1+.2*wave(1.7, seconds), x+4*s*facing, max(y-7*s, 13*s)
+    flick = 1+.2*wave(1.7, seconds)
+    top = x+4*s*facing
+    base = max(y-7*s, 13*s)
     line(canvas, [(x-2*s*facing, y+4*s), (top, base)], paint((120, 76, 44), 3*s))
     poly(canvas, [(top-4*s, base-3*s), (top, base-13*s*flick), (top+4*s, base-3*s)], (255, 130, 24))
     disc(canvas, top, base-3*s, 4*s, (255, 130, 24))
@@ -152,7 +165,8 @@ def _holds(canvas, p, held, at, seconds):
 # %% ../../nbs/lab/09_figures_large.ipynb #268122c8
 def draw_person(canvas, p, figure, J, seconds):
     "One figure at one moment, back to front; `J` is (15, 2)."
-    b, at = figure.body, dict(zip(JOINTS, J.tolist()))
+    b = figure.body
+    at = dict(zip(JOINTS, J.tolist()))
     (x, y), (nx, ny), (px, py) = at["head"], at["neck"], at["pelvis"]
     tilt = math.atan2(x-nx, ny-y)
     _played(canvas, figure.back, x, y, tilt, b["head"])

@@ -30,7 +30,8 @@ def light_of(rgb): return .3*rgb[0] + .59*rgb[1] + .11*rgb[2]
 
 def _hair_colour(i):
     "Brown hair on brown skin is darkened until one sees it."
-    hair, skin = _HAIRS[choice(DYES, i["hair_colour"])], light_of(skin_of(i))
+    hair = _HAIRS[choice(DYES, i["hair_colour"])]
+    skin = light_of(skin_of(i))
     return mix(hair, (10, 8, 10), .65) if abs(light_of(hair)-skin) < 40 and light_of(hair) < 140 else hair
 
 # %% ../../nbs/lab/08_heads_large.ipynb #65e28963
@@ -103,7 +104,9 @@ def _hair_front(canvas, i, a, cut, hair, bare):
 
 # %% ../../nbs/lab/08_heads_large.ipynb #17794de9
 def _eye(canvas, p, i, side, look):
-    r, x, y = .25+.09*i["eyes"], side*(.38+.1*i["eye_spacing"]) + look, .08
+    r = .25+.09*i["eyes"]
+    x = side*(.38+.1*i["eye_spacing"]) + look
+    y = .08
     oval(canvas, x-r, y-r*1.1, 2*r, 2.2*r, (252, 252, 252))
     disc(canvas, x+look, y+.02, .19, choice(_IRISES, i["iris"]))
     disc(canvas, x+look, y+.02, .1, (12, 10, 12))
@@ -130,7 +133,9 @@ def _laugh(canvas, x, w, y, lips):
 
 # %% ../../nbs/lab/08_heads_large.ipynb #c6a058c3
 def _mouth(canvas, p, i, x, skin):
-    w, s, y = .24+.22*i["mouth"], i["smile"], .64
+    w = .24+.22*i["mouth"]
+    s = i["smile"]
+    y = .64
     lips = (206, 36, 72) if p.kind == "woman" else mix(skin, (96, 16, 20), .72)
     if s > .7: return _laugh(canvas, x, w, y, lips)
     if s < .12: return oval(canvas, x-.15, y-.15, .3, .32, mix(lips, (60, 0, 10), .5)) # says oh
@@ -139,7 +144,8 @@ def _mouth(canvas, p, i, x, skin):
 
 # %% ../../nbs/lab/08_heads_large.ipynb #2ca21329
 def _beard(canvas, i, a, x, skin, hair):
-    kind, colour = choice(BEARDS, i["beard"]), mix(hair, (0, 0, 0), .12)
+    kind = choice(BEARDS, i["beard"])
+    colour = mix(hair, (0, 0, 0), .12)
     if kind == "stubble": bowl(canvas, -a*.97, .3, 1.94*a, .7, mix(skin, hair, .38))
     if kind in ("full", "long"):
         bowl(canvas, -a*1.03, .2, 2.06*a, .98 if kind == "full" else 1.55, colour)
@@ -164,7 +170,8 @@ def _lens(canvas, kind, x, frame):
 
 # %% ../../nbs/lab/08_heads_large.ipynb #60ab4597
 def _glasses(canvas, i, look):
-    kind, frame = choice(GLASSES, i["glasses"]), paint((24, 24, 30), .12)
+    kind = choice(GLASSES, i["glasses"])
+    frame = paint((24, 24, 30), .12)
     for side in (-1, 1) if kind != "none" else ():
         x = side*(.38+.1*i["eye_spacing"]) + look
         _lens(canvas, kind, x, frame)
@@ -212,7 +219,9 @@ def _whole_head(canvas, p, i, a, cut, hair):
 def head_pictures(p)->tuple:
     "Two recorded pictures: the hair behind, or None, and the head with everything on it."
     i = identity_of(p)
-    a, hair, cut = head_width(i), _hair_colour(i), choice(CUTS, i["hair_cut"])
+    a = head_width(i)
+    hair = _hair_colour(i)
+    cut = choice(CUTS, i["hair_cut"])
     bare = p.hat == "none"
     hidden = cut not in _BEHIND or (cut == "bun" and not bare)
     back = None if hidden else recorded(_hair_back, i, a, cut, hair, bare)

@@ -60,7 +60,8 @@ def motion_smoothness(x:Clip|Tensor, # (T, 3, H, W), T at least 3
     figures are not comparable with VBench's. A frozen clip scores 1."""
     x = frames_of(x, 3)
     a, real, b = x[:-2:2], x[1:-1:2], x[2::2]
-    half, here = flow(a, b)/2, _pixels(*x.shape[-2:])
+    half = flow(a, b)/2
+    here = _pixels(*x.shape[-2:])
     return 1 - ((_sample(a, here - half) + _sample(b, here + half))/2 - real).abs().mean()
 
 # %% ../../nbs/lab/19_motion.ipynb #7ad4ad47
@@ -190,7 +191,8 @@ def motion_fidelity(ref:Clip|Tensor|Tracks, # the movement to follow
 def _lagged(a, b, lag):
     "Cosine of two pose sequences, each less its mean, one ahead of the other."
     n = a.shape[-3] - abs(lag)
-    u, v = a.narrow(-3, max(lag, 0), n), b.narrow(-3, max(-lag, 0), n)
+    u = a.narrow(-3, max(lag, 0), n)
+    v = b.narrow(-3, max(-lag, 0), n)
     u, v = ((w - w.mean(-3, keepdim=True)).flatten(-3) for w in (u, v))
     return F.cosine_similarity(u, v, dim=-1)
 

@@ -54,7 +54,8 @@ def mirrored(*paths:Tensor)->list[Tensor]: # each (B, T, 15, 2 or 4), x first
 def seen_joints(spec:Spec, num_frames:int=17, fps:float=FPS)->np.ndarray: # (T, 15, 2)
     """Where the first person's joints are in a 64-pixel picture, camera included: `truth`'s, without its
     masks."""
-    p, times = spec.subjects[0], np.arange(num_frames)/fps
+    p = spec.subjects[0]
+    times = np.arange(num_frames)/fps
     return as_seen(in_picture(spec, body_joints(p, times), times), p.facing)
 
 # %% ../../nbs/lab/15_oracle_nets.ipynb #9902e6f4
@@ -89,8 +90,8 @@ class FrameNet(nn.Module):
         a, b, c, d = widths
         self.stem = conv(3, a, 5, 2)
         self.fine, self.middle, self.coarse = stage(a, b), stage(b, c), stage(c, d)
-        self.down1, self.down2, self.mix = nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1), conv(b, b)
-        self.down3, self.sharpen = nn.Conv2d(b, a, 1), conv(a, a)
+        self.down1, self.down2, self.down3 = nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)
+        self.mix, self.sharpen = conv(b, b), conv(a, a)
         self.where, self.where_near = nn.Conv2d(b, len(JOINTS), 1), nn.Conv2d(a, len(JOINTS), 1)
         described = len(JOINTS)*b + 2*d
         self.token = nn.Sequential(nn.LayerNorm(described), nn.Linear(described, out), nn.ReLU())
@@ -198,7 +199,9 @@ class OracleNet(nn.Module):
     "All oracles on one backbone."
     def __init__(self, embedding:int=32):
         super().__init__()
-        self.frame, self.camera, self.path = FrameNet(), CameraNet(), PathNet()
+        self.frame = FrameNet()
+        self.camera = CameraNet()
+        self.path = PathNet()
         self.motion, self.lengths = PathReader(2, len(MOTIONS)), PathReader(4, len(BONES))
         self.heads = nn.ModuleDict({name: nn.Linear(512, len(options)) for name, options in STATIC.items()})
         self.code = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 16))
@@ -206,15 +209,18 @@ class OracleNet(nn.Module):
 
     device = property(lambda self: self.frame.grid.device)
 
-    def look(self, x:Tensor)->tuple[Tensor, Tensor]: # (B, T, 3, 64, 64) in [0, 1]
-        "Each frame's description (B, T, 256) and attention (B, T, 15, 1024)."
-        token, attention = self.frame(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-        return token.unflatten(0, x.shape[:2]), attention.unflatten(0, x.shape[:2])
+# %% ../../nbs/lab/15_oracle_nets.ipynb #cad8b1d7
+@patch
+def look(self:OracleNet, x:Tensor)->tuple[Tensor, Tensor]: # (B, T, 3, 64, 64) in [0, 1]
+    "Each frame's description (B, T, 256) and attention (B, T, 15, 1024)."
+    token, attention = self.frame(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+    return token.unflatten(0, x.shape[:2]), attention.unflatten(0, x.shape[:2])
 
-    def forward(self, x:Tensor, some=slice(None))->dict: # (B, 5, 3, 64, 64) in [0, 1]
-        "Logits, attention, and code (B, 16). The camera needs all five frames; the backbone reads `some`."
-        token, attention = self.look(x[:, some])
-        return self.read(token) | dict(attention=attention, camera=self.camera(x))
+@patch
+def forward(self:OracleNet, x:Tensor, some=slice(None))->dict: # (B, 5, 3, 64, 64) in [0, 1]
+    "Logits, attention, and code (B, 16). The camera needs all five frames; the backbone reads `some`."
+    token, attention = self.look(x[:, some])
+    return self.read(token) | dict(attention=attention, camera=self.camera(x))
 
 # %% ../../nbs/lab/15_oracle_nets.ipynb #6bab8615
 @patch
@@ -271,9 +277,9 @@ def identity_features(net:OracleNet, seen:dict)->Tensor: # what `forward_feature
     clothes and light as probabilities."""
     step = max(1, seen["token"].shape[1]//4)
     reads = [net.read(seen["token"][:, k::step]) for k in range(step)]
-    def mean(f): return torch.stack([f(r) for r in reads]).mean(0)
-    worn = [mean(lambda r: r[k].softmax(-1)) for k in WORN]
-    return torch.cat([mean(lambda r: r["code"]), net.lengths(seen["paths"]), *worn], 1)
+    def mean(values): return torch.stack(list(values)).mean(0)
+    worn = [mean(r[k].softmax(-1) for r in reads) for k in WORN]
+    return torch.cat([mean(r["code"] for r in reads), net.lengths(seen["paths"]), *worn], 1)
 
 @torch.no_grad()
 def answers(net:OracleNet,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..fast import best_device, channels_last, mixed_precision
 from ..files import expanded
 from .draw import render_array
-from .optim import log_row, optimisers, own_seeds, Training
+from .optim import log_row, optimizers, own_seeds, Training
 from .oracle_nets import (bone_lengths, forward_features, identity_features, LABELS, margin_loss,
                                     mirrored, OracleNet, seen_joints, TRAIN_SEED, visible_code, words_of)
 from .oracles import measure, one_person, Oracles, round_trip
@@ -52,7 +52,8 @@ class RoundTrips:
     """A store of clips that went through the autoencoder, four of each person; with a path it outlives the
     session."""
     def __init__(self, vae, seed:int, path:Path|None=None):
-        self.vae, self.seed, self.path, self.specs, self.kept = vae, seed, path, [], []
+        self.vae, self.seed, self.path = vae, seed, path
+        self.specs, self.kept = [], []
         if path and path.exists(): self.keep(load_file(path)["frames"])
 
     def keep(self, frames:Tensor): # (N, 17, 3, 64, 64) uint8, of the specs that come next
@@ -111,7 +112,8 @@ def random_codes(n:int, seed:int=0)->Tensor: # (n, 16)
 def place_loss(attention:Tensor, J:Tensor)->Tensor: # (N, 1024), (N, 2) pixels inside the picture -> (N,)
     "Cross-entropy with the four cells around a joint, weighted so that their mean is the joint."
     at = ((J-1)/2).clamp(0, 30.999)
-    low, log = at.floor().long(), (attention+1e-8).log()
+    low = at.floor().long()
+    log = (attention+1e-8).log()
     loss = 0
     for corner in torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], device=J.device):
         weight = (1-corner+(2*corner-1)*(at-at.floor())).prod(1)
@@ -122,11 +124,9 @@ def place_loss(attention:Tensor, J:Tensor)->Tensor: # (N, 1024), (N, 2) pixels i
 # %% ../../nbs/lab/17_oracle_training.ipynb #468f18e9
 LOSS_WEIGHTS = dict(held=2., joints=.4, heatmap=.4, code=50.) # the others 1; small things blur away easily
 
-def oracle_loss(net:OracleNet,
-                x:Tensor, # (B, 5, 3, 64, 64) in [0, 1]
-                b:dict,   # the answers; `times` (B, 5) are the frames' numbers
-               )->dict:   # of weighted losses
-    "One loss per question, from three frames of five; joints outside the picture do not count."
+def oracle_loss(net:OracleNet, x:Tensor, b:dict)->dict: # (B, 5, 3, 64, 64) in [0, 1] -> weighted losses
+    """One loss per question, from three frames of five, against the answers `b`, whose `times` (B, 5) are the
+    frames' numbers; joints outside the picture do not count."""
     some = torch.randperm(5)[:3]
     with mixed_precision(x.device): out = net(x, some)
     out = {k: v.float() for k, v in out.items()}
@@ -153,7 +153,8 @@ def jittered(paths:Tensor, by)->Tensor: # (B, T, 15, 2 or 4); pixels
 # %% ../../nbs/lab/17_oracle_training.ipynb #0d7c912d
 def train_step(net:OracleNet, opts:dict, store:RoundTrips, fresh, batch:int, rng)->dict: # the losses
     "One batch, half fresh renders and half round trips, and its update."
-    a, b = next(fresh), store.batch(batch, rng)
+    a = next(fresh)
+    b = store.batch(batch, rng)
     a["times"] = (torch.arange(5)*4).expand(len(a["frames"]), 5)
     joined = {k: torch.cat([a[k], b[k]]).to(net.device) for k in b}
     parts = oracle_loss(net, degrade(joined.pop("frames").float()/255), joined)
@@ -166,7 +167,8 @@ def train_step(net:OracleNet, opts:dict, store:RoundTrips, fresh, batch:int, rng
 # %% ../../nbs/lab/17_oracle_training.ipynb #8e197697
 def train_backbone(training:Training, net:OracleNet, store:RoundTrips, seed:int, batch:int, workers:int):
     "Train everything that reads pictures until the clock says stop; a line and a checkpoint every 200 steps."
-    rng, recent = np.random.default_rng(seed+training.step), []
+    rng = np.random.default_rng(seed+training.step)
+    recent = []
     fresh = iter(DataLoader(Renders(TRAIN_SEED+training.step*batch), batch_size=batch, num_workers=workers))
 
     def learn(): recent.append(train_step(net, training.opts, store, fresh, batch, rng))
@@ -205,8 +207,7 @@ def cached_features(net:OracleNet, store:RoundTrips, most:int=1200)->dict: # ten
 
 # %% ../../nbs/lab/17_oracle_training.ipynb #74e96783
 def train_paths(net:OracleNet, seen:dict, minutes:float, batch:int=64):
-    """Train `net.path` to bring found joints to their true places, by mean distance; joints outside the
-    picture do not count."""
+    "Train `net.path` to bring found joints to their true places, by mean distance inside the picture."
     def loss(_):
         i = torch.randint(len(seen["paths"]), (batch,), device=net.device)
         paths, true = mirrored(seen["paths"][i], seen["joints"][i])
@@ -225,9 +226,9 @@ def train_motion(net:OracleNet, seen:dict, minutes:float, batch:int=128):
     train_part(net.motion, loss, minutes, decay=.05)
 
 def train_lengths(net:OracleNet, seen:dict, minutes:float, batch:int=64):
-    """Train `net.lengths` to tell standardised `bone_lengths` from found paths, on the first half: those who
-    learn identities must see it err as it does on new clips."""
-    half, true = len(seen["paths"])//2, bone_lengths(seen["joints"])
+    "Train `net.lengths` on the first half: identities must be learned where it errs as on new clips."
+    half = len(seen["paths"])//2
+    true = bone_lengths(seen["joints"])
     true = standardised(true, true)
     def loss(_):
         i = torch.randint(half, (batch,), device=net.device)
@@ -253,26 +254,24 @@ def _begin_as_code(line:nn.Linear, known:Tensor): # the estimated numbers themse
 
 # %% ../../nbs/lab/17_oracle_training.ipynb #6effa348
 def train_identity(net:OracleNet, seen:dict, minutes:float, batch:int=512, margin:float=.2):
-    """Train `net.identity` on the second half's features; it begins as the estimated code, standardised, and
-    the margin grows from zero."""
-    known, half = random_codes(4000).to(net.device), len(seen["paths"])//2
-    H, code = _features_from(half, net, seen), standardised(seen["code"][half:], known)
+    "Train `net.identity` on the second half's features, from the estimated code on, with a growing margin."
+    known = random_codes(4000).to(net.device)
+    H = _features_from(len(seen["paths"])//2, net, seen)
+    code = standardised(seen["code"][-len(H):], known)
     _begin_as_code(net.identity.line, known)
     spread = .3*H.std(0)
     centre = nn.Parameter(torch.eye(16, net.identity.line.out_features, device=net.device))
-
     def loss(fraction):
-        i = torch.randint(half, (batch,), device=net.device)
+        i = torch.randint(len(H), (batch,), device=net.device)
         others = standardised(known[torch.randint(4000, (500,), device=net.device)], known)
         centres, who = torch.unique(torch.cat([code[i], others]), dim=0, return_inverse=True)
         embedding = net.identity(H[i]+spread*torch.randn_like(H[i]))
         return margin_loss(embedding, centres@centre, who[:batch], margin*fraction)
     train_part(net.identity, loss, minutes, 1e-3, .1, [centre])
 
-# %% ../../nbs/lab/17_oracle_training.ipynb #83a6ca4f
+# %% ../../nbs/lab/17_oracle_training.ipynb #a940df07
 PARTS = {train_paths: .5, train_lengths: .2, train_motion: .2, train_identity: .1} # of the last tenth of time
 
-# %% ../../nbs/lab/17_oracle_training.ipynb #a940df07
 def train_oracles(out:Path,             # for checkpoint, log, round trips, and the folder `oracles` to ship
                   vae,                  # the autoencoder whose round trips they must read
                   minutes:float=100.,   # in all, but for round trips and measuring; a run in `out` goes on
@@ -286,7 +285,7 @@ def train_oracles(out:Path,             # for checkpoint, log, round trips, and 
     out, device = expanded(out), torch.device(device or best_device())
     torch.manual_seed(seed)
     net, vae = channels_last(OracleNet()).to(device), vae.to(device)
-    opts = optimisers(net.named_parameters(), lr, lr/10, _inner)
+    opts = optimizers(net.named_parameters(), lr, lr/10, _inner)
     training = Training(out/"training.safetensors", dict(net=net), opts, (lr, lr/10))
     store = RoundTrips(vae, TRAIN_SEED+100_000_000, out/"round_trips.safetensors")
     store.fill(first)
@@ -295,6 +294,6 @@ def train_oracles(out:Path,             # for checkpoint, log, round trips, and 
     for train, portion in PARTS.items(): train(net, seen, .1*portion*minutes)
     return Oracles(net, measure(Oracles(net), vae, n)).save(out/"oracles")
 
-# %% ../../nbs/lab/17_oracle_training.ipynb #73700585
+# %% ../../nbs/lab/17_oracle_training.ipynb #b5c9e96f
 def _inner(name, p)->bool: # weights for Muon
     return p.ndim > 1 and name.startswith("frame") and not any(k in name for k in ("stem", "where"))

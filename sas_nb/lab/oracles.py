@@ -41,7 +41,8 @@ def round_trip(vae, frames:Tensor, # (B, T, 3, H, W) uint8
 # %% ../../nbs/lab/16_oracles.ipynb #7615394a
 def proportion(right)->dict: # booleans
     "A measured proportion with Wilson's 95 % interval, ready for JSON."
-    k, n = int(np.sum(right)), len(right)
+    k = int(np.sum(right))
+    n = len(right)
     low, high = binomtest(k, n).proportion_ci(method="wilson") if n else (0., 1.)
     return dict(value=round(k/max(n, 1), 4), low=round(float(low), 4), high=round(float(high), 4), n=n)
 
@@ -49,7 +50,8 @@ def proportion(right)->dict: # booleans
 class Oracles:
     "Trained oracles, and how often they are right."
     def __init__(self, net:OracleNet, accuracy:dict|None=None):
-        self.net, self.accuracy = net.eval().requires_grad_(False), accuracy or {}
+        self.net = net.eval().requires_grad_(False)
+        self.accuracy = accuracy or {}
 
 _ORACLES = dict(marker="oracles.json", sign=("oracles.json", '"accuracy"'),
                 names=("oracles.json", "oracles.safetensors"))
@@ -124,14 +126,17 @@ def joints(self:Oracles, frames:Tensor|Clip)->Tensor: # (B, T, 3, S, S) in [0, 1
 # %% ../../nbs/lab/16_oracles.ipynb #14acbc08
 def auc(v:np.ndarray)->float: # (P, K, D) unit vectors: K clips of each of P people
     "Area under the ROC curve of telling pairs of one person from pairs of two, by their cosine."
-    (P, K, _), flat = v.shape, v.reshape(-1, v.shape[-1])
-    who, pairs = np.arange(P).repeat(K), np.triu_indices(P*K, 1)
+    (P, K, _) = v.shape
+    flat = v.reshape(-1, v.shape[-1])
+    who = np.arange(P).repeat(K)
+    pairs = np.triu_indices(P*K, 1)
     return float(roc_auc_score((who[:, None] == who)[pairs], (flat@flat.T)[pairs]))
 
 def verification(v:np.ndarray, draws:int=40, seed:int=0)->dict:
     """`auc` with a bootstrap interval over people; whoever is drawn twice counts once, or they would be two
     people that look alike."""
-    rng, P = np.random.default_rng(seed), len(v)
+    rng = np.random.default_rng(seed)
+    P = len(v)
     samples = [np.unique(rng.integers(0, P, P)) for _ in range(draws)]
     low, high = np.percentile([auc(v[s]) for s in samples if len(s) > 1], [2.5, 97.5])
     return dict(value=round(auc(v), 4), low=round(float(low), 4), high=round(float(high), 4), n=P)
@@ -154,7 +159,8 @@ def held_specs(n:int, clips:int=6)->list[Spec]: # `clips` of each of n//clips pe
 def score(oracles:Oracles, x:Tensor, specs:list[Spec], clips:int=6)->dict: # x (N, T, 3, 64, 64) uint8
     """Every oracle against the truth: a proportion for each of `LABELS`, an area, and a mean error in pixels,
     each with interval and n."""
-    out, words = oracles.look(x), [words_of(s) for s in specs]
+    out = oracles.look(x)
+    words = [words_of(s) for s in specs]
     rows = {name: proportion([a == w[name] for a, w in zip(named, words)])
             for name, (named, _) in named_answers(out).items()}
     true = torch.stack([torch.from_numpy(seen_joints(s, x.shape[1])).float() for s in specs])
@@ -165,7 +171,8 @@ def joint_error(joints:Tensor, true:Tensor)->dict: # (N, T, 15, 2) each
     "Mean distance in pixels, of joints inside the picture, with its interval over clips."
     inside = ((true >= 0) & (true < 64)).all(-1)
     off = ((joints-true).norm(dim=-1)*inside).sum((1, 2))/inside.sum((1, 2)) # of each clip
-    mean, half = off.mean().item(), 1.96*off.std().item()/len(off)**.5
+    mean = off.mean().item()
+    half = 1.96*off.std().item()/len(off)**.5
     return dict(value=round(mean, 3), low=round(mean-half, 3), high=round(mean+half, 3), n=len(off))
 
 # %% ../../nbs/lab/16_oracles.ipynb #2711018e

@@ -20,7 +20,7 @@ from ..fast import best_device, mixed_precision
 from ..flow import interpolate, sample_times, velocity_target
 from . import world
 from .autoencoder import Clips
-from .optim import adam, continue_log, log_row, optimisers, running_averages, Training
+from .optim import adam, continue_log, log_row, optimizers, running_averages, Training
 from .tiny import (encode, ids_of, latent_shape, LONGEST, read, ship, tiny_pipeline, to_signed,
                              use_matmul_attention)
 from ..prompt import PLACEHOLDERS
@@ -40,7 +40,9 @@ class Latents:
     def __init__(self, vae, tokenizer, seed:int=50_000_000, most:int=100_000, batch:int=16, images:int=1,
                  workers:int=0, world=world):
         self.vae, self.seed, self.batch, self.n = vae, seed, batch, images
-        self.most, self.made = most//batch*batch, 0 # clips that fit, clips encoded so far
+        # clips that fit, clips encoded so far
+        self.most = most//batch*batch
+        self.made = 0
         clips = Clips(seed, partial(captions, tokenizer, world=world), world)
         self.drawn = iter(DataLoader(clips, batch_size=batch*images, num_workers=workers))
         self.nothing = ids_of(tokenizer, "", LONGEST).short().to(vae.device)
@@ -54,9 +56,11 @@ class Latents:
 
     def __len__(self): return min(self.made, self.most)
 
-    def add(self, rng):
-        "Draw new clips and `put` them."
-        self.put(*next(self.drawn), rng)
+# %% ../../nbs/lab/14_pretrain.ipynb #deda4429
+@patch
+def add(self:Latents, rng):
+    "Draw new clips and `put` them."
+    self.put(*next(self.drawn), rng)
 
 # %% ../../nbs/lab/14_pretrain.ipynb #54da4076
 @patch
@@ -67,16 +71,19 @@ def put(self:Latents,
         words, # (n, 2, captions, L-1)
         rng):
     "Encode a batch of clips whole, and one random frame of each clip."
-    device, at = self.vae.device, self.made % self.most
     frames = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
-    with mixed_precision(device):
-        z, zi = (encode(self.vae, to_signed(v, device)).half() for v in (x[:self.batch], frames))
+    at = self.made % self.most
     clips, images = (slice(n*at, n*(at+self.batch)) for n in (1, self.n))
-    self.clips[clips], self.words[clips] = z, words[:self.batch, 0].to(device)
-    self.images[images], self.image_words[images] = zi, words[:, 1].to(device)
-    self.seeds[clips], self.image_seeds[images] = seeds[:self.batch], seeds
+    self.clips[clips], self.images[images] = (_encoded(self.vae, v) for v in (x[:self.batch], frames))
+    self.words[clips] = words[:self.batch, 0].to(self.words.device)
+    self.image_words[images] = words[:, 1].to(self.words.device)
+    self.seeds[clips] = seeds[:self.batch]
+    self.image_seeds[images] = seeds
     self.made += self.batch
     self.seed = max(self.seed, *seeds.tolist())+1
+
+def _encoded(vae, x):
+    with mixed_precision(vae.device): return encode(vae, to_signed(x, vae.device)).half()
 
 # %% ../../nbs/lab/14_pretrain.ipynb #drawbat1
 @patch
@@ -85,7 +92,9 @@ def draw(self:Latents, clips:int, images:int, g:torch.Generator)->tuple[Tensor, 
     """A batch, each with one of its captions; one in ten has an empty one, for guidance. Nothing waits for a
     GPU."""
     def any_of(n, most): return torch.randint(most, (n,), generator=g, device=g.device)
-    i, j, n = any_of(clips, len(self)), any_of(images, self.n*len(self)), self.words.shape[1]
+    i = any_of(clips, len(self))
+    j = any_of(images, self.n*len(self))
+    n = self.words.shape[1]
     ids = torch.cat((self.words[i, any_of(clips, n)], self.image_words[j, any_of(images, n)]))
     silent = torch.rand(len(ids), 1, generator=g, device=g.device) < .1
     return self.clips[i], self.images[j], torch.where(silent, self.nothing, ids).long()
@@ -96,7 +105,8 @@ def dit_loss(dit,
              x0:Tensor, text:Tensor, g:torch.Generator|None=None)->Tensor:
     """Flow matching (eq. 1), at times spread as the sampler visits them: where a pose and the colour of a
     shirt are decided, in the noise, it walks slowly."""
-    t, noise = sample_times(len(x0), g, shift=shift, device=x0.device), torch.randn_like(x0)
+    t = sample_times(len(x0), g, shift=shift, device=x0.device)
+    noise = torch.randn_like(x0)
     with mixed_precision(x0.device): v = dit(interpolate(x0, noise, t), 1000*t, text, return_dict=False)[0]
     return (v.float()-velocity_target(x0, noise)).pow(2).mean()
 
@@ -114,7 +124,7 @@ def latent_statistics(store)->dict:
     return dict(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())
 
 def copy_weights(start, pipe):
-    "Begin with the text encoder and DiT of another folder, if it has them; the optimiser begins anew."
+    "Begin with the text encoder and DiT of another folder, if it has them; the optimizer begins anew."
     if not (Path(start)/"transformer").is_dir(): return
     dit = WanTransformer3DModel.from_pretrained(start, subfolder="transformer")
     text = UMT5EncoderModel.from_pretrained(start, subfolder="text_encoder")
@@ -125,10 +135,10 @@ def copy_weights(start, pipe):
 RATES = (.02, 1.5e-3, 5e-4) # Muon for the DiT's matrices, AdamW for its other weights, and for the text's
 
 def dit_learners(pipe):
-    "Both modules that learn, running averages of their weights, and their optimisers."
+    "Both modules that learn, running averages of their weights, and their optimizers."
     modules = dict(dit=pipe.transformer.requires_grad_(True), text=pipe.text_encoder.requires_grad_(True))
     def inner(name, p): return p.ndim == 2 and ("attn" in name or "ffn" in name)
-    opts = optimisers(modules["dit"].named_parameters(), RATES[0], RATES[1], inner)
+    opts = optimizers(modules["dit"].named_parameters(), RATES[0], RATES[1], inner)
     opts["text_adam"] = adam(modules["text"].parameters(), RATES[2])
     return modules, running_averages(modules), opts
 
@@ -137,7 +147,8 @@ def dit_backward(pipe, dit, batch, whiten, g)->Tensor: # (2,), loss on clips, lo
     """Gradients of one batch that the store drew, in which images weigh a quarter of clips; the new words
     stay zero."""
     clips, images, ids = batch
-    text, shift = read(pipe, ids), pipe.scheduler.config.shift
+    text = read(pipe, ids)
+    shift = pipe.scheduler.config.shift
     parts = (clips, text[:len(clips)]), (images, text[len(clips):])
     losses = [dit_loss(dit, shift, whiten(z), t, g) for z, t in parts]
     (losses[0]+.25*losses[1]).backward()
@@ -146,7 +157,7 @@ def dit_backward(pipe, dit, batch, whiten, g)->Tensor: # (2,), loss on clips, lo
 
 # %% ../../nbs/lab/14_pretrain.ipynb #f589bc52
 def dit_update(modules, averages, opts):
-    "One step of each optimiser, and of the averages."
+    "One step of each optimizer, and of the averages."
     groups = [g for name in ("adam", "text_adam") for g in opts[name].param_groups]
     nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 1.)
     for o in opts.values():
@@ -162,20 +173,26 @@ def train_dit(out:Path, vae:AutoencoderKLWan, minutes:float, clips:int=24, image
     folder in `out`. `first` clips are drawn at first, `fresh` for each step. `start` has weights to begin
     with, of an autoencoder with the `same_latents` or not. `fast` compiles."""
     device = torch.device(device or best_device())
-    torch.manual_seed(seed)
-    rng, g = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
+    rng, g = _chances(seed, device)
     pipe = tiny_pipeline(vae, world).to(device)
     training = _DitTraining(out, pipe, start, clips+images)
     store = training.fill(first, rng, same_latents, batch=min(64, max(16, clips//4)), workers=workers,
                           world=world)
-    dit, whiten = use_matmul_attention(pipe.transformer, fast), whitener(vae)
+    step = partial(dit_backward, pipe, use_matmul_attention(pipe.transformer, fast))
+    whiten = whitener(vae)
 
     def learn():
         while store.made < first+fresh*(training.step-training.first_step): store.add(rng)
-        training.learned(dit_backward(pipe, dit, store.draw(clips, images, g), whiten, g))
+        training.learned(step(store.draw(clips, images, g), whiten, g))
 
     training.begin(minutes).run(learn, training.keep, seconds=240)
     return averaged(pipe, training.averages)
+
+# %% ../../nbs/lab/14_pretrain.ipynb #fac7f6ac
+def _chances(seed, device):
+    "NumPy's and PyTorch's, on the device."
+    torch.manual_seed(seed)
+    return np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
 
 # %% ../../nbs/lab/14_pretrain.ipynb #dba06aee
 class _DitTraining(Training):
@@ -185,7 +202,8 @@ class _DitTraining(Training):
         weights, self.averages, opts = dit_learners(pipe)
         super().__init__(out/"dit.safetensors", weights | self.averages, opts, RATES)
         self.out, self.pipe, self.start, self.batch, self.weights = out, pipe, start, batch, weights
-        self.log, self.losses = out/"dit.jsonl", []
+        self.log = out/"dit.jsonl"
+        self.losses = []
         continue_log(start, self.log)
 
 # %% ../../nbs/lab/14_pretrain.ipynb #43693bc1

@@ -29,7 +29,9 @@ def _resized(x, size): return F.interpolate(x, size, mode="bicubic", antialias=T
 
 def _centre(x, config):
     "The shorter side resized and the centre cut out."
-    side, (h, w), short = _sides(config["size"])[0], _sides(config["crop_size"]), min(x.shape[-2:])
+    side = _sides(config["size"])[0]
+    (h, w) = _sides(config["crop_size"])
+    short = min(x.shape[-2:])
     x = _resized(x, [n*side//short for n in x.shape[-2:]])
     top, left = (x.shape[-2] - h)//2, (x.shape[-1] - w)//2
     return x[..., top:top+h, left:left+w]
@@ -48,7 +50,9 @@ def _checkpoint(name, kind, device):
     "A frozen model and the settings of its image processor."
     from transformers.image_processing_base import ImageProcessingMixin
     name = os.path.expanduser(name)
-    try: model, config = kind.from_pretrained(name), ImageProcessingMixin.get_image_processor_dict(name)[0]
+    try:
+        model = kind.from_pretrained(name)
+        config, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except (OSError, ValueError) as e:
         raise UserError(f"Cannot load an encoder from {str(name)!r}: give a folder or a Hub name that holds "
                         "a model and its preprocessor_config.json, and check the connection.") from e

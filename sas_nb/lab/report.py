@@ -185,10 +185,12 @@ def _middle(clip, side):
 # %% ../../nbs/lab/22_report.ipynb #bd9eb652
 def verdict_sheet(samples:Tensor, rows:list[dict], columns:int=10, lines:int=9, scale:int=2)->Image.Image:
     "Middle frames in order, each over its number and what of its prompt the oracles did not see."
-    side, shown = samples.shape[-1]*scale, min(len(samples), columns*lines)
+    side = samples.shape[-1]*scale
+    shown = min(len(samples), columns*lines)
     wide, high = side+4, side+20
     sheet = Image.new("RGB", (columns*wide, -(-shown//columns)*high), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(11)
     for n in range(shown):
         x, y = n % columns*wide+2, n//columns*high+2
         sheet.paste(_middle(samples[n], side), (x, y))
@@ -208,7 +210,8 @@ def _compared(samples, real, trips, references):
 # %% ../../nbs/lab/22_report.ipynb #217e35cc
 def _judged(dit, samples, asked, references):
     "Marks, flicker and recall of samples (N, T, 3, H, W) uint8, and the verdict on each."
-    oracles, real = Oracles.load("oracles"), renders_of([q.spec for q in asked])
+    oracles = Oracles.load("oracles")
+    real = renders_of([q.spec for q in asked])
     trips = torch.cat([round_trip(dit.pipe.vae, b) for b in real.split(8)])
     answers = seen(oracles, samples)
     rows = verdicts(answers, asked)
@@ -234,7 +237,8 @@ def report_card(model:str|Path="tiny",   # what `VideoDiT.load` takes: a model o
     "Sample, judge, compare, write. Raises `UserError`."
     if n < 1: raise UserError(f"A report on {n} clips says nothing: ask for 1 or more.")
     check_place(out, _REPORT["names"], **_REPORT)
-    dit, asked = VideoDiT.load(model), [question(seed+i) for i in range(n)]
+    dit = VideoDiT.load(model)
+    asked = [question(seed+i) for i in range(n)]
     guidance = dit.recommended.guidance if guidance is None else guidance
     folder = expanded(out)/"samples"/f"{maker_fingerprint(dit)}-g{guidance:g}-s{steps}"
     samples = generate(dit, asked, folder, steps, guidance, batch, progress)

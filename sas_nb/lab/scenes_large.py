@@ -69,7 +69,8 @@ def _desert(canvas, j, h):
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #247764de
 def _peak(canvas, x, top, w, h):
-    snow, foot = .36, h+5
+    snow = .36
+    foot = h+5
     poly(canvas, [(x-w, foot), (x+w, foot), (x, top)], (104, 110, 136))
     poly(canvas, [(x+w, foot), (x+w*.3, foot), (x, top)], (84, 90, 116))
     edge = top+(foot-top)*snow

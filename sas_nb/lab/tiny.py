@@ -158,18 +158,24 @@ def tiny_pipeline(vae:AutoencoderKLWan, world=world)->WanPipeline:
     """A Wan pipeline of 5.5 million weights around a trained autoencoder: 8 layers of width 192, a two-layer
     text encoder."""
     tokenizer = make_tokenizer(world)
-    text, dit = _text_encoder(tokenizer), _transformer(vae)
-    with torch.no_grad():
-        local_heads(text)
-        text.shared.weight.normal_()
-        text.shared.weight[tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = 0
-        for block in dit.blocks:
-            block.attn2.to_out[0].weight.mul_(6)
-            block.attn2.set_processor(OnePad())
-        dit.proj_out.weight.zero_()
-        dit.proj_out.bias.zero_()
+    text = _text_encoder(tokenizer)
+    dit = _transformer(vae)
+    _start(text, dit, tokenizer)
     return WanPipeline(tokenizer=tokenizer, text_encoder=text, vae=vae, transformer=dit,
                        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.))
+
+# %% ../../nbs/lab/12_tiny.ipynb #45e15f84
+@torch.no_grad()
+def _start(text, dit, tokenizer):
+    "What the fresh parts begin with."
+    local_heads(text)
+    text.shared.weight.normal_()
+    text.shared.weight[tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = 0
+    for block in dit.blocks:
+        block.attn2.to_out[0].weight.mul_(6)
+        block.attn2.set_processor(OnePad())
+    dit.proj_out.weight.zero_()
+    dit.proj_out.bias.zero_()
 
 # %% ../../nbs/lab/12_tiny.ipynb #b91c9673
 LONGEST = 56 # tokens of the longest caption, and a few more
@@ -201,7 +207,8 @@ TEST_SEED = 10**9 # seeds from here on test pre-training: never trained on, same
 
 def training_spec(seed:int, world=world): # a spec of `world`
     "The spec of this seed, or None where it is thinned out."
-    spec, r = world.random_spec(seed), np.random.default_rng(seed).random()
+    spec = world.random_spec(seed)
+    r = np.random.default_rng(seed).random()
     dances = spec.subjects and getattr(spec.subjects[0], "motion", None) == "dancing"
     if (len(spec.subjects) > 1 and r < .5) or (spec.camera != "static" and r < .6): return None
     return None if dances and np.random.default_rng([seed, 1]).random() < .5 else spec

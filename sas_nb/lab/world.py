@@ -7,6 +7,7 @@ __all__ = ['NAMED', 'IDENTITY', 'GROUND', 'random_gait', 'Person', 'Spec', 'rand
            'identity_of', 'body_of', 'joints', 'Truth']
 
 # %% ../../nbs/lab/02_world.ipynb #e17fb2d4
+# ruff: noqa: F401, for the module shows names that it does not use
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import numpy as np
@@ -139,7 +140,8 @@ def joints(p:Person,           # who
           )->np.ndarray:       # (T, 15, 2) x, y in pixels of a 64-pixel stage, order `JOINTS`
     "Where every joint is at every moment, before the camera."
     seconds = np.asarray(seconds)
-    body, c = body_of(p), channels(p, seconds)
+    body = body_of(p)
+    c = channels(p, seconds)
     J = skeleton(body, c, body["head"]+.8, np.array([0, 1.4]))
     return stand(J, p, c["step"] + p.strength*p.gait.travel*(seconds-1), c["hop"], GROUND)
 

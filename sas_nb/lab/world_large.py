@@ -8,6 +8,7 @@ __all__ = ['IDENTITY', 'CUTS', 'DYES', 'BEARDS', 'GLASSES', 'CHEEKS', 'PATTERNS'
            'joints', 'random_spec', 'heldout_spec', 'Truth', 'head_width', 'head_boxes']
 
 # %% ../../nbs/lab/06_world_large.ipynb #59533e6d
+# ruff: noqa: F401, for the module shows names that it does not use
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import itertools
@@ -183,7 +184,8 @@ def joints(p:Person,           # who
           )->np.ndarray:       # (T, 15, 2) x, y in pixels of a 64-pixel stage, order `JOINTS`
     "Where every joint is at every moment, before the camera."
     seconds = np.asarray(seconds)
-    b, c = body_of(p), channels(p, seconds)
+    b = body_of(p)
+    c = channels(p, seconds)
     up = np.stack([np.sin(c["lean"]), -np.cos(c["lean"])], -1)
     J = skeleton(b, c, b["head"]+.8*p.size, -up*2.2*p.size)
     moved = (c["step"] + p.strength*p.gait.travel*(seconds-.7))*p.size
@@ -245,7 +247,8 @@ def head_width(i:dict)->float:
 
 def head_boxes(p:Person, J:np.ndarray)->np.ndarray:
     "Boxes (T, 4) around the turned ellipse of a head, before the camera."
-    r, a = body_of(p)["head"], head_width(identity_of(p))
+    r = body_of(p)["head"]
+    a = head_width(identity_of(p))
     up = J[:, 0] - J[:, 1]
     up /= np.linalg.norm(up, axis=-1, keepdims=True)
     half = r*np.sqrt((a*up[:, ::-1])**2 + up**2)
