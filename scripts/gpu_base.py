@@ -27,7 +27,7 @@ from PIL import Image
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import best_device, channels_last
 from sas_nb.files import UserError
-from sas_nb.lab.autoencoder import (autoencoder_optimisers, autoencoder_report, autoencoder_step,
+from sas_nb.lab.autoencoder import (autoencoder_optimizers, autoencoder_report, autoencoder_step,
                                     head_and_hands, interest, pixels, reconstruction_loss,
                                     reconstruction_psnr)
 from sas_nb.lab.optim import load_state, save_state, set_rates
@@ -247,7 +247,7 @@ def finished(run: Run):
 
 def train_autoencoder(run: Run, fast: bool, portion: float):
     vae = begun(run.start, run.shape, run.widths, run.device).requires_grad_(True)
-    opts, path = autoencoder_optimisers(vae, run.rate), run.state/"autoencoder.safetensors"
+    opts, path = autoencoder_optimizers(vae, run.rate), run.state/"autoencoder.safetensors"
     about = load_state(path, dict(vae=vae), opts)
     both, batch, g = autoencoder_passes(vae, fast), max(1, int(run.batch*portion)), torch.Generator(run.device)
     g.manual_seed(about.get("step", 0))

@@ -85,7 +85,7 @@ def test_what_belongs_together_is_let_be(nbs, source):
 
 
 @pytest.mark.parametrize("place, module, exercises", [
-    ("parts/files", "files", False), ("atlas/02_mixing", "atlas.mixing", True), ("lab/00_world", "lab.world", True)])
+    ("parts/files", "files", False), ("atlas/02_mixing", "atlas.mixing", True), ("lab/02_world", "lab.world", True)])
 def test_notebooks_of_parts_and_wings(nbs, place, module, exercises):
     path = nbs / f"{place}.ipynb"
     path.parent.mkdir()

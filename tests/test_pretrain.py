@@ -12,7 +12,7 @@ from sas_nb.lab.autoencoder import (autoencoder_report, batch_loss, busy_crops, 
                                     head_and_hands, interest, reconstruction_loss, reconstruction_psnr,
                                     train_autoencoder)
 from sas_nb.lab.draw import render_array
-from sas_nb.lab.optim import Clock, load_state, Muon, optimisers, orthogonalise, save_state, set_rates
+from sas_nb.lab.optim import Clock, load_state, Muon, optimizers, orthogonalise, save_state, set_rates
 from sas_nb.lab.pretrain import captions, Latents, train_dit
 from sas_nb.lab.specs import vocabulary
 from sas_nb.lab.tiny import (autoencoder_passes, decode, encode, FPS, latent_shape, load_autoencoder,
@@ -237,8 +237,8 @@ def test_a_fused_adam_counts_its_steps_where_its_weights_are(tmp_path):
         load_state(tmp_path/"s.safetensors", {}, dict(adam=after))
         assert {k: v.device.type for k, v in after.state[there].items()} == dict(step=device, exp_avg="meta", exp_avg_sq="meta")
 
-def test_optimiser_state_survives_a_file(tmp_path):
-    def made(): torch.manual_seed(0); net = torch.nn.Linear(4, 3); return net, optimisers(net.named_parameters(), .1, .01, lambda n, p: p.ndim == 2)
+def test_optimizer_state_survives_a_file(tmp_path):
+    def made(): torch.manual_seed(0); net = torch.nn.Linear(4, 3); return net, optimizers(net.named_parameters(), .1, .01, lambda n, p: p.ndim == 2)
     def step(net, opts):
         net(torch.ones(2, 4)).pow(2).sum().backward()
         for o in opts.values(): o.step(); o.zero_grad()

@@ -1,4 +1,4 @@
-"""The world of 64 pixels keeps 01_world's promises, fills the picture, and shows who someone is."""
+"""The world of 64 pixels keeps 02_world's promises, fills the picture, and shows who someone is."""
 import re
 from dataclasses import replace
 import numpy as np, pytest
