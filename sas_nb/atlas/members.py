@@ -22,7 +22,7 @@ from ..concept_file import check_shapes, read_info
 from ..family import Wan
 from ..files import expanded, UserError
 from ..hub import _readable
-from ..lowrank import change_gauge
+from ..lowrank import reparametrise
 from ..writing import atomic
 
 # %% ../../nbs/atlas/00_members.ipynb #d11bc594
@@ -73,7 +73,7 @@ def reparametrised(concepts:list[Concept], seed:int=1)->list[Concept]:
             G = turn*torch.rand(c.rank, generator=g, dtype=torch.float64).add(.5)
             for b in ("B1", "B2"):
                 pair = (c.weights[f"{l}.{k}"].double() for k in ("A", b))
-                weights[f"{l}.A"], weights[f"{l}.{b}"] = change_gauge(*pair, G)
+                weights[f"{l}.A"], weights[f"{l}.{b}"] = reparametrise(*pair, G)
         return replace(c, weights=weights)
     return [rewritten(c) for c in concepts]
 
