@@ -73,7 +73,7 @@ def _provenance(adapter, clip, prompts, recipe, history)->dict:
     info = dict(
         format=FORMAT,
         base=dit.name,
-        family=type(dit.pipe).__name__,
+        family=dit.family.pipeline.__name__,
         fingerprint=dit.weights_names()[0],
         appearance=prompts.appearance.text,
         motion=prompts.motion.text,
