@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from .data import Examples, from_base
-from .dit import checked_seed, guided, VideoDiT
+from .dit import checked_seed, VideoDiT
 from .files import UserError
+from .flow import guided
 from .prompt import Prompt
 
 # %% ../nbs/08_counterfactual.ipynb #6e963ff3
