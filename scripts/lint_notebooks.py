@@ -38,7 +38,6 @@ EXEMPT = set("""
     nbs/13_zoo.ipynb
     nbs/14_explore.ipynb
     nbs/15_fleet.ipynb
-    nbs/16_cli.ipynb
     nbs/18_report.ipynb
     nbs/analysis/break_the_gauge.ipynb
     nbs/analysis/does_it_work.ipynb
