@@ -50,6 +50,10 @@ class VideoDiT(LazyPipeline):
     def prints(self)->list[str]:
         "What the transformer's weights may be called."
         return self.weights_names()
+    @property
+    def adapted(self)->bool:
+        "Whether an adapter of peft's is on the transformer."
+        return "transformer" in self.loaded and hasattr(self.transformer, "peft_config")
     def __repr__(self):
         parts = ", ".join(name for name in self.family.parts if name in self.loaded) or "nothing"
         place = f"{self.dtype}, {self.device}; in memory: {parts}"

@@ -96,8 +96,8 @@ def _start(name, regularize):
     from sas_nb.recipe import Recipe
     if regularize: return named_recipe(name)
     if name in RECIPES: return Recipe.unregularised(name)
-    raise UserError(f"--no-regularize goes with {' and '.join(RECIPES)}, and not with {name!r}: set its numbers "
-                    "one by one, as in --set both.prior=0.")
+    raise UserError(f"--no-regularize goes with {' and '.join(RECIPES)}, and not with {name!r}: set its "
+                    "numbers one by one, as in --set both.prior=0.")
 
 def _check_pairs(recipe):
     if recipe.stage2.counterfactuals: return

@@ -1,4 +1,4 @@
-"""The whole road in one script: learn a dynamic concept from one short video, show it again, edit it by prompt.
+"""The whole road in one script: learn a dynamic concept from one video, show it again, edit it by words.
 
     python scripts/demo.py           # or: make demo
     python scripts/demo.py --fast    # a few steps only: everything runs, next to nothing is learned
@@ -102,8 +102,8 @@ def command() -> str:
     return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
-_CLIP = typer.Option(help="A video to learn from, instead of the dancer that is shipped; change the prompts at "
-                          "the top of this script to fit it.")
+_OWN = "A video to learn from, instead of the dancer; change the prompts at the top of this script to fit it."
+_CLIP = typer.Option(help=_OWN)
 _WHERE = "out/demo, or out/demo-fast"
 _OUT = typer.Option(help="Folder to write; a run found there goes on.", show_default=_WHERE)
 _FEW = f"{FAST_STEPS} steps of each stage: everything runs, next to nothing is learned."
