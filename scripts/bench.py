@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from sas_nb.basis import Basis
 from sas_nb.cache import data_path
-from sas_nb.cli import spell_out
+from sas_nb.terminal import spell_out
 from sas_nb.clip import Clip
 from sas_nb.data import Examples, frame_set, sequence
 from sas_nb.dit import VideoDiT

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from sas_nb.adapter import linear_layers
 from sas_nb.atlas.members import synthetic
-from sas_nb.cli import spell_out
+from sas_nb.basis import Basis
+from sas_nb.terminal import spell_out
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Position, Studio
