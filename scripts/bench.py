@@ -23,15 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from sas_nb.basis import Basis
 from sas_nb.cache import data_path
-from sas_nb.terminal import spell_out
 from sas_nb.clip import Clip
 from sas_nb.data import Examples, frame_set, sequence
 from sas_nb.dit import VideoDiT
-from sas_nb.frames import Settings
 from sas_nb.lab.draw import render_array
 from sas_nb.lab.world import random_spec
+from sas_nb.options import Settings
 from sas_nb.prompt import Prompt
 from sas_nb.residual import motion_settings
+from sas_nb.terminal import spell_out
 from sas_nb.train import Trainer
 from sas_nb.writing import atomic
 
@@ -170,8 +170,8 @@ CHILD = """
 import resource, sys, tempfile, torch
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
-from sas_nb.frames import Settings
 from sas_nb.learning import learn
+from sas_nb.options import Settings
 from sas_nb.residual import motion_settings
 n = int(sys.argv[1])
 learn(Clip.load(data_path("clips/dancer.mp4"), num_frames=17, fps=float(sys.argv[2]), size=(64, 64)), *sys.argv[3:5], stage1=Settings(steps=n, prior=0.), stage2=motion_settings(steps=n, prior=0.), free=True, progress=False)

@@ -28,12 +28,12 @@ from sas_nb.dit import VideoDiT
 from sas_nb.fast import bf16_products, compiled
 from sas_nb.fleet import Fleet, FleetTrainer
 from sas_nb.flow import flow_loss, interpolate, velocity_target
-from sas_nb.frames import Settings
 from sas_nb.lab.cases import case
 from sas_nb.lab.draw import render
 from sas_nb.lab.motion import pose_correlation
 from sas_nb.lab.oracle_nets import seen_joints
 from sas_nb.lab.oracles import Oracles
+from sas_nb.options import Settings
 from sas_nb.residual import both_views, motion_settings, preset_settings
 from sas_nb.text import add_tokens
 from sas_nb.train import Trainer

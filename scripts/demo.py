@@ -15,9 +15,14 @@ from typing import Annotated
 import torch
 import typer
 from rich.table import Table
-from sas_nb import Clip, Concept, learn, Prompts, Recipe, Run, VideoDiT
 from sas_nb.cache import data_path
+from sas_nb.clip import Clip
+from sas_nb.concept import Concept
+from sas_nb.dit import VideoDiT
+from sas_nb.learning import learn
 from sas_nb.log import plot_history
+from sas_nb.prompt import Prompts
+from sas_nb.recipe import Recipe, Run
 from sas_nb.sheet import contact_sheet
 from sas_nb.terminal import say, show as print_tables, spell_out, tidy
 

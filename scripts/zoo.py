@@ -23,7 +23,6 @@ from sas_nb.atlas.places import load_zoo
 from sas_nb.concept import Concept
 from sas_nb.data import sequence
 from sas_nb.dit import VideoDiT
-from sas_nb.frames import Settings
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import Case, case
@@ -32,6 +31,7 @@ from sas_nb.lab.specs import SCENES
 from sas_nb.lab.world import IDENTITY, Person
 from sas_nb.lab.zoo import save_zoo, spec_of, ZOO
 from sas_nb.learning import learn_many
+from sas_nb.options import Settings
 from sas_nb.residual import preset_settings
 from sas_nb.writing import atomic, check_place
 

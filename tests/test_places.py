@@ -10,7 +10,7 @@ from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo, zoo_folder
 from sas_nb.cache import cache_folder, cached, data_path, named_folder
-from sas_nb.cli import _log, _pictures
+from sas_nb.cli import _log
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.dit import _shared, VideoDiT
@@ -24,6 +24,7 @@ from sas_nb.lab.published import clip_encoder, dino_encoder
 from sas_nb.lab.zoo import save_zoo
 from sas_nb.learning import learn
 from sas_nb.recipe import Recipe, Run
+from sas_nb.sheet import _pictures
 from sas_nb.video import preflight
 
 

@@ -10,7 +10,6 @@ from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.fleet import FleetTrainer
-from sas_nb.frames import Settings
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import case
 from sas_nb.lab.draw import render
@@ -18,6 +17,7 @@ from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.specs import edit, random_thing
 from sas_nb.lab.world import heldout_spec, Person, Spec
 from sas_nb.lab.zoo import packed, save_zoo, spec_of
+from sas_nb.options import Settings
 import bench_fleet, response, zoo
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -18,7 +18,7 @@ from torch import Tensor
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from ..concept import Concept
-from ..concept_file import check_shapes, read_info
+from ..concept_file import check_shapes, read_info, readable
 from ..family import Wan
 from ..files import expanded, UserError
 from ..hub import _readable
@@ -116,7 +116,7 @@ class ConceptFile:
     def __init__(self, folder:Path):
         self.info = read_info(folder)
         self.file = folder/"concept.safetensors"
-        with _readable(folder, self.info):
+        with readable(folder, self.info):
             self.shapes = _shapes_in(self.file)
             check_shapes(self.info, self.shapes)
     def tensors(self, names)->dict[str, Tensor]:
