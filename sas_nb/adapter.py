@@ -9,6 +9,7 @@ __all__ = ['TRAINS', 'linear_layers', 'SharedLinear', 'SharedLoRA', 'dropout_mas
 import math
 import re
 from contextlib import contextmanager
+from dataclasses import dataclass, field, InitVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,61 +45,69 @@ class SharedLinear(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer:nn.Linear, adapter_name:str, **kwargs):
         super().__init__()
         BaseTunerLayer.__init__(self)
-        self.base_layer, self.shared, self.name = base_layer, None, ""
-
+        self.base_layer = base_layer
+        self.shared = None # the adapter it belongs to, and its name there
+        self.name = ""
     def forward(self, x:Tensor, *args, **kwargs)->Tensor: # (batch, ..., in) -> (batch, ..., out)
-        "Each concept's samples are neighbours in the batch; their update is one batched product."
         y = self.base_layer(x, *args, **kwargs)
         B = None if self.disable_adapters else self.shared.coefficients(self.name)
-        if B is None: return y
-        low = F.linear(x, self.lora_A.to(x.dtype))
-        if (each := self.shared.each) is not None: low = low*each.to(low).view(-1, *[1]*(low.ndim-1))
-        update = low.reshape(len(B), -1, low.shape[-1]) @ B.mT.to(x.dtype)
-        return y + update.view(y.shape)
+        return y if B is None else y + _update(x, self.lora_A, B, self.shared.each)
+
+# %% ../nbs/05_adapter.ipynb #dc568070
+def _update(x:Tensor,         # (batch, ..., in)
+            A:Tensor,         # (r, in)
+            B:Tensor,         # (concepts, out, r)
+            each:Tensor|None, # (batch,) one more scale for every sample
+           )->Tensor:         # (batch, ..., out)
+    "Each concept's samples are neighbours in the batch; their update is one batched product."
+    low = F.linear(x, A.to(x.dtype))
+    if each is not None: low = low*each.to(low).view(-1, *[1]*(low.ndim-1))
+    update = low.reshape(len(B), -1, low.shape[-1]) @ B.mT.to(x.dtype)
+    return update.view(*x.shape[:-1], B.shape[1])
 
 # %% ../nbs/05_adapter.ipynb #11dcc995
+@dataclass(eq=False, repr=False)
 class SharedLoRA:
     """The paper's adapter for N concepts: one basis A, and for each concept appearance coefficients B1,
     motion coefficients B2 and vectors for `[v]` and `[u]`. All float32. It is on the model inside
     `attached` only. Raises `UserError`."""
-    def __init__(self,
-                 dit:VideoDiT,
-                 rank:int=8,            # r, the number of basis vectors in each layer
-                 layers:str|None=None,  # regular expression over module names; the family's own when None
-                 n:int=1,               # concepts
-                 seed:int=0,            # of A's random start
-                 A:dict[str, Tensor]|None=None, # a basis made elsewhere, "layer.A" -> (r, in): never trained
-                ):
+    dit:VideoDiT
+    rank:int=8             # r, the number of basis vectors in each layer
+    layers:str|None=None   # regular expression over module names; the family's own when None
+    n:int=1                # concepts
+    seed:int=0             # of A's random start
+    A:InitVar[dict|None]=None # a basis made elsewhere, "layer.A" -> (r, in): never trained
+    appearance:float=field(default=1., init=False) # scale of B1
+    motion:float=field(default=1., init=False)     # scale of B2
+    each:Tensor|None=field(default=None, init=False) # (batch,) scale of both, for each sample
+    members:slice=field(default_factory=lambda: slice(None), init=False) # who is in the batch
+    masks:dict=field(default_factory=dict, init=False) # coefficient dropout, by layer
+    masked:str|None=field(default=None, init=False)    # the stage whose coefficients it is on
+    self_conditioning:nn.Module|None=field(default=None, init=False)
+    def __post_init__(self, A):
         reason = "a basis needs at least one vector, and no more than a layer is wide"
-        self.rank = whole_number(rank, "rank", 1, 4096, reason)
-        self.n = whole_number(n, "n", 1, 10**5, "an adapter holds at least one concept")
-        self.dit, self.layers, self.given = dit, layers or dit.family.lora_layers, A is not None
-        # scales of B1 and of B2; and of both, for each sample
-        self.appearance, self.motion, self.each = 1., 1., None
-        self.members = slice(None) # the concepts whose samples are in the batch
-        # coefficient dropout: by layer, and the stage whose coefficients it is on
-        self.masks, self.masked = {}, None
-        self.self_conditioning = None
-        sizes = {
-            k: (m.out_features, m.in_features) for k, m in linear_layers(dit.transformer, self.layers).items()
-        }
-        self.weights = _fresh(sizes, self.rank, self.n, checked_seed(seed), dit.device)
-        self.tokens = {
-            word: nn.Parameter(torch.zeros(self.n, dit.text_width, device=dit.device))
-            for word in PLACEHOLDERS
-        }
-        for p in self.tokens.values(): p.requires_grad_(False)
+        self.rank = whole_number(self.rank, "rank", 1, 4096, reason)
+        self.n = whole_number(self.n, "n", 1, 10**5, "an adapter holds at least one concept")
+        self.layers = self.layers or self.dit.family.lora_layers
+        self.given = A is not None
+        self.weights = _fresh(self)
+        self.tokens = {word: _frozen(torch.zeros(self.n, self.dit.text_width), self) for word in PLACEHOLDERS}
         if self.given: self.load(A)
 
 # %% ../nbs/05_adapter.ipynb #e7e36188
-def _fresh(sizes:dict, rank:int, n:int, seed:int, device)->dict[str, nn.Parameter]:
+def _frozen(w:Tensor, adapter)->nn.Parameter:
+    return nn.Parameter(w.to(adapter.dit.device), requires_grad=False)
+
+def _fresh(adapter:SharedLoRA)->dict[str, nn.Parameter]:
     "A as peft starts it, and B at zero: at first nothing has changed."
-    generator, weights = torch.Generator().manual_seed(seed), {}
-    for layer, (out, width) in sizes.items():
-        A = nn.init.kaiming_uniform_(torch.empty(rank, width), a=math.sqrt(5), generator=generator)
-        weights[f"{layer}.A"] = A
-        weights |= {f"{layer}.{B}": torch.zeros(n, out, rank) for B in ("B1", "B2")}
-    return {k: nn.Parameter(w.to(device), requires_grad=False) for k, w in weights.items()}
+    generator = torch.Generator().manual_seed(checked_seed(adapter.seed))
+    weights = {}
+    for name, layer in linear_layers(adapter.dit.transformer, adapter.layers).items():
+        A = torch.empty(adapter.rank, layer.in_features)
+        weights[f"{name}.A"] = nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+        B = torch.zeros(adapter.n, layer.out_features, adapter.rank)
+        weights |= {f"{name}.{part}": B.clone() for part in ("B1", "B2")}
+    return {k: _frozen(w, adapter) for k, w in weights.items()}
 
 # %% ../nbs/05_adapter.ipynb #34f1346a
 @patch

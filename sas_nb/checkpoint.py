@@ -89,7 +89,7 @@ def _recipes_apart(was:dict, now:dict, defaults:dict): # `defaults`: those of th
             yield f"{k}, which sas_nb {__version__} has not", was[k], "nothing"
         elif k not in defaults and k not in FREE:
             warnings.warn(f"The run was begun with {k}={was[k]!r}, a setting that sas_nb {__version__} does "
-                          "not have: it is ignored.")
+                          "not have: it is ignored.", stacklevel=2)
 
 # %% ../nbs/parts/checkpoint.ipynb #7841ace4
 def _short(x): return "none" if x is None else s if len(s := repr(x)) < 100 else f"{s[:97]}..."
@@ -116,7 +116,8 @@ def alike(a:dict, b:dict, only:str="")->bool:
 def accept_rounding(was:dict, now:dict, data:StageData, kept:list[dict]|None):
     "Take hashes of the earlier run where what they are of is the same but for rounding."
     for e, name, tensors in zip(data.all(), now["examples"], kept or ()):
-        ours, theirs = now["examples"][name], was["examples"].get(name) or {}
+        ours = now["examples"][name]
+        theirs = was["examples"].get(name) or {}
         for key, only in (("clip", "latents"), ("tensors", "")):
             if key in ours and key in theirs and alike(e.tensors(), tensors, only): ours[key] = theirs[key]
 

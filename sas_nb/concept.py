@@ -8,27 +8,23 @@ __all__ = ['Concept', 'plot_history']
 # %% ../nbs/09_concept.ipynb #c3673471
 import html
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 import torch
 from torch import Tensor
 from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
-from . import __version__
 from .adapter import SharedLoRA
 from .clip import Clip
-from .concept_file import (as_json, brief, check_shapes, concept_folder, FILES, FORMAT, made_with,
-                                 read_info, readable)
+from .concept_file import (as_json, base_name, check_shapes, concept_folder, FILES, made_with,
+                                 provenance, read_info, readable)
 from .dit import VideoDiT
 from .export import write_loras
 from .files import Advice, expanded, real_number, UserError
-from .hub import model_folder
 from .log import plot_history
 from .lowrank import norm
-from .prompt import checked_prompts, Prompt, Prompts
+from .prompt import checked_prompts, Prompts
 from .recipe import Recipe
 from .self_conditioning import SelfConditioning
 from .writing import atomic
@@ -64,35 +60,8 @@ def of(cls:Concept, adapter:SharedLoRA,
     "A trained adapter's concept, with its provenance."
     weights, tokens = adapter.member(i)
     conditioning = adapter.self_conditioning and adapter.self_conditioning.project.weight.detach().cpu()
-    info = _provenance(adapter, clip, prompts, recipe, history)
+    info = provenance(adapter, clip, prompts, recipe, history)
     return cls(weights, tokens, info, conditioning, dit=adapter.dit)
-
-# %% ../nbs/09_concept.ipynb #80a2c267
-def _provenance(adapter, clip, prompts, recipe, history)->dict:
-    dit, s = adapter.dit, recipe.sampling
-    info = dict(
-        format=FORMAT,
-        base=dit.name,
-        family=type(dit.pipe).__name__,
-        fingerprint=dit.weights_names()[0],
-        appearance=prompts.appearance.text,
-        motion=prompts.motion.text,
-        rank=adapter.rank,
-        layers=adapter.layers,
-    )
-    if dit.lasting_name != dit.name: info["base_path"] = dit.lasting_name
-    if adapter.n > 1: info["trained_with"] = adapter.n-1
-    info |= dict(
-        clip=dict(name=clip.name, shape=list(clip.shape), fps=clip.fps),
-        dtype=str(dit.dtype),
-        recipe=recipe.to_dict(),
-        lr=[stage.rate(dit.recommended.lr) for stage in recipe.stages],
-        history={name: brief(rows) for name, rows in history.items()},
-        sampling=dict(guidance_factor=s.guidance_factor, negative_scale=s.negative_scale),
-    )
-    versions = {p: version(p) for p in ("diffusers", "peft", "transformers")}
-    return info | dict(versions=dict(sas_nb=__version__, torch=str(torch.__version__), **versions),
-                       made=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 # %% ../nbs/09_concept.ipynb #24ca85c9
 @patch
@@ -136,22 +105,12 @@ def _repr_markdown_(self:Concept):
                                                           "|\n" for k, v in self.summary().items())
 
 # %% ../nbs/09_concept.ipynb #2376d1a8
-def _base_name(info)->str:
-    "What to load the base by: the folder it was in, else what its name means here."
-    known = info.get("base_path")
-    for place in filter(None, (known, info["base"])):
-        with suppress(UserError):
-            if model_folder(place) or not known: return place
-    where = str(known or Path(info["base"]).absolute())
-    raise UserError(f"The base {info['base']!r} of this concept is not in {where!r} any more: give the "
-                    "folder it is in now, with --model, or as dit=VideoDiT.load(FOLDER).")
-
 @patch
 def base(self:Concept)->VideoDiT:
     """The model this concept lives on. Raises `UserError` if it is not found, or its weights are not those
     the concept was trained on."""
-    if self.dit is None: self.dit = VideoDiT.of(_base_name(self.info))
-    if self.info["fingerprint"] not in self.dit.prints():
+    if self.dit is None: self.dit = VideoDiT.of(base_name(self.info))
+    if self.info["fingerprint"] not in self.dit.prints:
         raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other "
                         f"weights of it): load it with the base {self.info['base']!r} it "
                         f"names{made_with(self.info)}.")
@@ -229,7 +188,7 @@ def _forgets(prompt, words, prompts):
 def generate(self:Concept,
              prompt:str|list[str]|None=None, # the training prompt when None; edits change it
              seed:int|list[int]=0, steps:int|None=None,
-             guidance:float|None=None,       # classifier-free guidance, 1 is none; the concept's own when None
+             guidance:float|None=None,       # classifier-free guidance, 1 is none; else the concept's own
              negative_scale:float|None=None, # of the concept on guidance's negative side, 0 to 1
              motion_guidance:float=1.,       # below 1 calmer, above 1 livelier
              fps:float|None=None,            # frames per second at which the clip plays; as filmed when None
@@ -329,6 +288,6 @@ def export(self:Concept,
            format:str="diffusers", # or "peft", or "comfyui": the layer names of the model's own authors
            split:bool=False,       # two adapters, appearance and motion, instead of one
           )->list[Path]:           # the adapters' folders
-    """Write ordinary LoRA files for stock diffusers (`load_lora_weights`), peft (`PeftModel.from_pretrained`) or
-    ComfyUI, and the words' vectors beside them. Raises `UserError`."""
+    """Write ordinary LoRA files for stock diffusers (`load_lora_weights`), peft
+    (`PeftModel.from_pretrained`) or ComfyUI, and the words' vectors beside them. Raises `UserError`."""
     return write_loras(self, folder, format, split)

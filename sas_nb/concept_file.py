@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FILES', 'made_with', 'check_info', 'check_shapes', 'updated', 'concept_folder', 'readable', 'read_info',
-           'as_json', 'brief']
+           'as_json', 'brief', 'provenance', 'base_name']
 
 # %% ../nbs/parts/concept_file.ipynb #ecfabf63
 import json
 import os
 import re
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from . import __version__
 from .family import FAMILIES
+from .hub import model_folder
 from .files import expanded, read_about, UserError
 from .prompt import PLACEHOLDERS, Prompt
 
@@ -72,7 +76,9 @@ def _loss_row(x):
 
 def _history(x): return _dict_of(x, lambda rows: _list_of(rows, _loss_row))
 def _stage(x): return isinstance(x, dict) and _whole(x.get("steps"))
-def _recipe(x): return isinstance(x, dict) and all(_stage(v) for k, v in x.items() if k.startswith("stage"))
+def _recipe(x):
+    if not isinstance(x, dict) or not _text(x.get("name", "")): return False
+    return all(_stage(v) for k, v in x.items() if k.startswith("stage"))
 def _rates(x): return _list_of(x, _number)
 def _versions(x): return _dict_of(x, _text)
 
@@ -203,3 +209,35 @@ def brief(rows:list, most:int=100)->list:
     "At most about `most` rows of a history, the last one among them, in four digits."
     kept = rows[::-1][::-(-len(rows)//most) or 1][::-1]
     return [[r[0], *(None if v is None else float(f"{v:.4g}") for v in r[1:])] for r in kept]
+
+# %% ../nbs/parts/concept_file.ipynb #84db6e71
+def provenance(adapter, clip, prompts, recipe, history)->dict:
+    "Where a trained adapter's concept comes from: all of concept.json but the two scales."
+    dit = adapter.dit
+    info = dict(format=FORMAT, base=dit.name, family=dit.family.pipeline.__name__,
+                fingerprint=dit.weights_names()[0], appearance=prompts.appearance.text,
+                motion=prompts.motion.text, rank=adapter.rank, layers=adapter.layers)
+    if dit.lasting_name != dit.name: info["base_path"] = dit.lasting_name
+    if adapter.n > 1: info["trained_with"] = adapter.n-1
+    return info | dict(clip=dict(name=clip.name, shape=list(clip.shape), fps=clip.fps), dtype=str(dit.dtype),
+                       recipe=recipe.to_dict(), sampling=asdict(recipe.sampling),
+                       lr=[stage.rate(dit.recommended.lr) for stage in recipe.stages],
+                       history={name: brief(rows) for name, rows in history.items()},
+                       versions=_versions_now(), made=_now())
+
+def _now()->str: return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+def _versions_now()->dict:
+    libraries = {p: version(p) for p in ("torch", "diffusers", "peft", "transformers")}
+    return dict(sas_nb=__version__, **libraries)
+
+# %% ../nbs/parts/concept_file.ipynb #7c1917bd
+def base_name(info)->str:
+    "What to load the base by: the folder it was in, else what its name means here."
+    known = info.get("base_path")
+    for place in filter(None, (known, info["base"])):
+        with suppress(UserError):
+            if model_folder(place) or not known: return place
+    where = str(known or Path(info["base"]).absolute())
+    raise UserError(f"The base {info['base']!r} of this concept is not in {where!r} any more: give the "
+                    "folder it is in now, with --model, or as dit=VideoDiT.load(FOLDER).")

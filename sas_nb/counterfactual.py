@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from .data import Examples, from_base
-from .dit import checked_seed, guided, VideoDiT
+from .dit import checked_seed, VideoDiT
 from .files import UserError
+from .flow import guided
 from .prompt import Prompt
 
 # %% ../nbs/08_counterfactual.ipynb #6e963ff3
@@ -27,11 +28,13 @@ def redraw(dit:VideoDiT,
           )->Tensor:          # (B, C, t, h, w)
     """Clips under other words, in step with the old ones: where the velocities under both agree, nothing
     changes ([FlowEdit](https://arxiv.org/abs/2412.08629), algorithm 1, no step skipped)."""
-    r, clean, n = dit.recommended, clean.to(dit.device, torch.float32), len(clean)
+    r = dit.recommended
+    clean, n = clean.to(dit.device, torch.float32), len(clean)
     guidance = r.guidance if guidance is None else guidance
     text = dit.embed([before]*n + [after]*n + [r.negative]*2*n*(guidance != 1))
     generator = torch.Generator().manual_seed(checked_seed(seed))
-    scheduler, z = dit.schedule(r.steps if steps is None else steps), clean.clone()
+    scheduler = dit.schedule(r.steps if steps is None else steps)
+    z = clean.clone()
     for t, now, then in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]):
         at = now, (t/1000).expand(2*n).to(clean)
         change = sum(_change(dit, clean, z, at, text, guidance, generator) for _ in range(draws))/draws
@@ -98,10 +101,8 @@ def add_counterfactuals(dit:VideoDiT,  # the base model, no adapter on it
                        )->Examples:    # the same, with its `counterfactuals`
     """The same movement by others: the base redraws the clip with somebody else in the part. Made once,
     then read from the cache. Raises `UserError`."""
-    r, words = (
-        dit.recommended,
-        (Prompt.of(prompt).plain, Prompt.of(other).plain if other else counterpart(prompt)),
-    )
+    r = dit.recommended
+    words = Prompt.of(prompt).plain, Prompt.of(other).plain if other else counterpart(prompt)
     how = dict(steps=steps or r.steps, guidance=r.guidance if guidance is None else guidance, draws=draws)
     def make():
         clips = [redraw(dit, data.latents[:1], *words, **how, seed=seed+i).cpu() for i in range(n)]

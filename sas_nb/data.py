@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Examples', 'StageData', 'frame_set', 'sequence', 'hashed', 'source', 'prior_examples', 'from_base', 'mask_tokens',
-           'Batch', 'sample_batch', 'batch_parts']
+           'Batch', 'joined', 'sample_batch', 'batch_parts']
 
 # %% ../nbs/06_data.ipynb #88e38a8b
 from dataclasses import dataclass, field, replace
 import hashlib
 import torch
 from torch import Tensor
+from fastcore.basics import patch
 from .cache import cached
 from .clip import Clip
 from .dit import checked_seed, checked_steps, VideoDiT
@@ -67,7 +68,8 @@ class StageData:
     def all(self)->list[Examples]: return self.concepts + [self.prior]*(self.prior is not None)
     def with_tensors(self, kept:list[dict])->"StageData":
         "The same data with the tensors of an earlier run, as `all` orders them."
-        new, n = [e.with_tensors(tensors) for e, tensors in zip(self.all(), kept)], len(self.concepts)
+        new = [e.with_tensors(tensors) for e, tensors in zip(self.all(), kept)]
+        n = len(self.concepts)
         return replace(self, concepts=new[:n], prior=new[n] if n < len(new) else None)
 
 # %% ../nbs/06_data.ipynb #98272d3a
@@ -122,32 +124,27 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
                   )->Examples:             # latents the base generated, with their prompts
     """Prior preservation (section 3.4): what the base itself shows for general prompts. Made once, then
     read from the cache. Raises `UserError`."""
-    r = dit.recommended
-    prompts = list(prompts or r.prior)
-    if not prompts: raise UserError("Prior preservation needs prompts and got none: pass some, or set "
-                                    "prior=0.")
-    n, batch, seed = (
-        whole_number(n, "n", 1, 10**5),
-        whole_number(batch, "batch", 1, 10**4),
-        checked_seed(seed),
-    )
-    how = dict(
-        size=(1 if frames else num_frames or r.num_frames, height or r.height, width or r.width),
-        steps=r.steps if steps is None else checked_steps(steps),
-        guidance=r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000),
-        seed=seed,
-    )
-    used = [prompts[i % len(prompts)] for i in range(n)]
+    if not prompts and not dit.recommended.prior:
+        raise UserError("Prior preservation needs prompts and got none: pass some, or set prior=0.")
+    prompts = list(prompts or dit.recommended.prior)
+    used = [prompts[i % len(prompts)] for i in range(whole_number(n, "n", 1, 10**5))]
+    size = 1 if frames else num_frames, height, width
+    how = _sampling(dit, size, steps, guidance) | dict(seed=checked_seed(seed))
+    batch = whole_number(batch, "batch", 1, 10**4)
     def make(): return _generate(dit, used, batch=batch, progress=progress, **how)
+    z = from_base(dit, "prior", make, used, *how.values())
+    texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
+    examples = Examples(z, [texts[p] for p in used], [list(Prompt.of(p).placeholders) for p in used])
+    return examples.made_of(prompts=list(texts), n=n, negative=dit.recommended.negative, **how)
 
-    z, texts = (
-        from_base(dit, "prior", make, used, *how.values()),
-        {p: dit.embed_once(p) for p in dict.fromkeys(used)},
-    )
-    placeholders = [list(Prompt.of(p).placeholders) for p in used]
-    return Examples(z, [texts[p] for p in used], placeholders).made_of(
-        prompts=list(texts), n=n, negative=r.negative, **how
-    )
+# %% ../nbs/06_data.ipynb #6a59d024
+def _sampling(dit, size, steps, guidance)->dict:
+    "How a prior is sampled: as asked, else as is recommended. Raises `UserError`."
+    r = dit.recommended
+    usual = r.num_frames, r.height, r.width
+    return dict(size=tuple(own or known for own, known in zip(size, usual)),
+                steps=r.steps if steps is None else checked_steps(steps),
+                guidance=r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000))
 
 # %% ../nbs/06_data.ipynb #8ebde30c
 def _generate(dit, prompts, size, steps, guidance, seed, batch, progress)->Tensor: # (N, C, t, h, w)
@@ -192,6 +189,18 @@ class Batch:
     noise:Tensor  # (B, C, t, h, w)
     text:Tensor   # (B, L, D), placeholders filled in, some tokens masked
     times:Tensor  # (B,) in [0, 1], 1 is noise
+
+# %% ../nbs/06_data.ipynb #b38d2f67
+@patch
+def pieces(self:Batch, most:int)->list[Batch]:
+    "The batch in pieces of at most `most` examples."
+    parts = [getattr(self, k).split(most) for k in ("clean", "noise", "text", "times")]
+    return [Batch(*piece) for piece in zip(*parts)]
+
+def joined(batches:list[Batch], longest:int=0)->Batch: # of text, at least: in tokens
+    "Several batches as one."
+    clean, noise, times = (torch.cat([getattr(b, k) for b in batches]) for k in ("clean", "noise", "times"))
+    return Batch(clean, noise, join_texts([b.text for b in batches], longest), times)
 
 # %% ../nbs/06_data.ipynb #45c5b82d
 def sample_batch(stage:Stage,

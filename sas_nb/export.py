@@ -144,7 +144,8 @@ def _in_comfyui(concept, split):
 # %% ../nbs/parts/export.ipynb #27f7587b
 def _usage(concept, format, split):
     "The README of an export."
-    own, kind = concept.info.get("sampling", {}), "Two ordinary LoRAs" if split else "An ordinary LoRA"
+    own = concept.info.get("sampling", {})
+    kind = "Two ordinary LoRAs" if split else "An ordinary LoRA"
     notes = "The new words have vectors of their own, so the pipeline is given text as embeddings."
     if "guidance_factor" in own:
         notes += f" The concept is made for {own['guidance_factor']:.2g} times the base's own guidance."

@@ -11,7 +11,7 @@ from pathlib import Path
 import re
 import torch
 from torch import Tensor
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline, WanTransformer3DModel
+from diffusers import DiffusionPipeline, WanPipeline
 from .fast import in_two_pieces, one_pad, whole_text
 from .files import read_about, UserError
 
@@ -94,20 +94,12 @@ def _original_name(layer):
     return name and name.replace("#", block[1] if block else "")
 
 # %% ../nbs/parts/family.ipynb #3af60be2
-class Wan:
-    "What is particular to Wan pipelines."
-    pipeline = WanPipeline
-    text_length = 512 # tokens
-    parts = "tokenizer", "text_encoder", "transformer", "vae", "scheduler"
-    transformers = ("transformer",) # those of the parts that predict a velocity
-    lora_layers = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
-    original_names = _NAMES # of layers, in the authors' own code
-    original_name = staticmethod(_original_name)
-    check = staticmethod(_only_text_to_video)
-    recommended = staticmethod(_wans_advice)
-    decode = staticmethod(in_two_pieces)
+_LENGTH = 512 # of a text, in tokens
+
+class _Parts:
+    "How the parts of a Wan pipeline are called."
     @staticmethod
-    def prepare(transformer): one_pad(transformer, Wan.text_length)
+    def prepare(transformer): one_pad(transformer, _LENGTH)
     @staticmethod
     def statistics(vae, like:Tensor)->list[Tensor]:
         "Mean and standard deviation of the latents, (1, C, 1, 1, 1) each."
@@ -125,8 +117,22 @@ class Wan:
                                   device=pipe.text_encoder.device)[0]
     @staticmethod
     def velocity(transformer, x:Tensor, t:Tensor, text:Tensor)->Tensor: # see `VideoDiT.velocity`
-        text = whole_text(transformer, text, Wan.text_length)
+        text = whole_text(transformer, text, _LENGTH)
         return transformer(hidden_states=x, timestep=1000*t, encoder_hidden_states=text, return_dict=False)[0]
+
+# %% ../nbs/parts/family.ipynb #460aeb77
+class Wan(_Parts):
+    "What is particular to Wan pipelines."
+    pipeline = WanPipeline
+    text_length = _LENGTH # tokens
+    parts = "tokenizer", "text_encoder", "transformer", "vae", "scheduler"
+    transformers = ("transformer",) # those of the parts that predict a velocity
+    lora_layers = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
+    original_names = _NAMES # of layers, in the authors' own code
+    original_name = staticmethod(_original_name)
+    check = staticmethod(_only_text_to_video)
+    recommended = staticmethod(_wans_advice)
+    decode = staticmethod(in_two_pieces)
 
 # %% ../nbs/parts/family.ipynb #8eed7e3d
 FAMILIES = {"WanPipeline": Wan}

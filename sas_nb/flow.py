@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['interpolate', 'velocity_target', 'clean_estimate', 'loss_per_sample', 'flow_loss', 'shift_times', 'sample_times',
-           'quantile_losses', 'euler', 'schedule', 'guide']
+           'quantile_losses', 'schedule', 'guided']
 
 # %% ../nbs/03_flow.ipynb #e6d11ffd
-from itertools import pairwise
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,7 +22,8 @@ def _per_sample(t:Tensor|float, # one value, or (B,)
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     if t.ndim == 0: return t
     if t.shape != x.shape[:1]:
-        raise UserError(f"times have shape {tuple(t.shape)} but the batch has {len(x)} samples; pass one time per sample.")
+        raise UserError(f"times have shape {tuple(t.shape)} but the batch has {len(x)} samples; "
+                        "pass one time per sample.")
     return t.view(-1, *[1] * (x.ndim - 1))
 
 # %% ../nbs/03_flow.ipynb #79e561a8
@@ -36,7 +36,7 @@ def interpolate(x0:Tensor,      # clean samples, (B,...)
     return (1 - t) * x0 + t * noise
 
 def velocity_target(x0:Tensor, noise:Tensor) -> Tensor:
-    "What the network learns to predict: dx_t/dt = `noise` - `x0`, the same at every time. Paper, equations 1, 5, 9."
+    "What the network learns to predict: dx_t/dt = `noise` - `x0` at every time. Paper, equations 1, 5, 9."
     return noise - x0
 
 def clean_estimate(x_t:Tensor,     # noisy samples, (B,...)
@@ -60,7 +60,8 @@ def loss_per_sample(pred:Tensor,             # predicted velocity, (B,...)
     return sq.flatten(1).mean(1)
 
 def flow_loss(pred:Tensor, target:Tensor, weight:Tensor|None=None) -> Tensor:
-    "The flow-matching loss: `loss_per_sample`, averaged. Weights are not renormalised. Paper, equations 1, 5, 9."
+    """The flow-matching loss: `loss_per_sample`, averaged. Weights are not renormalised. Paper, equations 1,
+    5, 9. Raises `UserError` where the shapes differ."""
     return loss_per_sample(pred, target, weight).mean()
 
 # %% ../nbs/03_flow.ipynb #243be44b
@@ -68,7 +69,8 @@ def shift_times(t:Tensor|float, # times in [0,1]
                 shift:float,    # 1 changes nothing, above 1 moves times towards noise
                ) -> Tensor|float:
     "t' = shift t / (1 + (shift - 1) t), as in Stable Diffusion 3 (arXiv 2403.03206, equation 23) and Wan."
-    if shift <= 0: raise UserError(f"shift is {shift}, but it multiplies the odds of noise; pass a number above 0.")
+    if shift <= 0:
+        raise UserError(f"shift is {shift}, but it multiplies the odds of noise; pass a number above 0.")
     return shift * t / (1 + (shift - 1) * t)
 
 # %% ../nbs/03_flow.ipynb #50bcf1b2
@@ -102,32 +104,28 @@ def quantile_losses(times:Tensor,  # (N,), in [0,1]
     bins = (times * n).long().clamp(0, n - 1)
     return [losses[bins == k].mean().item() if (bins == k).any() else None for k in range(n)]
 
-# %% ../nbs/03_flow.ipynb #b8a09eba
-def euler(velocity_fn:Callable[[Tensor, Tensor], Tensor], # (x_t (B,...), t (B,)) -> velocity like x_t
-          noise:Tensor,                                   # where to start, (B,...)
-          sigmas:Tensor,                                  # falling times, e.g. `schedule(20)`
-         ) -> Tensor:                                     # samples, like `noise`
-    "Walk from `noise` along the velocity. Keeps the dtype of `noise` and any gradients: use `torch.no_grad()` to sample."
-    x = noise
-    for now, after in pairwise(torch.as_tensor(sigmas).tolist()):
-        t = torch.full((len(x),), now, dtype=x.dtype, device=x.device)
-        x = x + (after - now) * velocity_fn(x, t)
-    return x
-
 # %% ../nbs/03_flow.ipynb #b27bacc5
 def schedule(steps:int,       # number of model evaluations
              shift:float=1.0, # see `shift_times`
             ) -> Tensor:      # (steps + 1,), falling from 1 to 0
-    "The times diffusers' `FlowMatchEulerDiscreteScheduler(shift=shift)` visits; the model's timestep is 1000 times each."
-    if steps < 1: raise UserError(f"steps is {steps}, but a sample needs at least one evaluation of the model; pass 1 or more.")
+    """The times diffusers' `FlowMatchEulerDiscreteScheduler(shift=shift)` visits; the model's timestep is
+    1000 times each. Raises `UserError` for less than one step."""
+    if steps < 1:
+        raise UserError(f"steps is {steps}, but a sample needs at least one evaluation of the model; "
+                        "pass 1 or more.")
     smallest = shift_times(1 / 1000, shift)
     t = shift_times(torch.linspace(1, smallest, steps, dtype=torch.float64), shift)
     return torch.cat([t, t.new_zeros(1)]).float()
 
 # %% ../nbs/03_flow.ipynb #3c56f7c3
-def guide(cond:Tensor,   # velocity with the prompt
-          uncond:Tensor, # velocity with the empty (or a negative) prompt
-          scale:float,   # 0 ignores the prompt, 1 follows it, above 1 exaggerates it
-         ) -> Tensor:
-    "Classifier-free guidance: uncond + scale (cond - uncond). arXiv 2207.12598; the paper samples with scale 8."
+def guided(velocity:Callable[[Tensor, Tensor, Tensor], Tensor], # (x (N,...), t (N,), text (N,...)) -> like x
+           x:Tensor,    # noisy samples, (B,...)
+           t:Tensor,    # (B,), times in [0,1]
+           text:Tensor, # (2B,...): the prompts, then as many negatives; (B,...) where `scale` is 1
+           scale:float, # 0 ignores the prompt, 1 follows it, above 1 exaggerates it
+          ) -> Tensor:  # (B,...)
+    """Velocity with classifier-free guidance (arXiv 2207.12598): from the negative prompt's through the
+    prompt's, `scale` times as far. The paper samples with scale 8."""
+    if scale == 1: return velocity(x, t, text)
+    cond, uncond = velocity(torch.cat([x, x]), torch.cat([t, t]), text).float().chunk(2)
     return uncond + scale * (cond - uncond)

@@ -30,11 +30,12 @@ def learn(clip:Clip|str|Path,        # one video of the subject: a file, a folde
           model:VideoDiT|str="tiny", # the base: loaded, or its name for `VideoDiT.load`
           recipe:Recipe=Recipe.default(),
           run:Run=Run(),             # where it is kept, and how it is carried out; a run found there goes on
-          basis:dict[str, Tensor]|Concept|None=None, # a ready A, "layer.A" -> (r, in), or the concept that has it
+          basis:dict[str, Tensor]|Concept|None=None, # a ready A, by "layer.A", or the concept that has it
          )->Concept:
     """Learn a dynamic concept from one video: *Set*, then *Sequence*. Raises `UserError` for what a person
     can put right."""
-    prompts, dit = Prompts.of(prompts), VideoDiT.of(model)
+    prompts = Prompts.of(prompts)
+    dit = VideoDiT.of(model)
     recipe, A = _over(basis, recipe)
     clip = fit_clip(dit, clip)
     _check(dit, [prompts], recipe, run, A)
@@ -67,10 +68,9 @@ def build(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe:Recipe,
     sets = [frame_set(dit, c, text, recipe.stage1.frozen) for c, text in zip(clips, captions)]
     films = [_film(dit, c, p, recipe) for c, p in zip(clips, prompts)]
     priors = [_prior(dit, clips[0], stage, recipe, progress) for stage in recipe.stages]
-    fps, whole = clips[0].fps, [p.both.text for p in prompts]
-    return dict(
-        appearance=StageData(sets, priors[0], captions, fps), motion=StageData(films, priors[1], whole, fps)
-    )
+    whole = [p.both.text for p in prompts]
+    return dict(appearance=StageData(sets, priors[0], captions, clips[0].fps),
+                motion=StageData(films, priors[1], whole, clips[0].fps))
 
 # %% ../nbs/10_learning.ipynb #b078d3cc
 def _film(dit, clip, prompts, recipe)->Examples:
@@ -118,18 +118,23 @@ def _learn(dit, clips, prompts, recipe, run, A, data=None)->list[Concept]:
     "*Set*, then *Sequence*, for all clips at once."
     with stoppable(), only_run(run.out):
         data = data or build(dit, clips, prompts, recipe, run.progress)
-        adapter = SharedLoRA(dit, recipe.rank, recipe.layers, len(clips), recipe.stage1.seed, A)
-        if any(stage.self_conditioning for stage in recipe.stages):
-            adapter.self_conditioning = SelfConditioning(dit)
+        adapter = _adapter(dit, recipe, len(clips), A)
         if run.free_encoders: dit.free("vae", "text_encoder")
         with adapter.attached(): # appearance: A, B1 and [v]; motion: B2 and [u]
             history = {s.name: Trainer(dit, adapter, data[s.name], s, run).fit() for s in recipe.stages}
-        concepts = [
-            Concept.of(adapter, i, c, p, recipe, history) for i, (c, p) in enumerate(zip(clips, prompts))
-        ]
-        for i, concept in enumerate(concepts if run.out else ()):
-            concept.save(concept_place(run.out, i, len(clips)))
+        of = zip(range(len(clips)), clips, prompts)
+        concepts = [Concept.of(adapter, i, clip, words, recipe, history) for i, clip, words in of]
+        if run.out: _save(concepts, run.out)
     return concepts
+
+# %% ../nbs/10_learning.ipynb #fdb7eb00
+def _adapter(dit, recipe, n, A)->SharedLoRA:
+    adapter = SharedLoRA(dit, recipe.rank, recipe.layers, n, recipe.stage1.seed, A)
+    if any(s.self_conditioning for s in recipe.stages): adapter.self_conditioning = SelfConditioning(dit)
+    return adapter
+
+def _save(concepts, out):
+    for i, concept in enumerate(concepts): concept.save(concept_place(out, i, len(concepts)))
 
 # %% ../nbs/10_learning.ipynb #7dd38ea4
 def universal_basis(dit:VideoDiT,

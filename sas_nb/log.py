@@ -8,6 +8,7 @@ __all__ = ['read_log', 'Log', 'plot_history']
 # %% ../nbs/parts/log.ipynb #d411cf69
 import json
 from pathlib import Path
+from fastcore.basics import patch
 from .files import UserError
 from .sheet import figure
 from .writing import atomic
@@ -23,31 +24,33 @@ def read_log(path:Path)->list[dict]:
 
 # %% ../nbs/parts/log.ipynb #492be89c
 class Log:
-    """Training curves for people and programs: `log.jsonl` and, where it is installed, TensorBoard; both
-    cut back to the checkpoint on resume."""
+    """Training curves for people and programs: `log.jsonl` and, where it is installed (the extra
+    `tensorboard`), TensorBoard; both cut back to the checkpoint on resume."""
     def __init__(self, out:Path|None, stage:str, step:int):
-        self.path, self.stage, self.board = out and out/"log.jsonl", stage, None
+        self.path = out and out/"log.jsonl"
+        self.stage = stage
+        self.board = None
         if out is None: return
         rows = [r for r in read_log(self.path) if r["stage"] != stage or r["step"] <= step]
         with atomic(self.path) as tmp: tmp.write_text("".join(json.dumps(r)+"\n" for r in rows))
         self.board = _board(out/"tensorboard"/stage, step)
-
-    def write(self, row:dict):
-        if self.path is None: return
-        try:
-            with open(self.path, "a") as f: f.write(json.dumps(row)+"\n")
-        except OSError as e:
-            raise UserError(f"The log {self.path} could not be written ({e.strerror}): free some space or "
-                            "choose another disk, and run the same again to go on from the last "
-                            "checkpoint.") from e
-        if self.board: self._draw(row)
-
-    def _draw(self, row):
-        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-        for k, v in numbers.items(): self.board.add_scalar(f"{self.stage}/{k}", v, row["step"])
-
     def close(self):
         if self.board: self.board.close()
+
+# %% ../nbs/parts/log.ipynb #66323ad6
+@patch
+def write(self:Log, row:dict):
+    "One line, in both. Raises `UserError` if the disk refuses."
+    if self.path is None: return
+    try:
+        with open(self.path, "a") as f: f.write(json.dumps(row)+"\n")
+    except OSError as e:
+        raise UserError(f"The log {self.path} could not be written ({e.strerror}): free some space or "
+                        "choose another disk, and run the same again to go on from the last "
+                        "checkpoint.") from e
+    numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+    if not self.board: return
+    for k, v in numbers.items(): self.board.add_scalar(f"{self.stage}/{k}", v, row["step"])
 
 # %% ../nbs/parts/log.ipynb #76e3b5a9
 def _board(folder, step):
@@ -57,9 +60,9 @@ def _board(folder, step):
     return SummaryWriter(folder, purge_step=step+1)
 
 # %% ../nbs/parts/log.ipynb #bb68bd50
-_STYLES = (("all times", "-", "o", 2.2), ("t 0 to ¼, almost "
-                                          "clean", "--", "", 1.2), ("t ¼ to ½", "-.", "", 1.2),
-           ("t ½ to ¾", ":", "", 1.6), ("t ¾ to 1, almost noise", (0, (1, 4)), "x", 1.2))
+_STYLES = (("all times", "-", "o", 2.2), ("t 0 to ¼, almost clean", "--", "", 1.2),
+           ("t ¼ to ½", "-.", "", 1.2), ("t ½ to ¾", ":", "", 1.6),
+           ("t ¾ to 1, almost noise", (0, (1, 4)), "x", 1.2))
 
 def plot_history(history, # a concept, its history (stage -> rows), or the rows that `Trainer.fit` returns
                 ):        # a matplotlib figure
@@ -67,30 +70,21 @@ def plot_history(history, # a concept, its history (stage -> rows), or the rows 
     history = getattr(history, "info", {}).get("history") or history
     if not isinstance(history, dict): history = {"training": history}
     fig = figure(5*len(history), 3.6)
-    for ax, (stage, rows) in zip(fig.subplots(1, len(history), squeeze=False)[0], history.items()):
-        _curves(ax, rows)
-        title = f"Loss of stage {stage!r}" if len(history) > 1 else "Training loss"
-        ylabel = "mean squared error of velocity\n(latents of unit variance)"
-        ax.set(title=title, xlabel="optimizer step", ylabel=ylabel, ylim=(0, None))
-    # beside the curves, which have no empty corner
-    if lines := {l.get_label(): l for ax in fig.axes for l in ax.lines}:
-        fig.legend(
-            lines.values(),
-            lines,
-            loc="outside lower center",
-            ncols=min(5, 3 * len(history)),
-            fontsize=8,
-            title="noise time",
-            title_fontsize=8,
-        )
+    axes = fig.subplots(1, len(history), squeeze=False)[0]
+    for ax, (stage, rows) in zip(axes, history.items()):
+        _curves(ax, rows, f"Loss of stage {stage!r}" if len(history) > 1 else "Training loss")
+    lines = {l.get_label(): l for ax in axes for l in ax.lines}
+    if lines: # beside the curves, which have no empty corner
+        fig.legend(lines.values(), lines, loc="outside lower center", ncols=min(5, 3*len(history)),
+                   fontsize=8, title="noise time", title_fontsize=8)
     return fig
 
 # %% ../nbs/parts/log.ipynb #46d6042f
-def _curves(ax, rows):
+def _curves(ax, rows, title):
     for i, (label, style, marker, width) in enumerate(_STYLES):
         points = [(r[0], r[i+1]) for r in rows if r[i+1] is not None]
-        look = dict(
-            linestyle=style, marker=marker, markersize=4, linewidth=width, color=f"C{i}" if i else "black"
-        )
-        if points: ax.plot(*zip(*points), label=label, **look)
+        look = dict(linestyle=style, marker=marker, linewidth=width, color=f"C{i}" if i else "black")
+        if points: ax.plot(*zip(*points), label=label, markersize=4, **look)
+    ylabel = "mean squared error of velocity\n(latents of unit variance)"
+    ax.set(title=title, xlabel="optimizer step", ylabel=ylabel, ylim=(0, None))
     ax.grid(alpha=.3)

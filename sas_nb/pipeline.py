@@ -6,7 +6,6 @@
 __all__ = ['LazyPipeline']
 
 # %% ../nbs/parts/pipeline.ipynb #394faab6
-from functools import cached_property
 import gc, threading
 import torch
 from diffusers import DiffusionPipeline
@@ -49,9 +48,15 @@ class LazyPipeline:
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self.stored = {} # see `weights_names`
         self._loading = threading.RLock()
-    def _held(self, name): return self._parts.get(name) if self._pipe is None else getattr(self._pipe, name)
-    def _part(self, name):
-        with self._loading: return _loaded(self, name) if self._held(name) is None else self._held(name)
+
+# %% ../nbs/parts/pipeline.ipynb #13e90395
+@patch
+def _held(self:LazyPipeline, name:str): # a part that is in memory, or None
+    return self._parts.get(name) if self._pipe is None else getattr(self._pipe, name)
+
+@patch
+def _part(self:LazyPipeline, name:str): # read now where it is not in memory
+    with self._loading: return _loaded(self, name) if self._held(name) is None else self._held(name)
 
 # %% ../nbs/parts/pipeline.ipynb #5d280949
 def _loaded(lazy:LazyPipeline, name:str):

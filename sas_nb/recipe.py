@@ -51,34 +51,26 @@ class Stage:
 
 # %% ../nbs/parts/recipe.ipynb #16023bd8
 _WHOLE = dict(steps=(0, 10**7), batch=(1, 10**4))
-_REAL = dict(
-    dropout=(0, 0.999),
-    token_mask=(0, 0.999),
-    prior=(0, 0.999),
-    counterfactuals=(0, 0.999),
-    self_conditioning=(0, 1),
-    token_lr=(0, 10),
-    token_init=(0, 100),
-    clip_norm=(0, 1e9),
-    weight_decay=(0, 10),
-    shift=(1e-3, 1e3),
-    lr_factor=(1e-6, 1e6),
-)
+_REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), counterfactuals=(0, .999),
+             self_conditioning=(0, 1), token_lr=(0, 10), token_init=(0, 100), clip_norm=(0, 1e9),
+             weight_decay=(0, 10), shift=(1e-3, 1e3), lr_factor=(1e-6, 1e6))
+_CHOICES = dict(name=("appearance", "motion"), times=("uniform", "logit_normal"))
 
 def _checked(s:Stage)->dict:
     "Values that differ from what was given only in type. Raises `UserError`."
-    if s.name not in ("appearance", "motion"):
-        raise UserError(f"A stage is called {s.name!r}, and must be 'appearance' or 'motion': correct its "
-                        "name.")
-    if s.times not in ("uniform", "logit_normal"):
-        raise UserError(f"times is {s.times!r}, and must be 'uniform' or 'logit_normal': correct it in the "
-                        "recipe.")
+    for k, choices in _CHOICES.items(): _check_choice(k, getattr(s, k), choices)
     whole = {k: whole_number(getattr(s, k), k, *limits) for k, limits in _WHOLE.items()}
     real = {k: real_number(getattr(s, k), k, *limits) for k, limits in _REAL.items()}
     if s.lr is not None: real["lr"] = real_number(s.lr, "lr", 1e-12, 10, "the paper's is 1e-4")
-    same = {k for k in real if isinstance(getattr(s, k), (int, float))} # a run is known by what was given
-    changed = {k: v for k, v in real.items() if k not in same}
+    # a run is known by what was given: only what is no number of Python's is changed
+    changed = {k: v for k, v in real.items() if not isinstance(getattr(s, k), (int, float))}
     return whole | changed | dict(betas=tuple(s.betas), seed=checked_seed(s.seed))
+
+# %% ../nbs/parts/recipe.ipynb #8478d875
+def _check_choice(name, value, choices):
+    if value not in choices:
+        known = " or ".join(map(repr, choices))
+        raise UserError(f"{name} is {value!r}, and must be {known}: correct it in the recipe.")
 
 # %% ../nbs/parts/recipe.ipynb #36ae6cd1
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ class Recipe:
 # %% ../nbs/parts/recipe.ipynb #48454558
 def _paper_stage(name, steps, dropout)->Stage:
     return Stage(name, steps, batch=8,               # appendix 8, table 6
-                 lr=None, lr_factor=1.,              # table 6 has 1e-4, for an 11.5B model: each names its own
+                 lr=None, lr_factor=1.,              # table 6 has 1e-4, for 11.5B: each names its own
                  token_lr=1e-5, token_init=0.,       # table 6; section 3.2
                  betas=(.9, .99), weight_decay=.01, clip_norm=.05, # table 6
                  dropout=dropout, rescale=True,      # section 3.4; it does not say whether to divide by 1-p
@@ -161,7 +153,7 @@ def _changed(what, changes:dict, where:str):
     names = [f.name for f in fields(what)]
     if strange := next((k for k in changes if k not in names), None):
         near = get_close_matches(strange, names, 2) or names
-        raise UserError(f"A {where} has no {strange!r}: near are {', '.join(near)}.")
+        raise UserError(f"A {where} has no {strange!r}: try {' or '.join(near)}.")
     return replace(what, **changes)
 
 @patch

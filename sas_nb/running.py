@@ -85,7 +85,7 @@ def _locked(out:Path)->FileLock|None:
                         "another folder.") from e
     except (OSError, NotImplementedError) as e:
         warnings.warn(f"The folder {str(out)!r} cannot be locked ({e}): take care that no second run works "
-                      "in it.")
+                      "in it.", stacklevel=2)
 
 # %% ../nbs/parts/running.ipynb #438ff86b
 def check_folder(out:Path,     # where a run wants to write

@@ -24,18 +24,20 @@ class SelfConditioning(nn.Module):
         nn.init.zeros_(self.project.weight)
         self.dit = [dit] # in a list, so that its weights are not this module's
 
-    def velocity(self,
-                 x:Tensor, t:Tensor, text:Tensor, # as in `VideoDiT.velocity`
-                 previous:Tensor|None=None,       # (B, C, t, h, w) earlier clean estimate; None is none
-                )->Tensor:                        # (B, C, t, h, w)
-        "The DiT's velocity given an earlier estimate of the clean latents."
-        def add(module, args, out):
-            return out + self.project(previous.to(self.project.weight.dtype)).to(out.dtype)
+# %% ../nbs/parts/self_conditioning.ipynb #0f23df27
+@patch
+def velocity(self:SelfConditioning,
+             x:Tensor, t:Tensor, text:Tensor, # as in `VideoDiT.velocity`
+             previous:Tensor|None=None,       # (B, C, t, h, w) earlier clean estimate; None is none
+            )->Tensor:                        # (B, C, t, h, w)
+    "The DiT's velocity given an earlier estimate of the clean latents."
+    def add(module, args, out):
+        return out + self.project(previous.to(self.project.weight.dtype)).to(out.dtype)
 
-        if previous is None: return self.dit[0].velocity(x, t, text)
-        hook = self.dit[0].transformer.patch_embedding.register_forward_hook(add)
-        try: return self.dit[0].velocity(x, t, text)
-        finally: hook.remove()
+    if previous is None: return self.dit[0].velocity(x, t, text)
+    hook = self.dit[0].transformer.patch_embedding.register_forward_hook(add)
+    try: return self.dit[0].velocity(x, t, text)
+    finally: hook.remove()
 
 # %% ../nbs/parts/self_conditioning.ipynb #036620f8
 @patch

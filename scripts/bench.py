@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from sas_nb.adapter import SharedLoRA
 from sas_nb.cache import data_path
-from sas_nb.cli import spell_out
 from sas_nb.clip import Clip
 from sas_nb.data import Examples, frame_set, sequence, StageData
 from sas_nb.dit import VideoDiT
@@ -31,6 +30,7 @@ from sas_nb.lab.draw import render_array
 from sas_nb.lab.world import random_spec
 from sas_nb.prompt import Prompt
 from sas_nb.recipe import Recipe, Run
+from sas_nb.terminal import spell_out
 from sas_nb.train import Trainer
 from sas_nb.writing import atomic
 

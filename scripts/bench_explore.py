@@ -4,7 +4,7 @@
     python scripts/bench_explore.py run1 run2 run3     # over concepts of your own
 
 The targets are for two idle cores: a preview in 0.4 s, a full video in 2.5 s, a kept one in 0.05 s. All times are from the change of a widget's trait to the bytes on the screen's trait, so they
-include snapping, mixing, copying coefficients, sampling, decoding, encoding and the worker thread, and not the browser. The load of the machine is printed, for a busy one is slower.
+include snapping, mixing, putting the concept on the model, sampling, decoding, encoding and the worker thread, and not the browser. The load of the machine is printed, for a busy one is slower.
 """
 import json, os, time
 from pathlib import Path
@@ -13,9 +13,10 @@ import numpy as np
 import torch, typer
 from rich.console import Console
 from rich.table import Table
+from sas_nb.adapter import linear_layers
 from sas_nb.atlas.members import synthetic
 from sas_nb.basis import Basis
-from sas_nb.cli import spell_out
+from sas_nb.terminal import spell_out
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Position, Studio
@@ -28,15 +29,18 @@ TARGETS = {"preview": .4, "full video": 2.5, "kept video": .05}
 def made_up(n: int = 4, rank: int = 8) -> dict:
     "Concepts of random coefficients on the tiny model: time does not depend on what they show."
     dit = VideoDiT.load("tiny")
-    basis = Basis(dit, rank)
-    sizes = {l: (m.lora_B["identity"].weight.shape[0], m.lora_A["identity"].weight.shape[1]) for l, m in basis.modules.items()}
-    layers = basis.layers
-    basis.detach()
-    concepts, _ = synthetic(n, rank=rank, sizes=sizes, base="tiny", fingerprint=fingerprint(dit.transformer), layers=layers)
+    layers = dit.family.lora_layers
+    sizes = {name: tuple(m.weight.shape) for name, m in linear_layers(dit.transformer, layers).items()}
+    about = dict(base="tiny", fingerprint=fingerprint(dit.transformer), layers=layers)
+    concepts, _ = synthetic(n, rank=rank, sizes=sizes, **about)
     for c in concepts:
         c.dit, c.tokens = dit, {k: torch.zeros(dit.text_width) for k in c.tokens}
         c.weights = {k: w if k.endswith(".A") else .01 * w for k, w in c.weights.items()}
     return {f"concept {i + 1}": c for i, c in enumerate(concepts)}
+
+
+def attach(concept):
+    with concept.attached(): pass
 
 
 def seconds(work) -> float:
@@ -73,7 +77,7 @@ def main(concepts: Annotated[list[Path], typer.Argument(help="Folders of concept
     s, found = explorer.studio, measure(explorer, positions)
     parts = {"mixing": [seconds(lambda: s.concept(explorer.position)) for _ in range(positions)]}
     c = s.concept(explorer.position)
-    parts["copying coefficients"] = [seconds(lambda: (setattr(s.dit.basis, "holds", None), c.put_on())) for _ in range(positions)]
+    parts["putting it on the model"] = [seconds(lambda: attach(c)) for _ in range(positions)]
     table = Table("what", "median", "worst", "target on two idle cores", title=f"Explorer, {len(s.atlas)} concepts, {s.preview} and {s.steps} steps, {threads} threads; load {load:.1f} on {os.cpu_count()} cores")
     for k, v in (found | parts).items(): table.add_row(k, f"{1000 * np.median(v):.1f} ms", f"{1000 * max(v):.1f} ms", f"{1000 * TARGETS[k]:.0f} ms" if k in TARGETS else "")
     spell_out()

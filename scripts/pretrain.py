@@ -10,7 +10,7 @@ The result is OUT/pipeline, a model folder, with its curves; beside it OUT/oracl
 from pathlib import Path
 from typing import Annotated
 import torch, typer
-from sas_nb.cli import tidy
+from sas_nb.terminal import tidy
 from sas_nb.lab.autoencoder import train_autoencoder
 from sas_nb.lab.oracle_training import train_oracles
 from sas_nb.lab.pretrain import train_dit

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.cli import tidy, spell_out
+from sas_nb.terminal import tidy, spell_out
 from sas_nb.lab.report import card_markdown, report_card
 
 

@@ -19,7 +19,7 @@ import json
 import torch, typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.cli import spell_out, tidy
+from sas_nb.terminal import spell_out, tidy
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint

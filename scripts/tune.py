@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from sas_nb.cli import spell_out, tidy
+from sas_nb.terminal import spell_out, tidy
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import LEAKS, losses, measured, run, TABLE, table

@@ -22,7 +22,7 @@ from sas_nb.concept import Concept
 from sas_nb.data import frame_set
 from sas_nb.files import UserError
 from sas_nb.flow import flow_loss, interpolate, velocity_target
-from sas_nb.lowrank import change_gauge, delta, gram, norm
+from sas_nb.lowrank import delta, norm, reparametrise
 from sas_nb.text import add_tokens
 
 check = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -54,7 +54,7 @@ def regauged(c, g, spread=1.):
     for l in c.layers:
         r = c.rank
         G = turn(r) @ torch.diag((spread*(2*torch.rand(r, generator=g, dtype=torch.float64)-1)).exp()) @ turn(r)
-        for b in ("B1", "B2"): w[f"{l}.A"], w[f"{l}.{b}"] = change_gauge(c.weights[f"{l}.A"].double(), c.weights[f"{l}.{b}"].double(), G)
+        for b in ("B1", "B2"): w[f"{l}.A"], w[f"{l}.{b}"] = reparametrise(c.weights[f"{l}.A"].double(), c.weights[f"{l}.{b}"].double(), G)
     return replace(c, weights=w)
 
 def same_pca(p, X, tol=1e-6):
@@ -125,9 +125,9 @@ def test_sixteen_bit_files_are_exact_to_1e_6(dtype, common):
     p, d = pca_of(G), Dense().fit(X)
     assert np.abs(p.explained_variance_ - d.explained_variance_[:len(p.explained_variance_)]).max() < 1e-6*d.explained_variance_.sum()
 
-def test_gram_agrees_with_lowrank(strangers):
-    adapters = [{l: (c.weights[f"{l}.A"], c.weights[f"{l}.B2"]) for l in c.layers} for c in strangers]
-    np.testing.assert_allclose(Atlas(strangers).gram("motion"), gram(adapters).numpy(), rtol=1e-9)
+def test_gram_is_dense(strangers):
+    X = dense(strangers, "motion")
+    np.testing.assert_allclose(Atlas(strangers).gram("motion"), X @ X.T, rtol=1e-9, atol=1e-9*(X*X).sum(1).max())
 
 def test_scales_of_a_concept_count(people):
     weak = [c.at(appearance=.5, motion=2.) for c in people]
@@ -312,7 +312,7 @@ def lora(c, path, spelling="peft", g=None, dtype=torch.float32, alpha=None):
     prefix, a, b = dict(peft=("base_model.model.", "lora_A", "lora_B"), diffusers=("transformer.", "lora_A", "lora_B"), kohya=("lora_unet_", "lora_down", "lora_up"), comfy=("diffusion_model.", "lora_A", "lora_B"))[spelling]
     out = {}
     for l, (A, B) in c.adapters()["concept"].items():
-        if g is not None: A, B = change_gauge(A.double(), B.double(), randn(g, len(A), len(A)))
+        if g is not None: A, B = reparametrise(A.double(), B.double(), randn(g, len(A), len(A)))
         raw = prefix + (l.replace(".", "_") if spelling == "kohya" else l)
         out |= {f"{raw}.{a}.weight": A.to(dtype).contiguous(), f"{raw}.{b}.weight": (B*(len(A)/alpha if alpha else 1)).to(dtype).contiguous()}
         if alpha and spelling == "kohya": out[f"{raw}.alpha"] = torch.tensor(float(alpha))
@@ -443,7 +443,7 @@ def test_wishes_that_cannot_be(atlas, people, tmp_path):
     clip = Clip(torch.zeros(5, 3, 64, 64), 12)
     for wish, say in ((lambda: atlas.pca("style"), "no part 'style'"), (lambda: loras.pca("motion"), "does not say"), (lambda: atlas.index("nobody"), "no member"), (lambda: atlas.index(24), "no member"),
                       (lambda: atlas.decode([0]*99), "at most"), (lambda: atlas.decode([1], motion=[1]), "not both"), (lambda: atlas.mix([1, 2]), "one finite weight"), (lambda: atlas.axis(0), "no component"),
-                      (lambda: loras.interpolate(0, 1, .1, .9), "moved together"), (lambda: loras.project_onto(), "does not say"), (lambda: loras.invert(clip, "a [v] man", "he is [u] dancing"), "one shared A1"),
+                      (lambda: loras.interpolate(0, 1, .1, .9), "moved together"), (lambda: loras.project_onto(), "does not say"), (lambda: loras.invert(clip, ("a [v] man", "he is [u] dancing")), "one shared A1"),
                       (lambda: atlas.plot_map(x=99), "components"), (lambda: atlas.locate(tmp_path/"0.safetensors"), "not of one kind")):
         with pytest.raises(UserError, match=say): wish()
 
@@ -462,19 +462,18 @@ def test_figures_say_what_they_show(atlas, people, strangers):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    from sas_nb.basis import Basis
+    from sas_nb.adapter import linear_layers
     from sas_nb.dit import VideoDiT
     from sas_nb.hub import fingerprint
     with pytest.MonkeyPatch.context() as m:
         m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache"))); torch.manual_seed(0)
         dit = VideoDiT.load("tiny", device="cpu")
         layers = r"blocks\.[01]\.attn1\.to_(q|v)"
-        basis = Basis(dit, 2, layers)
-        sizes = {n[:-2]: (basis.parameters()[f"{n[:-2]}.B1"].shape[0], p.shape[1]) for n, p in basis.parameters().items() if n.endswith(".A")}
+        sizes = {n: tuple(m.weight.shape) for n, m in linear_layers(dit.transformer, layers).items()}
         people, _ = synthetic(6, rank=2, sizes=sizes, base="tiny", fingerprint=fingerprint(dit.transformer), layers=layers)
         yield dit, [replace(c, dit=dit, tokens={t: .1*torch.randn(dit.text_width) for t in c.tokens}, weights={k: w*(.1 if "B" in k[-2:] else 1) for k, w in c.weights.items()}) for c in people]
 
-STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
+PROMPTS = STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
 
 def test_a_mix_generates(tiny):
     dit, people = tiny
@@ -500,21 +499,20 @@ def test_invert_moves_coordinates_only_and_lowers_the_loss(tiny):
     atlas, clip = Atlas(people), people[2].at(appearance=20.).generate(seed=3, steps=4, num_frames=5) # far enough from the mean that there is something to find
     clip = Clip(clip.frames, 12)
     before = {k: p.clone() for k, p in dit.transformer.named_parameters() if "lora" not in k}
-    found = atlas.invert(clip, STATIC, DYNAMIC, steps=(3, 3), components=3, batch=2, progress=False)
+    found = atlas.invert(clip, PROMPTS, steps=(3, 3), components=3, batch=2, progress=False)
     assert all(torch.equal(before[k], p) for k, p in dit.transformer.named_parameters() if k in before) and not any(p.requires_grad for p in dit.transformer.parameters())
     assert [len(l) for l in found.info["atlas"]["losses"]] == [3, 3] and found.info["appearance"] == STATIC
     for part in ("appearance", "motion"):
         where, outside = atlas.locate(found, part)
         assert outside < 1e-3 and np.abs(where[:3]).max() > 0 and np.abs(where[3:]).max() < 1e-4*np.abs(atlas.pca(part).scores).max()
     def loss(concept): # on the same noise and times
-        data, basis = frame_set(dit, clip, STATIC), concept.put_on()
-        basis.motion, g = 0., torch.Generator().manual_seed(0)
+        data, g = frame_set(dit, clip, STATIC), torch.Generator().manual_seed(0)
         x0, text, found_ = data.batch([i % 5 for i in range(40)])
         t, noise = torch.linspace(.05, .95, 40), torch.randn(x0.shape, generator=g)
-        with torch.no_grad(): return float(flow_loss(dit.velocity(interpolate(x0, noise, t), t, add_tokens(text, found_, concept.tokens)), velocity_target(x0, noise)))
-    longer = atlas.invert(clip, STATIC, DYNAMIC, steps=(25, 0), lr=.3, batch=8, progress=False)
+        with torch.no_grad(), concept.at(motion=0.).attached(): return float(flow_loss(dit.velocity(interpolate(x0, noise, t), t, add_tokens(text, found_, concept.tokens)), velocity_target(x0, noise)))
+    longer = atlas.invert(clip, PROMPTS, steps=(25, 0), lr=.3, batch=8, progress=False)
     assert loss(longer) < loss(atlas.mean())
-    still = atlas.invert(clip, STATIC, DYNAMIC, steps=(0, 0), progress=False)
+    still = atlas.invert(clip, PROMPTS, steps=(0, 0), progress=False)
     np.testing.assert_allclose(dense([still]), dense([atlas.mean()]), atol=1e-6)
     assert len(found.generate(seed=0, steps=1, num_frames=5)) == 5
 
@@ -522,12 +520,35 @@ def test_invert_shows_the_set_as_the_members_saw_it(tiny, monkeypatch):
     dit, people = tiny
     seen = []
     class Enough(Exception): pass
-    def look(dit, clip, appearance, motion, stage1): seen.append((stage1.still, stage1.whole_prompt)); raise Enough
-    monkeypatch.setattr(inversion, "both_views", look)
-    for recipe in (dict(still=True, whole_prompt=True, steps=7), dict(still=True), {}):
-        members = [replace(p, info=p.info | dict(settings=dict(identity=recipe))) for p in people]
-        with pytest.raises(Enough): Atlas(members).invert(Clip(torch.rand(5, 3, 64, 64), 12), STATIC, DYNAMIC, progress=False)
+    def look(dit, clips, prompts, recipe):
+        seen.append((recipe.stage1.frozen, recipe.stage1.full_caption))
+        raise Enough
+    monkeypatch.setattr(inversion, "build", look)
+    for stage1 in (dict(frozen=True, full_caption=True, steps=7), dict(frozen=True), {}):
+        members = [replace(p, info=p.info | dict(recipe=dict(stage1=stage1))) for p in people]
+        with pytest.raises(Enough): Atlas(members).invert(Clip(torch.rand(5, 3, 64, 64), 12), PROMPTS, progress=False)
     assert seen == [(True, True), (True, False), (False, False)]
+
+def test_inverting_moves_one_part_in_each_stage_and_takes_the_adapter_off(tiny):
+    dit, people = tiny
+    atlas, clip = Atlas(people), Clip(torch.rand(5, 3, 64, 64), 12)
+    middle = {part: atlas.locate(atlas.mean(), part)[0] for part in ("appearance", "motion")}
+    for steps, moved in (((2, 0), "appearance"), ((0, 2), "motion")):
+        found = atlas.invert(clip, PROMPTS, steps=steps, batch=2, lr=.5, progress=False)
+        apart = {part: float(np.abs(atlas.locate(found, part)[0] - at).max()) for part, at in middle.items()}
+        assert apart.pop(moved) > .1 and max(apart.values()) < 1e-3
+        assert not dit.adapted
+
+def test_a_loss_that_is_not_finite_stops_the_inversion(tiny):
+    dit, people = tiny
+    with pytest.raises(UserError, match="lower lr \\(now 0.05\\)"):
+        Atlas(people).invert(Clip(torch.full((5, 3, 64, 64), float("nan")), 12), PROMPTS, steps=(1, 1), progress=False)
+    assert not dit.adapted
+
+def test_a_mix_is_sampled_like_its_look_and_has_no_recipe(people):
+    made = [replace(c, info=c.info | dict(recipe=dict(name="default"), lr=[1., 1.], history={}, trained_with=3, sampling=dict(guidance_factor=.5, negative_scale=s))) for c, s in zip(people[:3], (.2, .7, 1.))]
+    info = Atlas(made).interpolate(1, 0, appearance=0., motion=1.).info
+    assert info["sampling"]["negative_scale"] == .7 and not {"recipe", "lr", "history", "made", "trained_with"} & set(info)
 
 
 def test_a_mix_can_be_inspected_from_the_terminal(tmp_path):

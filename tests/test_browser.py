@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from sas_nb.concept import Concept
 from sas_nb.explore.serve import site
-from sas_nb.frames import Settings
 from sas_nb.lab.draw import render
 from sas_nb.lab.specs import caption
 from sas_nb.lab.world import heldout_spec
 from sas_nb.learning import learn_many
-from sas_nb.residual import motion_settings
+from sas_nb.recipe import Recipe, Run
 
 CHROMIUM = os.environ.get("SAS_NB_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 MISSING = [f"Python package {m} (pip install {m})" for m in ("playwright", "voila", "jupyterlab") if not importlib.util.find_spec(m)] + ([] if Path(CHROMIUM).exists() else ["chromium (apt install chromium)"])
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(MISSING), reason=f"a browser test needs {', '.join(MISSING)}")]
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-FEW, PATIENCE = dict(steps=2, batch=2, prior=0.), 180_000  # ms: a kernel loads torch and the model
+FEW = Recipe.unregularised().with_(both=dict(steps=2, batch=2), rank=2)
+PATIENCE = 180_000  # ms: a kernel loads torch and the model
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
         m.setenv("SAS_NB_CACHE", str(home/"cache"))
         specs = [heldout_spec(i) for i in (0, 2, 3)]
         prompts = [(caption(s).static.replace("a ", "a [v] ", 1), "moving [u] dancing".replace("moving", "he is" if " man " in caption(s).static else "she is")) for s in specs]
-        made = learn_many([render(s, fps=12)[:5] for s in specs], prompts, rank=2, settings=Settings(**FEW), stage1=Settings(**FEW), stage2=motion_settings(**FEW), progress=False)
+        made = learn_many([render(s, fps=12)[:5] for s in specs], prompts, "tiny", FEW, Run(progress=False))
     return [c.save(home/name) for name, c in zip(("ann", "bea", "dan"), made)]
 
 

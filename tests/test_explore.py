@@ -5,8 +5,8 @@ from io import BytesIO
 from pathlib import Path
 import pytest, torch
 from PIL import Image
+from sas_nb.adapter import SharedLoRA
 from sas_nb.atlas.places import load_zoo
-from sas_nb.basis import Basis
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.concepts import lasting_places, named_concepts
@@ -28,7 +28,7 @@ def dit(): return VideoDiT.load("tiny", "cpu", torch.float32)
 
 def made(dit, n, seed=0, A=None):
     "Concepts as training would leave them, with random coefficients; over one basis unless each has an A of its own."
-    basis = Basis(dit, 2, LAYERS); start = basis.tensors(); basis.detach()
+    start, _ = SharedLoRA(dit, 2, LAYERS).member()
     g = torch.Generator().manual_seed(seed)
     draw = lambda k, v: v if k.endswith(".A") and not A else torch.randn(v.shape, generator=g)*(.3 if k.endswith(".A") else .15)
     info = lambda i: dict(format=1, base="tiny", family="WanPipeline", fingerprint=fingerprint(dit.transformer), appearance=PROMPT[0].replace("red", ("red", "blue", "green", "white")[i]),

@@ -17,7 +17,8 @@ from sas_nb.lab.draw import render
 from sas_nb.lab.world import heldout_spec
 from sas_nb.learning import learn, learn_many, universal_basis
 from sas_nb.recipe import Run
-from sas_nb.train import Generators, Trainer
+from sas_nb.resume import Generators
+from sas_nb.train import Trainer
 
 LAYERS = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)"
 LOOKS = ["a [v] man in a red shirt in a park", "a [v] woman on a beach", "a [v] man in the snow at night"]

@@ -6,33 +6,31 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-from sas_nb import concept as concept_module
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo, zoo_folder
 from sas_nb.cache import cache_folder, cached, data_path, named_folder
-from sas_nb.cli import _log, _pictures
+from sas_nb.cli import _log
 from sas_nb.clip import Clip
-from sas_nb.concept import base_model, Concept
-from sas_nb.dit import _folder, _shared, VideoDiT
-from sas_nb.explore import _opened
+from sas_nb.concept import Concept
+from sas_nb.dit import _shared, VideoDiT
 from sas_nb.explore.concepts import named_concepts, open_concepts
 from sas_nb.explore.renderer import Studio
 from sas_nb.family import Recommended
 from sas_nb.files import UserError
-from sas_nb.frames import Settings
 from sas_nb.hub import lasting_name, model_folder
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.published import clip_encoder, dino_encoder
 from sas_nb.lab.zoo import save_zoo
 from sas_nb.learning import learn
+from sas_nb.recipe import Recipe, Run
+from sas_nb.sheet import _pictures
 from sas_nb.video import preflight
-from sas_nb.world_large import _named
 
 
 @pytest.fixture(scope="module")
-def concepts(): return synthetic(3, versions=dict(sas_nb="0.0.1"), clip=dict(name="x", shape=[17, 3, 64, 64], fps=12.), settings=dict(identity=dict(steps=3)), preset="ours", format=1,
-                                 sampling=dict(guidance_factor=.5, against=.7), history=dict(identity=[[10, .2, None, .1, .2, .3]]), lr=[1e-3, 1e-3], made="today", family="WanPipeline", dtype="torch.float32")[0]
+def concepts(): return synthetic(3, versions=dict(sas_nb="0.0.1"), clip=dict(name="x", shape=[17, 3, 64, 64], fps=12.), recipe=dict(name="default", stage1=dict(steps=3)), format=1,
+                                 sampling=dict(guidance_factor=.5, negative_scale=.7), history=dict(appearance=[[10, .2, None, .1, .2, .3]]), lr=[1e-3, 1e-3], made="today", family="WanPipeline", dtype="torch.float32")[0]
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -90,8 +88,8 @@ def test_a_run_within_a_concept_is_found_by_its_own_name(home, concepts):
 def test_the_base_is_found_from_everywhere(home, monkeypatch):
     shutil.copytree(data_path("tiny"), "mine")
     monkeypatch.setattr("sas_nb.dit._shared", shared := lru_cache(_shared.__wrapped__))
-    still = Settings(steps=0, prior=0)
-    made = learn(Clip(torch.rand(5, 3, 64, 64), 12), "a [v] man", "he is [u] dancing", "mine", out="run", rank=1, stage1=still, stage2=still, progress=False)
+    still = Recipe.unregularised().with_(both=dict(steps=0), rank=1)
+    made = learn(Clip(torch.rand(5, 3, 64, 64), 12), ("a [v] man", "he is [u] dancing"), "mine", still, Run(out="run", progress=False))
     assert made.info["base"] == "mine" and made.info["base_path"] == os.path.abspath("mine")
     monkeypatch.chdir(home)
     assert Concept.load("../here/run").base() is VideoDiT.of(os.path.abspath("../here/mine")) is made.dit
@@ -130,6 +128,27 @@ def test_any_edit_works_or_is_one_sentence(concepts, tmp_path):
                 refused += 1
                 assert "\n" not in str(e) and str(folder) in str(e)
     assert refused > 200
+
+OLD = dict(settings=dict(identity=dict(steps=3, still=True, whole_prompt=False, token_start=.5, twins=.25), motion=dict(steps=4)), preset="ours",
+           sampling=dict(guidance_factor=.5, against=.7), history=dict(identity=[[10, .2, None, .1, .2, .3]], motion=[]))
+
+def test_what_an_earlier_version_wrote_is_read_in_todays_names(concepts, tmp_path):
+    "By whoever reads it: a concept, an atlas over its folder, a mix, and a zoo."
+    new = ("recipe", "sampling", "history")
+    folders = [c.save(tmp_path/"all"/str(i)) for i, c in enumerate(concepts)]
+    for folder in folders:
+        about = {k: v for k, v in json.loads((folder/"concept.json").read_text()).items() if k not in new}
+        (folder/"concept.json").write_text(json.dumps(about | OLD))
+    stages = dict(stage1=dict(steps=3, frozen=True, full_caption=False, token_init=.5, counterfactuals=.25), stage2=dict(steps=4))
+    today = dict(recipe=dict(name="default", **stages), sampling=dict(guidance_factor=.5, negative_scale=.7), history=dict(appearance=[[10, .2, None, .1, .2, .3]], motion=[]))
+    atlas = Atlas(tmp_path/"all")
+    for info in (Concept.load(folders[0]).info, atlas.members[1].state()["info"]): assert {k: info[k] for k in new} == today
+    assert atlas.interpolate(0, 1).info["sampling"] == today["sampling"]
+    zoo = save_zoo(dict(zip("xyz", concepts)), tmp_path/"zoo")
+    about = json.loads((zoo/"zoo.json").read_text())
+    for key in new: about["common"].pop(key)
+    (zoo/"zoo.json").write_text(json.dumps(about | dict(common=about["common"] | OLD)))
+    for c in load_zoo(zoo).values(): assert {k: c.info[k] for k in new} == today and not {"settings", "preset"} & set(c.info)
 
 def parts(value):
     "Every way to a part of a JSON value."

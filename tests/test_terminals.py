@@ -106,12 +106,14 @@ def test_what_generate_refuses(concept, wrong, says):
 
 @pytest.mark.parametrize("wrong", [dict(steps=True), dict(batch="8"), dict(seed=2 ** 70), dict(lr="fast"), dict(prior=math.nan), dict(dropout=None)])
 def test_settings_that_cannot_be(wrong):
-    from sas_nb.frames import Settings, check_settings
+    from sas_nb.frames import check_settings
+    from sas_nb.options import Settings
     with pytest.raises(UserError, match=f"^{next(iter(wrong))}="): check_settings(Settings(**wrong))
 
 
 def test_settings_keep_what_was_given():
-    from sas_nb.frames import Settings, check_settings
+    from sas_nb.frames import check_settings
+    from sas_nb.options import Settings
     s = check_settings(Settings(steps=np.int64(7), prior=0, dropout=np.float32(.5)))
     assert [(type(v), v) for v in (s.steps, s.prior, s.dropout)] == [(int, 7), (int, 0), (float, .5)]
 

@@ -368,7 +368,7 @@ def test_killed_in_both_stages_and_the_same_to_the_bit(tmp_path):
         concept = learn_into(tmp_path/"cut")
     assert where[0][3] == -signal.SIGKILL
     assert "appearance" not in ran, f"stage 1 was trained again, after {where}"
-    assert same(concept.weights, whole.weights) and same(concept.adapter.tokens, whole.adapter.tokens), where
+    assert same(concept.weights, whole.weights) and same(concept.tokens, whole.tokens), where
     assert rows(tmp_path/"cut") == rows(tmp_path/"whole") and concept.info["history"] == whole.info["history"], where
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):

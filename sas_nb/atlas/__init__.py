@@ -5,7 +5,7 @@ from .places import load_zoo, member, members_of, read_zoo, zoo_folder
 from .geometry import Atlas, layer_gram
 from .components import PCA, leave_one_out, null_ratios, pca_of
 from .probes import Direction, together
-from . import inversion, mixing, plots  # the rest of what an Atlas can do
+from . import inversion, mixing, plots  # noqa: F401 - the rest of what an Atlas can do
 from .responses import Response, response, safe_range
 
 __all__ = ["Atlas", "ConceptFile", "Direction", "Lora", "Member", "PCA", "Response", "layer_gram", "layer_name",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .members import CONCEPT_PARTS, LORA_PARTS, Member
+from .members import LORA_PARTS, Member
 from .places import members_of
 from ..files import UserError
 from ..lowrank import canonical, principal_angles

@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/atlas/06_mixing.ipynb #01ca135e
 from collections.abc import Sequence
-from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
@@ -72,7 +71,7 @@ def _largest(members, weights, most=5)->dict[str, float]:
 
 def _mixed_info(look, dance, rank)->dict:
     "What is known of a mix, but for who is in it."
-    own = ("history", "settings", "made", "lr")
+    own = ("history", "recipe", "lr", "made", "trained_with")
     info = {k: v for k, v in look["info"].items() if k not in own}
     info |= dict(motion=_motion_prompt(look, dance["info"]["motion"]), rank=rank)
     rate = {k: v for k, v in dance["info"].get("clip", {}).items() if k == "fps"}

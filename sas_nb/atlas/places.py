@@ -15,7 +15,7 @@ from .lora_files import from_lora_file
 from .members import from_concept, from_folder, from_lora, Lora, Member
 from ..cache import named_folder
 from ..concept import Concept
-from ..concept_file import check_info, concept_folder
+from ..concept_file import check_info, concept_folder, updated
 from ..dit import VideoDiT
 from ..files import read_about, UserError
 
@@ -38,12 +38,13 @@ def _undamaged(folder):
                         "with scripts/zoo.py.") from e
 
 # %% ../../nbs/atlas/02_places.ipynb #8c24a450
-def read_zoo(folder:Path)->dict: # shard, common, and members: name -> provenance
-    "What zoo.json says, each member's provenance checked. Raises `UserError`."
+def read_zoo(folder:Path)->dict: # shard, and members: name -> provenance
+    "What zoo.json says, each member's provenance in today's names and checked. Raises `UserError`."
     with _undamaged(folder):
         about = read_about(folder/"zoo.json")
-        for own in about["members"].values(): check_info(about["common"] | own | dict(scales=[1., 1.]))
-        return about
+        members = {name: updated(about["common"] | own) for name, own in about["members"].items()}
+        for info in members.values(): check_info(info | dict(scales=[1., 1.]))
+        return dict(shard=about["shard"], members=members)
 
 def unpacked(q:Tensor,     # (..., out, r) int8
              scale:Tensor, # (..., r)
@@ -62,12 +63,12 @@ def _zoo_members(folder:Path, about:dict, dit)->dict[str, Concept]:
     "All concepts of a zoo."
     basis = load_file(folder/"basis.safetensors")
     concepts = {}
-    for i, (name, own) in enumerate(about["members"].items()):
+    for i, (name, info) in enumerate(about["members"].items()):
         number, row = divmod(i, about["shard"])
         if row == 0: stacked = _unpacked_file(folder/f"concepts-{number:02d}.safetensors")
         tensors = {k: v[row].clone() for k, v in stacked.items()}
         tokens = {k.removeprefix("tokens/"): tensors.pop(k) for k in list(tensors) if k.startswith("tokens/")}
-        concepts[name] = Concept(basis | tensors, tokens, about["common"] | own, dit=dit)
+        concepts[name] = Concept(basis | tensors, tokens, info, dit=dit)
     return concepts
 
 # %% ../../nbs/atlas/02_places.ipynb #a0a8961c

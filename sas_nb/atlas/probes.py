@@ -6,7 +6,7 @@
 __all__ = ['Direction', 'together']
 
 # %% ../../nbs/atlas/05_probes.ipynb #b389940e
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import numpy as np
 from fastcore.basics import patch

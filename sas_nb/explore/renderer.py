@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from io import BytesIO
 from itertools import count
-import json, re, threading
+import json, re
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
@@ -93,7 +93,8 @@ def _map(atlas:Atlas, part:str)->Map:
     pca = atlas.pca(part)
     scores = np.pad(pca.scores[:, :2], [(0, 0), (0, 2)])[:, :2] # zeros for components that are not there
     places = dict(zip(atlas.names, scores.tolist())) | {AVERAGE: [0., 0.]}
-    axes = [f"{part}, component {k+1}: {r:.0%} of the variance" for k, r in enumerate(pca.ratio[:2])]
+    shares = enumerate(pca.explained_variance_ratio_[:2])
+    axes = [f"{part}, component {k+1}: {r:.0%} of the variance" for k, r in shares]
     span = float(f"{1.3*abs(scores).max():.2g}")
     return Map(part, span or 1., places, (*axes, "", "")[:2])
 
@@ -105,7 +106,7 @@ def _comparable(concepts:dict)->Atlas:
         base = replace(c.at(0, 0), tokens={word: 0*vector for word, vector in c.tokens.items()})
         concepts = concepts | {"the base model": base}
     atlas = Atlas(concepts) # in memory: a hand cannot wait for a disk
-    return atlas if atlas.one_basis else atlas.rebase()
+    return atlas if atlas.one_basis else atlas.project_onto()
 
 # %% ../../nbs/explore/01_renderer.ipynb #1a5af0d5
 class Studio:
@@ -129,7 +130,6 @@ class Studio:
         self.most = whole_number(most, "most", 1, 10**6)
         self.sampling = dict(guidance=guidance, **size)
         self.kept = OrderedDict() # (position, is it a preview?) -> video
-        self.lock = threading.RLock() # one concept on a model at a time: its own lock replaces this one
 
 # %% ../../nbs/explore/01_renderer.ipynb #c3a9e5b7
 @patch(as_prop=True)
@@ -190,7 +190,7 @@ def concept(self:Studio, p:Position)->Concept:
     p = self.snap(p)
     c = self.atlas.mix(*(self.weights(p, part) for part in PARTS)).at(p.appearance, p.motion)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    c.info |= dict(settings={}, made=now, position=p.as_dict())
+    c.info |= dict(made=now, position=p.as_dict())
     c.dit = self.dit
     return c
 
@@ -217,7 +217,7 @@ def words(self:Studio)->list[str]:
 
 def known_words(dit:VideoDiT)->list[str]:
     "Whole words of the tokenizer's vocabulary, and the placeholders."
-    vocabulary = dit.pipe.tokenizer.get_vocab()
+    vocabulary = dit.tokenizer.get_vocab()
     return ["[v]", "[u]"] + sorted(w[1:] for w in vocabulary if re.fullmatch(r"▁[^\W\d_]+", w))
 
 # %% ../../nbs/explore/01_renderer.ipynb #41f605b6
@@ -257,7 +257,7 @@ def render(self:Studio,
     """The video at a position; always the same bytes for the same position.
     Raises `UserError` for words the model does not know."""
     key = self.snap(p), quick
-    with self.lock:
+    with self.dit.lock: # one concept on a model at a time
         if key not in self.kept: self.kept[key] = _make(self, *key, watch)
         self.kept.move_to_end(key)
         while len(self.kept) > self.most: self.kept.popitem(last=False)

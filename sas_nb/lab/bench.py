@@ -15,10 +15,10 @@ import csv, hashlib, json, re, time
 import numpy as np, torch
 from tqdm.auto import tqdm
 from ..concept import Concept
-from ..dit import maker_fingerprint, VideoDiT
+from ..dit import split_placeholders, VideoDiT
 from ..files import expanded, UserError
 from ..flow import interpolate, loss_per_sample, velocity_target
-from ..hub import fingerprint
+from ..hub import fingerprint, maker_fingerprint
 from .cases import Case, case, nearest
 from .controls import adherence, edit_accuracy, edit_error, seen_words
 from .draw import render

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from ..dit import maker_fingerprint, VideoDiT
+from ..dit import VideoDiT
 from ..files import expanded, UserError
-from ..hub import fingerprint
+from ..hub import fingerprint, maker_fingerprint
 from .draw import render_array
 from .oracle_nets import LABELS, words_of
 from .oracles import named_answers, Oracles, round_trip
