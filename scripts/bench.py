@@ -21,16 +21,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from sas_nb.basis import Basis
+from sas_nb.adapter import SharedLoRA
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
-from sas_nb.data import Examples, frame_set, sequence
+from sas_nb.data import Examples, frame_set, sequence, StageData
 from sas_nb.dit import VideoDiT
 from sas_nb.lab.draw import render_array
 from sas_nb.lab.world import random_spec
-from sas_nb.options import Settings
 from sas_nb.prompt import Prompt
-from sas_nb.residual import motion_settings
+from sas_nb.recipe import Recipe, Run
 from sas_nb.terminal import spell_out
 from sas_nb.train import Trainer
 from sas_nb.writing import atomic
@@ -38,24 +37,24 @@ from sas_nb.writing import atomic
 WHO, HOW = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
 PROMPT, RANK, BATCH = f"{WHO}. {HOW}", 8, 8
 SAMPLE = "a man in a park. he is dancing"
-STAGES = {"identity": "stage 1, Set", "motion": "stage 2, Sequence"}
-TARGETS = {"identity": 3., "motion": 2.}  # times faster than the straightforward loop
+STAGES = {"appearance": "stage 1, Set", "motion": "stage 2, Sequence"}
+TARGETS = {"appearance": 3., "motion": 2.}  # times faster than the straightforward loop
 
 
 # The two loops
 
-def ours(dit: VideoDiT, clip: Clip, stage: str):
-    "One training step of this library, all regularisers but self-conditioning on (the default)."
-    settings = Settings(batch=BATCH) if stage == "identity" else motion_settings(batch=BATCH)
-    data = frame_set(dit, clip, WHO) if stage == "identity" else sequence(dit, clip, PROMPT)
+def ours(adapter: SharedLoRA, clip: Clip, name: str):
+    "One training step of this library by the paper's recipe, all regularisers but self-conditioning on. The adapter is on its model."
+    dit, stage = adapter.dit, next(s for s in Recipe.paper().with_(both=dict(batch=BATCH)).stages if s.name == name)
+    data = frame_set(dit, clip, WHO) if name == "appearance" else sequence(dit, clip, PROMPT)
     prompts = dit.recommended.prior
     prior = Examples(torch.randn(len(prompts), *data.latents.shape[1:]), [dit.embed_once(p) for p in prompts], [[]] * len(prompts))
-    tokens = {t: nn.Parameter(torch.zeros(dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}
-    trainer = Trainer(dit, getattr(dit, "basis", None) or Basis(dit, RANK), stage, data, settings, prior, tokens, progress=False)
+    trainer = Trainer(dit, adapter, StageData([data], prior), stage, Run(progress=False))
 
     def step():
-        trainer.basis.train_only(stage)  # two stages take turns here
-        trainer._one_step()
+        adapter.train_only(name)  # two stages take turns here
+        for word, p in adapter.tokens.items(): p.requires_grad_(word == trainer.word)
+        trainer.train_step()
     return step
 
 
@@ -69,13 +68,13 @@ def straightforward(dit: VideoDiT, clip: Clip, stage: str, encode_whole_batch: b
         transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=dit.family.lora_layers, lora_dropout=.5))
         transformer.train()
     params = [p for p in transformer.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(params, lr=dit.recommended.lr, betas=(.9, .99), weight_decay=.01)
-    prompt = Prompt(WHO if stage == "identity" else PROMPT).plain
+    optimizer = torch.optim.AdamW(params, lr=dit.recommended.lr, betas=(.9, .99), weight_decay=.01)
+    prompt = Prompt(WHO if stage == "appearance" else PROMPT).plain
     mean, std = dit.family.statistics(pipe.vae, torch.zeros((), device=dit.device))
 
     def step():
-        frames = clip.frames[torch.randint(len(clip), (BATCH,)), None] if stage == "identity" else clip.frames[None].repeat(BATCH, 1, 1, 1, 1)
-        whole = encode_whole_batch or stage == "identity"
+        frames = clip.frames[torch.randint(len(clip), (BATCH,)), None] if stage == "appearance" else clip.frames[None].repeat(BATCH, 1, 1, 1, 1)
+        whole = encode_whole_batch or stage == "appearance"
         pixels = (frames if whole else frames[:1]).to(dit.device).transpose(1, 2) * 2 - 1
         with torch.no_grad():
             x0 = ((pipe.vae.encode(pixels).latent_dist.sample() - mean) / std).expand(BATCH, -1, -1, -1, -1)
@@ -85,8 +84,8 @@ def straightforward(dit: VideoDiT, clip: Clip, stage: str, encode_whole_batch: b
         v = transformer(hidden_states=(1 - s) * x0 + s * noise, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
         nn.functional.mse_loss(v, noise - x0).backward()
         nn.utils.clip_grad_norm_(params, .05)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     return step
 
 
@@ -160,7 +159,7 @@ def group(op: str) -> str:
     "A profiler row as a word that says something."
     op = op.lower()
     for name, words in (("matrix products", ("mm", "linear", "mkl")), ("attention", ("attention",)), ("norms", ("norm", "rsqrt", "mean", "var")), ("convolutions", ("conv",)),
-                        ("optimiser", ("adam", "_foreach")), ("activations", ("gelu", "silu", "softmax")), ("elementwise", ("add", "mul", "sub", "div", "pow", "sum", "neg")),
+                        ("optimizer", ("adam", "_foreach")), ("activations", ("gelu", "silu", "softmax")), ("elementwise", ("add", "mul", "sub", "div", "pow", "sum", "neg")),
                         ("copies", ("copy", "cat", "clone", "stack", "index", "fill", "zero", "empty", "slice", "view", "reshape"))):
         if any(w in op for w in words): return name
     return "other"
@@ -171,10 +170,9 @@ import resource, sys, tempfile, torch
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.learning import learn
-from sas_nb.options import Settings
-from sas_nb.residual import motion_settings
+from sas_nb.recipe import Recipe, Run
 n = int(sys.argv[1])
-learn(Clip.load(data_path("clips/dancer.mp4"), num_frames=17, fps=float(sys.argv[2]), size=(64, 64)), *sys.argv[3:5], stage1=Settings(steps=n, prior=0.), stage2=motion_settings(steps=n, prior=0.), free=True, progress=False)
+learn(Clip.load(data_path("clips/dancer.mp4"), num_frames=17, fps=float(sys.argv[2]), size=(64, 64)), sys.argv[3:5], recipe=Recipe.paper().with_(both=dict(steps=n, prior=0.)), run=Run(free_encoders=True, progress=False))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 """
 
@@ -207,31 +205,31 @@ def table(title: str, *columns: str) -> Table:
     return t
 
 
-def loops(clip: Clip, repeats: int, n: int, console: Console) -> tuple[dict, dict]:
+def loops(adapter: SharedLoRA, clip: Clip, repeats: int, n: int, console: Console) -> tuple[dict, dict]:
     "(a) Seconds a step of each loop and stage; and our own steps, for what follows."
-    dit, other = VideoDiT.load("tiny"), VideoDiT.load("tiny")
+    other = VideoDiT.load("tiny")
     steps, result = {}, {}
     t = table("Against the straightforward loop, seconds a step: median (least to most)", "", "sas_nb", "straightforward", "ratio", "target", "ratio, each clip and prompt encoded once a step")
     for stage, label in STAGES.items():
-        fs = dict(ours=ours(dit, clip, stage), loop=straightforward(other, clip, stage), kind=straightforward(other, clip, stage, encode_whole_batch=False))
+        fs = dict(ours=ours(adapter, clip, stage), loop=straightforward(other, clip, stage), kind=straightforward(other, clip, stage, encode_whole_batch=False))
         times = interleaved(fs, repeats, n)
         ratio, kind = ratios(times["loop"], times["ours"]), ratios(times["kind"], times["ours"])
         steps[stage], result[stage] = fs["ours"], dict(seconds=times, ratio=ratio, ratio_encoded_once=kind, target=TARGETS[stage])
         t.add_row(label, spread(times["ours"]), spread(times["loop"]), spread(ratio, "x"), f"{TARGETS[stage]:g}x", spread(kind, "x"))
     console.print(t)
-    return result, dict(dit=dit, steps=steps)
+    return result, dict(adapter=adapter, steps=steps)
 
 
 def machine(made: dict, result: dict, repeats: int, console: Console) -> tuple[dict, dict]:
     "(b) Rates against what the machine does at the same shapes; and the time of a sampled clip."
-    dit = made["dit"]
+    adapter, dit = made["adapter"], made["adapter"].dit
     text, x = dit.embed([SAMPLE, ""]), dit.noise([0])
 
     def sample():
-        with dit.basis.undropped(): dit.sample(SAMPLE, steps=20)
+        with adapter.undropped(): dit.sample(SAMPLE, steps=20)
 
     def call():
-        with dit.basis.undropped(): dit.denoise(x, text, 1, dit.recommended.guidance)
+        with adapter.undropped(): dit.denoise(x, text, 1, dit.recommended.guidance)
     call(); sampling = [seconds(sample) for _ in range(repeats)]
     rows = {STAGES[s]: (made["steps"][s], median(result[s]["seconds"]["ours"])) for s in STAGES} | {"sampling, one guided step": (call, median(seconds(call, 3) for _ in range(repeats)))}
     t = table("Against the machine, GFLOP and GFLOP a second", "", "GFLOP", "achieved", "its own matrix products alone", "share of the time that they need", "where a step's time goes")
@@ -245,14 +243,14 @@ def machine(made: dict, result: dict, repeats: int, console: Console) -> tuple[d
 
 def minutes(clip: Clip, result: dict, made: dict, sampling: list, repeats: int, full: bool, quick: bool, console: Console) -> dict:
     "(c) What a person waits for."
-    dit, step = made["dit"], {s: median(result[s]["seconds"]["ours"]) for s in STAGES}
+    dit, step = made["adapter"].dit, {s: median(result[s]["seconds"]["ours"]) for s in STAGES}
     frames = clip.frames[None].repeat(8, 1, 1, 1, 1)
     z = dit.encode(frames)
     coding = {k: [seconds(f) / 8 for _ in range(repeats)] for k, f in dict(encode=lambda: dit.encode(frames), decode=lambda: dit.decode(z)).items()}
     out = dict(sample=sampling, **coding, render_per_second=clips_a_second(64 if quick else 400), peak_bytes=peak_memory(clip.fps, 2 if quick else 10))
     t = table("In seconds, minutes and bytes", "", "")
     for n1, n2 in ((150, 400), (600, 900)):
-        out[f"train_{n1}_{n2}"] = dict(extrapolated=n1 * step["identity"] + n2 * step["motion"])
+        out[f"train_{n1}_{n2}"] = dict(extrapolated=n1 * step["appearance"] + n2 * step["motion"])
         if full: out[f"train_{n1}_{n2}"]["measured"] = sum(seconds(made["steps"][s], n) * n for s, n in zip(STAGES, (n1, n2)))
         t.add_row(f"training, {n1} + {n2} steps", ", ".join(f"{v / 60:.1f} min {k}" for k, v in out[f"train_{n1}_{n2}"].items()))
     t.add_row("a clip, 20 steps with guidance, decoded", spread(sampling, " s"))
@@ -278,9 +276,11 @@ def main(
     where = dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                  load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None)
     console.print(f"batch {BATCH}, rank {RANK}, fp32 on the CPU; " + ", ".join(f"{k} {v}" for k, v in where.items() if v is not None))
-    result, made = loops(clip, repeats, n, console)
-    rates, sampling = machine(made, result, repeats, console)
-    figures = dict(where=where, loops=result, machine=rates, minutes=minutes(clip, result, made, sampling["sample"], repeats, full, quick, console))
+    adapter = SharedLoRA(VideoDiT.load("tiny"), RANK)
+    with adapter.attached():
+        result, made = loops(adapter, clip, repeats, n, console)
+        rates, sampling = machine(made, result, repeats, console)
+        figures = dict(where=where, loops=result, machine=rates, minutes=minutes(clip, result, made, sampling["sample"], repeats, full, quick, console))
     with atomic(out) as tmp: tmp.write_text(json.dumps(figures, indent=1))
     console.print(f"written: {out}")
 

@@ -1,11 +1,11 @@
-"""What company saves: one step of one concept in a fleet, against training its members one after another; and what a ready basis saves a newcomer. Prints tables and writes out/bench_fleet.json.
+"""What company saves: one step of one concept among many, against training its members one after another; and what a ready basis saves a newcomer. Prints tables and writes out/bench_fleet.json.
 
     python scripts/bench_fleet.py --threads 2   # the ways side by side in one process, in turns; minutes
-    python scripts/bench_fleet.py --compile     # also: a compiled fleet
-    python scripts/bench_fleet.py --new         # also: new people over the zoo's frozen A1, against from scratch
+    python scripts/bench_fleet.py --compile     # also: many at once, compiled
+    python scripts/bench_fleet.py --new         # also: new people over the zoo's frozen A, against from scratch
     python scripts/bench_fleet.py --quick       # one batch size of each stage
 
-`alone` is what `learn` does: float32. A fleet has two precisions and can be compiled, see `sas_nb.fleet.bf16_products` and `compiled`; `alone, bf16` is there to tell what company saves from what bfloat16 does. Compiling takes one
+`alone` is what `learn` does: float32. Many train in two precisions and can be compiled, see `sas_nb.fast.bf16_products` and `compiled`; `alone, bf16` is there to tell what company saves from what bfloat16 does. Compiling takes one
 to two minutes for each row, which are not counted: in a long run they are nothing, in a short one leave `--compile` out. Seconds are the clock's, the best of some turns; `cpu` is the processor's time for the same steps, all
 threads together, which other programs on the machine disturb less.
 """
@@ -18,29 +18,25 @@ import torch, typer
 from bench import PROMPT, STAGES, WHO
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from sas_nb.adapter import SharedLoRA
 from sas_nb.atlas.places import load_zoo
-from sas_nb.basis import Basis
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
-from sas_nb.data import frame_set, sequence
+from sas_nb.data import frame_set, sequence, StageData
 from sas_nb.dit import VideoDiT
-from sas_nb.fast import bf16_products, compiled
-from sas_nb.fleet import Fleet, FleetTrainer
+from sas_nb.fast import compiled
 from sas_nb.flow import flow_loss, interpolate, velocity_target
 from sas_nb.lab.cases import case
 from sas_nb.lab.draw import render
 from sas_nb.lab.motion import pose_correlation
 from sas_nb.lab.oracle_nets import seen_joints
 from sas_nb.lab.oracles import Oracles
-from sas_nb.options import Settings
-from sas_nb.residual import both_views, motion_settings, preset_settings
+from sas_nb.learning import build
+from sas_nb.prompt import Prompts
+from sas_nb.recipe import Recipe, Run, Stage
 from sas_nb.text import add_tokens
 from sas_nb.train import Trainer
 from sas_nb.writing import atomic
-
-
-def vectors(dit, *n): return {t: nn.Parameter(torch.zeros(*n, dit.text_width, device=dit.device)) for t in ("[v]", "[u]")}
 
 
 def took(f) -> tuple[float, float]:
@@ -52,29 +48,29 @@ def took(f) -> tuple[float, float]:
 
 # Company
 
-def ways(dit, stage: str, data, batch: int, members: int, A: dict, compile: bool) -> dict:
-    "Name -> (make the trainer, context of a step, members)."
-    s = (Settings if stage == "identity" else motion_settings)(batch=batch, prior=0.)
-    alone = lambda: Trainer(dit, Basis(dit, A=A), stage, data, s, tokens=vectors(dit), progress=False)
-    fleet = lambda bf16: FleetTrainer(Fleet(dit, members, A=A), stage, [data] * members, s, tokens=vectors(dit, members), progress=False, bf16=bf16)
-    half = lambda: bf16_products(dit.device)
-    made = {"alone": (alone, nullcontext, 1), "alone, bf16": (alone, half, 1), "fleet": (lambda: fleet(False), nullcontext, members), "fleet, bf16": (lambda: fleet(True), nullcontext, members)}
-    return made | ({"fleet, bf16, compiled": (lambda: fleet(True), lambda: compiled(dit), members)} if compile else {})
+def stage_of(recipe: Recipe, name: str) -> Stage: return next(s for s in recipe.stages if s.name == name)
+
+
+def ways(stage: str, batch: int, members: int, compile: bool) -> dict:
+    "Name -> (the stage's numbers, context of a step, members)."
+    exact = stage_of(Recipe.paper().with_(both=dict(batch=batch, prior=0.)), stage)
+    half = replace(exact, bf16=True)
+    rows = {"alone": (exact, False, 1), "alone, bf16": (half, False, 1), "many": (exact, False, members), "many, bf16": (half, False, members)}
+    return rows | ({"many, bf16, compiled": (half, True, members)} if compile else {})
 
 
 def company(dit, stage: str, data, batch: int, members: int, turns: int, A: dict, compile: bool) -> dict:
-    "Milliseconds for one step of one concept in each way, the best of some turns. What is compiled has all its turns at once, for each fleet is compiled anew."
-    best, found = {}, ways(dit, stage, data, batch, members, A, compile)
+    "Milliseconds for one step of one concept in each way, the best of some turns. What is compiled has all its turns at once, for it is compiled anew each time."
+    best, found = {}, ways(stage, batch, members, compile)
     for turn in range(turns):
-        for name, (make, context, n) in found.items():
-            at_once = "compiled" in name
+        for name, (numbers, at_once, n) in found.items():
             if at_once and turn: continue
-            trainer, steps = make(), 3 if n == 1 else 1
-            with context():
-                for _ in range(1 + at_once): trainer._one_step()  # warm
+            adapter, steps = SharedLoRA(dit, n=n, A=A), 3 if n == 1 else 1
+            with adapter.attached(), compiled(dit) if at_once else nullcontext():
+                trainer = Trainer(dit, adapter, StageData([data] * n), numbers, Run(progress=False))
+                for _ in range(1 + at_once): trainer.train_step()  # warm
                 for _ in range(turns if at_once else 1):
-                    for kind, v in zip(("wall", "cpu"), took(lambda: [trainer._one_step() for _ in range(steps)])): best[name, kind] = min(best.get((name, kind), 1e9), 1000 * v / steps / n)
-            trainer.basis.detach()
+                    for kind, v in zip(("wall", "cpu"), took(lambda: [trainer.train_step() for _ in range(steps)])): best[name, kind] = min(best.get((name, kind), 1e9), 1000 * v / steps / n)
     row = dict(stage=STAGES[stage], batch=batch, members=members) | {f"{n} {k}": v for (n, k), v in best.items()}
     return row | {f"{n}: times faster, {k}": best["alone", k] / best[n, k] for n in found if n != "alone" for k in ("wall", "cpu")}
 
@@ -82,29 +78,36 @@ def company(dit, stage: str, data, batch: int, members: int, turns: int, A: dict
 # A newcomer
 
 @torch.no_grad()
-def own_loss(dit, basis, data, tokens: dict, draws: int = 2) -> float:
-    "Flow-matching loss on the concept's own examples, at five times and fixed noise, nothing dropped or masked."
+def own_loss(adapter, data, tokens: dict, draws: int = 2) -> float:
+    "Flow-matching loss on the concept's own examples, at five times and fixed noise, nothing dropped or masked. The adapter is on its model."
     x0, text, found = data.batch([i % len(data) for i in range(5 * draws)])
     noise, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), torch.linspace(.1, .9, 5).repeat(draws)
-    with basis.undropped(): return float(flow_loss(dit.velocity(interpolate(x0, noise, t), t, add_tokens(text, found, tokens)).cpu(), velocity_target(x0, noise)))
+    text = add_tokens(text, found, tokens)
+    with adapter.undropped(): return float(flow_loss(adapter.dit.velocity(interpolate(x0, noise, t), t, text).cpu(), velocity_target(x0, noise)))
+
+
+class Timed(Trainer):
+    "Writes seconds and loss into a curve every few steps; the measuring itself is not counted."
+    def __init__(self, *args, curve: list, spent: list, every: int):
+        super().__init__(*args)
+        self.curve, self.spent, self.every = curve, spent, every
+
+    def train_step(self):
+        for k, v in enumerate(took(super().train_step)): self.spent[k] += v
+        if self.step % self.every: return
+        loss = own_loss(self.adapter, self.data.concepts[0], self.adapter.member()[1])
+        self.curve.append(dict(stage=self.stage.name, step=self.step, wall=self.spent[0], cpu=self.spent[1], loss=loss))
 
 
 def newcomer(dit, c, A: dict | None, steps: int, batch: int, every: int) -> tuple[list[dict], Clip]:
-    "Learn one case over a frozen A1, or from scratch when None: losses and seconds on the way, and what it generates."
-    clip, tokens, basis, curve, spent = c.clip(), vectors(dit), Basis(dit, 8, A=A), [], [0., 0.]
-    recipe = preset_settings()
-    for stage, data, settings in zip(STAGES, both_views(dit, clip, *c.prompts(), recipe[0]), recipe):
-        t = Trainer(dit, basis, stage, data, replace(settings, steps=steps, batch=batch, prior=0.), tokens=tokens, progress=False)
-        step = t._one_step
-
-        def timed():
-            for k, v in enumerate(took(step)): spent[k] += v
-            if t.step % every == 0: curve.append(dict(stage=stage, step=t.step, wall=spent[0], cpu=spent[1], loss=own_loss(dit, basis, data, tokens)))
-        t._one_step = timed
-        t.run()
-    made = dit.sample(c.prompt(), seed=0, tokens=tokens)
-    basis.detach()
-    return curve, made
+    "Learn one case over a frozen A, or from scratch when None: losses and seconds on the way, and what it generates."
+    recipe, how = Recipe.default().with_(both=dict(steps=steps, batch=batch, prior=0.)), dict(curve=[], spent=[0., 0.], every=every)
+    data = build(dit, [c.clip()], [Prompts.of(c.prompts())], recipe)
+    adapter = SharedLoRA(dit, recipe.rank, A=A)
+    with adapter.attached():
+        for stage in recipe.stages: Timed(dit, adapter, data[stage.name], stage, Run(progress=False), **how).fit()
+        clip = dit.sample(c.prompt(), seed=0, tokens=adapter.member()[1])
+    return how["curve"], clip
 
 
 def newcomers(dit, A: dict, people: int, steps: int, batch: int, every: int) -> list[dict]:
@@ -112,15 +115,15 @@ def newcomers(dit, A: dict, people: int, steps: int, batch: int, every: int) -> 
     rows, oracles = [], Oracles.load()
     for i in range(people):
         c, found = case(i), {}
-        for name, basis in (("over the zoo's A1", A), ("from scratch", None)):
+        for name, basis in (("over the zoo's A", A), ("from scratch", None)):
             curve, made = newcomer(dit, c, basis, steps, batch, every)
             face = oracles.identity(torch.stack([made.frames, render(c.spec, fps=c.fps).frames]))
             found[name] = dict(curve=curve, identity=float(face[0] @ face[1]), pose=float(pose_correlation(oracles.joints(made)[0], torch.as_tensor(seen_joints(c.spec, fps=c.fps)).float())))
         for stage in STAGES:
             of = lambda n: [r for r in found[n]["curve"] if r["stage"] == stage]
             target = of("from scratch")[-1]["loss"]
-            reached = next((r["step"] for r in of("over the zoo's A1") if r["loss"] <= target), None)
-            for n in found: rows.append(dict(who=c.name, stage=STAGES[stage], way=n, steps=steps, cpu_s=of(n)[-1]["cpu"] - (0 if stage == "identity" else [r for r in found[n]["curve"] if r["stage"] == "identity"][-1]["cpu"]),
+            reached = next((r["step"] for r in of("over the zoo's A") if r["loss"] <= target), None)
+            for n in found: rows.append(dict(who=c.name, stage=STAGES[stage], way=n, steps=steps, cpu_s=of(n)[-1]["cpu"] - (0 if stage == "appearance" else [r for r in found[n]["curve"] if r["stage"] == "appearance"][-1]["cpu"]),
                                                   loss=of(n)[-1]["loss"], steps_to_the_loss_from_scratch=reached if n.startswith("over") else steps, identity=found[n]["identity"], pose=found[n]["pose"], curve=[[r["step"], r["cpu"], r["loss"]] for r in of(n)]))
     return rows
 
@@ -133,11 +136,11 @@ def show(title: str, rows: list[dict]):
 
 
 def main(
-    members: Annotated[int, typer.Option(help="Most members of a fleet; 64 samples go in one pass.")] = 32,
+    members: Annotated[int, typer.Option(help="Most members at once; 64 samples go in one pass.")] = 32,
     turns: Annotated[int, typer.Option(help="How often each way is measured.")] = 3,
     threads: Annotated[int, typer.Option(help="Threads for all ways; 0 leaves them alone.")] = 0,
     quick: Annotated[bool, typer.Option(help="One batch size of each stage.")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Also a compiled fleet; needs a C++ compiler.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Also many at once, compiled; needs a C++ compiler.")] = False,
     new: Annotated[bool, typer.Option(help="Also learn new people over the zoo's basis and from scratch.")] = False,
     people: Annotated[int, typer.Option(help="How many new people.")] = 2,
     steps: Annotated[int, typer.Option(help="Steps of each stage for a new one.")] = 150,
@@ -147,10 +150,9 @@ def main(
     dit = VideoDiT.load("tiny")
     r = dit.recommended
     clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
-    A, rows = {k: v for k, v in Basis(dit, 8).tensors().items() if k.endswith(".A")}, []
-    dit.basis.detach()
+    A, rows = {k: v for k, v in SharedLoRA(dit, 8).member()[0].items() if k.endswith(".A")}, []
     for stage in STAGES:
-        data = frame_set(dit, clip, WHO) if stage == "identity" else sequence(dit, clip, PROMPT)
+        data = frame_set(dit, clip, WHO) if stage == "appearance" else sequence(dit, clip, PROMPT)
         for batch in (2,) if quick else (1, 2, 4, 8): rows.append(company(dit, stage, data, batch, max(1, min(members, 64 // batch)), turns, A, compile))
     names = [k[:-5] for k in rows[0] if k.endswith(" wall") and ":" not in k]
     show(f"Milliseconds for one step of one concept, {torch.get_num_threads()} threads", [{k: r[k] for k in ("stage", "batch", "members", *(f"{n} wall" for n in names))} for r in rows])

@@ -27,7 +27,7 @@ from sas_nb.lab.bench import complete, estimate, LEAKS, run, save_table, TABLE, 
 from sas_nb.lab.cases import cases, in_words
 from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS
 from sas_nb.lab.oracles import Oracles
-from sas_nb.residual import PRESETS, SAMPLING
+from sas_nb.recipe import Recipe
 from sas_nb.writing import atomic
 
 SMALL = dict(steps1=45, steps2=105, batch=4)
@@ -90,7 +90,7 @@ def main(
             return print(f"{s['people'] + s['things']} concepts x {len(s['method'])} methods, {budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} hours on one core or device; shared by n processes, an n-th.")
         asked = [in_words(c) if name in POOLS else c for c in cases(s["people"], s["things"], dit.recommended.fps)]
         rows = run(asked, {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which, dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes)
-        about = dict(concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]), budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer), presets=PRESETS, sampling=SAMPLING)
+        about = dict(concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]), budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer), recipes={r: Recipe.named(r).to_dict() for r in ("default", "paper")})
         write(complete(rows), about, folder, "rows")
         if keep: write(complete(rows), about, Path("data/bench"), kind)
         against = "ours" if "ours" in s["method"] else s["method"][0]

@@ -22,6 +22,7 @@ from sas_nb.lab.bench import LEAKS, losses, measured, run, TABLE, table
 from sas_nb.lab.cases import case, in_words
 from sas_nb.lab.methods import Budget, one_stage, set_and_sequence
 from sas_nb.lab.oracles import Oracles
+from sas_nb.recipe import Recipe, Sampling
 from sas_nb.writing import atomic
 from table import load, part, write
 
@@ -30,22 +31,24 @@ FIRST = 100  # people are numbered from here; the benchmark's are 0 to 23
 
 def variants() -> dict:
     "Ours, ours with one thing changed, the paper's recipe, and the strongest rival at several rates."
-    changed = {"appearance prompt": dict(whole_prompt=False), "frames as images": dict(still=False), "shift 1": dict(shift=1.), "shift 2": dict(shift=2.), "shift 8": dict(shift=8.),
-               "rate x 4": dict(lr_factor=4.), "rate x 16": dict(lr_factor=16.), "prior alone": dict(only=("prior",)), "no dropout": dict(dropout=0.), "dropout 0.5": dict(dropout=.5), "no prior": dict(prior=0.),
-               "prior 1/4": dict(prior=.25), "no token mask": dict(token_mask=0.), "token rate 1e-5": dict(token_lr=1e-5), "images, shift 1": dict(still=False, shift=1.), "rank 16": dict(rank=16), "rank 16, no prior": dict(rank=16, prior=0.),
+    changed = {"appearance prompt": dict(full_caption=False), "frames as images": dict(frozen=False), "shift 1": dict(shift=1.), "shift 2": dict(shift=2.), "shift 8": dict(shift=8.),
+               "rate x 4": dict(lr_factor=4.), "rate x 16": dict(lr_factor=16.), "prior alone": dict(dropout=0., token_mask=0.), "no dropout": dict(dropout=0.), "dropout 0.5": dict(dropout=.5), "no prior": dict(prior=0.),
+               "prior 1/4": dict(prior=.25), "no token mask": dict(token_mask=0.), "token rate 1e-5": dict(token_lr=1e-5), "images, shift 1": dict(frozen=False, shift=1.)}
+    parts = {"rank 16": dict(rank=16), "rank 16, no prior": dict(rank=16, both=dict(prior=0.)),
                "equal steps": dict(stage1=dict(steps=75), stage2=dict(steps=75)), "more steps in stage 1": dict(stage1=dict(steps=100), stage2=dict(steps=50)),
                "stage 1 rate x 16": dict(stage1=dict(lr_factor=16.)), "stage 2 rate x 16": dict(stage2=dict(lr_factor=16.)), "stage 2 no dropout": dict(stage2=dict(dropout=0.)),
-               "stage 2 no prior": dict(stage2=dict(prior=0.)), "stage 2 shift 8": dict(stage2=dict(shift=8.)), "prior 1/4, then none": dict(stage1=dict(prior=.25), stage2=dict(prior=0.)),
-               "silent words": dict(token_start=0.), "words of full length": dict(token_start=1.)}
+               "stage 2 no prior": dict(stage2=dict(prior=0.)), "stage 2 shift 8": dict(stage2=dict(shift=8.)), "prior 1/4, then none": dict(stage1=dict(prior=.25), stage2=dict(prior=0.))}
+    changed |= {"silent words": dict(token_init=0.), "words of full length": dict(token_init=1.)}
+    parts |= {name: dict(both=changes) for name, changes in changed.items()}
     shares = {"half": .5, "two thirds": 2/3, "three quarters": .75, "all": 1.}
-    sampled = {**{f"{name} guidance": dict(guidance_factor=f) for name, f in shares.items() if f < 1}, **{f"{name} guidance, against {a:g}": dict(guidance_factor=f, against=a) for name, f in shares.items() for a in (.5, .7)}}
-    ours, lora = set_and_sequence(sampling={}).remembered(), one_stage().remembered()
-    return {"ours": ours, **{f"ours, {name}": ours.sampled(s) for name, s in sampled.items()},
-            **{f"LoRA-8, {name}": lora.sampled(s) for name, s in sampled.items()},
-            "paper's recipe": set_and_sequence("paper"),
+    sampled = {**{f"{name} guidance": dict(guidance_factor=f) for name, f in shares.items() if f < 1}, **{f"{name} guidance, against {a:g}": dict(guidance_factor=f, negative_scale=a) for name, f in shares.items() for a in (.5, .7)}}
+    ours, lora = set_and_sequence(sampling=Sampling()).remembered(), one_stage().remembered()
+    return {"ours": ours, **{f"ours, {name}": ours.sampled(**s) for name, s in sampled.items()},
+            **{f"LoRA-8, {name}": lora.sampled(**s) for name, s in sampled.items()},
+            "paper's recipe": set_and_sequence(Recipe.paper()),
             **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
             "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.),
-            **{f"ours, {name}": set_and_sequence(sampling={}, **changes) for name, changes in changed.items()}}
+            **{f"ours, {name}": set_and_sequence(sampling=Sampling(), **how) for name, how in parts.items()}}
 
 
 VARIANTS = variants()

@@ -30,9 +30,9 @@ from sas_nb.lab.draw import render
 from sas_nb.lab.specs import SCENES
 from sas_nb.lab.world import IDENTITY, Person
 from sas_nb.lab.zoo import save_zoo, spec_of, ZOO
-from sas_nb.learning import learn_many
-from sas_nb.options import Settings
-from sas_nb.residual import preset_settings
+from sas_nb.learning import build, learn_many, universal_basis
+from sas_nb.prompt import Prompts
+from sas_nb.recipe import Recipe, Run
 from sas_nb.writing import atomic, check_place
 
 BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"), sign=("packing.json", '"coefficients_relative_error"')) # what lies beside the zoo
@@ -47,12 +47,23 @@ def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
     return {f"{c.spec.subjects[0].kind}-{i:02d}": replace(c, spec=replace(c.spec, scene=SCENE), edits={}) for i, c in zip(numbers, drawn)}
 
 
-def plan(share: float = 1.) -> dict[str, Settings]:
-    "The settings of the basis and of both stages, at a share of the full number of steps: our recipe in batches of 2, and so at half its rate, with a set whose prompt is of looks alone and with words that start at zero, so that a concept is its weights. The basis is everyone's, so it is trained longest."
-    made = lambda of, steps: replace(of, steps=max(1, round(steps * share)), batch=2, lr_factor=4., token_start=0., save_every=25)
-    look, movement = preset_settings()
-    look = replace(look, whole_prompt=False)
-    return dict(settings=made(look, 175), stage1=made(look, 105), stage2=made(movement, 105))
+def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> tuple[Recipe, Recipe]:
+    """The recipe of the basis and that of the members, at a share of the full number of steps: ours in batches of 2, and so at half its rate,
+    with a set whose caption is of looks alone and with words that start at zero, so that a concept is its weights. The basis is everyone's, so
+    it is trained longest."""
+    def steps(n): return dict(steps=max(1, round(n * share)))
+    both = dict(batch=2, lr_factor=4., token_init=0., full_caption=False, bf16=bf16, compile=fast)
+    members = Recipe.default().with_(both=both, stage1=steps(105), stage2=steps(105))
+    return members.with_(stage1=steps(175)), members
+
+
+def learned_zoo(who: dict[str, Case], dit: VideoDiT, plans: tuple[Recipe, Recipe], folder: Path) -> list[Concept]:
+    "The basis from all, then all members over it; a run found in the folder goes on."
+    clips, prompts = [c.clip() for c in who.values()], [Prompts.of(c.prompts()) for c in who.values()]
+    first, recipe = plans
+    run = Run(out=folder, save_every=25)
+    A = universal_basis(dit, build(dit, clips, prompts, first)["appearance"], first, replace(run, out=folder / "basis"))
+    return learn_many(clips, prompts, dit, recipe, run, A)
 
 
 def known(number: int, c: Case) -> dict:
@@ -95,7 +106,8 @@ def packing(exact: dict[str, Concept], stored: dict[str, Concept], some: int = 4
         p, q = a.pca(part), b.pca(part)
         cos = np.sum((p.axes / np.linalg.norm(p.axes, axis=1, keepdims=True)) * (q.axes / np.linalg.norm(q.axes, axis=1, keepdims=True)), 1)[:5] if len(p.axes) == len(q.axes) else np.zeros(1)
         pca[part] = dict(worst_coordinate_of_first_five=float(max(np.abs(p.scores[:, k] * np.sign(cos[k]) - q.scores[:, k]).max() / p.std[k] for k in range(len(cos)))), least_cosine_of_first_five=float(np.abs(cos).min()))
-    own = lambda c, clip: own_loss(c.dit, c.put_on(), sequence(c.dit, clip, c.prompt), c.tokens)
+    def own(c, clip):
+        with c.attached() as adapter: return own_loss(adapter, sequence(c.dit, clip, c.prompt), c.tokens)
     losses = {n: [own(z[n], render(spec_of(exact[n]), fps=12.)) for z in (exact, stored)] for n in list(exact)[:some]}
     clips = {n: [z[n].generate(seed=1, steps=10).frames for z in (exact, stored)] for n in list(exact)[:some]}
     psnr = {n: float(-10 * (x - y).square().mean().log10()) for n, (x, y) in clips.items()}
@@ -138,9 +150,9 @@ def main(
     began, dit, who = time.time(), VideoDiT.load(model), cast(people, things)
     say = lambda text: print(f"[{(time.time() - began) / 60:5.1f} min] {text}", flush=True)
     folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{'' if bf16 else '-fp32'}{'-fast' if fast else ''}"
-    stages = plan(share)
-    say(f"{people} people and {things} things, steps {', '.join(str(s.steps) for s in stages.values())}, checkpoints in {folder}")
-    try: learned = learn_many([render(c.spec, fps=c.fps) for c in who.values()], [c.prompts() for c in who.values()], dit, folder, rank=rank, bf16=bf16, fast=fast, **stages)
+    plans = tuple(r.with_(rank=rank) for r in plan(share, bf16, fast))
+    say(f"{people} people and {things} things, steps {', '.join(str(s.steps) for s in (plans[0].stage1, *plans[1].stages))}, checkpoints in {folder}")
+    try: learned = learned_zoo(who, dit, plans, folder)
     except KeyboardInterrupt as e: say(str(e) or "Stopped; the same command goes on."); raise typer.Exit(130) from None
     for (name, c), concept, number in zip(who.items(), learned, [*range(people), *range(things)]): concept.info["truth"] = known(number, c)
     zoo = dict(zip(who, learned))

@@ -1,6 +1,6 @@
 "The benchmark: cases that say what they show, methods that train what they should, rows that survive a kill."
 import json, math, os, subprocess, sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 import pytest, torch, typer
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
@@ -15,13 +15,13 @@ from sas_nb.lab.oracle_nets import OracleNet
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.specs import edit
 from sas_nb.learning import learn
-from sas_nb.residual import motion_settings, SAMPLING
+from sas_nb.recipe import Recipe, Run, Sampling
 from sas_nb.train import Trainer
 
 TINY = Budget(2, 2, batch=2, rank=2)
 
 
-pytestmark = pytest.mark.usefixtures("own_cache", "no_basis_left")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture(scope="module")
 def dit():
@@ -44,7 +44,7 @@ def test_edits_in_words_leave_out_what_no_prompt_can_ask_for(dit, oracles):
     assert name(c) == name(case(0)) != name(in_words(c))
 
 def test_a_recipe_reads_the_same_in_every_process():
-    code = "from sas_nb.lab.methods import REGULARISERS; print({k: m.recipe for k, m in REGULARISERS.items()})"
+    code = "from sas_nb.lab.methods import REGULARISERS; print({k: m.facts for k, m in REGULARISERS.items()})"
     said = {subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout for seed in "12"}
     assert len(said) == 1
 
@@ -73,21 +73,21 @@ def test_methods_train_what_they_should(dit):
     for m in ("two LoRAs", "two-stage", "ours", "paper's recipe"): assert min(norms(made[m])) > 0
     assert {m for m, c in made.items() if two_parts(c)} == {"two LoRAs", "two-stage", "ours", "paper's recipe"}
     assert {m: c.rank for m, c in made.items() if c.rank != 2} == {"LoRA-1": 1, "two LoRAs": 4}
-    off = made["two-stage"].info["settings"]["identity"]
-    paper = made["paper's recipe"].info["settings"]
-    assert off["prior"] == off["dropout"] == off["token_mask"] == 0 < paper["identity"]["prior"]
-    assert (paper["identity"]["dropout"], paper["motion"]["dropout"], paper["motion"]["lr_factor"]) == (.8, .5, 1.)
+    off = made["two-stage"].info["recipe"]["stage1"]
+    paper = made["paper's recipe"].info["recipe"]
+    assert off["prior"] == off["dropout"] == off["token_mask"] == 0 < paper["stage1"]["prior"]
+    assert (paper["stage1"]["dropout"], paper["stage2"]["dropout"], paper["stage2"]["lr_factor"]) == (.8, .5, 1.)
 
 def test_a_shared_first_stage_changes_nothing(dit, monkeypatch):
     "Two-stage after overwriting, which trained the first stage, is what `learn` makes from nothing."
     one, trained = case(0), []
     methods_module.first_stage.forget()
-    first = methods_module.train_identity
-    monkeypatch.setattr(methods_module, "train_identity", lambda *a, **k: trained.append(1) or first(*a, **k))
+    first = methods_module.frame_set
+    monkeypatch.setattr(methods_module, "frame_set", lambda *a, **k: trained.append(1) or first(*a, **k))
     for m in ("overwriting B1", "two LoRAs"): METHODS[m](dit, one, TINY)
     made = METHODS["two-stage"](dit, one, TINY)
     assert len(trained) == 1
-    alone = learn(one.clip(), *one.prompts(), dit, rank=2, stage1=TINY.one(**RIVAL), stage2=TINY.two(**RIVAL), progress=False)
+    alone = learn(one.clip(), one.prompts(), dit, TINY.within(RIVAL), Run(progress=False))
     assert all(torch.equal(made.weights[k], alone.weights[k]) for k in alone.weights) and all(torch.equal(made.tokens[k], alone.tokens[k]) for k in alone.tokens)
     METHODS["two-stage"](dit, case(1), TINY); assert len(trained) == 2
 
@@ -95,19 +95,19 @@ def test_ablations_change_what_they_say(dit):
     one, b = case(0), Budget(2, 4, batch=1, rank=2)
     made = {n: ABLATIONS[n](dit, one, b) for n in ("rank 1", "dropout 0.5, not rescaled", "feed-forward only", "0.5 x the steps")}
     assert made["rank 1"].rank == 1 and {l.split(".")[2] for l in made["feed-forward only"].layers} == {"ffn"}
-    assert [s["steps"] for s in made["0.5 x the steps"].info["settings"].values()] == [1, 2]
-    said = made["dropout 0.5, not rescaled"].info["settings"]["motion"]
+    assert [made["0.5 x the steps"].info["recipe"][s]["steps"] for s in ("stage1", "stage2")] == [1, 2]
+    said = made["dropout 0.5, not rescaled"].info["recipe"]["stage2"]
     assert (said["dropout"], said["rescale"]) == (.5, False)
-    one_stage_changed = set_and_sequence(stage2=dict(steps=1, dropout=.7))(dit, one, b).info["settings"]
-    assert [(s["steps"], s["dropout"]) for s in one_stage_changed.values()] == [(2, .2), (1, .7)]
+    one_stage_changed = set_and_sequence(stage2=dict(steps=1, dropout=.7))(dit, one, b).info["recipe"]
+    assert [(s["steps"], s["dropout"]) for s in (one_stage_changed["stage1"], one_stage_changed["stage2"])] == [(2, .2), (1, .7)]
     assert [m for m in METHODS if m not in BRIEF] == ["LoRA-8, our guidance", "ours, twins"] and len(REGULARISERS) == 7
     layers = [set(set_and_sequence(layers=methods_module._LAYERS[n])(dit, one, Budget(0, 0, batch=1, rank=1)).layers) for n in methods_module._LAYERS]
     assert not set.intersection(*layers) and set.union(*layers) == set(made["rank 1"].layers)
 
 def test_work_is_the_steps_that_are_taken(dit, monkeypatch):
     methods, taken, b = ["ours", "LoRA-1", "DreamMix-style", "two LoRAs", "overwriting B1", "two-stage"], [], Budget(2, 4, batch=1, rank=2)
-    step = methods_module.Trainer._one_step
-    monkeypatch.setattr(methods_module.Trainer, "_one_step", lambda self: taken.append(self.data.latents.shape[2] == 1) or step(self))
+    step = methods_module.Trainer.train_step
+    monkeypatch.setattr(methods_module.Trainer, "train_step", lambda self: taken.append(self.data.concepts[0].latents.shape[2] == 1) or step(self))
     for method in (methods_module.first_stage, METHODS["ours"].train): method.forget()
     for m in methods: METHODS[m](dit, case(0), b)
     images, clips = work(methods, b)
@@ -116,8 +116,8 @@ def test_work_is_the_steps_that_are_taken(dit, monkeypatch):
 
 def test_an_estimate_times_training_and_not_its_memory(dit, oracles, monkeypatch):
     taken = []
-    step = Trainer._one_step
-    monkeypatch.setattr(Trainer, "_one_step", lambda self: taken.append(self.stage) or step(self))
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self: taken.append(self.stage.name) or step(self))
     for known in (["two-stage", "LoRA-1"], list(ABLATIONS)[:2]):
         taken.clear()
         assert estimate(dit, known, Budget(2, 2, batch=1, rank=1), 1, oracles, steps=2) > 0
@@ -126,7 +126,6 @@ def test_an_estimate_times_training_and_not_its_memory(dit, oracles, monkeypatch
 def test_a_pair_leaves_the_base_as_it_was_and_is_what_was_trained(dit):
     before = {k: v.clone() for k, v in dit.transformer.state_dict().items()}
     c = METHODS["two LoRAs"](dit, case(0), TINY)
-    dit.basis and dit.basis.detach()
     for k, v in dit.transformer.state_dict().items(): assert torch.equal(v, before[k])
     for l in c.layers: # each half of the basis belongs to one part
         assert not c.weights[f"{l}.B1"][:, 2:].any() and not c.weights[f"{l}.B2"][:, :2].any()
@@ -136,7 +135,7 @@ def test_run_keeps_what_is_done(dit, oracles, tmp_path, monkeypatch):
     half = run(few, ["LoRA-1", "two-stage"], tmp_path, oracles, dit, part=(0, 2), **kwargs)
     assert {r["method"] for r in half} == {"LoRA-1"}
     def again(*a): pytest.fail("trained again")
-    again.recipe = METHODS["LoRA-1"].recipe
+    again.facts = METHODS["LoRA-1"].facts
     monkeypatch.setitem(METHODS, "LoRA-1", again)
     both = run(few, ["LoRA-1", "two-stage"], tmp_path, oracles, dit, **kwargs)
     assert {r["method"] for r in both} == {"LoRA-1", "two-stage"} and len(both) == 18 and all(set(COLUMNS) == set(r) for r in both)
@@ -167,7 +166,7 @@ class Perfect:
         spec = next(s for s in [self.case.spec, *self.case.edits.values()] if self.case.prompt(s) == prompt)
         if self.m*strength != 1: spec = edit(spec, strength=self.m*strength)
         return self.case.clip(spec)
-    def generate(self, prompt, seed, strength=1.): return [self.one(p, strength) for p in prompt] if isinstance(prompt, list) else self.one(prompt, strength)
+    def generate(self, prompt, seed, motion_guidance=1.): return [self.one(p, motion_guidance) for p in prompt] if isinstance(prompt, list) else self.one(prompt, motion_guidance)
 
 def test_a_perfect_answer_has_no_error():
     judges = Oracles.load()
@@ -198,12 +197,12 @@ def test_what_differs_in_sampling_alone_is_trained_once(dit, monkeypatch):
     monkeypatch.setattr(methods_module, "learn", lambda *a, **k: trained.append(a) or learn(*a, **k))
     guided, plain = (METHODS[m](dit, case(0), b) for m in ("ours", "ours, plain guidance"))
     assert len(trained) == 1 and guided.weights is plain.weights
-    assert guided.info["sampling"] == SAMPLING["ours"] and plain.info["sampling"] == {}
-    assert repr(METHODS["ours"].recipe) != repr(METHODS["ours, plain guidance"].recipe)
+    assert guided.info["sampling"] == asdict(Recipe.default().sampling) != plain.info["sampling"] == asdict(Sampling())
+    assert repr(METHODS["ours"].facts) != repr(METHODS["ours, plain guidance"].facts)
     METHODS["ours"](dit, case(1), b); REGULARISERS["without prior"](dit, case(1), b)
     assert len(trained) == 3
     lora = METHODS["LoRA-8, our guidance"](dit, case(0), b)
-    assert lora.info["sampling"] == SAMPLING["ours"] and METHODS["LoRA-8 (DB-LoRA)"](dit, case(0), b).weights is lora.weights
+    assert lora.info["sampling"] == guided.info["sampling"] and METHODS["LoRA-8 (DB-LoRA)"](dit, case(0), b).weights is lora.weights
 
 def test_strength_is_asked_for_where_motion_is_apart(oracles):
     c = case(0)
@@ -288,7 +287,7 @@ def test_the_table_script_rehearsed(tmp_path, script):
     kept = load_table(tmp_path/"data/bench/table.csv")
     assert [x["method"] for x in kept] == ["ours"]*9 + ["two-stage"]*9
     about = json.loads((tmp_path/"data/bench/table.json").read_text())
-    assert about["budget"]["steps2"] == 1 and about["concepts"] == ["person-0"] and about["presets"]["paper"] == [dict(steps=600), dict(steps=900)]
+    assert about["budget"]["steps2"] == 1 and about["concepts"] == ["person-0"] and [about["recipes"]["paper"][s]["steps"] for s in ("stage1", "stage2")] == [600, 900]
     assert (tmp_path/"table.md").read_text().startswith("| method | mse") and table_script.SETS["brief"]["method"] == BRIEF
     assert "no method 'rank 4'" in script(table_script.main, "--method", "rank 4").output
     r = script(table_script.main, "--ablation", "--method", "rank 4", *few, "--minutes", 0)

@@ -2,14 +2,13 @@
 import csv, json, signal
 from dataclasses import asdict, replace
 import numpy as np, pytest, torch, typer
+from sas_nb.adapter import SharedLoRA
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo, unpacked
-from sas_nb.basis import Basis
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
-from sas_nb.fleet import FleetTrainer
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import case
 from sas_nb.lab.draw import render
@@ -17,7 +16,8 @@ from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.specs import edit, random_thing
 from sas_nb.lab.world import heldout_spec, Person, Spec
 from sas_nb.lab.zoo import packed, save_zoo, spec_of
-from sas_nb.options import Settings
+from sas_nb.recipe import Recipe
+from sas_nb.train import Trainer
 import bench_fleet, response, zoo
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -106,8 +106,8 @@ def test_the_shipped_zoo_if_there_is_one(root):
 @pytest.fixture
 def quick(monkeypatch):
     "One step of everything, no prior, no pictures."
-    few = dict(steps=2, batch=1, prior=0.)
-    monkeypatch.setattr(zoo, "plan", lambda share: dict(settings=Settings(**few), stage1=Settings(**few), stage2=Settings(**few)))
+    few = Recipe.paper().with_(both=dict(steps=2, batch=1, prior=0.))
+    monkeypatch.setattr(zoo, "plan", lambda *a: (few, few))
     monkeypatch.setattr(zoo, "packing", lambda *a: dict(bits=8))
     monkeypatch.setattr(zoo, "sheet", lambda z: zoo.Image.new("RGB", (4, 4)))
     old = signal.getsignal(signal.SIGTERM)
@@ -117,12 +117,12 @@ def quick(monkeypatch):
 def run(tmp_path): zoo.main(2, 1, tmp_path/"zoo", tmp_path/"work", "tiny", 1., 8, 0., True, 0)
 
 def test_a_stopped_zoo_goes_on(quick, tmp_path, monkeypatch, capsys):
-    step = FleetTrainer._one_step
+    step = Trainer.train_step
     def killed(self):
         step(self)
-        if self.stage == "motion" and self.step == 1: signal.raise_signal(signal.SIGTERM)
+        if self.stage.name == "motion" and self.step == 1: signal.raise_signal(signal.SIGTERM)
     with monkeypatch.context() as m:
-        m.setattr(FleetTrainer, "_one_step", killed)
+        m.setattr(Trainer, "train_step", killed)
         with pytest.raises(typer.Exit) as e: run(tmp_path)
     assert e.value.exit_code == 130 and not (tmp_path/"zoo").exists() and "run the same again" in capsys.readouterr().out
     run(tmp_path)
@@ -169,9 +169,8 @@ def test_rows_come_back(tmp_path):
 
 
 def test_a_newcomer_is_measured_on_both_stages(dit):
-    A = {k: v for k, v in Basis(dit, 8).tensors().items() if k.endswith(".A")}
-    dit.basis.detach()
+    A = {k: v for k, v in SharedLoRA(dit, 8).member()[0].items() if k.endswith(".A")}
     curve, made = bench_fleet.newcomer(dit, case(0), A, steps=2, batch=1, every=1)
-    assert [(r["stage"], r["step"]) for r in curve] == [("identity", 1), ("identity", 2), ("motion", 1), ("motion", 2)]
+    assert [(r["stage"], r["step"]) for r in curve] == [("appearance", 1), ("appearance", 2), ("motion", 1), ("motion", 2)]
     assert all(np.isfinite(r["loss"]) for r in curve) and [r["cpu"] for r in curve] == sorted(r["cpu"] for r in curve)
-    assert getattr(dit, "basis", None) is None and len(made) == 17
+    assert not dit.adapted and len(made) == 17

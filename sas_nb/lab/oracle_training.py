@@ -270,8 +270,6 @@ def train_identity(net:OracleNet, seen:dict, minutes:float, batch:int=512, margi
     train_part(net.identity, loss, minutes, 1e-3, .1, [centre])
 
 # %% ../../nbs/lab/17_oracle_training.ipynb #a940df07
-PARTS = {train_paths: .5, train_lengths: .2, train_motion: .2, train_identity: .1} # of the last tenth of time
-
 def train_oracles(out:Path,             # for checkpoint, log, round trips, and the folder `oracles` to ship
                   vae,                  # the autoencoder whose round trips they must read
                   minutes:float=100.,   # in all, but for round trips and measuring; a run in `out` goes on
@@ -295,5 +293,7 @@ def train_oracles(out:Path,             # for checkpoint, log, round trips, and 
     return Oracles(net, measure(Oracles(net), vae, n)).save(out/"oracles")
 
 # %% ../../nbs/lab/17_oracle_training.ipynb #b5c9e96f
+PARTS = {train_paths: .5, train_lengths: .2, train_motion: .2, train_identity: .1} # of the last tenth of time
+
 def _inner(name, p)->bool: # weights for Muon
     return p.ndim > 1 and name.startswith("frame") and not any(k in name for k in ("stem", "where"))

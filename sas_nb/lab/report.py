@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPORT_SEED', 'BARS', 'TRAINED_SEED', 'phrases', 'Question', 'question', 'save_strip', 'load_strip', 'renders_of',
-           'generate', 'seen', 'verdicts', 'marks', 'exchanged', 'second_difference', 'median_of', 'thumbs', 'nearest',
+           'generate', 'seen', 'verdicts', 'marks', 'exchanged', 'second_difference', 'thumbs', 'nearest',
            'trained_specs', 'trained_on', 'recall', 'verdict_sheet', 'report_card', 'card_markdown']
 
 # %% ../../nbs/lab/22_report.ipynb #2dc13d55
@@ -13,7 +13,6 @@ from pathlib import Path
 import json
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -26,7 +25,7 @@ from .oracles import named_answers, Oracles, round_trip
 from .specs import CAMERAS, caption, HATS, HELD, LIGHTS, SCENES, Spec, THINGS, thinned_out
 from .tiny import FPS
 from .world import random_spec
-from ..oracles import share
+from ..stats import median_of, proportion
 from ..writing import atomic, check_place
 
 # %% ../../nbs/lab/22_report.ipynb #bdad570f
@@ -96,7 +95,7 @@ def verdicts(answers:dict[str, list[str]], asked:list[Question])->list[dict]: # 
     return [{_row(k, word): answers[k][n] == word for k, word in q.asked.items()}
             for n, q in enumerate(asked)]
 
-def _pooled(rows, name): return share([row[name] for row in rows if name in row])
+def _pooled(rows, name): return proportion([row[name] for row in rows if name in row])
 
 def marks(model:list[dict], real:list[dict])->dict: # verdicts on samples, and on real clips of the same specs
     "Per attribute: its bar, the model's share, and the ceiling, which is what the oracle says of real clips."
@@ -112,26 +111,13 @@ def exchanged(answers:dict[str, list[str]], asked:list[Question])->dict: # what 
     one half for whoever reads words without their order."""
     both = [(n, q.asked) for n, q in enumerate(asked) if {"shirt", "trousers"} <= q.asked.keys()]
     both = [(n, words) for n, words in both if words["shirt"] != words["trousers"]]
-    return share([answers[this][n] == words[other] for n, words in both for this, other in _GARMENTS])
+    return proportion([answers[this][n] == words[other] for n, words in both for this, other in _GARMENTS])
 
 # %% ../../nbs/lab/22_report.ipynb #27baf10e
 def second_difference(x:Tensor)->np.ndarray: # (N, T, 3, H, W) uint8 -> (N,) in units of 1/255
     "Mean absolute second difference over time: what flickers has much of it, what moves evenly has little."
     parts = [b.float() for b in x.split(32)]
     return torch.cat([(b[:, 2:]-2*b[:, 1:-1]+b[:, :-2]).abs().mean((1, 2, 3, 4)) for b in parts]).numpy()
-
-def _median_ratio(a, b=None, axis=-1): return np.median(a, axis)/(1 if b is None else np.median(b, axis))
-
-def median_of(values, # (N,), or a pair of (N,) for the ratio of their medians
-              draws:int=1000, seed:int=0)->dict:
-    "A median, or the ratio of two of the same clips, with a bootstrap interval."
-    data = values if isinstance(values, tuple) else (np.asarray(values),)
-    value = low = high = _median_ratio(*data)
-    if len(data[0]) > 1: # one clip alone has no interval
-        low, high = stats.bootstrap(data, _median_ratio, n_resamples=draws, paired=True, method="percentile",
-                                    random_state=seed).confidence_interval
-    figures = dict(value=value, low=low, high=high)
-    return {name: round(float(v), 4) for name, v in figures.items()} | dict(n=len(data[0]))
 
 # %% ../../nbs/lab/22_report.ipynb #cbd46aba
 def thumbs(x:Tensor)->Tensor: # (N, T, 3, H, W) uint8 -> (N, 3840)
@@ -169,7 +155,7 @@ def recall(samples:Tensor, # the model's clips
     hundredth of new clips."""
     d, reference = nearest(thumbs(samples), known), nearest(thumbs(new), known)
     return dict(model=median_of(d), new=median_of(reference), ratio=median_of((d, reference)),
-                too_near=share(d < np.quantile(reference, .01)), training_clips=len(known))
+                too_near=proportion(d < np.quantile(reference, .01)), training_clips=len(known))
 
 # %% ../../nbs/lab/22_report.ipynb #8a1fa116
 def _remark(n, verdict):
