@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from sas_nb.adapter import linear_layers
 from sas_nb.atlas.members import synthetic
-from sas_nb.basis import Basis
 from sas_nb.terminal import spell_out
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.page import Explorer

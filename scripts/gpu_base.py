@@ -249,7 +249,9 @@ def train_autoencoder(run: Run, fast: bool, portion: float):
     vae = begun(run.start, run.shape, run.widths, run.device).requires_grad_(True)
     opts, path = autoencoder_optimizers(vae, run.rate), run.state/"autoencoder.safetensors"
     about = load_state(path, dict(vae=vae), opts)
-    both, batch, g = autoencoder_passes(vae, fast), max(1, int(run.batch*portion)), torch.Generator(run.device)
+    both = autoencoder_passes(vae, fast)
+    batch = max(1, int(run.batch*portion))
+    g = torch.Generator(run.device)
     g.manual_seed(about.get("step", 0))
     run.ring.wait(batch)
 

@@ -8,7 +8,6 @@ from diffusers import WanPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
 
-import road
 from sas_nb import learning
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
@@ -22,7 +21,6 @@ from sas_nb.lab.world import heldout_spec
 from sas_nb.learning import learn
 from sas_nb.log import plot_history
 from sas_nb.lowrank import delta
-from sas_nb.prompt import Prompts
 from sas_nb.recipe import Recipe, Run
 from sas_nb.train import Trainer
 

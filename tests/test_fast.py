@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode_stack
 from sas_nb import fast
-from sas_nb.fast import (compiled, in_two_pieces, MatmulAttention, mixed_precision, one_pad, OneDNN, OnePad,
-                         quick_convolutions, trim, whole_text, WholeClip)
+from sas_nb.fast import (compiled, in_two_pieces, MatmulAttention, mixed_precision, one_pad, OneDNN, quick_convolutions, trim, whole_text, WholeClip)
 from sas_nb.files import UserError
 
 SIZES = dict(num_attention_heads=2, attention_head_dim=12, ffn_dim=16, num_layers=2, text_dim=8, freq_dim=8)

@@ -58,5 +58,5 @@ def test_dir_and_editors_know_every_name(root):
 
 
 def test_other_names_are_no_attribute():
-    with pytest.raises(AttributeError, match="no attribute 'Clipp'"): sas_nb.Clipp  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'Clipp'"): sas_nb.Clipp
     with pytest.raises(ImportError): from sas_nb import teach  # noqa: F401

@@ -7,19 +7,17 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from sas_nb.cache import data_path
-from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.lab import oracle_nets as module
 from sas_nb.lab.draw import render, render_array, truth
 from sas_nb.lab.gaits import JOINTS
-from sas_nb.lab.optim import Clock
 from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, FrameNet, HELD_SEED, LABELS, margin_loss,
                                     mirrored, OracleNet, PathNet, PathReader, seen_joints, TRAIN_SEED,
                                     visible_code, words_of)
 from sas_nb.lab.oracle_training import (degrade, example, oracle_loss, place_loss, Renders, RoundTrips,
                                         train_oracles, train_step)
-from sas_nb.lab.oracles import (auc, held_specs, measure, named_answers, one_person, ORACLE_BARS, Oracles,
+from sas_nb.lab.oracles import (auc, held_specs, named_answers, one_person, ORACLE_BARS, Oracles,
                                 proportion, round_trip, score, verification)
 from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.tiny import FPS, TEST_SEED

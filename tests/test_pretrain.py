@@ -8,8 +8,7 @@ from sas_nb.cache import data_path
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import channels_last, in_two_pieces
 from sas_nb.files import UserError
-from sas_nb.lab.autoencoder import (autoencoder_report, batch_loss, busy_crops, Clips, decibels, focus_of,
-                                    head_and_hands, interest, reconstruction_loss, reconstruction_psnr,
+from sas_nb.lab.autoencoder import (autoencoder_report, batch_loss, busy_crops, Clips, decibels, head_and_hands, interest, reconstruction_loss, reconstruction_psnr,
                                     train_autoencoder)
 from sas_nb.lab.draw import render_array
 from sas_nb.lab.optim import Clock, load_state, Muon, optimizers, orthogonalise, save_state, set_rates

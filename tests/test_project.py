@@ -1,5 +1,5 @@
 """The project as a whole: metadata in step, library in step with the notebooks, sizes, and no traces of one machine."""
-import ast, importlib.util, os, re, shutil, subprocess, sys
+import ast, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest

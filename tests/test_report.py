@@ -1,5 +1,5 @@
 "The report card counts what it says it counts."
-import json, subprocess, sys
+import subprocess, sys
 import numpy as np
 import pytest
 import torch
@@ -10,7 +10,7 @@ from sas_nb.files import read_about, UserError
 from sas_nb.lab import report as module
 from sas_nb.lab.oracle_nets import HELD_SEED, LABELS, words_of
 from sas_nb.lab.report import (BARS, card_markdown, exchanged, generate, load_strip, marks, median_of,
-                               nearest, phrases, Question, question, recall, renders_of, report_card,
+                               nearest, phrases, question, recall, renders_of, report_card,
                                REPORT_SEED, save_strip, second_difference, seen, thumbs, trained_on,
                                verdict_sheet, verdicts)
 from sas_nb.lab.specs import edit, HELDOUT

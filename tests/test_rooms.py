@@ -1,6 +1,5 @@
 "Who may import whom: the road needs no wing, a judge not the training of what it judges, and what is only read no brush."
 import ast, json, re
-from pathlib import Path
 import pytest
 
 WINGS = ["atlas", "explore", "lab"]

@@ -22,7 +22,7 @@ from sas_nb.lab.world import heldout_spec
 from sas_nb.learning import build, learn
 from sas_nb.log import Log, plot_history, read_log
 from sas_nb.prompt import Prompts
-from sas_nb.recipe import Recipe, Run, Stage
+from sas_nb.recipe import Recipe, Run
 from sas_nb.running import check_folder, only_run, stop_gently, stoppable, Stopped
 from sas_nb.self_conditioning import SelfConditioning
 from sas_nb.train import Trainer

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 # The published configurations. `NARROW` is all that the test folder changes in them.

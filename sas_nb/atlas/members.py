@@ -21,7 +21,6 @@ from ..concept import Concept
 from ..concept_file import check_shapes, read_info, readable
 from ..family import Wan
 from ..files import expanded, UserError
-from ..hub import _readable
 from ..lowrank import reparametrise
 from ..writing import atomic
 
