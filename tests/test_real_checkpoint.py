@@ -3,20 +3,19 @@ import json, re, shutil
 from dataclasses import replace
 import pytest, torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+import road
 import wan_folder as wan
-from sas_nb import cli, dit as dit_module, frames, hub
-from sas_nb.basis import Basis
+from sas_nb import cli, hub
+from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.counterfactual import redraw
-from sas_nb.data import Examples
+from sas_nb.data import Examples, StageData
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
-from sas_nb.frames import Settings
 from sas_nb.hub import fingerprint, recommended_for
 from sas_nb.learning import learn
-from sas_nb.residual import motion_settings
-from sas_nb.train import Trainer
+from sas_nb.recipe import Recipe, Run
 
 APPEARANCE, MOTION = "a [v] man in a red shirt in the park", "he is [u] dancing"
 SIZE = dict(num_frames=5, height=32, width=32)
@@ -47,8 +46,10 @@ def load(folder, dtype=torch.float32):
     return dit
 
 
-def settings(**changes): return dict(stage1=Settings(steps=2, batch=4, lr=1e-2, **changes), stage2=motion_settings(steps=2, batch=4, lr=1e-2, **changes))
-def teach(dit, clip, **kwargs): return learn(clip, APPEARANCE, MOTION, dit, progress=False, rank=2, **kwargs)
+def teach(dit, clip, **run):
+    "Two steps of each stage."
+    recipe = Recipe.paper().with_(both=dict(steps=2, batch=4, lr=1e-2), rank=2)
+    return learn(clip, (APPEARANCE, MOTION), dit, recipe, Run(**dict(progress=False) | run))
 
 
 # The folder is what it says it is
@@ -196,37 +197,45 @@ def test_weights_changed_in_memory_have_another_name(folder):
 @pytest.mark.parametrize("trained, used", [(torch.float16, torch.float32), (torch.float16, torch.bfloat16), (torch.float32, torch.float16)], ids=str)
 def test_a_concept_goes_from_one_precision_to_another(folder, clip, trained, used):
     there, here = load(folder, trained), load(folder, used)
-    basis = Basis(there, 2)
-    about = dict(base=str(folder), appearance=APPEARANCE, motion=MOTION, rank=2, layers=basis.layers)
+    adapter = SharedLoRA(there, 2)
+    about = dict(base=str(folder), appearance=APPEARANCE, motion=MOTION, rank=2, layers=adapter.layers)
+    def wear(name):
+        with Concept(adapter.member()[0], {}, about | dict(fingerprint=name), dit=here).attached(): pass
     for name in (there.weights_names()[0], fingerprint(there.transformer)): # as it is now, and as earlier versions noted it
-        Concept(basis.tensors(), {}, about | dict(fingerprint=name), dit=here).put_on()
+        wear(name)
     with torch.no_grad(): here.transformer.patch_embedding.weight.mul_(2)
-    del here.prints
-    with pytest.raises(UserError, match="another base"): Concept(basis.tensors(), {}, about | dict(fingerprint=there.weights_names()[0]), dit=here).put_on()
+    here.__dict__.pop("_prints", None)
+    with pytest.raises(UserError, match="another base"): wear(there.weights_names()[0])
 
 def test_another_base_is_another_run(folder, tmp_path):
     def run(dit, **changes):
         data = Examples(torch.ones(1, 16, 1, 4, 4), [torch.ones(1, 3, 32)], [["[v]"]])
-        Trainer(dit, Basis(dit, 2), "identity", data, Settings(**dict(steps=1, batch=1, prior=0.) | changes), tokens={}, out=tmp_path/"run", progress=False).run()
+        stage = road.stage(**dict(steps=1, batch=1, prior=0.) | changes)
+        road.trainer(road.new(dit, 2), data, stage, out=tmp_path/"run").fit()
     dit = load(folder)
     run(dit)
     run(load(folder, torch.bfloat16), steps=2)
     with torch.no_grad(): dit.transformer.patch_embedding.weight.mul_(2)
     with pytest.raises(UserError, match=r"\(another base\)"): run(dit, steps=2)
 
-@pytest.mark.parametrize("changes, was", [({}, "e9a912194e692fa4"), (dict(twins=.25, shift=4., token_lr=1e-3), "a697639db456a81d")], ids=["paper", "others"])
-def test_checkpoints_of_earlier_versions_go_on_where_all_is_the_same(folder, tmp_path, monkeypatch, changes, was):
-    "Their hash, as version 0.1.0 wrote it for these examples, on a base that is called 0."
-    monkeypatch.setattr(frames, "fingerprint", lambda module: "0"*16)
-    dit, data = load(folder), Examples(torch.arange(16*16.).view(1, 16, 1, 4, 4)/256, [torch.ones(1, 3, 32)], [["[v]"]])
-    def run(**more): return Trainer(dit, Basis(dit, 2, r"blocks\.0\.attn1\.to_q"), "identity", data, Settings(**dict(steps=1, prior=0.) | changes | more), tokens={}, out=tmp_path, progress=False)
-    run().run()
-    about, tensors = frames._read(tmp_path/"identity.ckpt.safetensors")
-    old = dict(step=about["step"], run=was, history=about["history"])
-    wan.save_file(tensors, tmp_path/"identity.ckpt.safetensors", {"sas_nb": json.dumps(old)})
-    assert [r[0] for r in run(steps=2).run()] == [1, 2]
-    wan.save_file(tensors, tmp_path/"identity.ckpt.safetensors", {"sas_nb": json.dumps(old)})
-    with pytest.raises(UserError, match=r"early sas_nb \(0.1\).*choose another folder"): run(steps=2, dropout=.3).run()
+@pytest.mark.parametrize("about", [
+    dict(step=1, run="e9a912194e692fa4", history=[]),
+    dict(format=1, version="0.1.0", step=1, given={}, defaults={}, history=[]), dict(format=3, version="9.9")],
+    ids=["hash", "first format", "later"])
+def test_a_checkpoint_of_another_version_is_refused(folder, tmp_path, about):
+    "Its tensors have another layout, and its run is not described as ours is."
+    dit = load(folder)
+    data = Examples(torch.arange(16*16.).view(1, 16, 1, 4, 4)/256, [torch.ones(1, 3, 32)], [["[v]"]])
+    def run(steps=2):
+        adapter = road.new(dit, 2, r"blocks\.0\.attn1\.to_q")
+        return road.trainer(adapter, data, road.stage(steps=steps, prior=0.), out=tmp_path)
+    run(1).fit()
+    path = tmp_path/"appearance.ckpt.safetensors"
+    wan.save_file(wan.load_file(path), path, {"sas_nb": json.dumps(about)})
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="another version of sas_nb.*go on with that version, or choose another"):
+        run().fit()
+    assert path.read_bytes() == before
 
 
 def test_text_embeddings_are_those_of_the_file(folder):
@@ -324,7 +333,7 @@ def test_time_is_sigma_for_the_published_scheduler():
 
 @pytest.mark.parametrize("dtype, checkpointing", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)])
 def test_learn(folder, clip, tmp_path, dtype, checkpointing):
-    concept = teach(load(folder, dtype), clip, out=tmp_path/"run", **settings(checkpointing=checkpointing))
+    concept = teach(load(folder, dtype), clip, out=tmp_path/"run", checkpointing=checkpointing)
     assert len(concept.layers) == 20 and all(torch.isfinite(t).all() and t.dtype == torch.float32 for t in concept.weights.values())
     assert all(min(n) > 0 for n in concept.norms().values()), "both stages moved every layer"
     made = concept.generate(steps=2, guidance=1., **SIZE)
@@ -334,7 +343,7 @@ def test_learn(folder, clip, tmp_path, dtype, checkpointing):
 
 
 def test_checkpointing_changes_nothing_but_memory(folder, clip):
-    plain, saved = (teach(load(folder), clip, **settings(checkpointing=c)).weights for c in (False, True))
+    plain, saved = (teach(load(folder), clip, checkpointing=c).weights for c in (False, True))
     for k in plain: torch.testing.assert_close(plain[k], saved[k], atol=1e-6, rtol=1e-5)
 
 
@@ -353,17 +362,17 @@ def calls(monkeypatch):
 
 
 def test_a_second_run_asks_no_encoder(folder, clip, calls):
-    first = teach(load(folder), clip, **settings())
+    first = teach(load(folder), clip)
     assert calls["vae"] and calls["text"]
     calls.update(vae=0, text=0)
-    second = teach(load(folder), clip, **settings())
+    second = teach(load(folder), clip)
     assert calls == dict(vae=0, text=0)
     for k in first.weights: assert torch.equal(first.weights[k], second.weights[k])
 
 
 def test_free_drops_the_encoders_before_training(folder, clip):
     dit = load(folder)
-    freed, kept = teach(dit, clip, free=True, **settings()), teach(load(folder), clip, **settings())
+    freed, kept = teach(dit, clip, free_encoders=True), teach(load(folder), clip)
     assert not dit.loaded & {"vae", "text_encoder"}
     own = VideoDiT(load(folder).pipe)
     own.free("vae", "text_encoder")
@@ -376,19 +385,19 @@ def test_free_drops_the_encoders_before_training(folder, clip):
 
 def test_a_concept_made_in_bf16_lives_on_the_same_base_in_fp32(folder, clip, tmp_path):
     "A GPU trains in bf16 and a laptop samples in fp32: it is the same base."
-    teach(load(folder, torch.bfloat16), clip, out=tmp_path/"run", **settings())
+    teach(load(folder, torch.bfloat16), clip, out=tmp_path/"run")
     made = Concept.load(tmp_path/"run"/"concept", load(folder)).generate(steps=2, guidance=1., **SIZE)
     assert torch.isfinite(made.frames).all()
 
 
 def test_samples_while_training_have_the_clips_size(folder, clip, tmp_path):
-    teach(load(folder), clip, out=tmp_path/"run", **settings(sample_every=2))
+    teach(load(folder), clip, out=tmp_path/"run", sample_every=2)
     sample = Clip.load(tmp_path/"run"/"samples"/"motion-00002.mp4", size=(32, 32))
     assert len(sample) == 5
 
 
 def test_a_size_that_does_not_fit_is_refused(folder):
-    with pytest.raises(UserError, match="multiples of 16"): teach(load(folder), Clip(torch.rand(5, 3, 40, 40)), **settings())
+    with pytest.raises(UserError, match="multiples of 16"): teach(load(folder), Clip(torch.rand(5, 3, 40, 40)))
 
 
 # And away
@@ -396,7 +405,7 @@ def test_a_size_that_does_not_fit_is_refused(folder):
 @pytest.mark.parametrize("split", [False, True])
 def test_export_runs_in_the_stock_pipeline(folder, clip, tmp_path, split):
     dit = load(folder)
-    concept = teach(dit, clip, **settings())
+    concept = teach(dit, clip)
     paths = concept.at(motion=.5).export(tmp_path/"lora", "diffusers", split=split)
     pipe = WanPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -404,9 +413,8 @@ def test_export_runs_in_the_stock_pipeline(folder, clip, tmp_path, split):
     pipe.set_adapters([p.name for p in paths])
     noise, text = dit.noise([3], **SIZE), dit.prompt_embeds(concept.prompt, concept.tokens)
     theirs = stock(pipe, text, noise, 1.)
-    concept.at(motion=.5).put_on()
-    ours = dit.denoise(noise, dit.embed(concept.prompt, concept.tokens), 4, 1.)
-    concept.at(0, 0).put_on()
-    bare = dit.denoise(noise, dit.embed(concept.prompt, concept.tokens), 4, 1.)
+    def worn(concept):
+        with concept.attached(): return dit.denoise(noise, dit.embed(concept.prompt, concept.tokens), 4, 1.)
+    ours, bare = worn(concept.at(motion=.5)), worn(concept.at(0, 0))
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
     assert (ours-bare).abs().max() > 10*(ours-theirs).abs().max(), "the adapter does something"
