@@ -122,7 +122,7 @@ def _beginning(name, command):
     return f"--set both.{name}=" if name in Stage.__dataclass_fields__ and name != "name" else None
 
 # %% ../nbs/parts/terminal.ipynb #f16e9fef
-_NUMBER = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|(?<!--set )(?<![\w.])([a-z_]+)=(-?[\w.+]*\w)?")
+_NUMBER = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|(?<!--set )(?<![\w.])([a-z_]+)=(-?[\w.+]*\w|'[^']*')?")
 
 def as_options(words:str, command:str="")->str:
     "A library's sentence in the words of a command: `num_frames=1` is `--frames 1`. What is quoted stays."

@@ -24,7 +24,6 @@ EXEMPT = set("""
     nbs/analysis/metric_laboratory.ipynb
     nbs/analysis/report_card.ipynb
     nbs/analysis/what_the_weights_know.ipynb
-    nbs/tutorials/train_on_colab.ipynb
 """.split())
 
 

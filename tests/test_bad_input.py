@@ -90,7 +90,7 @@ def test_an_edit_with_an_unknown_word(trained, tmp_path):
     assert not half_written(tmp_path)
 
 
-@pytest.mark.parametrize("options, says", [(["--rank", 0], "rank"), (["--dropout1", 1.5], "dropout"), (["--lr", -1], "lr"), (["--prior", -1], "prior"), (["--model", "no/such/model"], "no/such/model")])
+@pytest.mark.parametrize("options, says", [(["--rank", 0], "rank"), (["--set", "stage1.dropout=1.5"], "dropout"), (["--lr", -1], "lr"), (["--set", "both.prior=-1"], "prior"), (["--model", "no/such/model"], "no/such/model")])
 def test_a_setting_that_cannot_work(options, says, dancer, tmp_path):
     assert says in refused("train", dancer, *PROMPTS, "--out", tmp_path / "run", *SHORT, *options)
     assert not half_written(tmp_path)
@@ -144,12 +144,12 @@ def test_a_folder_with_another_run(dancer, trained): assert "holds another run (
 
 def test_a_damaged_checkpoint(dancer, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
-    (run / "identity.ckpt.safetensors").write_bytes(b"{}")
+    (run / "appearance.ckpt.safetensors").write_bytes(b"{}")
     assert "damaged" in refused("train", dancer, *PROMPTS, "--out", run, *SHORT)
 
 
 def test_a_loss_that_is_not_a_number(dancer, tmp_path, monkeypatch):
-    monkeypatch.setattr("sas_nb.frames.loss_per_sample", lambda prediction, target: prediction.flatten(1).sum(1) * float("nan"))
+    monkeypatch.setattr("sas_nb.train.loss_per_sample", lambda prediction, target: prediction.flatten(1).sum(1) * float("nan"))
     said = refused("train", dancer, *PROMPTS, "--out", tmp_path / "run", *SHORT)
     assert "NaN" in said and "lower lr" in said
     assert not half_written(tmp_path)
@@ -226,14 +226,14 @@ def test_ctrl_c_keeps_the_run(dancer, tmp_path):
     words = [sys.executable, "-m", "sas_nb.cli", "train", dancer, *PROMPTS, "--out", run, *long]
     with open(log, "w") as f: p = subprocess.Popen([str(w) for w in words], stderr=f, stdout=f, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     try:
-        checkpoint, patience = run / "identity.ckpt.safetensors", time.monotonic() + 90
+        checkpoint, patience = run / "appearance.ckpt.safetensors", time.monotonic() + 90
         while not checkpoint.exists() and p.poll() is None and time.monotonic() < patience: time.sleep(.05)
         p.send_signal(signal.SIGINT)
         code = p.wait(30)
     finally: p.kill()
     said = log.read_text()
     assert code == 130 and said.startswith("Stopped after step") and str(run) in said and said.count("\n") == 1, said
-    assert {p.name for p in half_written(run)} == {checkpoint.name, "identity.data.safetensors"}
+    assert {p.name for p in half_written(run)} == {checkpoint.name, "appearance.data.safetensors"}
     with safe_open(checkpoint, "pt") as f: step = json.loads(f.metadata()["sas_nb"])["step"]
     assert f"after step {step} of" in said
     ok("train", dancer, *PROMPTS, "--out", run, *SHORT, "--steps1", step + 1)

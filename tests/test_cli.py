@@ -1,19 +1,29 @@
 """The command line: what each command prints, writes and answers with, in this process and in a real one."""
-import json, os, re, signal, subprocess, sys
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # or typer colours its help where it believes to be on GitHub
-import pytest, typer
+import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 from sas_nb import __version__, cli
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
+from sas_nb.prompt import Prompts
+from sas_nb.recipe import Recipe, Run
 from sas_nb.running import Stopped
 
 COMMANDS = ("models", "inspect", "train", "generate", "info", "export", "explore")
 LOOK, MOVE = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
 PROMPTS = ["--appearance", LOOK, "--motion", MOVE]
-SHORT = ["--steps1", 1, "--steps2", 1, "--batch", 1, "--frames", 5, "--prior", 0, "--rank", 2, "--quiet", "--no-sheet"]
+SHORT = ["--steps1", 1, "--steps2", 1, "--batch", 1, "--frames", 5, "--set", "both.prior=0", "--rank", 2, "--quiet", "--no-sheet"]
 FEW = ["--steps", 2, "--frames", 5, "--quiet"]
 
 
@@ -77,8 +87,9 @@ def test_help_ends_in_examples(command):
     assert f"$ sas-nb {command}" in output.partition("Examples")[2]
 
 
-@pytest.mark.parametrize("words", [["fly"], ["train"], ["inspect"], ["train", "x.mp4", *PROMPTS, "--out", "o", "--steps1", "many"], ["train", "x.mp4", *PROMPTS, "--out", "o", "--steps1", "-1"],
-                                   ["train", "x.mp4", *PROMPTS, "--out", "o", "--no-regularize", "--dropout1", "0.5"]])
+@pytest.mark.parametrize("words", [
+    ["fly"], ["train"], ["inspect"], *(["train", "x.mp4", *PROMPTS, "--out", "o", *more] for more in (
+        ["--steps1", "many"], ["--steps1", "-1"], ["--dropout1", "0.5"], ["--preset", "paper"], ["--set"]))])
 def test_a_command_line_that_makes_no_sense_is_2(words): assert call(*words).exit_code == 2
 
 
@@ -94,33 +105,111 @@ def test_inspect(dancer):
     assert (report["num_frames"], report["fps"], report["start"], report["size"]) == (9, 6, .5, [64, 64])
 
 
-def test_settings_are_the_presets_unless_told():
-    from sas_nb.residual import preset_settings
-    assert cli.stages(True, {}, {}, {}) == preset_settings("ours") and cli.stages(True, dict(batch=None), {}, {}, "paper") == preset_settings("paper")
-    first, second = cli.stages(True, {}, {}, {}, "paper")
-    assert (first.steps, second.steps, first.dropout, second.dropout, first.prior) == (600, 900, .8, .5, .25)
-    first, second = cli.stages(False, dict(lr=None, batch=3), dict(steps=None), dict(steps=7), "paper")
-    assert (first.steps, second.steps, first.batch, second.batch) == (150, 7, 3, 3)
-    with pytest.raises(typer.BadParameter, match="prior"): cli.stages(False, dict(prior=.5), {}, {})
+@pytest.fixture
+def given(monkeypatch):
+    "What `learn` was called with; nothing is learned."
+    calls = {}
+    def learn(clip, prompts, model, recipe, run):
+        calls.update(clip=clip, prompts=prompts, model=model, recipe=recipe, run=run)
+        return type("C", (), dict(info=dict(history={})))
+    monkeypatch.setattr("sas_nb.learning.learn", learn)
+    return calls
 
 
-def test_every_training_option_arrives(dancer, tmp_path, monkeypatch):
-    given = {}
-    monkeypatch.setattr("sas_nb.concept.learn", lambda *args, **kwargs: given.update(args=args, kwargs=kwargs) or type("C", (), dict(info=dict(history={}))))
-    ok("train", dancer, *PROMPTS, "--out", tmp_path, "--model", "tiny", "--rank", 3, "--seed", 5, "--steps1", 11, "--steps2", 12, "--lr", .01, "--token-lr", .02, "--token-start", .3, "--batch", 2, "--prior", .5,
-       "--prior-prompt", "a man. he is walking", "--prior-prompt", "a woman. she is waving", "--dropout1", .1, "--dropout2", .2, "--token-mask", .3, "--self-conditioning", .4, "--twins", .25, "--twin-prompt", "a dog. it is running",
-       "--sample-every", 6, "--save-every", 7, "--checkpointing", "--frames", 9, "--fps", 6, "--start", .5, "--preset", "paper", "--quiet", "--no-sheet")
-    clip, appearance, motion, model, out, rank, first, second = given["args"]
-    assert (len(clip), clip.fps, clip.report.start, appearance, motion, model, out, rank) == (9, 6, .5, LOOK, MOVE, "tiny", tmp_path, 3)
-    assert given["kwargs"] == dict(preset="paper", regularize=True, prior_prompts=["a man. he is walking", "a woman. she is waving"], twin_prompt="a dog. it is running", progress=False)
-    assert (first.twins, second.twins) == (0., .25), "twins are stage 2's"
-    for s, steps, dropout in ((first, 11, .1), (second, 12, .2)):
-        assert (s.steps, s.dropout, s.lr, s.token_lr, s.token_start, s.batch, s.prior, s.token_mask, s.self_conditioning, s.sample_every, s.save_every, s.checkpointing, s.seed) == (steps, dropout, .01, .02, .3, 2, .5, .3, .4, 6, 7, True, 5)
+def recipe_of(given, dancer, tmp_path, *options):
+    ok("train", dancer, *PROMPTS, "--out", tmp_path / "run", "--quiet", "--no-sheet", *options)
+    return given["recipe"]
+
+
+def test_a_recipe_is_the_named_one_unless_told(given, dancer, tmp_path):
+    for options, recipe in (([], Recipe.default()), (["--recipe", "paper"], Recipe.paper()),
+                            (["--no-regularize", "--recipe", "paper"], Recipe.unregularised("paper"))):
+        assert recipe_of(given, dancer, tmp_path, *options) == recipe
+    assert given["run"] == Run(out=tmp_path / "run", progress=False)
+
+
+def test_every_training_option_arrives(given, dancer, tmp_path):
+    prompts = ["a man. he is walking", "a woman. she is waving"]
+    recipe = recipe_of(
+        given, dancer, tmp_path, "--model", "tiny", "--recipe", "paper", "--rank", 3, "--seed", 5, "--steps1", 11,
+        "--steps2", 12, "--lr", .01, "--batch", 2, "--prior-prompt", prompts[0], "--prior-prompt", prompts[1],
+        "--counterfactual", "a dog. it is running", "--sample-every", 6, "--save-every", 7, "--checkpointing",
+        "--at-once", 8, "--frames", 9, "--fps", 6, "--start", .5, "--set", "stage2.counterfactuals=.25",
+        "--set", "both.frozen=true", "--set", "stage1.dropout=.1", "--set", "sampling.negative_scale=1",
+        "--set", "both.betas=.8,.9", "--set", "both.times=uniform", "--set", "layers=blocks.0.ffn.net.2")
+    clip = given["clip"]
+    assert (len(clip), clip.fps, clip.report.start, given["model"]) == (9, 6, .5, "tiny")
+    assert given["prompts"] == Prompts(LOOK, MOVE)
+    assert given["run"] == Run(out=tmp_path / "run", progress=False, sample_every=6, save_every=7,
+                               checkpointing=True, at_once=8)
+    both = dict(lr=.01, batch=2, seed=5, frozen=True, betas=(.8, .9), times="uniform")
+    assert recipe == Recipe.paper().with_(
+        both=both, stage1=dict(steps=11, dropout=.1), stage2=dict(steps=12, counterfactuals=.25), rank=3,
+        sampling=dict(negative_scale=1), layers="blocks.0.ffn.net.2", prior_prompts=tuple(prompts),
+        counterfactual="a dog. it is running")
+
+
+def test_a_recipe_from_a_file_and_from_a_run(given, dancer, trained, tmp_path):
+    mine = Recipe.paper().with_(rank=5, stage1=dict(shift=2.), prior_prompts=("a man. he is walking",))
+    mine.save(tmp_path / "mine.json")
+    assert recipe_of(given, dancer, tmp_path, "--recipe", tmp_path / "mine.json") == mine
+    again = [recipe_of(given, dancer, tmp_path, "--recipe", p)
+             for p in (trained, trained / "concept", trained / "concept/concept.json")]
+    assert again == [Recipe.load(trained / "concept/concept.json")] * 3
+    assert (again[0].stage1.steps, again[0].stage1.prior, again[0].rank) == (1, 0, 2)
+    changed = recipe_of(given, dancer, tmp_path, "--recipe", trained, "--rank", 3)
+    assert (changed.rank, changed.stage1) == (3, again[0].stage1)
+
+
+def test_the_recipe_of_an_earlier_versions_concept(given, dancer, trained, tmp_path):
+    old = shutil.copytree(trained, tmp_path / "old")
+    about = json.loads((old / "concept/concept.json").read_text())
+    del about["recipe"]
+    settings = dict(steps=3, dropout=.25, token_start=.5, still=True, log_every=10, lr=None)
+    about |= dict(settings=dict(identity=settings, motion=settings | dict(twins=.5)), preset="ours",
+                  sampling=dict(guidance_factor=.5, against=.7), history=dict(identity=[], motion=[]))
+    (old / "concept/concept.json").write_text(json.dumps(about))
+    recipe = recipe_of(given, dancer, tmp_path, "--recipe", old)
+    ours = dict(steps=3, dropout=.25, token_init=.5, frozen=True)
+    assert (recipe.name, recipe.rank, recipe.sampling.negative_scale) == ("default", 2, .7)
+    assert recipe.stage1 == replace(Recipe.paper().stage1, **ours)
+    assert recipe.stage2.counterfactuals == .5
+    words = " ".join(ok("info", old).split())
+    assert "stage 1, appearance" in words and "3 steps, dropout 0.25" in words and "recipe │ default" in words
+
+
+def refused(dancer, tmp_path, *options):
+    result = call("train", dancer, *PROMPTS, "--out", tmp_path / "run", *SHORT, *options)
+    assert result.exit_code == 1 and result.output.count("\n") == 1 and result.output.startswith("Error: ")
+    return result.output
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--set", "stage1.dropuot=.5"], "near are stage1.dropout"), (["--set", "rnak=4"], "near are rank"),
+    (["--set", "dropout=.5"], "stage1.dropout"), (["--set", "xyzzy=1"], "near are stage1.dropout"),
+    (["--set", "stage1.name=motion"], "no number 'stage1.name'"), (["--set", "rank"], "has no value"),
+    (["--set", "stage1.dropout=1.5"], "--set stage1.dropout=1.5 must be a number from 0"),
+    (["--set", "stage2.dropout=a lot"], "--set stage2.dropout='a lot' must be"),
+    (["--set", "both.frozen=3"], "--set both.frozen=3 must be true or false"),
+    (["--set", "both.betas=.9"], "must be 2 numbers"), (["--set", "both.betas=.9,5"], "betas"),
+    (["--set", "both.times=never"], "'uniform' or 'logit_normal'"), (["--set", "rank=0"], "--rank 0"),
+    (["--set", "rank=many"], "--rank 'many'"), (["--set", "layers=("], "("), (["--set", "both.seed=x"], "seed='x'"),
+    (["--set", "sampling.negative_scale=nan"], "negative_scale"), (["--set", "sampling.guidance_factor=x"], "factor"),
+    (["--recipe", "ours"], "default or paper"), (["--recipe", "no/such"], "default or paper"),
+    (["--recipe", "zoo.json"], "recipe"), (["--no-regularize", "--recipe", "run"], "--no-regularize goes with"),
+    (["--counterfactual", "a man. he is running"], "--set stage2.counterfactuals=0.25"),
+    (["--free-encoders", "--sample-every", 2], "--free-encoders drops: set --sample-every 0, or --no-free-encoders"),
+])
+def test_a_recipe_that_cannot_be(options, says, dancer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("zoo.json").write_text('{"stage1": 3, "stage2": []}')
+    assert says in refused(dancer, tmp_path, *options)
+    assert [p.name for p in tmp_path.iterdir()] == ["zoo.json"]
 
 
 def test_train_writes_a_run_and_finds_it_again(dancer, trained):
     files = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
-    assert {"identity.ckpt.safetensors", "motion.ckpt.safetensors", "log.jsonl", "concept/concept.json", "concept/concept.safetensors"} <= files
+    assert {"appearance.ckpt.safetensors", "motion.ckpt.safetensors", "log.jsonl", "concept/concept.json", "concept/concept.safetensors"} <= files
     before = load_file(trained / "concept/concept.safetensors")
     output = ok("train", dancer, *PROMPTS, "--out", trained, *SHORT)
     after = load_file(trained / "concept/concept.safetensors")
@@ -137,7 +226,7 @@ def test_generate(trained, tmp_path):
     ok("generate", trained, "a [v] woman in the snow. she is [u] dancing", "--out", tmp_path / "edit.gif", "--seed", 1, "--guidance", 1, "--appearance", .5, "--motion", 0, "--negative", "a man", *FEW)
     assert not Clip.load(tmp_path / "edit.gif", size=(64, 64)).frames.equal(Clip.load(tmp_path / "new/0.mp4", size=(64, 64)).frames)
     calm = tmp_path / "calm.gif"
-    ok("generate", trained, "--out", calm, "--strength", .5, "--against", 1, *FEW)
+    ok("generate", trained, "--out", calm, "--motion-guidance", .5, "--negative-scale", 1, *FEW)
     assert calm.stat().st_size
 
 
@@ -155,7 +244,7 @@ def test_export(trained, tmp_path, format, name):
     ok("export", trained, "--format", format, "--out", tmp_path / "one")
     assert (tmp_path / "one" / name).exists() and (tmp_path / "one/README.md").exists()
     ok("export", trained, "--format", format, "--split", "--out", tmp_path / "two")
-    assert all((tmp_path / "two" / part / name).exists() for part in ("identity", "motion"))
+    assert all((tmp_path / "two" / part / name).exists() for part in ("appearance", "motion"))
 
 
 def raising(e):

@@ -3,17 +3,19 @@ import json, os, random, shutil
 from functools import lru_cache
 from pathlib import Path
 
-import pytest, torch
+import pytest, road, torch
 from safetensors.torch import load_file, save_file
 
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo, zoo_folder
-from sas_nb.cache import cache_folder, cached, data_path
+from sas_nb.answers import draw_run, log_of
+from sas_nb.cache import cache_folder, cached, data_path, named_folder
 from sas_nb.cli import _log
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
-from sas_nb.dit import _shared, VideoDiT
+from sas_nb.dit import VideoDiT, _shared
+from sas_nb.explore import _opened
 from sas_nb.explore.concepts import named_concepts, open_concepts
 from sas_nb.family import Recommended
 from sas_nb.files import UserError
@@ -22,7 +24,7 @@ from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.published import clip_encoder, dino_encoder
 from sas_nb.lab.zoo import save_zoo
 from sas_nb.learning import learn
-from sas_nb.recipe import Recipe, Run
+from sas_nb.recipe import Run, Recipe
 from sas_nb.sheet import _pictures
 from sas_nb.video import preflight
 
@@ -87,8 +89,8 @@ def test_a_run_within_a_concept_is_found_by_its_own_name(home, concepts):
 def test_the_base_is_found_from_everywhere(home, monkeypatch):
     shutil.copytree(data_path("tiny"), "mine")
     monkeypatch.setattr("sas_nb.dit._shared", shared := lru_cache(_shared.__wrapped__))
-    still = Recipe.unregularised().with_(both=dict(steps=0), rank=1)
-    made = learn(Clip(torch.rand(5, 3, 64, 64), 12), ("a [v] man", "he is [u] dancing"), "mine", still, Run(out="run", progress=False))
+    still = road.recipe(both=dict(steps=0, prior=0.), rank=1)
+    made = learn(Clip(torch.rand(5, 3, 64, 64), 12), ("a [v] man", "he is [u] dancing"), "mine", still, Run("run", progress=False))
     assert made.info["base"] == "mine" and made.info["base_path"] == os.path.abspath("mine")
     monkeypatch.chdir(home)
     assert Concept.load("../here/run").base() is VideoDiT.of(os.path.abspath("../here/mine")) is made.dit
@@ -110,8 +112,8 @@ NASTY = (None, True, -1, 0, 1.5, 10**30, float("nan"), float("inf"), "", "a man"
 
 def used(c):
     "What commands and pages do with a concept, short of its base."
-    from sas_nb.cli import _provenance
-    return repr(c), c._repr_html_(), c.summary(), list(_provenance(c)), c.norms(), c.at(1, 0).adapters(), json.dumps(c.info)
+    from sas_nb.answers import provenance
+    return repr(c), c._repr_html_(), c.summary(), provenance(c), c.norms(), c.at(1, 0).adapters(), json.dumps(c.info)
 
 def test_any_edit_works_or_is_one_sentence(concepts, tmp_path):
     folder = concepts[0].save(tmp_path/"c")
@@ -252,8 +254,8 @@ def test_an_empty_setting_is_none(monkeypatch, home):
 
 
 @pytest.mark.parametrize("ask", [
-    lambda path: _log(path),
-    lambda path: _pictures(None, None, path, finished=True),
+    lambda path: log_of(path),
+    lambda path: draw_run(None, None, path, finished=True),
     lambda path: dino_encoder(path),
     lambda path: clip_encoder(str(path))], ids=["log", "pictures", "dino", "clip"])
 def test_a_home_of_nobody_is_said_in_one_sentence(ask):

@@ -1,8 +1,8 @@
 """What people see on other terminals and with numbers that cannot be: the output of every command in every encoding, and one sentence for each bad number."""
 import io, math, os, re, subprocess, sys
-import av, numpy as np, pytest, torch
+import av, numpy as np, pytest, road, torch
 from typer.testing import CliRunner
-from sas_nb import cli
+from sas_nb import cli, terminal
 from sas_nb.clip import Clip
 from sas_nb.files import Advice, real_number, UserError, whole_number
 from test_bad_input import refused
@@ -62,7 +62,7 @@ def test_what_is_no_whole_number(bad):
 
 @pytest.mark.parametrize("options, says", [
     (["--seed", 99999999999999999999], "--seed 99999999999999999999"), (["--frames", -3], "--frames -3"), (["--frames", 0], "--frames 0"), (["--frames", 16], "13 and 17"), (["--steps", 10 ** 12], "--steps 10"),
-    (["--guidance", "nan"], "--guidance nan"), (["--strength", "inf"], "--strength inf"), (["--appearance", "nan"], "--appearance nan"), (["--motion", 1e9], "--motion"), (["--against", -1], "--against -1"),
+    (["--guidance", "nan"], "--guidance nan"), (["--motion-guidance", "inf"], "--motion-guidance inf"), (["--appearance", "nan"], "--appearance nan"), (["--motion", 1e9], "--motion"), (["--negative-scale", -1], "--negative-scale -1"),
     (["--fps", 1e9], "--fps 1e+09"), (["--fps", 0], "--fps 0"), (["--fps", "nan"], "--fps nan")])
 def test_a_number_that_generate_cannot_use(options, says, trained, tmp_path):
     assert says in refused("generate", trained, "--out", tmp_path / "x.mp4", *FEW[:2], "--quiet", *options)
@@ -70,8 +70,8 @@ def test_a_number_that_generate_cannot_use(options, says, trained, tmp_path):
 
 
 @pytest.mark.parametrize("options, says", [
-    (["--seed", 99999999999999999999], "--seed"), (["--rank", 0], "--rank 0"), (["--rank", 10 ** 9], "--rank"), (["--lr", "nan"], "--lr nan"), (["--steps1", 10 ** 12], "--steps1 or --steps2"),
-    (["--token-lr", "inf"], "--token-lr inf"), (["--dropout1", -1], "--dropout1 or --dropout2"), (["--fps", 1e9], "--fps 1e+09"), (["--frames", -3], "--frames -3"), (["--start", "inf"], "--start inf")])
+    (["--seed", 99999999999999999999], "--seed"), (["--rank", 0], "--rank 0"), (["--rank", 10 ** 9], "--rank"), (["--lr", "nan"], "--lr nan"), (["--steps1", 10 ** 12], "--steps1 1000000000000"),
+    (["--set", "both.token_lr=1e999"], "--set both.token_lr=inf"), (["--set", "stage1.dropout=-1"], "--set stage1.dropout=-1"), (["--fps", 1e9], "--fps 1e+09"), (["--frames", -3], "--frames -3"), (["--start", "inf"], "--start inf")])
 def test_a_number_that_train_cannot_use(options, says, dancer, tmp_path):
     assert says in refused("train", dancer, *PROMPTS, "--out", tmp_path / "run", *SHORT, *options)
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -99,22 +99,18 @@ def test_numpys_numbers_are_numbers(concept):
 @pytest.mark.parametrize("wrong, says", [
     (dict(prompt=[]), "list of prompts is empty"), (dict(seed=[]), "list of seeds is empty"), (dict(prompt=3), "a text"), (dict(prompt=[None]), "a text"), (dict(seed="3"), "seed='3'"), (dict(seed=True), "seed=True"),
     (dict(seed=2 ** 64), "seed="), (dict(seed=.5), "seed=0.5"), (dict(steps=0), "steps=0"), (dict(steps=-1), "steps=-1"), (dict(num_frames=0), "num_frames=0"), (dict(num_frames="5"), "num_frames='5'"), (dict(height=-16), "height=-16"),
-    (dict(fps="fast"), "fps='fast'"), (dict(fps=math.inf), "fps=inf"), (dict(guidance=math.nan), "guidance=nan"), (dict(strength=None), "strength=None")])
+    (dict(fps="fast"), "fps='fast'"), (dict(fps=math.inf), "fps=inf"), (dict(guidance=math.nan), "guidance=nan"), (dict(motion_guidance=None), "motion_guidance=None")])
 def test_what_generate_refuses(concept, wrong, says):
     with pytest.raises(UserError, match=re.escape(says)): concept.generate(**SOME | wrong)
 
 
 @pytest.mark.parametrize("wrong", [dict(steps=True), dict(batch="8"), dict(seed=2 ** 70), dict(lr="fast"), dict(prior=math.nan), dict(dropout=None)])
-def test_settings_that_cannot_be(wrong):
-    from sas_nb.frames import check_settings
-    from sas_nb.options import Settings
-    with pytest.raises(UserError, match=f"^{next(iter(wrong))}="): check_settings(Settings(**wrong))
+def test_numbers_of_a_stage_that_cannot_be(wrong):
+    with pytest.raises(UserError, match=f"^{next(iter(wrong))}="): road.stage(**wrong)
 
 
-def test_settings_keep_what_was_given():
-    from sas_nb.frames import check_settings
-    from sas_nb.options import Settings
-    s = check_settings(Settings(steps=np.int64(7), prior=0, dropout=np.float32(.5)))
+def test_a_stage_keeps_what_was_given():
+    s = road.stage(steps=np.int64(7), prior=0, dropout=np.float32(.5))
     assert [(type(v), v) for v in (s.steps, s.prior, s.dropout)] == [(int, 7), (int, 0), (float, .5)]
 
 
@@ -124,8 +120,10 @@ def test_settings_keep_what_was_given():
     ("'start=.mp4' gives 2 frames: choose a higher fps, or num_frames=1 for a still.", "", "'start=.mp4' gives 2 frames: choose a higher fps, or --frames 1 for a still."),
     ("choose a part between cuts with start= and num_frames=", "inspect", "choose a part between cuts with --start and --frames"),
     ("steps=0 must be a whole number", "generate", "--steps 0 must be a whole number"), ("steps=-1 must be", "train", "--steps1 or --steps2 -1 must be"),
-    ("the model's own: train with token_start=0 and 'a (v) steps=3'", "train", "the model's own: train with --token-start 0 and 'a (v) steps=3'"), ("pass fps=.", "", "pass --fps.")])
-def test_advice_in_the_commands_own_words(words, command, says): assert cli.as_options(words, command) == says
+    ("the model's own: train with token_init=0 and 'a (v) steps=3'", "train", "the model's own: train with --set both.token_init=0 and 'a (v) steps=3'"),
+    ("set sample_every=0, or free_encoders=False, or rank='x'", "train", "set --sample-every 0, or --no-free-encoders, or --rank 'x'"),
+    ("--set stage1.prior=2 must be, and negative_scale=3", "train", "--set stage1.prior=2 must be, and --set sampling.negative_scale=3"), ("pass fps=.", "", "pass --fps.")])
+def test_advice_in_the_commands_own_words(words, command, says): assert terminal.as_options(words, command) == says
 
 
 def test_inspect_speaks_of_options(tmp_path):
