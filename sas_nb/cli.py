@@ -71,8 +71,8 @@ def _megabytes(folder): return sum(f.stat().st_size for f in folder.rglob("*") i
 
 def _clip_size(model, download=True):
     "The clips that a model is trained on, read without loading it."
-    from sas_nb.hub import recommended_for
-    return recommended_for(model, download)
+    from sas_nb.hub import defaults_of
+    return defaults_of(model, download)
 
 # %% ../nbs/parts/cli.ipynb #7ba3004e
 _OTHERS = ("The others need a GPU, and their first use downloads them; so far sas_nb was tried on random "

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .files import expanded, UserError, whole_number
 from .preflight import Preflight
 from .sheet import contact_sheet, to_images
-from .video import _checked_fps, read_video
+from .video import checked_fps, read_video
 from .writing import atomic
 
 # %% auto #0
@@ -48,7 +48,7 @@ class Clip:
 
     def __post_init__(self):
         self.frames = _checked_frames(self.frames)
-        self.fps = _checked_fps(self.fps)
+        self.fps = checked_fps(self.fps)
 
     def __len__(self): return len(self.frames)
     @property

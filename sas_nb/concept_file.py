@@ -221,7 +221,7 @@ def provenance(adapter, clip, prompts, recipe, history)->dict:
     if adapter.n > 1: info["trained_with"] = adapter.n-1
     return info | dict(clip=dict(name=clip.name, shape=list(clip.shape), fps=clip.fps), dtype=str(dit.dtype),
                        recipe=recipe.to_dict(), sampling=asdict(recipe.sampling),
-                       lr=[stage.rate(dit.recommended.lr) for stage in recipe.stages],
+                       lr=[stage.rate(dit.defaults.lr) for stage in recipe.stages],
                        history={name: brief(rows) for name, rows in history.items()},
                        versions=_versions_now(), made=_now())
 

@@ -119,12 +119,12 @@ def _program(concept, format, split): # text of a Python program
         "", f"dit = VideoDiT.load({concept.info['base']!r})",
         "pipe = dit.pipe # a pipeline of diffusers",
         f"text = dit.prompt_embeds({concept.prompt!r}, load_file('tokens.safetensors'))",
-        "negative = dit.prompt_embeds(dit.recommended.negative)", *_loading(format, split),
+        "negative = dit.prompt_embeds(dit.defaults.negative)", *_loading(format, split),
         f"frames = pipe(prompt_embeds=text, negative_prompt_embeds=negative, {size}output_type='pt',",
-        "              num_inference_steps=dit.recommended.steps,",
-        f"              guidance_scale={weaker}dit.recommended.guidance,",
+        "              num_inference_steps=dit.defaults.steps,",
+        f"              guidance_scale={weaker}dit.defaults.guidance,",
         "              generator=torch.Generator().manual_seed(0)).frames[0]",
-        f"Clip(frames.float().cpu(), {clip.get('fps', 'dit.recommended.fps')}).save('video.mp4')"])
+        f"Clip(frames.float().cpu(), {clip.get('fps', 'dit.defaults.fps')}).save('video.mp4')"])
 
 # %% ../nbs/parts/export.ipynb #ba38a0a1
 def _in_comfyui(concept, split):

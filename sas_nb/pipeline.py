@@ -10,7 +10,7 @@ import gc, threading
 import torch
 from diffusers import DiffusionPipeline
 from fastcore.basics import patch
-from .family import configuration_of, known_family, Recommended
+from .family import configuration_of, known_family, GenerationConfig
 from .files import UserError
 from .hub import Checkpoint, fingerprint, stored_names, whole
 
@@ -37,14 +37,14 @@ class LazyPipeline:
     def __init__(self,
                  pipe:DiffusionPipeline|Checkpoint, # a loaded pipeline of a known family, or a checkpoint
                  name:str="",                       # where it came from
-                 recommended:Recommended|None=None, # sizes and settings that suit it
+                 defaults:GenerationConfig|None=None, # sizes and settings that suit it
                 ):
         self.family, about = _described(pipe, name)
         self.checkpoint = pipe if isinstance(pipe, Checkpoint) else None
         self._pipe = None if self.checkpoint else pipe
         self._parts = {}
         self.configuration = dict(transformer=whole("transformer", about[1]), vae=whole("vae", about[2]))
-        self.recommended = recommended or Recommended(**self.family.recommended(*about))
+        self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self.stored = {} # see `weights_names`
         self._loading = threading.RLock()

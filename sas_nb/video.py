@@ -19,10 +19,10 @@ from .resample import cover, cover_box, fit_length, resample
 from .stream import open_video
 
 # %% auto #0
-__all__ = ['read_video', 'preflight']
+__all__ = ['checked_fps', 'read_video', 'preflight']
 
 # %% ../nbs/parts/video.ipynb #3f7d3502
-def _checked_fps(fps) -> float:
+def checked_fps(fps) -> float:
     rate = plain_number(fps)
     if rate is None or not 0 < rate <= 240:
         shown = f"{fps!r:.60}" if rate is None else f"{rate:g}"
@@ -63,7 +63,7 @@ class _Wishes:
 
     def __post_init__(self):
         if self.num_frames is not None: self.num_frames = _checked_length(self.num_frames)
-        if self.fps is not None: self.fps = Fraction(_checked_fps(self.fps)).limit_denominator(1001)
+        if self.fps is not None: self.fps = Fraction(checked_fps(self.fps)).limit_denominator(1001)
         if self.size is not None: self.size = _checked_size(self.size)
         self.start = _checked_start(self.start)
 

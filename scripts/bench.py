@@ -47,7 +47,7 @@ def ours(adapter: SharedLoRA, clip: Clip, name: str):
     "One training step of this library by the paper's recipe, all regularisers but self-conditioning on. The adapter is on its model."
     dit, stage = adapter.dit, next(s for s in Recipe.paper().with_(both=dict(batch=BATCH)).stages if s.name == name)
     data = frame_set(dit, clip, WHO) if name == "appearance" else sequence(dit, clip, PROMPT)
-    prompts = dit.recommended.prior
+    prompts = dit.defaults.prior
     prior = Examples(torch.randn(len(prompts), *data.latents.shape[1:]), [dit.embed_once(p) for p in prompts], [[]] * len(prompts))
     trainer = Trainer(dit, adapter, StageData([data], prior), stage, Run(progress=False))
 
@@ -68,7 +68,7 @@ def straightforward(dit: VideoDiT, clip: Clip, stage: str, encode_whole_batch: b
         transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=dit.family.lora_layers, lora_dropout=.5))
         transformer.train()
     params = [p for p in transformer.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=dit.recommended.lr, betas=(.9, .99), weight_decay=.01)
+    optimizer = torch.optim.AdamW(params, lr=dit.defaults.lr, betas=(.9, .99), weight_decay=.01)
     prompt = Prompt(WHO if stage == "appearance" else PROMPT).plain
     mean, std = dit.family.statistics(pipe.vae, torch.zeros((), device=dit.device))
 
@@ -229,7 +229,7 @@ def machine(made: dict, result: dict, repeats: int, console: Console) -> tuple[d
         with adapter.undropped(): dit.sample(SAMPLE, steps=20)
 
     def call():
-        with adapter.undropped(): dit.denoise(x, text, 1, dit.recommended.guidance)
+        with adapter.undropped(): dit.denoise(x, text, 1, dit.defaults.guidance)
     call(); sampling = [seconds(sample) for _ in range(repeats)]
     rows = {STAGES[s]: (made["steps"][s], median(result[s]["seconds"]["ours"])) for s in STAGES} | {"sampling, one guided step": (call, median(seconds(call, 3) for _ in range(repeats)))}
     t = table("Against the machine, GFLOP and GFLOP a second", "", "GFLOP", "achieved", "its own matrix products alone", "share of the time that they need", "where a step's time goes")
@@ -271,7 +271,7 @@ def main(
     repeats, n = (2, 1) if quick else (7, 5)
     spell_out()
     console = Console(width=max(Console().width, 150))
-    r = VideoDiT.load("tiny").recommended
+    r = VideoDiT.load("tiny").defaults
     clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
     where = dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                  load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None)

@@ -148,7 +148,7 @@ def main(
 ):
     if threads: torch.set_num_threads(threads)
     dit = VideoDiT.load("tiny")
-    r = dit.recommended
+    r = dit.defaults
     clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
     A, rows = {k: v for k, v in SharedLoRA(dit, 8).member()[0].items() if k.endswith(".A")}, []
     for stage in STAGES:

@@ -44,7 +44,7 @@ SEED = 0  # of the training and of every clip, so that edits start from the same
 def load(path: Path | None) -> tuple[VideoDiT, Clip]:
     "The base model, and the video at the size that the model knows."
     dit = VideoDiT.load(MODEL)
-    r = dit.recommended
+    r = dit.defaults
     path = path or data_path("clips/dancer.mp4")
     return dit, Clip.load(path, num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
 

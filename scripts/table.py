@@ -88,7 +88,7 @@ def main(
         if only_estimate:
             hours = estimate(dit, list(s["method"]), budget, s["people"] + s["things"], oracles)
             return print(f"{s['people'] + s['things']} concepts x {len(s['method'])} methods, {budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} hours on one core or device; shared by n processes, an n-th.")
-        asked = [in_words(c) if name in POOLS else c for c in cases(s["people"], s["things"], dit.recommended.fps)]
+        asked = [in_words(c) if name in POOLS else c for c in cases(s["people"], s["things"], dit.defaults.fps)]
         rows = run(asked, {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which, dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes)
         about = dict(concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]), budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer), recipes={r: Recipe.named(r).to_dict() for r in ("default", "paper")})
         write(complete(rows), about, folder, "rows")

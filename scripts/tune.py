@@ -67,7 +67,7 @@ def main(
         names, budget = list(only or VARIANTS), Budget(steps1, steps2, batch, seed=seed)
         if odd := next((n for n in names if n not in VARIANTS), None): raise UserError(f"There is no variant {odd!r}: choose from {'; '.join(VARIANTS)}.")
         dit, oracles = load("tiny"), Oracles.load()
-        who = [in_words(case(FIRST + n, fps=dit.recommended.fps)) for n in range(people)]
+        who = [in_words(case(FIRST + n, fps=dit.defaults.fps)) for n in range(people)]
         rows = run(who, {n: VARIANTS[n] for n in names}, out / "rows", oracles, dit, budget, part(share), dict(steps=sampling_steps) if sample else None, measure=measured if sample else losses, minutes=minutes)
         words = table(rows, names[0], (("loss", False), ("loss", True)) + (TABLE[:-1] + LEAKS if sample else ()))
         about = dict(people=sorted({r["concept"] for r in rows}), budget=asdict(budget), sampling_steps=sampling_steps if sample else None, dit=fingerprint(dit.transformer))

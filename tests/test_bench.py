@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 def dit():
     "The model, with priors and samples of a single step."
     made = VideoDiT.load("tiny", "cpu", torch.float32)
-    made.recommended = replace(made.recommended, steps=1)
+    made.defaults = replace(made.defaults, steps=1)
     return made
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_a_concept_holds_its_recipe_and_it_repeats_the_run(dit, clip, tmp_path):
     recipe = Recipe.default().with_(both=dict(steps=1, batch=1, prior=0.), rank=1)
     made = quick(clip, dit, recipe=recipe, out=tmp_path/"run")
     assert made.info["recipe"] == recipe.to_dict() and made.summary()["recipe"] == "default, changed"
-    assert made.info["lr"] == [s.rate(dit.recommended.lr) for s in recipe.stages]
+    assert made.info["lr"] == [s.rate(dit.defaults.lr) for s in recipe.stages]
     again = quick(clip, dit, recipe=Recipe.load(tmp_path/"run"/"concept"/"concept.json"))
     assert same(again.weights, made.weights) and same(again.tokens, made.tokens) and again.info["recipe"] == made.info["recipe"]
     named = Recipe.unregularised("paper")
@@ -301,7 +301,7 @@ def test_guidance_is_against_a_weaker_concept(concept, dit):
 
 def test_the_concept_knows_how_it_is_sampled(concept, dit, tmp_path):
     assert concept.info["sampling"] == dict(guidance_factor=2/3, negative_scale=.7)
-    r = dit.recommended
+    r = dit.defaults
     as_it_is = concept.generate(**SHORT).frames
     assert torch.equal(as_it_is, concept.generate(guidance=r.guidance*2/3, **SHORT).frames)
     again = Concept.load(concept.save(tmp_path/"c"), dit)
@@ -413,7 +413,7 @@ def test_the_readme_is_a_program(concept, tmp_path, monkeypatch, format, split):
     "Run as it stands, but for the number of steps; the video is ours."
     concept.export(tmp_path/"e", format, split)
     code, = re.findall(r"```python\n(.*?)```", (tmp_path/"e"/"README.md").read_text(), re.S)
-    asked, load = [], lambda name: asked.append(name) or VideoDiT(stock(), name, replace(concept.dit.recommended, steps=2))
+    asked, load = [], lambda name: asked.append(name) or VideoDiT(stock(), name, replace(concept.dit.defaults, steps=2))
     monkeypatch.chdir(tmp_path/"e")
     with monkeypatch.context() as m:
         m.setattr(VideoDiT, "load", load)

@@ -70,7 +70,7 @@ def test_prior_is_made_once(dit, monkeypatch, frames, t):
 def test_prior_is_the_bases_own_samples(dit):
     prompts = ["a man in a red shirt in a park. he is walking", "a woman on a beach. she is waving"]
     made = prior_examples(dit, True, prompts, n=3, steps=2, guidance=3., seed=4)
-    with torch.no_grad(): own = dit.denoise(dit.noise([5], 1), dit.embed([prompts[1], dit.recommended.negative]), 2, 3.)
+    with torch.no_grad(): own = dit.denoise(dit.noise([5], 1), dit.embed([prompts[1], dit.defaults.negative]), 2, 3.)
     torch.testing.assert_close(made.latents[1:2], own, atol=1e-3, rtol=1e-3)
     for i, p in enumerate([*prompts, prompts[0]]): assert torch.equal(made.texts[i], dit.embed(p))
     assert made.texts[0] is made.texts[2]
@@ -82,7 +82,7 @@ def test_prior_refuses_an_adapter_and_no_prompts(dit, monkeypatch):
     road.new(dit, 2, FEW)
     with pytest.raises(UserError, match="adapter is on it"): prior_examples(dit, True, n=1, steps=1)
     road.off(dit)
-    monkeypatch.setattr(dit.recommended, "prior", ())
+    monkeypatch.setattr(dit.defaults, "prior", ())
     with pytest.raises(UserError, match="needs prompts"): prior_examples(dit, True, n=1, steps=1)
 
 

@@ -41,8 +41,8 @@ def _private(): pass
 
 
 def test_links_out_of_the_site_lead_to_the_repository(root):
-    page = docs.relink("[a](nbs/03_flow.ipynb) [b](LICENSE) [c](https://x.org) `[d](e)`", root)
-    assert page == f"[a](nbs/03_flow.ipynb) [b]({docs.REPOSITORY}LICENSE) [c](https://x.org) `[d](e)`"
+    page = docs.relink("[a](nbs/02_flow.ipynb) [b](LICENSE) [c](https://x.org) `[d](e)`", root)
+    assert page == f"[a](nbs/02_flow.ipynb) [b]({docs.REPOSITORY}LICENSE) [c](https://x.org) `[d](e)`"
 
 
 @pytest.mark.slow
@@ -52,5 +52,5 @@ def test_the_site_builds_without_a_warning(root, tmp_path):
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
     run = subprocess.run(build, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert (tmp_path / "site" / "nbs" / "03_flow" / "index.html").is_file()
+    assert (tmp_path / "site" / "nbs" / "02_flow" / "index.html").is_file()
     shutil.rmtree(tmp_path / "site")

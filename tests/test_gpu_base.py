@@ -66,7 +66,7 @@ def test_everything_by_the_clock_and_on_from_there(base, quick, start, tmp_path,
     assert files == ["autoencoder.png", "log.jsonl", "samples.png", "weights.00", "weights.json"] and all(p.stat().st_size < 16*2**20 for p in out.iterdir())
     run(base, monkeypatch, "unpack", out, tmp_path/"again")
     dit = VideoDiT.load(tmp_path/"again"/"pipeline")
-    assert latent_shape(dit.pipe.vae) == (16, 9, 8, 8) and dit.recommended.num_frames == 17
+    assert latent_shape(dit.pipe.vae) == (16, 9, 8, 8) and dit.defaults.num_frames == 17
     was, now = json.loads((state/"clock.json").read_text()), rows(state/"dit.jsonl")[-1]["step"]
     assert now >= 1 and was["seed"] >= 16 and 1 <= sum(was["minutes"].values()) < 1.5
     run(base, monkeypatch, *arguments(tmp_path, start, 1.8))

@@ -43,7 +43,7 @@ def data(dit, clips):
 def A(dit): return {k: v.detach().clone() for k, v in SharedLoRA(dit, 4, LAYERS).weights.items() if k.endswith(".A")}
 
 def prior(dit, like):
-    return Examples(torch.randn(4, *like.latents.shape[1:], generator=torch.Generator().manual_seed(1)), [dit.embed_once(p) for p in dit.recommended.prior[:4]], [[]]*4)
+    return Examples(torch.randn(4, *like.latents.shape[1:], generator=torch.Generator().manual_seed(1)), [dit.embed_once(p) for p in dit.defaults.prior[:4]], [[]]*4)
 
 def together(dit, A, data, stage, **kwargs):
     "A trained adapter of as many concepts as there are data."

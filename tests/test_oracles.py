@@ -17,11 +17,12 @@ from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, FrameNet, HELD_SEED, 
                                     visible_code, words_of)
 from sas_nb.lab.oracle_training import (degrade, example, oracle_loss, place_loss, Renders, RoundTrips,
                                         train_oracles, train_step)
-from sas_nb.lab.oracles import (auc, held_specs, named_answers, one_person, ORACLE_BARS, Oracles,
-                                proportion, round_trip, score, verification)
+from sas_nb.lab.oracles import (auc, held_specs, named_answers, one_person, ORACLE_BARS, Oracles, round_trip,
+                                score, verification)
 from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.tiny import FPS, TEST_SEED
 from sas_nb.lab.world import random_spec
+from sas_nb.stats import proportion
 
 SEEDS = range(5_000_000, 5_000_048)
 

@@ -17,7 +17,7 @@ from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT, _shared
 from sas_nb.explore import _opened
 from sas_nb.explore.concepts import named_concepts, open_concepts
-from sas_nb.family import Recommended
+from sas_nb.family import GenerationConfig
 from sas_nb.files import UserError
 from sas_nb.hub import lasting_name, model_folder
 from sas_nb.lab.oracles import Oracles
@@ -54,7 +54,7 @@ def test_a_shipped_name_is_shadowed_by_its_own_kind_alone(home, name, holds, fin
 def test_a_run_called_as_the_oracles_or_the_model(home):
     for name in ("oracles", "tiny"): os.mkdir(name)
     Oracles.load("oracles")
-    assert Recommended.read(model_folder("tiny")).num_frames == 17 and lasting_name("tiny") == "tiny"
+    assert GenerationConfig.read(model_folder("tiny")).num_frames == 17 and lasting_name("tiny") == "tiny"
     os.mkdir("other")
     with pytest.raises(UserError, match="could not be loaded"): VideoDiT.load("other")
 

@@ -13,7 +13,7 @@ from sas_nb.counterfactual import redraw
 from sas_nb.data import Examples, StageData
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
-from sas_nb.hub import fingerprint, recommended_for
+from sas_nb.hub import fingerprint, defaults_of
 from sas_nb.learning import learn
 from sas_nb.recipe import Recipe, Run
 
@@ -42,7 +42,7 @@ def clip(): return Clip(torch.rand(5, 3, 32, 32, generator=torch.Generator().man
 def load(folder, dtype=torch.float32):
     "The checkpoint, with fewer sampling steps for its prior than the 50 that Wan recommends."
     dit = VideoDiT.load(folder, device="cpu", dtype=dtype)
-    dit.recommended = replace(dit.recommended, steps=2)
+    dit.defaults = replace(dit.defaults, steps=2)
     return dit
 
 
@@ -83,9 +83,9 @@ def test_every_linear_of_the_real_model_gets_its_adapter(folder):
 # Reading it
 
 def test_recommended_values_are_wans_own(folder):
-    r = VideoDiT.load(folder, device="cpu").recommended
+    r = VideoDiT.load(folder, device="cpu").defaults
     assert (r.height, r.width, r.num_frames, r.fps, r.steps, r.guidance, r.lr) == (480, 832, 81, 16., 50, 5., 1e-4)
-    assert recommended_for(folder) == r
+    assert defaults_of(folder) == r
 
 
 # Wan 2.2, and what else calls itself a WanPipeline
@@ -133,7 +133,7 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch):
         raise OSError("not here")
     monkeypatch.setattr("huggingface_hub.get_session", no_network)
     monkeypatch.setattr("sas_nb.hub._configuration", configuration)
-    assert recommended_for("nobody/nothing").fps == 16
+    assert defaults_of("nobody/nothing").fps == 16
     assert len(asked) == 1 and not read, "the hub's client would try for a minute"
 
 
@@ -152,11 +152,11 @@ SMALLER = dict(height=704, width=1280, num_frames=121, fps=24.)
 def test_the_smaller_wan_22_gets_its_own_values(folder, tmp_path):
     other = edited(folder, tmp_path/"ti2v", index=dict(expand_timesteps=True))
     dit = VideoDiT.load(other, device="cpu")
-    assert vars(dit.recommended) == vars(recommended_for(other)) == vars(recommended_for(folder)) | SMALLER
-    assert vars(VideoDiT(WanPipeline(**parts(folder), expand_timesteps=True)).recommended) == vars(dit.recommended)
-    assert recommended_for(str(other)).fps == 24 and recommended_for(str(folder)).fps == 16
+    assert vars(dit.defaults) == vars(defaults_of(other)) == vars(defaults_of(folder)) | SMALLER
+    assert vars(VideoDiT(WanPipeline(**parts(folder), expand_timesteps=True)).defaults) == vars(dit.defaults)
+    assert defaults_of(str(other)).fps == 24 and defaults_of(str(folder)).fps == 16
     (other/"sas_nb.json").write_text(json.dumps(dict(fps=12.)))
-    assert (recommended_for(other).fps, recommended_for(other).height) == (12., 704), "what the folder says comes first"
+    assert (defaults_of(other).fps, defaults_of(other).height) == (12., 704), "what the folder says comes first"
 
 def test_the_smaller_wan_22_is_computed_as_its_pipeline_does(folder, tmp_path):
     torch.manual_seed(0)
@@ -165,7 +165,7 @@ def test_the_smaller_wan_22_is_computed_as_its_pipeline_does(folder, tmp_path):
     transformer = WanTransformer3DModel(**wan.TRANSFORMER | wan.NARROW["transformer"] | dict(in_channels=48, out_channels=48))
     WanPipeline(**parts(folder) | dict(vae=vae, transformer=transformer), expand_timesteps=True).save_pretrained(tmp_path/"ti2v")
     dit, pipe, size = load(tmp_path/"ti2v"), WanPipeline.from_pretrained(tmp_path/"ti2v"), dict(num_frames=5, height=32, width=32)
-    assert {k: getattr(dit.recommended, k) for k in SMALLER} == SMALLER and dit.encode(torch.rand(1, 5, 3, 32, 32)).shape == (1, 48, 2, 2, 2)
+    assert {k: getattr(dit.defaults, k) for k in SMALLER} == SMALLER and dit.encode(torch.rand(1, 5, 3, 32, 32)).shape == (1, 48, 2, 2, 2)
     pipe.set_progress_bar_config(disable=True)
     stock = pipe(prompt="a man", negative_prompt="", num_inference_steps=2, guidance_scale=3., latents=dit.noise([0], 5, 32, 32), output_type="pt", **size).frames[0]
     torch.testing.assert_close(dit.sample("a man", steps=2, guidance=3., **size).frames, stock, atol=1e-4, rtol=0)
@@ -299,7 +299,7 @@ def test_a_clip_is_redrawn_by_the_difference_of_its_words(folder, monkeypatch, s
     "Where every prompt has one clip that the velocity leads to, straight, only the difference of the two clips is added, whatever the noise; and times the guidance."
     dit = load(folder)
     dit.pipe.scheduler = scheduler.from_config(dit.pipe.scheduler.config)
-    clean, ends = dit.noise([0], **SIZE), dict(zip(("a man", "a woman", dit.recommended.negative), dit.noise([1, 2, 3], **SIZE)))
+    clean, ends = dit.noise([0], **SIZE), dict(zip(("a man", "a woman", dit.defaults.negative), dit.noise([1, 2, 3], **SIZE)))
     texts = {k: dit.embed(k)[0] for k in ends}
     far = lambda a, b: float((a[:len(b)]-b[:len(a)]).square().mean()) # one may be padded
     def straight(x, t, text):

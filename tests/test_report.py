@@ -9,12 +9,12 @@ from sas_nb.dit import VideoDiT
 from sas_nb.files import read_about, UserError
 from sas_nb.lab import report as module
 from sas_nb.lab.oracle_nets import HELD_SEED, LABELS, words_of
-from sas_nb.lab.report import (BARS, card_markdown, exchanged, generate, load_strip, marks, median_of,
-                               nearest, phrases, question, recall, renders_of, report_card,
-                               REPORT_SEED, save_strip, second_difference, seen, thumbs, trained_on,
-                               verdict_sheet, verdicts)
+from sas_nb.lab.report import (BARS, card_markdown, exchanged, generate, load_strip, marks, nearest, phrases,
+                               question, recall, renders_of, report_card, REPORT_SEED, save_strip,
+                               second_difference, seen, thumbs, trained_on, verdict_sheet, verdicts)
 from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.world import random_spec
+from sas_nb.stats import median_of
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def card(tmp_path_factory):
 def test_card_and_files(card):
     card, out = card
     assert read_about(out/"report.json") == card
-    assert card["n"] == 3 and card["guidance"] == VideoDiT.load("tiny", "cpu").recommended.guidance and set(card["attributes"]) <= {*LABELS, "dancing"}
+    assert card["n"] == 3 and card["guidance"] == VideoDiT.load("tiny", "cpu").defaults.guidance and set(card["attributes"]) <= {*LABELS, "dancing"}
     assert Image.open(out/"sheet.png").size == (10*132, 148)
     assert len(list(out.glob("samples/*/*.png"))) == 3
 

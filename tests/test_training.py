@@ -732,8 +732,8 @@ def test_the_log_is_cut_back_and_keeps_the_other_stage(tmp_path):
 
 @pytest.mark.parametrize("stage, suffix", [("appearance", "png"), ("motion", "mp4")])
 def test_samples_are_written_and_change_nothing(tmp_path, monkeypatch, dit, stage, suffix):
-    monkeypatch.setattr(dit.recommended, "steps", 1)
-    monkeypatch.setattr(dit.recommended, "num_frames", 5)
+    monkeypatch.setattr(dit.defaults, "steps", 1)
+    monkeypatch.setattr(dit.defaults, "num_frames", 5)
     plain = trainer(stage)
     plain.fit()
     seen = trainer(stage, settings=dict(sample_every=1), out=tmp_path, prompt=FULL)

@@ -125,7 +125,7 @@ class Studio:
         self.atlas = _comparable(opened)
         self.maps = {part: _map(self.atlas, part) for part in PARTS}
         self.dit = next(iter(opened.values())).base()
-        self.steps = checked_steps(self.dit.recommended.steps if steps is None else steps)
+        self.steps = checked_steps(self.dit.defaults.steps if steps is None else steps)
         self.preview = checked_steps(preview)
         self.most = whole_number(most, "most", 1, 10**6)
         self.sampling = dict(guidance=guidance, **size)

@@ -225,7 +225,7 @@ def report_card(model:str|Path="tiny",   # what `VideoDiT.load` takes: a model o
     check_place(out, _REPORT["names"], **_REPORT)
     dit = VideoDiT.load(model)
     asked = [question(seed+i) for i in range(n)]
-    guidance = dit.recommended.guidance if guidance is None else guidance
+    guidance = dit.defaults.guidance if guidance is None else guidance
     folder = expanded(out)/"samples"/f"{maker_fingerprint(dit)}-g{guidance:g}-s{steps}"
     samples = generate(dit, asked, folder, steps, guidance, batch, progress)
     marked, rows = _judged(dit, samples, asked, references)
