@@ -10,12 +10,10 @@ from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo, zoo_folder
 from sas_nb.answers import draw_run, log_of
-from sas_nb.cache import cache_folder, cached, data_path, named_folder
-from sas_nb.cli import _log
+from sas_nb.cache import cache_folder, cached, data_path
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT, _shared
-from sas_nb.explore import _opened
 from sas_nb.explore.concepts import named_concepts, open_concepts
 from sas_nb.family import GenerationConfig
 from sas_nb.files import UserError
@@ -24,8 +22,7 @@ from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.published import clip_encoder, dino_encoder
 from sas_nb.lab.zoo import save_zoo
 from sas_nb.learning import learn
-from sas_nb.recipe import Run, Recipe
-from sas_nb.sheet import _pictures
+from sas_nb.recipe import Run
 from sas_nb.video import preflight
 
 

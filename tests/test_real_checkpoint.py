@@ -5,17 +5,17 @@ import pytest, torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 import road
 import wan_folder as wan
-from sas_nb import cli, hub, checkpoint
+from sas_nb import hub, checkpoint
 from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.counterfactual import redraw
-from sas_nb.data import Examples, StageData
+from sas_nb.data import Examples
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint, defaults_of
 from sas_nb.learning import learn
-from sas_nb.recipe import Recipe, Run
+from sas_nb.recipe import Run
 
 APPEARANCE, MOTION = "a [v] man in a red shirt in the park", "he is [u] dancing"
 SIZE = dict(num_frames=5, height=32, width=32)

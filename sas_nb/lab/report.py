@@ -198,7 +198,7 @@ def _judged(dit, samples, asked, references):
     "Marks, flicker and recall of samples (N, T, 3, H, W) uint8, and the verdict on each."
     oracles = Oracles.load("oracles")
     real = renders_of([q.spec for q in asked])
-    trips = torch.cat([round_trip(dit.pipe.vae, b) for b in real.split(8)])
+    trips = torch.cat([round_trip(dit.vae, b) for b in real.split(8)])
     answers = seen(oracles, samples)
     rows = verdicts(answers, asked)
     attributes = marks(rows, verdicts(seen(oracles, real), asked))
