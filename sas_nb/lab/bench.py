@@ -15,7 +15,7 @@ import csv, hashlib, json, re, time
 import numpy as np, torch
 from tqdm.auto import tqdm
 from ..concept import Concept
-from ..dit import split_placeholders, VideoDiT
+from ..dit import VideoDiT
 from ..files import expanded, UserError
 from ..flow import interpolate, loss_per_sample, velocity_target
 from ..hub import fingerprint, maker_fingerprint
