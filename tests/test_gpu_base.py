@@ -117,7 +117,7 @@ def test_the_script_needs_no_video_reader(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
 
 def test_drawn_clips_are_what_the_world_draws_and_each_is_used_as_often_as_asked(base):
-    from sas_nb import world
+    from sas_nb.lab import draw as world
     drawing = base.Drawing(world, 2, 100, focus=True, slots=4)
     try:
         ring = base.Ring(drawing, 8, torch.device("cpu"), uses=3, first=6)

@@ -3,7 +3,7 @@ import copy, json
 import numpy as np, pytest, torch
 from diffusers import WanPipeline
 from torch.nn import functional as F
-from sas_nb import world
+from sas_nb.lab import draw as world
 from sas_nb.cache import data_path
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import channels_last, in_two_pieces

@@ -63,6 +63,22 @@ def test_a_judge_imports_no_training_of_what_it_judges(rooms):
     assert judges and not {m: i for m, i in found.items() if i}
 
 
+BORROWED = ["mkldnn_convolution", "WanResample", "feat_cache", "unpatchify", "torch.ops."]
+PRIVATE = re.compile(r"\b(?:torch|diffusers|wan_vae)(?:\.\w+)*\._[a-z]\w*")  # what torch or diffusers keep to themselves
+
+
+def borrowed(code):
+    "Names of others' internals in a module's code."
+    return [name for name in BORROWED if name in code] + PRIVATE.findall(code)
+
+
+def test_every_borrowed_internal_is_named_in_fast_alone(root, rooms):
+    found = {m: borrowed((root / "sas_nb" / f"{m.replace('.', '/')}.py").read_text(encoding="utf-8")) for m in rooms
+             if (root / "sas_nb" / f"{m.replace('.', '/')}.py").is_file()}
+    assert {"mkldnn_convolution", "WanResample", "feat_cache", "torch.ops."} <= set(found.pop("fast"))
+    assert not {m: names for m, names in found.items() if names}
+
+
 @pytest.mark.parametrize("name", NO_BRUSH)
 def test_what_does_not_draw_needs_no_drawing_library(rooms, name):
     brings = at_import(rooms, name)
