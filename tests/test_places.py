@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest, road, torch
 from safetensors.torch import load_file, save_file
 
-from sas_nb import concept as concept_module
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo, zoo_folder
@@ -14,8 +13,7 @@ from sas_nb.answers import draw_run, log_of
 from sas_nb.cache import cache_folder, cached, data_path, named_folder
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
-from sas_nb.dit import VideoDiT
-from sas_nb.explore import _opened
+from sas_nb.dit import _shared, VideoDiT
 from sas_nb.explore.concepts import named_concepts, open_concepts
 from sas_nb.explore.renderer import Studio
 from sas_nb.family import Recommended
@@ -27,7 +25,6 @@ from sas_nb.lab.zoo import save_zoo
 from sas_nb.learning import learn
 from sas_nb.recipe import Run
 from sas_nb.video import preflight
-from sas_nb.world_large import _named
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def test_a_concept_goes_from_one_precision_to_another(folder, clip, trained, use
     for name in (there.weights_names()[0], fingerprint(there.transformer)): # as it is now, and as earlier versions noted it
         wear(name)
     with torch.no_grad(): here.transformer.patch_embedding.weight.mul_(2)
-    here.__dict__.pop("_prints", None)
+    del here.prints
     with pytest.raises(UserError, match="another base"): wear(there.weights_names()[0])
 
 def test_another_base_is_another_run(folder, tmp_path):
