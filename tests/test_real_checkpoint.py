@@ -10,7 +10,7 @@ from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.counterfactual import redraw
-from sas_nb.data import Examples, StageData
+from sas_nb.data import Examples
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint, recommended_for
