@@ -13,7 +13,7 @@ from sas_nb.answers import draw_run, log_of
 from sas_nb.cache import cache_folder, cached, data_path
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
-from sas_nb.dit import VideoDiT, _shared
+from sas_nb.dit import _shared, VideoDiT
 from sas_nb.explore.concepts import named_concepts, open_concepts
 from sas_nb.family import GenerationConfig
 from sas_nb.files import UserError
