@@ -10,7 +10,6 @@ __all__ = ['RECIPES', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Named', 'Sett
 # %% ../nbs/parts/options.ipynb #e0088577
 import ast
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .files import expanded, real_number, UserError

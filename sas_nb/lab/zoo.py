@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from safetensors.torch import save as to_bytes
-from ..atlas.places import unpacked
 from ..concept import Concept
 from ..concept_file import as_json
 from ..files import expanded, UserError
