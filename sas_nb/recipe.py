@@ -55,6 +55,7 @@ _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), counterfa
              self_conditioning=(0, 1), token_lr=(0, 10), token_init=(0, 100), clip_norm=(0, 1e9),
              weight_decay=(0, 10), shift=(1e-3, 1e3), lr_factor=(1e-6, 1e6))
 _CHOICES = dict(name=("appearance", "motion"), times=("uniform", "logit_normal"))
+_CHOICES |= dict.fromkeys(("rescale", "frozen", "full_caption", "bf16", "compile"), (True, False))
 
 def _checked(s:Stage)->dict:
     "Values that differ from what was given only in type. Raises `UserError`."
@@ -64,7 +65,7 @@ def _checked(s:Stage)->dict:
     if s.lr is not None: real["lr"] = real_number(s.lr, "lr", 1e-12, 10, "the paper's is 1e-4")
     # a run is known by what was given: only what is no number of Python's is changed
     changed = {k: v for k, v in real.items() if not isinstance(getattr(s, k), (int, float))}
-    return whole | changed | dict(betas=tuple(s.betas), seed=checked_seed(s.seed))
+    return whole | changed | dict(betas=_betas(s.betas), seed=checked_seed(s.seed))
 
 # %% ../nbs/parts/recipe.ipynb #8478d875
 def _check_choice(name, value, choices):
@@ -72,13 +73,22 @@ def _check_choice(name, value, choices):
         known = " or ".join(map(repr, choices))
         raise UserError(f"{name} is {value!r}, and must be {known}: correct it in the recipe.")
 
+def _betas(betas)->tuple:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise UserError(f"betas is {betas!r}, and must be two numbers: the paper's are .9 and .99.")
+    return tuple(real_number(b, "betas", 0, .9999999) for b in betas)
+
 # %% ../nbs/parts/recipe.ipynb #36ae6cd1
 @dataclass(frozen=True)
 class Sampling:
-    "How a concept of a recipe is sampled."
+    "How a concept of a recipe is sampled. Raises `UserError` for a number that cannot be."
     guidance_factor:float=1. # of the base's own guidance
     negative_scale:float=1.  # of the concept on guidance's negative side; 1 is ordinary guidance
+    def __post_init__(self):
+        real_number(self.guidance_factor, "guidance_factor", 0, 1000)
+        real_number(self.negative_scale, "negative_scale", 0, 1, "1 is ordinary guidance")
 
+# %% ../nbs/parts/recipe.ipynb #557e8a95
 @dataclass(frozen=True)
 class Recipe:
     """All that decides what comes out of a training, beside clip, prompts and base. `default`, `paper` and
@@ -179,13 +189,18 @@ def from_dict(cls:Recipe, given:dict)->Recipe:
     "What `to_dict` wrote. Raises `UserError` for something missing or unknown."
     start = cls.paper()
     parts = {k: v for k, v in given.items() if k not in ("stage1", "stage2", "sampling")}
-    if missing := [
-        f"{s}.{f.name}" for s in ("stage1", "stage2") for f in fields(Stage) if f.name not in given.get(s, {})
-    ]:
-        raise UserError(f"The recipe does not say {missing[0]}: add it, or take one that sas_nb wrote.")
+    for s in ("stage1", "stage2"): _check_whole(s, given.get(s))
     if (prompts := parts.get("prior_prompts")) is not None: parts["prior_prompts"] = tuple(prompts)
     nested = {k: given[k] for k in ("stage1", "stage2", "sampling") if k in given}
     return replace(start.with_(**nested, **parts), name=str(given.get("name", "from a file")))
+
+# %% ../nbs/parts/recipe.ipynb #f1600357
+def _check_whole(name:str, stage):
+    "Raise `UserError` for what a stage of a file does not say."
+    numbers = stage if isinstance(stage, dict) else {}
+    missing = next((f.name for f in fields(Stage) if f.name not in numbers), None)
+    if missing:
+        raise UserError(f"The recipe does not say {name}.{missing}: add it, or take one that sas_nb wrote.")
 
 # %% ../nbs/parts/recipe.ipynb #dd8e30cf
 @patch

@@ -446,7 +446,7 @@ def train(
     state: Annotated[Path, typer.Option(help="Checkpoints; the same folder goes on.")] = Path("out/base"),
     out: Annotated[Path | None, typer.Option(help="For log, pictures and shards of the weights.")] = None,
     start: Annotated[Path | None, typer.Option(help="A folder with an autoencoder, or a pipeline.")] = None,
-    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.world_large",
+    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw_large",
     shape: Annotated[str, typer.Option(help="Configuration of a new autoencoder, without --start.")] = SHAPE,
     share: Annotated[float, typer.Option(help="Of the time, for the autoencoder.")] = .5,
     limit: Annotated[float, typer.Option(help="Minutes after which this piece just ends; 0: never.")] = 0,
@@ -508,7 +508,7 @@ def _compile_ahead(run: Run):
 
 @app.command(hidden=True)
 def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = None,
-          world: str = "sas_nb.world_large", shape: str = SHAPE,
+          world: str = "sas_nb.lab.draw_large", shape: str = SHAPE,
           encoder_dim: int | None = None, decoder_dim: int | None = None):
     "Compile what `train` needs after its first crops: the pass over whole clips, and the DiT's step."
     device = best_device()

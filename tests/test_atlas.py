@@ -398,7 +398,7 @@ from sas_nb.atlas.geometry import Atlas
 atlas = Atlas(sys.argv[1])
 scores = atlas.pca().scores
 mixed = atlas.interpolate(0, 1, .25).save(sys.argv[2])
-drawn = [m for m in ("skia", "matplotlib", "sas_nb.world", "sas_nb.metrics") if m in sys.modules]
+drawn = [m for m in ("skia", "matplotlib", "sas_nb.lab.draw", "sas_nb.lab.metrics") if m in sys.modules]
 print(len(atlas), scores.shape, drawn)
 """
 

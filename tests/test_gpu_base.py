@@ -29,7 +29,7 @@ def start(tmp_path_factory):
 def arguments(tmp_path, start, minutes, **sizes):
     given = [word for name, value in {**SIZES, **sizes}.items() for word in ("--set", f"{name}={value}")]
     return ["train", "--cpu", "--minutes", str(minutes), "--state", str(tmp_path/"state"), "--out", str(tmp_path/"out"),
-            "--start", str(start), "--world", "sas_nb.world", *given]
+            "--start", str(start), "--world", "sas_nb.lab.draw", *given]
 
 def rows(path): return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -47,7 +47,7 @@ def picture(source): return new_code_cell(source, outputs=[new_output("display_d
 
 
 def test_a_good_notebook_passes(nbs):
-    assert lint(save(nbs / "02_flow.ipynb", cells(picture("#| fig-alt: A line\nplot()")))) == []
+    assert lint(save(nbs / "03_flow.ipynb", cells(picture("#| fig-alt: A line\nplot()")))) == []
 
 
 @pytest.mark.parametrize("bad, says", [
@@ -71,8 +71,8 @@ def test_a_good_notebook_passes(nbs):
     (cells(new_code_cell("#| fig-alt: A line", outputs=[new_output("display_data", {"image/png": PNG, "image/jpeg": PNG})])), "picture twice"),
 ])
 def test_lint_says_what_is_wrong_and_where(nbs, bad, says):
-    problems = lint(save(nbs / "02_flow.ipynb", bad))
-    assert len(problems) == 1 and says in problems[0] and "02_flow.ipynb" in problems[0]
+    problems = lint(save(nbs / "03_flow.ipynb", bad))
+    assert len(problems) == 1 and says in problems[0] and "03_flow.ipynb" in problems[0]
 
 
 @pytest.mark.parametrize("source", [
@@ -81,7 +81,7 @@ def test_lint_says_what_is_wrong_and_where(nbs, bad, says):
     "#| export\nimport os\nclass A:\n    'A doc.'\n" + "    x: int = 0\n" * 20 + "    def f(self):\n        'A doc.'\n",
 ])
 def test_what_belongs_together_is_let_be(nbs, source):
-    assert lint(save(nbs / "02_flow.ipynb", cells(new_code_cell(source), new_code_cell("x\n" * 20)))) == []
+    assert lint(save(nbs / "03_flow.ipynb", cells(new_code_cell(source), new_code_cell("x\n" * 20)))) == []
 
 
 @pytest.mark.parametrize("place, module, exercises", [
@@ -96,14 +96,14 @@ def test_notebooks_of_parts_and_wings(nbs, place, module, exercises):
 
 
 def test_lessons_have_their_numbers_to_themselves(nbs):
-    save(nbs / "02_flow.ipynb", cells())
-    assert "also that of 02_flow" in lint(save(nbs / "03_other.ipynb", [cells()[0], cells()[-1]]))[0]
+    save(nbs / "03_flow.ipynb", cells())
+    assert "also that of 03_flow" in lint(save(nbs / "03_other.ipynb", [cells()[0], cells()[-1]]))[0]
 
 
 def test_long_modules_are_told(nbs):
     (nbs / "sas_nb").mkdir()
     (nbs / "sas_nb" / "flow.py").write_text("x = 1\n" * 301)
-    assert "301 lines" in lint(save(nbs / "02_flow.ipynb", cells()))[0]
+    assert "301 lines" in lint(save(nbs / "03_flow.ipynb", cells()))[0]
 
 
 def test_the_exempt_still_fail(root):
@@ -124,9 +124,9 @@ def test_exceptions_from_ruff_are_needed(root):
 
 def test_lint_of_whole_files(nbs):
     (nbs / "tutorials").mkdir()
-    assert "widgets" in lint(save(nbs / "02_flow.ipynb", cells(), widgets={}))[0]
+    assert "widgets" in lint(save(nbs / "03_flow.ipynb", cells(), widgets={}))[0]
     assert "only lessons" in lint(save(nbs / "tutorials" / "train.ipynb", cells()))[0]
-    assert "over 200 KB" in lint(save(nbs / "02_flow.ipynb", cells(new_markdown_cell("a" * 204_800))))[0]
+    assert "over 200 KB" in lint(save(nbs / "03_flow.ipynb", cells(new_markdown_cell("a" * 204_800))))[0]
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
@@ -138,7 +138,7 @@ def test_no_picture_is_saved_twice(path):
 def test_strip_takes_second_pictures_and_widgets_and_nothing_else(nbs):
     twice = new_code_cell("#| fig-alt: A line\nplot()", outputs=[new_output("display_data", {"image/png": PNG, "image/jpeg": PNG, "text/plain": "<Ünïcode>"})])
     only = new_code_cell("#| fig-alt: A photo\nphoto()", outputs=[new_output("display_data", {"image/jpeg": PNG})])
-    path = save(nbs / "02_flow.ipynb", cells(twice, only), widgets={})
+    path = save(nbs / "03_flow.ipynb", cells(twice, only), widgets={})
     assert strip.strip_file(path) and lint(path) == []
     kept = [set(o.data) for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
     assert kept == [{"image/png", "text/plain"}, {"image/jpeg"}]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from diffusers import AutoencoderKLWan
 from ..fast import best_device, channels_last, mixed_precision
-from . import world
+from . import draw as world
 from .optim import continue_log, load_state, log_row, optimizers, own_seeds, Training
 from .tiny import (autoencoder_passes, decode, encode, FPS, load_autoencoder, TEST_SEED,
                              tiny_autoencoder, to_signed, training_spec, wider)
@@ -35,7 +35,7 @@ def pixels(spec, world=world)->Tensor: # (3, 17, 64, 64) uint8
 
 class Clips(IterableDataset):
     """Endless rendered clips, each with its seed: uint8 (3, 17, 64, 64); and with what `say(spec, seed)` says
-    of it, if given. Workers take turns with the seeds. `world` is a module such as `sas_nb.world`."""
+    of it, if given. Workers take turns with the seeds. `world` is a module such as `sas_nb.lab.draw`."""
     def __init__(self, seed:int=0, say=None, world=world): self.seed, self.say, self.world = seed, say, world
 
     def __iter__(self):

@@ -11,13 +11,13 @@ __all__ = ['render_array', 'render', 'truth', 'CAMERAS', 'CHANNELS', 'COLOURS', 
 # %% ../../nbs/lab/05_draw.ipynb #cd728c2f
 # ruff: noqa: F401, for the module shows names that it does not use
 import math
-import numpy as np, skia
+import numpy as np
 from ..clip import Clip
 from .gaits import CHANNELS, JOINTS, Gait
 from .specs import (CAMERAS, COLOURS, HATS, HELD, HELDOUT, KINDS, LIGHTS, MOTIONS, SCENES, THINGS,
                               Caption, Thing, attributes, caption, edit, in_picture, random_thing, vocabulary)
 from .paint import (back_to_front, below, box, clip_of, clock, disc, fir, line, masks, mix, oval,
-                              paint, poly, recorded, round_tree, sky, stage_on)
+                              paint, poly, recorded, round_tree, skia, sky, stage_on)
 from .world import (GROUND, IDENTITY, NAMED, Person, Spec, Truth, heldout_spec, joints, random_gait,
                               random_person, random_spec)
 from .figures import draw_person

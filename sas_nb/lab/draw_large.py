@@ -11,12 +11,12 @@ __all__ = ['render_array', 'render', 'truth', 'CAMERAS', 'CHANNELS', 'COLOURS', 
 # %% ../../nbs/lab/10_draw_large.ipynb #111c2680
 # ruff: noqa: F401, for the module shows names that it does not use
 from contextlib import contextmanager
-import numpy as np, skia
+import numpy as np
 from ..clip import Clip
 from .gaits import CHANNELS, JOINTS, Gait
 from .specs import (CAMERAS, COLOURS, HATS, HELD, HELDOUT, KINDS, LIGHTS, MOTIONS, SCENES, THINGS,
                               Caption, Thing, attributes, caption, edit, in_picture, random_thing, vocabulary)
-from .paint import back_to_front, clip_of, masks, recorded, stage_on
+from .paint import skia, back_to_front, clip_of, masks, recorded, stage_on
 from .world_large import (GROUND, IDENTITY, NAMED, Person, Spec, Truth, head_boxes, heldout_spec,
                                     joints, random_gait, random_identity, random_person, random_spec)
 from .figures_large import draw_person, figure_of

@@ -8,10 +8,10 @@ __all__ = ['figure_of', 'draw_person']
 # %% ../../nbs/lab/09_figures_large.ipynb #aac56868
 from collections import namedtuple
 import math
-import numpy as np, skia
+import numpy as np
 from .gaits import JOINTS
 from .specs import COLOURS
-from .paint import disc, dome, line, mix, oval, paint, points, poly, recorded, turned, wave
+from .paint import skia, disc, dome, line, mix, oval, paint, points, poly, recorded, turned, wave
 from .world_large import PATTERNS, SLEEVES, body_of, choice, identity_of
 from .heads_large import head_pictures, light_of, skin_of
 

@@ -7,8 +7,7 @@ __all__ = ['skin_of', 'light_of', 'head_pictures']
 
 # %% ../../nbs/lab/08_heads_large.ipynb #51281a85
 import math
-import skia
-from .paint import (bowl, box, curve, disc, dome, line, mix, oval, paint, poly, recorded, rounded,
+from .paint import (bowl, box, curve, disc, dome, line, mix, oval, paint, poly, recorded, rounded, skia,
                               strokes)
 from .world_large import BEARDS, CHEEKS, CUTS, DYES, GLASSES, choice, head_width, identity_of
 

@@ -18,7 +18,7 @@ from transformers import UMT5EncoderModel
 from fastcore.basics import patch
 from ..fast import best_device, mixed_precision
 from ..flow import interpolate, sample_times, velocity_target
-from . import world
+from . import draw as world
 from .autoencoder import Clips
 from .optim import adam, continue_log, log_row, optimizers, running_averages, Training
 from .tiny import (encode, ids_of, latent_shape, LONGEST, read, ship, tiny_pipeline, to_signed,

@@ -9,7 +9,6 @@ __all__ = ['clip_encoder', 'dino_encoder', 'arcface_encoder', 'text_alignment', 
 # %% ../../nbs/lab/21_published.ipynb #7556ecef
 from collections.abc import Callable
 from pathlib import Path
-import os
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,7 +48,6 @@ def _prepare(x, config):
 def _checkpoint(name, kind, device):
     "A frozen model and the settings of its image processor."
     from transformers.image_processing_base import ImageProcessingMixin
-    name = os.path.expanduser(name)
     try:
         model = kind.from_pretrained(name)
         config, _ = ImageProcessingMixin.get_image_processor_dict(name)
@@ -71,8 +69,9 @@ def clip_encoder(name:str|Path="openai/clip-vit-large-patch14", # Hub name or fo
     """CLIP as two encoders, for CLIP-I, C-T and TC. Prompts beyond the model's 77 tokens are cut. Raises
     `UserError`."""
     from transformers import AutoTokenizer, CLIPModel
+    name = expanded(name).as_posix()
     model, config = _checkpoint(name, CLIPModel, device)
-    tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(name))
+    tokenizer = AutoTokenizer.from_pretrained(name)
     cut = dict(padding=True, truncation=True, max_length=model.config.text_config.max_position_embeddings)
     def text(prompts):
         tokens = tokenizer(list(prompts), return_tensors="pt", **cut).to(model.device)
@@ -89,6 +88,7 @@ def dino_encoder(name:str|Path="facebook/dinov2-base", # Hub name or folder; "fa
     """DINO or DINOv2: the class token of the last layer, for DINO-I and `subject_consistency`. Raises
     `UserError`."""
     from transformers import AutoModel
+    name = expanded(name).as_posix()
     model, config = _checkpoint(name, AutoModel, device)
     return _batched(model, config, lambda x: model(pixel_values=x).last_hidden_state[:, 0], batch)
 

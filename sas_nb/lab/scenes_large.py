@@ -7,8 +7,8 @@ __all__ = ['draw_backdrop', 'draw_thing']
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #662aa8a5
 import math
-import numpy as np, skia
-from .paint import (below, box, clock, curve, disc, fir, line, mix, oval, paint, poly,
+import numpy as np
+from .paint import (skia, below, box, clock, curve, disc, fir, line, mix, oval, paint, poly,
                               round_tree, sky)
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #10f91d25

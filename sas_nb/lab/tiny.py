@@ -18,7 +18,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast, T5Tokenizer, UMT5Config, UMT5EncoderModel
 from ..fast import MatmulAttention, OnePad, WholeClip
 from ..files import UserError
-from . import world
+from . import draw as world
 from ..prompt import PLACEHOLDERS
 from ..writing import atomic
 
