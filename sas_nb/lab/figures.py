@@ -9,7 +9,8 @@ __all__ = ['draw_person']
 import math
 from .gaits import JOINTS
 from .specs import COLOURS
-from .paint import skia, box, disc, dome, line, mix, oval, paint, poly, rounded, strokes, turned, wave
+from .paint import (box, disc, dome, line, mix, oval, paint, poly, rounded, skia, strokes, turned,
+                              wave)
 from .world import body_of, identity_of
 
 # %% ../../nbs/lab/04_figures.ipynb #db04ad8a

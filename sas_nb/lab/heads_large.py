@@ -7,8 +7,8 @@ __all__ = ['skin_of', 'light_of', 'head_pictures']
 
 # %% ../../nbs/lab/08_heads_large.ipynb #51281a85
 import math
-from .paint import (bowl, box, curve, disc, dome, line, mix, oval, paint, poly, recorded, rounded, skia,
-                              strokes)
+from .paint import (bowl, box, curve, disc, dome, line, mix, oval, paint, poly, recorded, rounded,
+                              skia, strokes)
 from .world_large import BEARDS, CHEEKS, CUTS, DYES, GLASSES, choice, head_width, identity_of
 
 # %% ../../nbs/lab/08_heads_large.ipynb #c6c2a185
