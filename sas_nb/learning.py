@@ -107,6 +107,7 @@ def concept_place(out:Path, i:int, n:int)->Path:
 # %% ../nbs/09_learning.ipynb #f22187a7
 def _over(basis, recipe)->tuple[Recipe, dict|None]:
     "A given basis decides the rank, and a concept's also the layers."
+    if isinstance(recipe, str): recipe = Recipe.named(recipe)
     if basis is None: return recipe, None
     if isinstance(basis, Concept):
         recipe = recipe.with_(layers=basis.info["layers"])
@@ -120,7 +121,7 @@ def _learn(dit, clips, prompts, recipe, run, A, data=None)->list[Concept]:
         data = data or build(dit, clips, prompts, recipe, run.progress)
         adapter = _adapter(dit, recipe, len(clips), A)
         if run.free_encoders: dit.free("vae", "text_encoder")
-        with adapter.attached(): # appearance: A, B1 and [v]; motion: B2 and [u]
+        with adapter.attached(): # appearance: A (unless given), B1, [v]; motion: B2, [u]
             history = {s.name: Trainer(dit, adapter, data[s.name], s, run).fit() for s in recipe.stages}
         of = zip(range(len(clips)), clips, prompts)
         concepts = [Concept.of(adapter, i, clip, words, recipe, history) for i, clip, words in of]
