@@ -32,7 +32,7 @@ explore: $(VENV)/.stamp-explore ## open the page with maps and sliders over the 
 
 test: check ## run every notebook and every test, and try the wheel in a clean environment
 	OMP_NUM_THREADS=1 $(VENV)/bin/nbdev-test --n-workers $(JOBS) --timing
-	$(PY) -m pytest -n $(JOBS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.stamp-dev ## the quick checks: lint, metadata, clean notebooks, notebooks and library in step
 	$(PY) -m ruff check --quiet

@@ -43,7 +43,7 @@ def free_port():
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module") # closed before another file opens its own: one at a time in a process
 def chromium():
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
