@@ -79,7 +79,12 @@ def measure(explorer: Explorer, positions: int) -> dict[str, list[float]]:
     return found
 
 
-def main(concepts: Annotated[list[Path], typer.Argument(help="Folders of concepts; made up when not given.")] = None, threads: int = 2, positions: int = 15, out: Path = Path("out/bench_explore.json")):
+def main(
+    concepts: Annotated[list[Path], typer.Argument(help="Folders of concepts, else made-up ones.")] = None,
+    threads: int = 2,
+    positions: int = 15,
+    out: Path = Path("out/bench_explore.json"),
+):
     torch.set_num_threads(threads)
     load = os.getloadavg()[0]
     explorer = Explorer(Studio(concepts or made_up()), faces=0)
