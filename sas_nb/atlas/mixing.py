@@ -15,6 +15,7 @@ from .geometry import Atlas, layers_of, share_a
 from .members import CONCEPT_PARTS, Lora, LORA_PARTS, Member
 from .probes import Direction
 from ..concept import Concept
+from ..counterfactual import about
 from ..files import UserError
 from ..lowrank import canonical, recompress
 
@@ -58,7 +59,8 @@ def _mixed_tokens(states, a, m)->dict[str, Tensor]:
 
 def _motion_prompt(look, motion:str)->str:
     """The movement in words that suit who is seen: 'he is dancing' becomes 'she is dancing' for a woman's
-    look."""
+    look, and 'it is dancing' for a thing's."""
+    motion = about(look["info"]["appearance"], motion)
     pronoun = look["info"]["motion"].split(" ")[0]
     first, *rest = motion.split(" ")
     return " ".join([pronoun, *rest]) if {pronoun, first} <= {"he", "she", "it", "they"} else motion
