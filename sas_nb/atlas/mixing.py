@@ -60,8 +60,10 @@ def _mixed_tokens(states, a, m)->dict[str, Tensor]:
 def _motion_prompt(look, motion:str)->str:
     """The movement in words that suit who is seen: 'he is dancing' becomes 'she is dancing' for a woman's
     look, and 'it is dancing' for a thing's."""
+    own = look["info"]["motion"]
+    if motion == own: return own
     motion = about(look["info"]["appearance"], motion)
-    pronoun = look["info"]["motion"].split(" ")[0]
+    pronoun = own.split(" ")[0]
     first, *rest = motion.split(" ")
     return " ".join([pronoun, *rest]) if {pronoun, first} <= {"he", "she", "it", "they"} else motion
 
