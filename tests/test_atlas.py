@@ -453,7 +453,7 @@ def test_wishes_that_cannot_be(atlas, people, tmp_path):
     clip = Clip(torch.zeros(5, 3, 64, 64), 12)
     for wish, say in ((lambda: atlas.pca("style"), "no part 'style'"), (lambda: loras.pca("motion"), "does not say"), (lambda: atlas.index("nobody"), "no member"), (lambda: atlas.index(24), "no member"),
                       (lambda: atlas.decode([0]*99), "at most"), (lambda: atlas.decode([1], motion=[1]), "not both"), (lambda: atlas.mix([1, 2]), "one finite weight"), (lambda: atlas.axis(0), "no component"),
-                      (lambda: loras.interpolate(0, 1, .1, .9), "moved together"), (lambda: loras.project_onto(), "does not say"), (lambda: loras.invert(clip, ("a [v] man", "he is [u] dancing")), "one shared A1"),
+                      (lambda: loras.interpolate(0, 1, .1, .9), "moved together"), (lambda: loras.project_onto(), "does not say"), (lambda: loras.invert(clip, ("a [v] man", "he is [u] dancing")), "one shared A"),
                       (lambda: atlas.plot_map(x=99), "components"), (lambda: atlas.locate(tmp_path/"0.safetensors"), "not of one kind")):
         with pytest.raises(UserError, match=say): wish()
 
