@@ -7,18 +7,18 @@ config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 suffix = "_requirements"
 extras = {k.removesuffix(suffix): v.split() for k, v in cfg.items() if k.endswith(suffix)}
-extras["all"] = sorted({line for name, lines in extras.items() if name not in ("dev", "docs") for line in lines})
+extras["all"] = sorted(
+    {line for name, lines in extras.items() if name not in ("dev", "docs") for line in lines}
+)
 
 setup(
     description=cfg["description"],
     author=cfg["author"],
     keywords=cfg["keywords"].split(),
     classifiers=[
-        "Development Status :: 4 - Beta",
-        "Framework :: Jupyter",
-        "Intended Audience :: Science/Research",
+        "Development Status :: 4 - Beta", "Framework :: Jupyter", "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3 :: Only",
-        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence"
     ],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
@@ -27,7 +27,6 @@ setup(
     package_dir={"sas_nb.data": "data"},
     package_data={
         "sas_nb.data": ["tiny/**/*", "clips/*", "oracles/*", "report/*", "zoo/*", "bench/*"],
-        "sas_nb.explore": ["static/*"],
-        "sas_nb": ["py.typed"],
+        "sas_nb.explore": ["static/*"], "sas_nb": ["py.typed"]
     },
 )

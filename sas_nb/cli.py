@@ -20,8 +20,8 @@ from .answers import draw_round_trip, draw_run, log_of, norms_table, provenance,
 from .options import (AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Fps, Frames,
                             FreeEncoders, Lr, Model, Named, PriorPrompt, Quiet, Rank, Regularize,
                             SampleEvery, SaveEvery, Seed, Settings, Sheet, Start, Steps1, Steps2)
-from .terminal import (as_options, caution, check_name, check_writable, Commands, in_options, say,
-                             show, tidy)
+from .terminal import (as_options, caution, check_name, check_writable, Command, Commands,
+                             in_options, say, show, tidy)
 
 # %% ../nbs/parts/cli.ipynb #ed7af710
 app = typer.Typer(name="sas-nb", cls=Commands, no_args_is_help=True, rich_markup_mode="rich",
@@ -35,7 +35,7 @@ def command(*examples:str): # command lines to show at the foot of the help
         @wraps(f)
         def run(*args, **kwargs):
             with tidy(), in_options(f.__name__): return f(*args, **kwargs)
-        app.command(epilog=foot)(run)
+        app.command(cls=Command, epilog=foot)(run)
         return f
     return register
 
@@ -139,7 +139,8 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
 _FILM = typer.Argument(metavar="CLIP", help="A video of the subject, or a folder of images.",
                        show_default=False)
 _APPEARANCE = typer.Option(help="How it looks, with \\[v] before the subject.", show_default=False)
-_MOTION = typer.Option(help="How it moves, with \\[u] before the movement.", show_default=False)
+_MOTION = typer.Option(help="How it moves, with \\[u] before the movement; \\[u] may stand alone.",
+                       show_default=False)
 _OUT = typer.Option(help="Folder for the concept, checkpoints and logs; a run found there goes on.",
                     show_default=False)
 _BIG = "--frames 33 --batch 1 --checkpointing --free-encoders --set both.prior=0"

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from .data import Examples, from_base
-from .dit import checked_seed, VideoDiT
-from .files import UserError
+from .dit import VideoDiT
+from .files import checked_seed, UserError
 from .flow import guided
 from .prompt import Prompt
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from fastcore.basics import patch
 from .cache import cached
 from .clip import Clip
-from .dit import checked_seed, checked_steps, VideoDiT
-from .files import real_number, UserError, whole_number
+from .dit import checked_steps, VideoDiT
+from .files import checked_seed, real_number, UserError, whole_number
 from .flow import sample_times
 from .hub import fingerprint
 from .prompt import Prompt

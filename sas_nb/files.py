@@ -6,11 +6,13 @@
 from __future__ import annotations
 import json, sys
 from contextlib import suppress
+from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['UserError', 'Advice', 'plain_number', 'real_number', 'whole_number', 'expanded', 'needs', 'read_json', 'read_about']
+__all__ = ['UserError', 'Advice', 'plain_number', 'real_number', 'whole_number', 'checked_seed', 'expanded', 'check_names',
+           'needs', 'read_json', 'read_about']
 
 # %% ../nbs/parts/files.ipynb #0d0701f9
 class UserError(ValueError):
@@ -50,6 +52,10 @@ def whole_number(value, name:str, low:int, high:int, hint:str="") -> int:
         raise _wrong(value, name, "a whole number", low, high, hint)
     return int(x)
 
+def checked_seed(seed)->int:
+    "A seed as torch takes it. Raises `UserError`."
+    return whole_number(seed, "seed", -2**63, 2**63-1)
+
 # %% ../nbs/parts/files.ipynb #a635f710
 def expanded(path:str|Path) -> Path:
     "The path with `~` written out. Raises `UserError` where nobody has that home."
@@ -57,6 +63,16 @@ def expanded(path:str|Path) -> Path:
     except RuntimeError as e:
         raise UserError(f"There is no home folder for {str(path)!r}: write the path out, "
                         "or choose another.") from e
+
+# %% ../nbs/parts/files.ipynb #cf77fd30
+def check_names(given, known, what:str, # has these names
+                renamed:dict|None=None):# earlier name -> today's
+    "Raise `UserError` for a name that is not known, with those that may be meant."
+    known, renamed = list(known), renamed or {}
+    for name in given:
+        if name in known: continue
+        near = [renamed[name]] if name in renamed else get_close_matches(name, known, 2) or known
+        raise UserError(f"{what} has no {name!r}: try {' or '.join(near)}.")
 
 # %% ../nbs/parts/files.ipynb #5e1f0a06
 def needs(extra:str) -> str: # of the project's extras, such as "notebooks"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from torch import Tensor
 from .adapter import SharedLoRA
+from .checkpoint import check_count
 from .clip import Clip
 from .concept import Concept
 from .concept_file import FILES
@@ -94,6 +95,7 @@ def _check(dit, prompts, recipe, run, A):
     for p in prompts: dit.check_words(p.both)
     adapter = SharedLoRA(dit, recipe.rank, recipe.layers, len(prompts), A=A)
     if run.out is None: return
+    check_count(run.out, len(prompts))
     for i in range(len(prompts)):
         check_place(concept_place(run.out, i, len(prompts)), FILES["names"], **FILES)
     size = 4*sum(p.numel() for p in adapter.weights.values())
@@ -146,7 +148,8 @@ def universal_basis(dit:VideoDiT,
     """One A for all: stage 1 on many subjects at once, each with coefficients of its own, which are then
     thrown away."""
     adapter = SharedLoRA(dit, recipe.rank, recipe.layers, len(data.concepts), recipe.stage1.seed)
-    with adapter.attached(): Trainer(dit, adapter, data, recipe.stage1, run).fit()
+    title = f"basis of all {adapter.n} concepts"
+    with adapter.attached(): Trainer(dit, adapter, data, recipe.stage1, run, title=title).fit()
     return {k: v for k, v in adapter.member()[0].items() if k.endswith(".A")}
 
 # %% ../nbs/09_learning.ipynb #5ff7ec34
@@ -155,8 +158,9 @@ def learn_many(clips:list[Clip|str|Path],
                model:VideoDiT|str="tiny", recipe:Recipe=Recipe.default(), run:Run=Run(), # as for `learn`
                basis:dict[str, Tensor]|Concept|None=None, # as for `learn`; made from these clips when None
               )->list[Concept]:
-    """Learn many concepts at once over one basis, each as if it were alone. Raises `UserError` for what a
-    person can put right."""
+    """Learn many concepts at once over one basis, each as if it were alone. Where no basis is given, stage 1
+    runs twice: once for the basis, which all share, and once for each concept's own coefficients over it.
+    Raises `UserError` for what a person can put right."""
     if len(clips) != len(prompts) or not clips:
         raise UserError(f"There are {len(clips)} clips and {len(prompts)} pairs of prompts: give as many, "
                         "and at least one.")

@@ -109,7 +109,8 @@ def _check_pair(appearance:Prompt, motion:Prompt):
 # %% ../nbs/parts/prompt.ipynb #2aa059a1
 @dataclass(frozen=True)
 class Prompts:
-    "The two prompts of a concept, checked once. Raises `UserError` where one of them lacks its placeholder."
+    """The two prompts of a concept, checked once. `[u]` may stand alone, for a movement without a word.
+    Raises `UserError` where one of them lacks its placeholder."""
     appearance:Prompt # how it looks, with `[v]`: "a [v] man in a red shirt in a park"; a text will do
     motion:Prompt     # how it moves, with `[u]`: "he is [u] dancing"; a text will do
     def __post_init__(self):

@@ -8,11 +8,9 @@ __all__ = ['Stage', 'Sampling', 'Recipe', 'Run']
 # %% ../nbs/parts/recipe.ipynb #59937101
 import json
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from fastcore.basics import patch
-from .dit import checked_seed
-from .files import expanded, real_number, UserError, whole_number
+from .files import check_names, checked_seed, expanded, real_number, UserError, whole_number
 from .writing import atomic
 
 # %% ../nbs/parts/recipe.ipynb #cdd7060e
@@ -160,10 +158,7 @@ def unregularised(cls:Recipe, name:str="default")->Recipe:
 # %% ../nbs/parts/recipe.ipynb #4f01b7bf
 def _changed(what, changes:dict, where:str):
     "A dataclass with some fields changed. Raises `UserError` that names a field it has not."
-    names = [f.name for f in fields(what)]
-    if strange := next((k for k in changes if k not in names), None):
-        near = get_close_matches(strange, names, 2) or names
-        raise UserError(f"A {where} has no {strange!r}: try {' or '.join(near)}.")
+    check_names(changes, [f.name for f in fields(what)], f"A {where}")
     return replace(what, **changes)
 
 @patch

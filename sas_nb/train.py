@@ -39,6 +39,7 @@ class Trainer:
     stage:Stage                 # appearance trains A, B1 and `[v]`; motion B2 and `[u]`
     run:Run=Run()
     seeds:list[int]|None=None   # one for each concept; the stage's for all when None
+    title:str=""                # of the progress bar; the stage's when empty
     step:int=field(default=0, init=False)
     recent:list=field(default_factory=list, init=False)  # steps since the last log line
     history:list=field(default_factory=list, init=False) # log lines
@@ -52,6 +53,7 @@ class Trainer:
         self.optimizer = _optimizer(self)
         self.scaler = torch.amp.GradScaler(self.dit.device.type, enabled=self.dit.dtype == torch.float16)
         self.facts = facts(self) if self.run.out else {}
+        self.longest = _longest(self)
     lr = property(lambda self: self.stage.rate(self.dit.defaults.lr))
     word = property(lambda self: "[v]" if self.stage.name == "appearance" else "[u]")
 
@@ -80,8 +82,7 @@ def _start_word(trainer)->dict[str, Tensor]: # the word, if it was started
 
 # %% ../nbs/06_train.ipynb #77776fd9
 def _trained(trainer)->dict[str, nn.Parameter]:
-    """What this stage changes, by name: weights, its own word, and in stage 1 the projection of
-    self-conditioning."""
+    "What this stage changes, by name: weights, its own word, self-conditioning's projection in stage 1."
     trained = dict(trainer.adapter.train_only(trainer.stage.name))
     for name, p in trainer.adapter.tokens.items():
         p.requires_grad_(name == trainer.word and trainer.stage.token_lr > 0)
@@ -131,16 +132,14 @@ def groups(self:Trainer)->list[range]:
 # %% ../nbs/06_train.ipynb #80b09cb8
 @patch
 def draw(self:Trainer, members:range, part:int)->Batch:
-    """Part `part` of each concept's batch: all chance of a concept comes from its own generator, as if it
-    were alone."""
+    "Part `part` of each concept's batch, with the concept's own generator: as if it were alone."
     batches = []
     for i in members:
         data, n, appearance = batch_parts(self.stage, self.data.concepts[i])[part]
         words = {k: v[i] for k, v in self.adapter.tokens.items()}
         prior = self.data.prior if appearance else None
-        device = self.dit.device
-        batches.append(sample_batch(self.stage, n, self.generators[i], data, prior, words, device))
-    return joined(batches, _longest(self))
+        batches.append(sample_batch(self.stage, n, self.generators[i], data, prior, words, self.dit.device))
+    return joined(batches, self.longest)
 
 # %% ../nbs/06_train.ipynb #8c254dee
 def _longest(trainer)->int:
@@ -166,6 +165,7 @@ def _part(trainer, members:range, part:int, appearance:float)->tuple[Tensor, Ten
     batch = trainer.draw(members, part)
     s = trainer.stage
     generators = trainer.generators[trainer.adapter.members]
+    # counterfactual pairs come last and keep the masks of the part before: dropout is drawn once a step
     if appearance: trainer.adapter.draw_masks(s.name, s.dropout, generators, s.rescale)
     with trainer.adapter.scaled(appearance=appearance):
         losses = [_backward(trainer, piece, members) for piece in _passes(trainer, batch, members)]
@@ -248,8 +248,8 @@ def fit(self:Trainer)->list: # history: rows of step, loss, and the loss in four
 # %% ../nbs/06_train.ipynb #1d22027d
 def _train(trainer):
     s, transformer = trainer.stage, trainer.dit.transformer
-    number = 1 if s.name == "appearance" else 2
-    about = dict(desc=f"stage {number} of 2, {s.name}", disable=not trainer.run.progress)
+    title = trainer.title or f"stage {1 if s.name == 'appearance' else 2} of 2, {s.name}"
+    about = dict(desc=title, disable=not trainer.run.progress)
     log = Log(trainer.run.out, s.name, trainer.step)
     if trainer.run.checkpointing: transformer.enable_gradient_checkpointing()
     try:

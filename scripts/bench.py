@@ -1,14 +1,17 @@
-"""How fast the training is: against the straightforward loop, against the machine, and in minutes. Prints tables and writes out/bench.json.
+"""How fast the training is: against the straightforward loop, against the machine, and in minutes. Prints
+tables and writes out/bench.json.
 
     python scripts/bench.py            # or: make bench; a few minutes
     python scripts/bench.py --quick    # under a minute: fewer repeats, wider errors
     python scripts/bench.py --full     # also trains 150 + 400 and 600 + 900 steps, instead of extrapolating
 
-Both sides of a ratio run in this one process, in turns, at the same shapes, in the same precision, with the same number of threads.
+Both sides of a ratio run in this one process, in turns, at the same shapes, in the same precision, with the
+same number of threads.
 """
 import json, os, platform, subprocess, sys, time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -35,7 +38,9 @@ from sas_nb.train import Trainer
 from sas_nb.writing import atomic
 
 WHO, HOW = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
-PROMPT, RANK, BATCH = f"{WHO}. {HOW}", 8, 8
+PROMPT = f"{WHO}. {HOW}"
+RANK = 8
+BATCH = 8
 SAMPLE = "a man in a park. he is dancing"
 STAGES = {"appearance": "stage 1, Set", "motion": "stage 2, Sequence"}
 TARGETS = {"appearance": 3., "motion": 2.}  # times faster than the straightforward loop
@@ -44,11 +49,16 @@ TARGETS = {"appearance": 3., "motion": 2.}  # times faster than the straightforw
 # The two loops
 
 def ours(adapter: SharedLoRA, clip: Clip, name: str):
-    "One training step of this library by the paper's recipe, all regularisers but self-conditioning on. The adapter is on its model."
-    dit, stage = adapter.dit, next(s for s in Recipe.paper().with_(both=dict(batch=BATCH)).stages if s.name == name)
+    """One training step of this library by the paper's recipe, all regularisers but self-conditioning on.
+    The adapter is on its model."""
+    dit = adapter.dit
+    stage = next(s for s in Recipe.paper().with_(both=dict(batch=BATCH)).stages if s.name == name)
     data = frame_set(dit, clip, WHO) if name == "appearance" else sequence(dit, clip, PROMPT)
     prompts = dit.defaults.prior
-    prior = Examples(torch.randn(len(prompts), *data.latents.shape[1:]), [dit.embed_once(p) for p in prompts], [[]] * len(prompts))
+    prior = Examples(
+        torch.randn(len(prompts), *data.latents.shape[1:]), [dit.embed_once(p) for p in prompts],
+        [[]] * len(prompts)
+    )
     trainer = Trainer(dit, adapter, StageData([data], prior), stage, Run(progress=False))
 
     def step():
@@ -59,13 +69,16 @@ def ours(adapter: SharedLoRA, clip: Clip, name: str):
 
 
 def straightforward(dit: VideoDiT, clip: Clip, stage: str, encode_whole_batch: bool = True):
-    """One training step as diffusers' and peft's own examples do it: each batch comes from the data loader as pixels and goes through the
-    VAE, each prompt through the text encoder, padded to 512 tokens; then an ordinary LoRA on the same layers with `lora_dropout`.
-    With `encode_whole_batch=False` a batch that repeats one clip or prompt encodes it only once: the kindest reading."""
+    """One training step as diffusers' and peft's own examples do it: each batch comes from the data loader
+    as pixels and goes through the VAE, each prompt through the text encoder, padded to 512 tokens; then
+    an ordinary LoRA on the same layers with `lora_dropout`. With `encode_whole_batch=False` a batch
+    that repeats one clip or prompt encodes it only once: the kindest reading."""
     pipe, transformer = dit.pipe, dit.pipe.transformer
     if not hasattr(transformer, "peft_config"):
         for b in transformer.blocks: b.attn2.set_processor(type(b.attn1.processor)())  # the stock one
-        transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=dit.family.lora_layers, lora_dropout=.5))
+        transformer.add_adapter(
+            LoraConfig(r=RANK, lora_alpha=RANK, target_modules=dit.family.lora_layers, lora_dropout=0.5)
+        )
         transformer.train()
     params = [p for p in transformer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=dit.defaults.lr, betas=(.9, .99), weight_decay=.01)
@@ -73,15 +86,26 @@ def straightforward(dit: VideoDiT, clip: Clip, stage: str, encode_whole_batch: b
     mean, std = dit.family.statistics(pipe.vae, torch.zeros((), device=dit.device))
 
     def step():
-        frames = clip.frames[torch.randint(len(clip), (BATCH,)), None] if stage == "appearance" else clip.frames[None].repeat(BATCH, 1, 1, 1, 1)
+        frames = (
+            clip.frames[torch.randint(len(clip), (BATCH,)), None]
+            if stage == "appearance"
+            else clip.frames[None].repeat(BATCH, 1, 1, 1, 1)
+        )
         whole = encode_whole_batch or stage == "appearance"
         pixels = (frames if whole else frames[:1]).to(dit.device).transpose(1, 2) * 2 - 1
         with torch.no_grad():
             x0 = ((pipe.vae.encode(pixels).latent_dist.sample() - mean) / std).expand(BATCH, -1, -1, -1, -1)
-            text = pipe.encode_prompt([prompt] * (BATCH if encode_whole_batch else 1), do_classifier_free_guidance=False, max_sequence_length=512)[0].expand(BATCH, -1, -1)
-        t, noise = torch.rand(BATCH, device=dit.device), torch.randn_like(x0)
+            text = pipe.encode_prompt(
+                [prompt] * (BATCH if encode_whole_batch else 1), do_classifier_free_guidance=False,
+                max_sequence_length=512
+            )[0].expand(BATCH, -1, -1)
+        t = torch.rand(BATCH, device=dit.device)
+        noise = torch.randn_like(x0)
         s = t.view(-1, 1, 1, 1, 1)
-        v = transformer(hidden_states=(1 - s) * x0 + s * noise, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
+        v = transformer(
+            hidden_states=(1 - s) * x0 + s * noise, timestep=1000 * t, encoder_hidden_states=text,
+            return_dict=False
+        )[0]
         nn.functional.mse_loss(v, noise - x0).backward()
         nn.utils.clip_grad_norm_(params, .05)
         optimizer.step()
@@ -98,14 +122,16 @@ def wait():
 
 def seconds(f, n: int = 1) -> float:
     "Seconds a call, over `n` calls."
-    wait(); began = time.perf_counter()
+    wait()
+    began = time.perf_counter()
     for _ in range(n): f()
     wait()
     return (time.perf_counter() - began) / n
 
 
 def interleaved(fs: dict, repeats: int, n: int) -> dict[str, list[float]]:
-    "Each function in turn, `repeats` times, after one warm-up: a slow minute of the machine falls on all alike."
+    """Each function in turn, `repeats` times, after one warm-up: a slow minute of the machine falls on all
+    alike."""
     for f in fs.values(): f()
     times = {name: [] for name in fs}
     for _ in range(repeats):
@@ -113,7 +139,10 @@ def interleaved(fs: dict, repeats: int, n: int) -> dict[str, list[float]]:
     return times
 
 
-def spread(xs, unit="", scale=1.) -> str: return f"{median(xs) * scale:.3g} ({min(xs) * scale:.3g} to {max(xs) * scale:.3g}){unit}"
+def spread(xs, unit="", scale=1.) -> str:
+    return f"{median(xs) * scale:.3g} ({min(xs) * scale:.3g} to {max(xs) * scale:.3g}){unit}"
+
+
 def ratios(slow: list, fast: list) -> list[float]: return [a / b for a, b in zip(slow, fast)]
 
 
@@ -126,24 +155,34 @@ class Products(TorchDispatchMode):
         name = f.overloadpacket.__name__
         if name in ("mm", "addmm", "bmm", "baddbmm"):
             a, b = args[-2:]
-            self.seen[name.removeprefix("add").removeprefix("badd"), tuple(a.shape), tuple(a.stride()), tuple(b.shape), tuple(b.stride()), a.dtype] += 1
+            self.seen[
+                name.removeprefix("add").removeprefix("badd"), tuple(a.shape), tuple(a.stride()),
+                tuple(b.shape), tuple(b.stride()), a.dtype
+            ] += 1
         return f(*args, **(kwargs or {}))
 
 
+def factor(size, stride, dtype, device):
+    "Random numbers of this shape and layout; what was expanded has no layout of its own."
+    if 0 in stride: return torch.randn(size, dtype=dtype, device=device)
+    return torch.empty_strided(size, [max(s, 0) for s in stride], dtype=dtype, device=device).normal_()
+
+
 def product_seconds(seen: Counter, device, repeats: int) -> float:
-    "How long this machine takes for these products and nothing else, one after another, each at its own shape and layout."
+    """How long this machine takes for these products and nothing else, one after another, each at its own
+    shape and layout."""
     total = 0.
     for (kind, sa, ta, sb, tb, dtype), count in seen.items():
-        make = lambda size, stride: torch.empty_strided(size, [max(s, 0) for s in stride], dtype=dtype, device=device).normal_() if 0 not in stride else torch.randn(size, dtype=dtype, device=device)
-        a, b = make(sa, ta), make(sb, tb)
-        f = lambda: (torch.mm if kind == "mm" else torch.bmm)(a, b)
+        a, b = factor(sa, ta, dtype, device), factor(sb, tb, dtype, device)
+        f = partial(torch.mm if kind == "mm" else torch.bmm, a, b)
         f()
         total += count * median(seconds(f, 3) for _ in range(repeats))
     return total
 
 
 def against_machine(f, step_seconds: float, device, repeats: int) -> dict:
-    "FLOPs of a call, the rate it reaches, the rate its own products would reach alone, and where the rest of its time goes."
+    """FLOPs of a call, the rate it reaches, the rate its own products would reach alone, and where the
+    rest of its time goes."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, Products() as products: f()
     alone = product_seconds(products.seen, device, repeats)
     with profile() as p: f()
@@ -151,17 +190,30 @@ def against_machine(f, step_seconds: float, device, repeats: int) -> dict:
     for e in p.key_averages():
         if e.self_cpu_time_total > 0: times[group(e.key)] += e.self_cpu_time_total
     total = sum(times.values())
-    return dict(gflop=flops.get_total_flops() / 1e9, achieved=flops.get_total_flops() / 1e9 / step_seconds, achievable=flops.get_total_flops() / 1e9 / alone,
-                share=alone / step_seconds, profile={k: v / total for k, v in times.most_common()})
+    return dict(
+        gflop=flops.get_total_flops() / 1e9, achieved=flops.get_total_flops() / 1e9 / step_seconds,
+        achievable=flops.get_total_flops() / 1e9 / alone, share=alone / step_seconds,
+        profile={k: v / total for k, v in times.most_common()}
+    )
+
+
+GROUPS = {
+    "matrix products": "mm linear mkl",
+    "attention": "attention",
+    "norms": "norm rsqrt mean var",
+    "convolutions": "conv",
+    "optimizer": "adam _foreach",
+    "activations": "gelu silu softmax",
+    "elementwise": "add mul sub div pow sum neg",
+    "copies": "copy cat clone stack index fill zero empty slice view reshape",
+}
 
 
 def group(op: str) -> str:
     "A profiler row as a word that says something."
     op = op.lower()
-    for name, words in (("matrix products", ("mm", "linear", "mkl")), ("attention", ("attention",)), ("norms", ("norm", "rsqrt", "mean", "var")), ("convolutions", ("conv",)),
-                        ("optimizer", ("adam", "_foreach")), ("activations", ("gelu", "silu", "softmax")), ("elementwise", ("add", "mul", "sub", "div", "pow", "sum", "neg")),
-                        ("copies", ("copy", "cat", "clone", "stack", "index", "fill", "zero", "empty", "slice", "view", "reshape"))):
-        if any(w in op for w in words): return name
+    for name, words in GROUPS.items():
+        if any(w in op for w in words.split()): return name
     return "other"
 
 
@@ -172,15 +224,20 @@ from sas_nb.clip import Clip
 from sas_nb.learning import learn
 from sas_nb.recipe import Recipe, Run
 n = int(sys.argv[1])
-learn(Clip.load(data_path("clips/dancer.mp4"), num_frames=17, fps=float(sys.argv[2]), size=(64, 64)), sys.argv[3:5], recipe=Recipe.paper().with_(both=dict(steps=n, prior=0.)), run=Run(free_encoders=True, progress=False))
+clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=17, fps=float(sys.argv[2]), size=(64, 64))
+recipe = Recipe.paper().with_(both=dict(steps=n, prior=0.))
+learn(clip, sys.argv[3:5], recipe=recipe, run=Run(free_encoders=True, progress=False))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 """
 
 
 def peak_memory(fps: float, steps: int) -> float | None:
-    "Bytes at the height of a process that imports, loads, encodes and trains both stages; None where the system does not tell."
+    """Bytes at the height of a process that imports, loads, encodes and trains both stages; None where the
+    system does not tell."""
     if sys.platform == "win32": return None
-    run = subprocess.run([sys.executable, "-c", CHILD, str(steps), str(fps), WHO, HOW], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD, str(steps), str(fps), WHO, HOW], capture_output=True, text=True
+    )
     if run.returncode: raise RuntimeError(run.stderr[-2000:])
     return float(run.stdout.split()[-1])
 
@@ -209,50 +266,85 @@ def loops(adapter: SharedLoRA, clip: Clip, repeats: int, n: int, console: Consol
     "(a) Seconds a step of each loop and stage; and our own steps, for what follows."
     other = VideoDiT.load("tiny")
     steps, result = {}, {}
-    t = table("Against the straightforward loop, seconds a step: median (least to most)", "", "sas_nb", "straightforward", "ratio", "target", "ratio, each clip and prompt encoded once a step")
+    t = table(
+        "Against the straightforward loop, seconds a step: median (least to most)", "", "sas_nb",
+        "straightforward", "ratio", "target", "ratio, each clip and prompt encoded once a step"
+    )
     for stage, label in STAGES.items():
-        fs = dict(ours=ours(adapter, clip, stage), loop=straightforward(other, clip, stage), kind=straightforward(other, clip, stage, encode_whole_batch=False))
+        fs = dict(
+            ours=ours(adapter, clip, stage), loop=straightforward(other, clip, stage),
+            kind=straightforward(other, clip, stage, encode_whole_batch=False)
+        )
         times = interleaved(fs, repeats, n)
         ratio, kind = ratios(times["loop"], times["ours"]), ratios(times["kind"], times["ours"])
-        steps[stage], result[stage] = fs["ours"], dict(seconds=times, ratio=ratio, ratio_encoded_once=kind, target=TARGETS[stage])
-        t.add_row(label, spread(times["ours"]), spread(times["loop"]), spread(ratio, "x"), f"{TARGETS[stage]:g}x", spread(kind, "x"))
+        steps[stage] = fs["ours"]
+        result[stage] = dict(seconds=times, ratio=ratio, ratio_encoded_once=kind, target=TARGETS[stage])
+        t.add_row(
+            label, spread(times["ours"]), spread(times["loop"]), spread(ratio, "x"), f"{TARGETS[stage]:g}x",
+            spread(kind, "x")
+        )
     console.print(t)
     return result, dict(adapter=adapter, steps=steps)
 
 
 def machine(made: dict, result: dict, repeats: int, console: Console) -> tuple[dict, dict]:
     "(b) Rates against what the machine does at the same shapes; and the time of a sampled clip."
-    adapter, dit = made["adapter"], made["adapter"].dit
-    text, x = dit.embed([SAMPLE, ""]), dit.noise([0])
+    adapter = made["adapter"]
+    dit = made["adapter"].dit
+    text = dit.embed([SAMPLE, ""])
+    x = dit.noise([0])
 
     def sample():
         with adapter.undropped(): dit.sample(SAMPLE, steps=20)
 
     def call():
         with adapter.undropped(): dit.denoise(x, text, 1, dit.defaults.guidance)
-    call(); sampling = [seconds(sample) for _ in range(repeats)]
-    rows = {STAGES[s]: (made["steps"][s], median(result[s]["seconds"]["ours"])) for s in STAGES} | {"sampling, one guided step": (call, median(seconds(call, 3) for _ in range(repeats)))}
-    t = table("Against the machine, GFLOP and GFLOP a second", "", "GFLOP", "achieved", "its own matrix products alone", "share of the time that they need", "where a step's time goes")
+    call()
+    sampling = [seconds(sample) for _ in range(repeats)]
+    rows = {STAGES[s]: (made["steps"][s], median(result[s]["seconds"]["ours"])) for s in STAGES} | {
+        "sampling, one guided step": (call, median(seconds(call, 3) for _ in range(repeats)))
+    }
+    t = table(
+        "Against the machine, GFLOP and GFLOP a second", "", "GFLOP", "achieved",
+        "its own matrix products alone", "share of the time that they need", "where a step's time goes"
+    )
     out = {}
     for label, (f, s) in rows.items():
         r = out[label] = against_machine(f, s, dit.device, repeats)
-        t.add_row(label, f"{r['gflop']:.1f}", f"{r['achieved']:.1f}", f"{r['achievable']:.1f}", f"{r['share']:.0%}", ", ".join(f"{k} {v:.0%}" for k, v in list(r["profile"].items())[:5]))
+        t.add_row(
+            label, f"{r['gflop']:.1f}", f"{r['achieved']:.1f}", f"{r['achievable']:.1f}", f"{r['share']:.0%}",
+            ", ".join(f"{k} {v:.0%}" for k, v in list(r["profile"].items())[:5])
+        )
     console.print(t)
     return out, dict(sample=sampling)
 
 
-def minutes(clip: Clip, result: dict, made: dict, sampling: list, repeats: int, full: bool, quick: bool, console: Console) -> dict:
+def minutes(clip: Clip, result: dict, made: dict, sampling: list, repeats: int, full: bool, quick: bool,
+            console: Console) -> dict:
     "(c) What a person waits for."
-    dit, step = made["adapter"].dit, {s: median(result[s]["seconds"]["ours"]) for s in STAGES}
+    dit = made["adapter"].dit
+    step = {s: median(result[s]["seconds"]["ours"]) for s in STAGES}
     frames = clip.frames[None].repeat(8, 1, 1, 1, 1)
     z = dit.encode(frames)
-    coding = {k: [seconds(f) / 8 for _ in range(repeats)] for k, f in dict(encode=lambda: dit.encode(frames), decode=lambda: dit.decode(z)).items()}
-    out = dict(sample=sampling, **coding, render_per_second=clips_a_second(64 if quick else 400), peak_bytes=peak_memory(clip.fps, 2 if quick else 10))
+    coding = {
+        k: [seconds(f) / 8 for _ in range(repeats)]
+        for k, f in dict(encode=lambda: dit.encode(frames), decode=lambda: dit.decode(z)).items()
+    }
+    out = dict(
+        sample=sampling, **coding, render_per_second=clips_a_second(64 if quick else 400),
+        peak_bytes=peak_memory(clip.fps, 2 if quick else 10)
+    )
     t = table("In seconds, minutes and bytes", "", "")
     for n1, n2 in ((150, 400), (600, 900)):
         out[f"train_{n1}_{n2}"] = dict(extrapolated=n1 * step["appearance"] + n2 * step["motion"])
-        if full: out[f"train_{n1}_{n2}"]["measured"] = sum(seconds(made["steps"][s], n) * n for s, n in zip(STAGES, (n1, n2)))
-        t.add_row(f"training, {n1} + {n2} steps", ", ".join(f"{v / 60:.1f} min {k}" for k, v in out[f"train_{n1}_{n2}"].items()))
+        if full:
+            out[f"train_{n1}_{n2}"]["measured"] = sum(
+                seconds(made["steps"][s], n) * n for s, n in zip(STAGES, (n1, n2))
+            )
+        t.add_row(
+            f"training, {n1} + {n2} steps",
+            ", ".join(f"{v / 60:.1f} min {k}" for k, v in out[f"train_{n1}_{n2}"].items())
+        )
     t.add_row("a clip, 20 steps with guidance, decoded", spread(sampling, " s"))
     for k, v in coding.items(): t.add_row(f"{k} a clip, in a batch of 8", spread(v, " ms", 1000))
     t.add_row("clips drawn a second, two processes", f"{out['render_per_second']:.0f}")
@@ -262,8 +354,12 @@ def minutes(clip: Clip, result: dict, made: dict, sampling: list, repeats: int, 
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute on two idle cores: fewer repeats.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Train all steps of both recipes instead of extrapolating.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Under a minute on two idle cores: fewer repeats.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train all steps of both recipes instead of extrapolating.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path("out/bench.json"),
 ):
     "Measure speed: against the straightforward loop, against the machine, and in minutes."
@@ -272,15 +368,27 @@ def main(
     spell_out()
     console = Console(width=max(Console().width, 150))
     r = VideoDiT.load("tiny").defaults
-    clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
-    where = dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-                 load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None)
-    console.print(f"batch {BATCH}, rank {RANK}, fp32 on the CPU; " + ", ".join(f"{k} {v}" for k, v in where.items() if v is not None))
+    clip = Clip.load(
+        data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width)
+    )
+    where = dict(
+        machine=platform.processor() or platform.machine(), cores=os.cpu_count(),
+        threads=torch.get_num_threads(), torch=torch.__version__,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    )
+    console.print(
+        f"batch {BATCH}, rank "
+        f"{RANK}, fp32 on the CPU; " + ", ".join(f"{k} {v}" for k, v in where.items() if v is not None)
+    )
     adapter = SharedLoRA(VideoDiT.load("tiny"), RANK)
     with adapter.attached():
         result, made = loops(adapter, clip, repeats, n, console)
         rates, sampling = machine(made, result, repeats, console)
-        figures = dict(where=where, loops=result, machine=rates, minutes=minutes(clip, result, made, sampling["sample"], repeats, full, quick, console))
+        figures = dict(
+            where=where, loops=result, machine=rates,
+            minutes=minutes(clip, result, made, sampling["sample"], repeats, full, quick, console)
+        )
     with atomic(out) as tmp: tmp.write_text(json.dumps(figures, indent=1))
     console.print(f"written: {out}")
 

@@ -1,12 +1,17 @@
-"""How long the explorer lets a hand wait: previews, full videos and kept ones, with the tiny model. Prints a table and writes out/bench_explore.json.
+"""How long the explorer lets a hand wait: previews, full videos and kept ones, with the tiny model. Prints a
+table and writes out/bench_explore.json.
 
-    python scripts/bench_explore.py                    # four made-up concepts, two threads, fifteen positions; under a minute on idle cores
+    # four made-up concepts, two threads, fifteen positions; under a minute on idle cores
+    python scripts/bench_explore.py
     python scripts/bench_explore.py run1 run2 run3     # over concepts of your own
 
-The targets are for two idle cores: a preview in 0.4 s, a full video in 2.5 s, a kept one in 0.05 s. All times are from the change of a widget's trait to the bytes on the screen's trait, so they
-include snapping, mixing, putting the concept on the model, sampling, decoding, encoding and the worker thread, and not the browser. The load of the machine is printed, for a busy one is slower.
+The targets are for two idle cores: a preview in 0.4 s, a full video in 2.5 s, a kept one in 0.05 s. All times
+are from the change of a widget's trait to the bytes on the screen's trait, so they include snapping, mixing,
+putting the concept on the model, sampling, decoding, encoding and the worker thread, and not the browser. The
+load of the machine is printed, for a busy one is slower.
 """
 import json, os, time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 import numpy as np
@@ -50,10 +55,14 @@ def seconds(work) -> float:
 
 def measure(explorer: Explorer, positions: int) -> dict[str, list[float]]:
     "Seconds for each kind of answer, at positions along a walk over the map."
-    pad, places, found = explorer.pad["appearance"], [], {k: [] for k in TARGETS}
+    pad = explorer.pad["appearance"]
+    places = []
+    found = {k: [] for k in TARGETS}
     x, y = pad.point
     def to(point):
-        def work(): pad.point = point; explorer.worker.wait()
+        def work():
+            pad.point = point
+            explorer.worker.wait()
         return work
     for k in range(1, positions + 1):
         places.append([x - k * pad.step, y + k * pad.step / 2])
@@ -64,25 +73,40 @@ def measure(explorer: Explorer, positions: int) -> dict[str, list[float]]:
     for place in places: found["kept video"].append(seconds(to(place)))
     explorer.studio.kept.clear()
     render = explorer.studio.render
-    found["full video"] = [seconds(lambda: render(Position(*[explorer.studio.names[0]] * 2, look_by=(0, k * pad.step)))) for k in range(1, positions + 1)]
+    who = [explorer.studio.names[0]] * 2
+    steps = [Position(*who, look_by=(0, k * pad.step)) for k in range(1, positions + 1)]
+    found["full video"] = [seconds(partial(render, position)) for position in steps]
     return found
 
 
-def main(concepts: Annotated[list[Path], typer.Argument(help="Folders of concepts; made up when not given.")] = None, threads: int = 2, positions: int = 15, out: Path = Path("out/bench_explore.json")):
+def main(
+    concepts: Annotated[list[Path], typer.Argument(help="Folders of concepts, else made-up ones.")] = None,
+    threads: int = 2,
+    positions: int = 15,
+    out: Path = Path("out/bench_explore.json"),
+):
     torch.set_num_threads(threads)
     load = os.getloadavg()[0]
     explorer = Explorer(Studio(concepts or made_up()), faces=0)
     explorer.worker.wait(300)
-    s, found = explorer.studio, measure(explorer, positions)
+    s = explorer.studio
+    found = measure(explorer, positions)
     parts = {"mixing": [seconds(lambda: s.concept(explorer.position)) for _ in range(positions)]}
     c = s.concept(explorer.position)
     parts["putting it on the model"] = [seconds(lambda: attach(c)) for _ in range(positions)]
-    table = Table("what", "median", "worst", "target on two idle cores", title=f"Explorer, {len(s.atlas)} concepts, {s.preview} and {s.steps} steps, {threads} threads; load {load:.1f} on {os.cpu_count()} cores")
-    for k, v in (found | parts).items(): table.add_row(k, f"{1000 * np.median(v):.1f} ms", f"{1000 * max(v):.1f} ms", f"{1000 * TARGETS[k]:.0f} ms" if k in TARGETS else "")
+    title = (f"Explorer, {len(s.atlas)} concepts, {s.preview} and {s.steps} steps, {threads} threads; "
+             f"load {load:.1f} on {os.cpu_count()} cores")
+    table = Table("what", "median", "worst", "target on two idle cores", title=title)
+    for k, v in (found | parts).items():
+        table.add_row(
+            k, f"{1000 * np.median(v):.1f} ms", f"{1000 * max(v):.1f} ms",
+            f"{1000 * TARGETS[k]:.0f} ms" if k in TARGETS else ""
+        )
     spell_out()
     Console().print(table)
     if load > .5: print(f"The machine was busy (load {load:.1f}): on idle cores these times are shorter.")
-    with atomic(out) as tmp: tmp.write_text(json.dumps(dict(seconds=found | parts, load=load, cores=os.cpu_count(), threads=threads, steps=[s.preview, s.steps]), indent=1))
+    figures = dict(seconds=found | parts, load=load, cores=os.cpu_count(), threads=threads)
+    with atomic(out) as tmp: tmp.write_text(json.dumps(figures | dict(steps=[s.preview, s.steps]), indent=1))
 
 
 if __name__ == "__main__": typer.run(main)

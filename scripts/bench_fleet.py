@@ -1,17 +1,21 @@
-"""What company saves: one step of one concept among many, against training its members one after another; and what a ready basis saves a newcomer. Prints tables and writes out/bench_fleet.json.
+"""What company saves: one step of one concept among many, against training its members one after another; and
+what a ready basis saves a newcomer. Prints tables and writes out/bench_fleet.json.
 
     python scripts/bench_fleet.py --threads 2   # the ways side by side in one process, in turns; minutes
     python scripts/bench_fleet.py --compile     # also: many at once, compiled
-    python scripts/bench_fleet.py --new         # also: new people over the zoo's frozen A, against from scratch
+    python scripts/bench_fleet.py --new         # also: new people over the zoo's A, against from scratch
     python scripts/bench_fleet.py --quick       # one batch size of each stage
 
-`alone` is what `learn` does: float32. Many train in two precisions and can be compiled, see `sas_nb.fast.bf16_products` and `compiled`; `alone, bf16` is there to tell what company saves from what bfloat16 does. Compiling takes one
-to two minutes for each row, which are not counted: in a long run they are nothing, in a short one leave `--compile` out. Seconds are the clock's, the best of some turns; `cpu` is the processor's time for the same steps, all
-threads together, which other programs on the machine disturb less.
+`alone` is what `learn` does: float32. Many train in two precisions and can be compiled, see
+`sas_nb.fast.bf16_products` and `compiled`; `alone, bf16` is there to tell what company saves from what
+bfloat16 does. Compiling takes one to two minutes for each row, which are not counted: in a long run they are
+nothing, in a short one leave `--compile` out. Seconds are the clock's, the best of some turns; `cpu` is the
+processor's time for the same steps, all threads together, which other programs on the machine disturb less.
 """
 import json, time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 import torch, typer
@@ -41,7 +45,8 @@ from sas_nb.writing import atomic
 
 def took(f) -> tuple[float, float]:
     "Seconds by the clock and of the processor."
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     f()
     return time.perf_counter() - wall, time.process_time() - cpu
 
@@ -55,35 +60,56 @@ def ways(stage: str, batch: int, members: int, compile: bool) -> dict:
     "Name -> (the stage's numbers, context of a step, members)."
     exact = stage_of(Recipe.paper().with_(both=dict(batch=batch, prior=0.)), stage)
     half = replace(exact, bf16=True)
-    rows = {"alone": (exact, False, 1), "alone, bf16": (half, False, 1), "many": (exact, False, members), "many, bf16": (half, False, members)}
+    rows = {
+        "alone": (exact, False, 1), "alone, bf16": (half, False, 1), "many": (exact, False, members),
+        "many, bf16": (half, False, members)
+    }
     return rows | ({"many, bf16, compiled": (half, True, members)} if compile else {})
 
 
+def train(trainer: Trainer, steps: int):
+    for _ in range(steps): trainer.train_step()
+
+
 def company(dit, stage: str, data, batch: int, members: int, turns: int, A: dict, compile: bool) -> dict:
-    "Milliseconds for one step of one concept in each way, the best of some turns. What is compiled has all its turns at once, for it is compiled anew each time."
-    best, found = {}, ways(stage, batch, members, compile)
+    """Milliseconds for one step of one concept in each way, the best of some turns. What is compiled has
+    all its turns at once, for it is compiled anew each time."""
+    best = {}
+    found = ways(stage, batch, members, compile)
     for turn in range(turns):
         for name, (numbers, at_once, n) in found.items():
             if at_once and turn: continue
-            adapter, steps = SharedLoRA(dit, n=n, A=A), 3 if n == 1 else 1
+            adapter = SharedLoRA(dit, n=n, A=A)
+            steps = 3 if n == 1 else 1
             with adapter.attached(), compiled(dit) if at_once else nullcontext():
                 trainer = Trainer(dit, adapter, StageData([data] * n), numbers, Run(progress=False))
                 for _ in range(1 + at_once): trainer.train_step()  # warm
                 for _ in range(turns if at_once else 1):
-                    for kind, v in zip(("wall", "cpu"), took(lambda: [trainer.train_step() for _ in range(steps)])): best[name, kind] = min(best.get((name, kind), 1e9), 1000 * v / steps / n)
-    row = dict(stage=STAGES[stage], batch=batch, members=members) | {f"{n} {k}": v for (n, k), v in best.items()}
-    return row | {f"{n}: times faster, {k}": best["alone", k] / best[n, k] for n in found if n != "alone" for k in ("wall", "cpu")}
+                    for kind, v in zip(("wall", "cpu"), took(partial(train, trainer, steps))):
+                        best[name, kind] = min(best.get((name, kind), 1e9), 1000 * v / steps / n)
+    row = dict(stage=STAGES[stage], batch=batch, members=members) | {
+        f"{n} {k}": v for (n, k), v in best.items()
+    }
+    return row | {
+        f"{n}: times faster, {k}": best["alone", k] / best[n, k]
+        for n in found
+        if n != "alone"
+        for k in ("wall", "cpu")
+    }
 
 
 # A newcomer
 
 @torch.no_grad()
 def own_loss(adapter, data, tokens: dict, draws: int = 2) -> float:
-    "Flow-matching loss on the concept's own examples, at five times and fixed noise, nothing dropped or masked. The adapter is on its model."
+    """Flow-matching loss on the concept's own examples, at five times and fixed noise, nothing dropped or
+    masked. The adapter is on its model."""
     x0, text, found = data.batch([i % len(data) for i in range(5 * draws)])
-    noise, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), torch.linspace(.1, .9, 5).repeat(draws)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(.1, .9, 5).repeat(draws)
     text = add_tokens(text, found, tokens)
-    with adapter.undropped(): return float(flow_loss(adapter.dit.velocity(interpolate(x0, noise, t), t, text).cpu(), velocity_target(x0, noise)))
+    with adapter.undropped(): v = adapter.dit.velocity(interpolate(x0, noise, t), t, text).cpu()
+    return float(flow_loss(v, velocity_target(x0, noise)))
 
 
 class Timed(Trainer):
@@ -96,35 +122,51 @@ class Timed(Trainer):
         for k, v in enumerate(took(super().train_step)): self.spent[k] += v
         if self.step % self.every: return
         loss = own_loss(self.adapter, self.data.concepts[0], self.adapter.member()[1])
-        self.curve.append(dict(stage=self.stage.name, step=self.step, wall=self.spent[0], cpu=self.spent[1], loss=loss))
+        self.curve.append(
+            dict(stage=self.stage.name, step=self.step, wall=self.spent[0], cpu=self.spent[1], loss=loss)
+        )
 
 
 def newcomer(dit, c, A: dict | None, steps: int, batch: int, every: int) -> tuple[list[dict], Clip]:
-    "Learn one case over a frozen A, or from scratch when None: losses and seconds on the way, and what it generates."
-    recipe, how = Recipe.default().with_(both=dict(steps=steps, batch=batch, prior=0.)), dict(curve=[], spent=[0., 0.], every=every)
+    """Learn one case over a frozen A, or from scratch when None: losses and seconds on the way, and what
+    it generates."""
+    recipe = Recipe.default().with_(both=dict(steps=steps, batch=batch, prior=0.))
+    how = dict(curve=[], spent=[0., 0.], every=every)
     data = build(dit, [c.clip()], [Prompts.of(c.prompts())], recipe)
     adapter = SharedLoRA(dit, recipe.rank, A=A)
     with adapter.attached():
-        for stage in recipe.stages: Timed(dit, adapter, data[stage.name], stage, Run(progress=False), **how).fit()
+        for stage in recipe.stages:
+            Timed(dit, adapter, data[stage.name], stage, Run(progress=False), **how).fit()
         clip = dit.sample(c.prompt(), seed=0, tokens=adapter.member()[1])
     return how["curve"], clip
 
 
 def newcomers(dit, A: dict, people: int, steps: int, batch: int, every: int) -> list[dict]:
     "Both ways for some people who are not in the zoo."
-    rows, oracles = [], Oracles.load()
+    rows = []
+    oracles = Oracles.load()
     for i in range(people):
-        c, found = case(i), {}
+        c = case(i)
+        found = {}
         for name, basis in (("over the zoo's A", A), ("from scratch", None)):
             curve, made = newcomer(dit, c, basis, steps, batch, every)
             face = oracles.identity(torch.stack([made.frames, render(c.spec, fps=c.fps).frames]))
-            found[name] = dict(curve=curve, identity=float(face[0] @ face[1]), pose=float(pose_correlation(oracles.joints(made)[0], torch.as_tensor(seen_joints(c.spec, fps=c.fps)).float())))
+            joints = torch.as_tensor(seen_joints(c.spec, fps=c.fps)).float()
+            pose = float(pose_correlation(oracles.joints(made)[0], joints))
+            found[name] = dict(curve=curve, identity=float(face[0] @ face[1]), pose=pose)
         for stage in STAGES:
-            of = lambda n: [r for r in found[n]["curve"] if r["stage"] == stage]
-            target = of("from scratch")[-1]["loss"]
-            reached = next((r["step"] for r in of("over the zoo's A") if r["loss"] <= target), None)
-            for n in found: rows.append(dict(who=c.name, stage=STAGES[stage], way=n, steps=steps, cpu_s=of(n)[-1]["cpu"] - (0 if stage == "appearance" else [r for r in found[n]["curve"] if r["stage"] == "appearance"][-1]["cpu"]),
-                                                  loss=of(n)[-1]["loss"], steps_to_the_loss_from_scratch=reached if n.startswith("over") else steps, identity=found[n]["identity"], pose=found[n]["pose"], curve=[[r["step"], r["cpu"], r["loss"]] for r in of(n)]))
+            curves = {n: [r for r in f["curve"] if r["stage"] == stage] for n, f in found.items()}
+            target = curves["from scratch"][-1]["loss"]
+            reached = next((r["step"] for r in curves["over the zoo's A"] if r["loss"] <= target), None)
+            for n, curve in curves.items():
+                before = [r["cpu"] for r in found[n]["curve"] if r["stage"] == "appearance"][-1]
+                rows.append(dict(
+                    who=c.name, stage=STAGES[stage], way=n, steps=steps,
+                    cpu_s=curve[-1]["cpu"] - (0 if stage == "appearance" else before),
+                    loss=curve[-1]["loss"],
+                    steps_to_the_loss_from_scratch=reached if n.startswith("over") else steps,
+                    identity=found[n]["identity"], pose=found[n]["pose"],
+                    curve=[[r["step"], r["cpu"], r["loss"]] for r in curve]))
     return rows
 
 
@@ -140,8 +182,12 @@ def main(
     turns: Annotated[int, typer.Option(help="How often each way is measured.")] = 3,
     threads: Annotated[int, typer.Option(help="Threads for all ways; 0 leaves them alone.")] = 0,
     quick: Annotated[bool, typer.Option(help="One batch size of each stage.")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Also many at once, compiled; needs a C++ compiler.")] = False,
-    new: Annotated[bool, typer.Option(help="Also learn new people over the zoo's basis and from scratch.")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Also many at once, compiled; needs a C++ compiler.")
+    ] = False,
+    new: Annotated[
+        bool, typer.Option(help="Also learn new people over the zoo's basis and from scratch.")
+    ] = False,
     people: Annotated[int, typer.Option(help="How many new people.")] = 2,
     steps: Annotated[int, typer.Option(help="Steps of each stage for a new one.")] = 150,
     out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path("out/bench_fleet.json"),
@@ -149,14 +195,26 @@ def main(
     if threads: torch.set_num_threads(threads)
     dit = VideoDiT.load("tiny")
     r = dit.defaults
-    clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
-    A, rows = {k: v for k, v in SharedLoRA(dit, 8).member()[0].items() if k.endswith(".A")}, []
+    clip = Clip.load(
+        data_path("clips/dancer.mp4"), num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width)
+    )
+    A = {k: v for k, v in SharedLoRA(dit, 8).member()[0].items() if k.endswith(".A")}
+    rows = []
     for stage in STAGES:
         data = frame_set(dit, clip, WHO) if stage == "appearance" else sequence(dit, clip, PROMPT)
-        for batch in (2,) if quick else (1, 2, 4, 8): rows.append(company(dit, stage, data, batch, max(1, min(members, 64 // batch)), turns, A, compile))
+        for batch in (2,) if quick else (1, 2, 4, 8):
+            rows.append(
+                company(dit, stage, data, batch, max(1, min(members, 64 // batch)), turns, A, compile)
+            )
     names = [k[:-5] for k in rows[0] if k.endswith(" wall") and ":" not in k]
-    show(f"Milliseconds for one step of one concept, {torch.get_num_threads()} threads", [{k: r[k] for k in ("stage", "batch", "members", *(f"{n} wall" for n in names))} for r in rows])
-    show("Times faster than training alone", [{k: v for k, v in r.items() if k in ("stage", "batch") or "times" in k} for r in rows])
+    show(
+        f"Milliseconds for one step of one concept, {torch.get_num_threads()} threads",
+        [{k: r[k] for k in ("stage", "batch", "members", *(f"{n} wall" for n in names))} for r in rows]
+    )
+    show(
+        "Times faster than training alone",
+        [{k: v for k, v in r.items() if k in ("stage", "batch") or "times" in k} for r in rows]
+    )
     figures = dict(threads=torch.get_num_threads(), torch=torch.__version__, company=rows)
     if new:
         basis = {k: v for k, v in next(iter(load_zoo().values())).weights.items() if k.endswith(".A")}

@@ -70,7 +70,7 @@ def write(concept: Concept, rows: dict[str, Clip], out: Path) -> dict[Path, str]
     plot_history(concept).savefig(out / "loss.png", dpi=120, bbox_inches="tight")
     for label, clip in rows.items(): files[clip.save(out / f"{label.replace(' ', '-')}.mp4")] = label
     concept_files = {
-        "concept.safetensors": "the concept: A1, B1, B2 and the vectors of its two words",
+        "concept.safetensors": "the concept: A, B1, B2 and the vectors of its two words",
         "concept.json": "its prompts, recipe and origin"}
     return files | {out / "concept" / name: what for name, what in concept_files.items()}
 

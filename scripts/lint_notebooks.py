@@ -17,15 +17,6 @@ MAX_TEXT = 4000  # characters of one text output
 TOP = r"home|root|Users|tmp|opt|usr|var|mnt|srv|private|work|workspace|content"
 ABSOLUTE = re.compile(rf"(?<![\w:/.<])(/(?:{TOP})/[\w.-]+|[A-Z]:\\Users\\)")
 
-# Notebooks that the rules of `lint_style` wait for. It only shrinks: a test holds that each still fails.
-EXEMPT = set("""
-    nbs/analysis/break_the_gauge.ipynb
-    nbs/analysis/does_it_work.ipynb
-    nbs/analysis/metric_laboratory.ipynb
-    nbs/analysis/report_card.ipynb
-    nbs/analysis/what_the_weights_know.ipynb
-""".split())
-
 
 def notebooks() -> list[Path]:
     def is_ours(path: Path) -> bool: return not any(part[0] in "._" for part in path.relative_to(NBS).parts)
@@ -190,15 +181,12 @@ def lint_cell(cell) -> Iterator[str]:
     for out in cell.outputs: yield from lint_output(out, cell.source)
 
 
-def style_problems(path: Path) -> list[str]: return list(lint_style(path, nbformat.read(path, as_version=4)))
-
-
 def lint(path: Path) -> list[str]:
     "Every problem of a notebook, each as `notebook[, cell N]: what to mend`; N counts all cells from 0."
     name = (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
     try: nb = nbformat.read(path, as_version=4)
     except nbformat.reader.NotJSONError: return [f"{name}: not a notebook: its text is not JSON"]
-    checks = [lint_file, lint_module] + [lint_style] * (name not in EXEMPT)
+    checks = lint_file, lint_module, lint_style
     problems = [f"{name}: {p}" for check in checks for p in check(path, nb)]
     code = [(i, c) for i, c in enumerate(nb.cells) if c.cell_type == "code"]
     return problems + [f"{name}, cell {i}: {p}" for i, c in code for p in lint_cell(c)]

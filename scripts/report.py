@@ -1,4 +1,5 @@
-"""The report card of a tiny model: prompts drawn by seed, one clip each, judged by oracles. Writes report.json and sheet.png.
+"""The report card of a tiny model: prompts drawn by seed, one clip each, judged by oracles. Writes
+report.json and sheet.png.
 
     python scripts/report.py                                    # the shipped model, 500 prompts
     python scripts/report.py --model runs/tiny/pipeline --n 50
@@ -17,13 +18,18 @@ from sas_nb.lab.report import card_markdown, report_card
 def main(
     model: Annotated[str, typer.Option(help="'tiny', or a model folder that pre-training wrote.")] = "tiny",
     n: Annotated[int, typer.Option(help="How many prompts.", min=1)] = 500,
-    out: Annotated[Path, typer.Option(help="Folder to write; samples found there are read.")] = Path("out/report"),
+    out: Annotated[Path, typer.Option(help="Folder to write; samples found there are read.")] = Path(
+        "out/report"
+    ),
     seed: Annotated[int, typer.Option(help="The first prompt's seed.", min=0)] = 0,
     steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 20,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.", show_default="the model's own")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance.", show_default="the model's own")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Clips sampled at a time.", min=1)] = 10,
 ):
-    "Say how well a tiny model follows its prompts, with intervals, beside what the oracles say of real clips."
+    """Say how well a tiny model follows its prompts, with intervals, beside what the oracles say of real
+    clips."""
     with tidy(): card = report_card(model, out, n, seed, steps, guidance, batch, progress=True)
     spell_out()
     Console().print(Markdown(card_markdown(card)))

@@ -1,16 +1,21 @@
-"""Compare methods on held-out concepts whose every edit has an exact answer. Writes rows.csv, table.md and what made them.
+"""Compare methods on held-out concepts whose every edit has an exact answer. Writes rows.csv, table.md and
+what made them.
 
-    python scripts/table.py --quick            # or: make bench-quick; three people, three methods, few steps, about ten minutes on two idle cores
-    python scripts/table.py --brief --minutes 40 --keep   # the most informative methods under a small budget, as many people as 40 minutes allow, kept in data/bench/
+    # or: make bench-quick; three people, three methods, few steps, about ten minutes on two idle cores
+    python scripts/table.py --quick
+    # the most informative methods, a small budget, as many people as 40 minutes allow, kept in data/bench/
+    python scripts/table.py --brief --minutes 40 --keep
     python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
     python scripts/table.py --regularisers     # ours with each regulariser alone, and left out
-    python scripts/table.py --long             # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances, and ours with twins
+    # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances, and ours with twins
+    python scripts/table.py --long
     python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
     python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
 
-Every pair of concept and method is kept as soon as it is done, and the same command goes on from there. All methods of one concept come
-before the next concept, and the table is made of the concepts that every method has.
+Every pair of concept and method is kept as soon as it is done, and the same command goes on from there. All
+methods of one concept come before the next concept, and the table is made of the concepts that every method
+has.
 """
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +28,7 @@ from sas_nb.terminal import spell_out, tidy
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
-from sas_nb.lab.bench import complete, estimate, LEAKS, run, save_table, TABLE, table
+from sas_nb.lab.bench import complete, estimate, LEAKS, run, save_table, table
 from sas_nb.lab.cases import cases, in_words
 from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS
 from sas_nb.lab.oracles import Oracles
@@ -33,15 +38,22 @@ from sas_nb.writing import atomic
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
 LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance", "ours, twins")
-SETS = dict(quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL, regularisers=dict(people=12, things=0, method=tuple(REGULARISERS)) | SMALL, ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
-            long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8), full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8))
-POOLS = dict(regularisers=REGULARISERS, ablation=ABLATIONS) # sets with methods of their own, which are asked for the edits in words
+SETS = dict(
+    quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL,
+    regularisers=dict(people=12, things=0, method=tuple(REGULARISERS)) | SMALL,
+    ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
+    long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8),
+    full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8)
+)
+# sets with methods of their own, which are asked for the edits in words
+POOLS = dict(regularisers=REGULARISERS, ablation=ABLATIONS)
 
 
 def part(text: str) -> tuple[int, int]:
     "'1/4' as (1, 4)."
     i, _, n = text.partition("/")
-    if not (i.isdigit() and n.isdigit() and int(i) < int(n)): raise UserError(f"--part is {text!r}: give i/n with i from 0 to n-1, as in 0/4.")
+    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
+        raise UserError(f"--part is {text!r}: give i/n with i from 0 to n-1, as in 0/4.")
     return int(i), int(n)
 
 
@@ -63,42 +75,88 @@ Number = Annotated[int | None, typer.Option(min=0, show_default="the set's")]
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="A small subset.")] = False,
     brief: Annotated[bool, typer.Option("--brief", help="The most informative methods, few steps.")] = False,
-    regularisers: Annotated[bool, typer.Option("--regularisers", help="Ours with each regulariser alone, and left out, few steps.")] = False,
-    ablation: Annotated[bool, typer.Option("--ablation", help="Ours with one thing changed, few steps.")] = False,
-    long: Annotated[bool, typer.Option("--long", help="Ours and DB-LoRA with the steps and batches of `learn`.")] = False,
-    people: Number = None, things: Number = None,
-    method: Annotated[list[str] | None, typer.Option(help="One of the methods; may be repeated.", show_default="the set's")] = None,
-    steps1: Number = None, steps2: Number = None, batch: Number = None, seed: int = 0,
+    regularisers: Annotated[
+        bool,
+        typer.Option("--regularisers", help="Ours with each regulariser alone, and left out, few steps.")
+    ] = False,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Ours with one thing changed, few steps.")
+    ] = False,
+    long: Annotated[
+        bool, typer.Option("--long", help="Ours and DB-LoRA with the steps and batches of `learn`.")
+    ] = False,
+    people: Number = None,
+    things: Number = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="One of the methods; may be repeated.", show_default="the set's")
+    ] = None,
+    steps1: Number = None,
+    steps2: Number = None,
+    batch: Number = None,
+    seed: int = 0,
     minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
     sampling_steps: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
-    model: str = "tiny", share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th pair.")] = "0/1",
-    only_estimate: Annotated[bool, typer.Option("--estimate", help="Measure a few steps, say how long it would take, and stop.")] = False,
+    model: str = "tiny",
+    share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th pair.")] = "0/1",
+    only_estimate: Annotated[
+        bool, typer.Option("--estimate", help="Measure a few steps, say how long it would take, and stop.")
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Also write the rows to data/bench/.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where to keep rows and write the table.", show_default="out/table, out/regularisers, out/ablation, out/long")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to keep rows and write the table.",
+            show_default="out/table, out/regularisers, out/ablation, out/long"
+        ),
+    ] = None,
 ):
     "Train every method on every concept, measure every edit, print the table."
-    name = next((n for n, on in dict(quick=quick, brief=brief, regularisers=regularisers, ablation=ablation, long=long).items() if on), "full")
-    given = dict(people=people, things=things, method=method or None, steps1=steps1, steps2=steps2, batch=batch)
+    flags = dict(quick=quick, brief=brief, regularisers=regularisers, ablation=ablation, long=long)
+    name = next((n for n, on in flags.items() if on), "full")
+    given = dict(
+        people=people, things=things, method=method or None, steps1=steps1, steps2=steps2, batch=batch
+    )
     s = SETS[name] | {k: v for k, v in given.items() if v is not None}
-    kind, pool = name if name in (*POOLS, "long") else "table", POOLS.get(name, METHODS)
+    kind = name if name in (*POOLS, "long") else "table"
+    pool = POOLS.get(name, METHODS)
     with tidy():
-        if odd := next((m for m in s["method"] if m not in pool), None): raise UserError(f"There is no method {odd!r}: choose from {', '.join(pool)}.")
-        budget, folder = Budget(s["steps1"], s["steps2"], s["batch"], seed=seed), out or Path("out") / kind
-        dit, oracles, which = load(model), Oracles.load(), part(share)
+        if odd := next((m for m in s["method"] if m not in pool), None):
+            raise UserError(f"There is no method {odd!r}: choose from {', '.join(pool)}.")
+        budget = Budget(s["steps1"], s["steps2"], s["batch"], seed=seed)
+        folder = out or Path("out") / kind
+        dit = load(model)
+        oracles = Oracles.load()
+        which = part(share)
         if only_estimate:
             hours = estimate(dit, list(s["method"]), budget, s["people"] + s["things"], oracles)
-            return print(f"{s['people'] + s['things']} concepts x {len(s['method'])} methods, {budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} hours on one core or device; shared by n processes, an n-th.")
-        asked = [in_words(c) if name in POOLS else c for c in cases(s["people"], s["things"], dit.defaults.fps)]
-        rows = run(asked, {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which, dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes)
-        about = dict(concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]), budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer), recipes={r: Recipe.named(r).to_dict() for r in ("default", "paper")})
+            return print(f"{s['people'] + s['things']} concepts x {len(s['method'])} methods, "
+                         f"{budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} "
+                         "hours on one core or device; shared by n processes, an n-th.")
+        asked = [
+            in_words(c) if name in POOLS else c for c in cases(s["people"], s["things"], dit.defaults.fps)
+        ]
+        rows = run(
+            asked, {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which,
+            dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes
+        )
+        about = dict(
+            concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]),
+            budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer),
+            recipes={r: Recipe.named(r).to_dict() for r in ("default", "paper")}
+        )
         write(complete(rows), about, folder, "rows")
         if keep: write(complete(rows), about, Path("data/bench"), kind)
         against = "ours" if "ours" in s["method"] else s["method"][0]
-        words = f"{table(complete(rows), against)}\n\n{table(complete(rows), against, LEAKS)}" if complete(rows) else "No concept has every method yet."
+        words = (
+            f"{table(complete(rows), against)}\n\n{table(complete(rows), against, LEAKS)}"
+            if complete(rows)
+            else "No concept has every method yet."
+        )
         with atomic(folder / "table.md") as tmp: tmp.write_text(words + "\n")
     spell_out()
     Console().print(Markdown(words.replace("<br>", " ")))
-    print(f"{len(about['concepts'])} concepts; written: {folder / 'rows.csv'} (a row per sample), {folder / 'table.md'}" + (f", data/bench/{kind}.csv" if keep else ""))
+    print(f"{len(about['concepts'])} concepts; written: {folder / 'rows.csv'} (a row per sample), "
+          f"{folder / 'table.md'}" + (f", data/bench/{kind}.csv" if keep else ""))
 
 
 if __name__ == "__main__": typer.run(main)

@@ -1,4 +1,4 @@
-"A1, B1, B2 on the tiny DiT: exact where it should be, equal to stock peft, and every trap of one-LoRA-for-both-stages."
+"A, B1, B2 on the tiny DiT: exact where it should be, equal to stock peft, and every trap of one-LoRA-for-both-stages."
 import threading, types, warnings
 
 import peft, pytest

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 from sas_nb import __version__, cli
+from sas_nb.answers import changes
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.prompt import Prompts
@@ -91,6 +92,33 @@ def test_help_ends_in_examples(command):
     ["fly"], ["train"], ["inspect"], *(["train", "x.mp4", *PROMPTS, "--out", "o", *more] for more in (
         ["--steps1", "many"], ["--steps1", "-1"], ["--dropout1", "0.5"], ["--preset", "paper"], ["--set"]))])
 def test_a_command_line_that_makes_no_sense_is_2(words): assert call(*words).exit_code == 2
+
+
+@pytest.mark.parametrize("words, missing", [
+    (["train"], "CLIP, --appearance, --motion, --out."), (["train", "x.mp4", "--motion", "she is [u] dancing"], "--appearance, --out."),
+    (["export"], "CONCEPT, --out."), (["generate"], "CONCEPT."), (["explore"], "CONCEPTS...")])
+def test_all_that_is_missing_is_told_at_once(words, missing):
+    result = call(*words)
+    assert result.exit_code == 2 and f"Missing: {missing}" in result.output
+
+
+@pytest.mark.parametrize("words, new", [
+    (["generate", "run", "--strength", ".5"], "--motion-guidance"), (["generate", "run", "--against", ".5"], "--negative-scale"),
+    (["train", "x.mp4", "--preset", "paper"], "--recipe")])
+def test_an_option_by_its_earlier_name(words, new):
+    result = call(*words)
+    assert result.exit_code == 2 and f"No such option: {words[2]}" in result.output and new in result.output
+
+
+@pytest.mark.parametrize("options, says", [(["--set", "stage1.dropuot=.5"], "near are stage1.dropout"), (["--recipe", "papr"], "no recipe 'papr'"), (["--set", "both.batch=0"], "--set both.batch=0 must be")])
+def test_a_misspelt_recipe_is_refused_before_the_heavy_imports(options, says):
+    code = f"import sys\nfrom sas_nb import cli\ntry: cli.app({['train', 'x.mp4', *PROMPTS, '--out', 'o', *options]})\nexcept SystemExit as e: print(e.code, [m for m in ('torch', 'diffusers', 'av') if m in sys.modules])"
+    done = shell("-c", code)
+    assert says in done.stderr and done.stdout.split(None, 1) == ["1", "[]\n"]
+
+
+def test_the_help_says_that_a_movement_needs_no_word():
+    assert "may stand alone" in " ".join(re.findall(r"[^\s│]+", ok("train", "--help")))
 
 
 def test_models_says_what_is_here():
@@ -236,7 +264,18 @@ def test_info(trained):
     assert about["appearance"] == LOOK and all(layer in output for layer in norms)
     for k in (0, 1): assert f"{sum(n[k] ** 2 for n in norms.values()) ** .5:.4f}" in output
     for words in (LOOK, MOVE, "rank", about["fingerprint"], "1 steps", __version__): assert words in output
+    assert "appearance |A B1|" in output and "motion |A B2|" in output and "A1" not in output
+    words = " ".join(re.findall(r"[^\s│]+", output))
+    assert "default, changed" in output and "rank 2 instead of 8, stage1.steps 1 instead of 75" in words and "both.batch 1 instead of 8" in words
     assert output.index("Provenance") < output.index("How far each layer") and next(iter(norms)) not in ok("info", trained)
+
+
+@pytest.mark.parametrize("recipe, says", [
+    (Recipe.paper().with_(stage2=dict(betas=(.9, .95)), sampling=dict(negative_scale=.5)), "stage2.betas [0.9, 0.95] instead of [0.9, 0.99], sampling.negative_scale 0.5 instead of 1.0"),
+    (Recipe.unregularised("paper").with_(both=dict(seed=3)), "both.seed 3 instead of 0"),
+    (Recipe.default().with_(both=dict(batch=4)).with_(stage1=dict(batch=2)), "stage1.batch 2 instead of 8, stage2.batch 4 instead of 8"),
+    (Recipe.default(), ""), (replace(Recipe.default().with_(rank=2), name="mine, changed"), "")])
+def test_what_was_changed_in_a_recipe(recipe, says): assert changes(recipe.to_dict()) == says
 
 
 @pytest.mark.parametrize("format, name", [("diffusers", "pytorch_lora_weights.safetensors"), ("peft", "adapter_model.safetensors")])

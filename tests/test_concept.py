@@ -223,6 +223,13 @@ def test_a_damaged_concept_says_so(concept, tmp_path, kind):
     spoil(concept.save(tmp_path/"c"), kind)
     with pytest.raises(UserError, match="damaged"): Concept.load(tmp_path/"c")
 
+@pytest.mark.parametrize("name, hint", [("strength", "motion_guidance."), ("against", "negative_scale."), ("num_frame", "num_frames."), ("stepz", "steps."),
+                                        ("tokens", "prompt or seed or"), ("velocity", "prompt or seed or"), ("xyzzy", "or height or width or progress.")])
+def test_an_argument_that_generate_has_not(concept, name, hint):
+    with pytest.raises(UserError) as e: concept.generate(**{name: 1})
+    assert str(e.value).startswith(f"Concept.generate has no {name!r}: try ") and hint in str(e.value)
+
+
 def test_not_a_concept(tmp_path):
     with pytest.raises(UserError, match="not a concept"): Concept.load(tmp_path)
 

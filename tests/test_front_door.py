@@ -1,5 +1,6 @@
 """`from sas_nb import ...` gives each public name from its module, and loads no more than that needs."""
-import ast, json, subprocess, sys
+import ast, json, re, subprocess, sys
+from functools import partialmethod
 from textwrap import dedent
 import pytest
 import sas_nb
@@ -20,6 +21,26 @@ def is_here(name, root):
     "Whether the module that a public name comes from is written; the atlas is one when it is a package."
     home = sas_nb._HOMES[name]
     return (root / "sas_nb" / ("atlas/__init__.py" if home == "atlas" else f"{home}.py")).is_file()
+
+
+@pytest.fixture(scope="module")
+def blocks(root): return re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.S)
+
+
+def test_readme_writes_under_out(blocks):
+    "What is tried in a checkout leaves nothing in it that git would see."
+    places = re.findall(r"(?:\.save\(|\.export\(|out=)\"([^\"]*)\"", "".join(blocks))
+    assert len(places) > 6 and all(place.startswith("out/") for place in places)
+
+
+def test_readme_opens_the_zoo(blocks, tmp_path, monkeypatch):
+    "As it stands, but with one step of sampling."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sas_nb.Concept, "generate", partialmethod(sas_nb.Concept.generate, steps=1, num_frames=5))
+    block, = (b for b in blocks if 'Atlas("zoo")' in b)
+    names = {}
+    exec(block, names)
+    assert len(names["zoo"]) == 72 and [p.name for p in (tmp_path / "out").iterdir()] == ["mixed.mp4"]
 
 
 def test_the_package_alone_is_instant(root):

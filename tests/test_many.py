@@ -5,12 +5,15 @@ import shutil
 import pytest, torch
 import road, wan_folder as wan
 from filelock import FileLock
+from tqdm import tqdm
 from road import stage as stage_of
 from sas_nb import adapter as adapter_module
 from sas_nb.adapter import SharedLoRA
+from sas_nb.atlas.geometry import Atlas
 from sas_nb.concept import Concept
 from sas_nb.data import Examples, frame_set, sequence, StageData
 from sas_nb.dit import VideoDiT
+from sas_nb.explore.concepts import is_saved, named_concepts
 from sas_nb.fast import compiled
 from sas_nb.files import UserError
 from sas_nb.lab.draw import render
@@ -121,7 +124,7 @@ def test_a_killed_run_goes_on_exactly(dit, A, data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"another seeds: was \[1, 2, 3\], is \[1, 2, 9\]"): together(dit, A, data["appearance"], s, seeds=[1, 2, 9], out=tmp_path)
     changed = [data["appearance"][0], frame_set(dit, render(heldout_spec(5), fps=12)[:5], LOOKS[1]), data["appearance"][2]]
     with pytest.raises(UserError, match=r"\(another member 1 clip\)"): together(dit, A, changed, s, seeds=[1, 2, 3], out=tmp_path, save_every=2)
-    with pytest.raises(UserError, match="another member 2"): together(dit, A, data["appearance"][:2], s, seeds=[1, 2], out=tmp_path)
+    with pytest.raises(UserError, match="of 3 concepts at once, and this one is of 2"): together(dit, A, data["appearance"][:2], s, seeds=[1, 2], out=tmp_path)
 
 def test_a_fleet_goes_on_elsewhere_with_its_own_data(dit, A, data, tmp_path):
     s = stage_of(steps=4, batch=2, prior=0., lr=1e-2)
@@ -173,6 +176,58 @@ def test_learn_many(dit, clips, tmp_path):
     for k, v in later.weights.items():
         if k.endswith(".A"): assert torch.equal(v, made[0].weights[k])
     assert later.rank == 4 and later.info["layers"] == LAYERS and later.info["recipe"]["rank"] == 4
+
+
+ONE = road.recipe(both=dict(steps=1, batch=1, prior=0.), rank=2, layers=r"blocks\.0\.attn1\.to_q")
+
+@pytest.fixture(scope="module")
+def runs(dit, clips, tmp_path_factory, own_cache):
+    "The folders of a run of two concepts and of a run of one; and what the bars of the first were called."
+    folder, titles = tmp_path_factory.mktemp("runs"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sas_nb.train.tqdm", lambda desc, **about: titles.append(desc) or tqdm(disable=True))
+        learn_many(clips[:2], [(p, MOVES) for p in LOOKS[:2]], dit, ONE, Run(out=folder/"many"))
+    learn(clips[0], (LOOKS[0], MOVES), dit, ONE, Run(out=folder/"one", progress=False))
+    return folder, titles
+
+def test_the_basis_has_a_bar_of_its_own(runs):
+    assert runs[1] == ["basis of all 2 concepts", "stage 1 of 2, appearance", "stage 2 of 2, motion"]
+
+@pytest.mark.parametrize("place", ["many", "many/concepts"])
+def test_a_run_of_many_is_no_concept_and_says_where_they_are(runs, place):
+    with pytest.raises(UserError, match=r"run of many concepts, 2 in all: give one of them, such as '.*concepts[\\/]+000'"):
+        Concept.load(runs[0]/place)
+
+def test_atlas_and_explorer_take_all_of_a_run(runs, dit):
+    folder = runs[0]
+    for places in (folder/"many", str(folder/"many"), [folder/"many"], [folder/"many"/"concepts"]): assert Atlas(places).names == ["000", "001"]
+    assert Atlas([folder/"many", folder/"one"]).names == ["000", "001", "one"] == list(named_concepts([folder/"many", folder/"one"]))
+    assert all(is_saved(place) for place in named_concepts(folder/"many").values())
+    with pytest.raises(UserError, match="run of many"): Atlas(dict(a=folder/"many", b=folder/"one"))
+
+@pytest.mark.parametrize("name, n, says", [
+    ("many", 1, "many holds a run of 2 concepts at once, and this one is of one concept: choose another folder."),
+    ("one", 2, "one holds a run of one concept, and this one is of 2 concepts at once: choose another folder."),
+    ("many", 3, "many holds a run of 2 concepts at once, and this one is of 3 concepts at once: choose another folder.")])
+def test_another_number_of_concepts_is_refused_in_one_sentence_before_anything_is_made(runs, dit, clips, monkeypatch, name, n, says):
+    run = Run(out=runs[0]/name, progress=False)
+    before = sorted(runs[0].rglob("*"))
+    monkeypatch.setattr("sas_nb.learning.build", lambda *_: pytest.fail("too late"))
+    with pytest.raises(UserError) as e:
+        if n == 1: learn(clips[0], (LOOKS[0], MOVES), dit, ONE, run)
+        else: learn_many(clips[:n], [(p, MOVES) for p in LOOKS[:n]], dit, ONE, run)
+    assert str(e.value).endswith(says) and sorted(runs[0].rglob("*")) == before
+
+def test_what_differs_is_told_without_raw_dicts(runs, dit, clips):
+    with pytest.raises(UserError, match=r"another prior: was none, is some; .*another prior: was 0.0, is 0.5") as e:
+        learn(clips[0], (LOOKS[0], MOVES), dit, ONE.with_(both=dict(prior=.5, batch=2)), Run(out=runs[0]/"one", progress=False))
+    assert "{" not in str(e.value)
+
+def test_the_length_of_the_texts_is_found_once(dit, data, A, monkeypatch):
+    asked = []
+    monkeypatch.setattr("sas_nb.train._longest", lambda trainer: asked.append(trainer) or 30)
+    together(dit, A, data["appearance"], stage_of(steps=3, batch=1, prior=0.))
+    assert len(asked) == 1
 
 def test_one_of_many_is_the_concept_that_is_learned_alone(exact, clips, A):
     "The same road: over one basis, `learn` and `learn_many` give the same."

@@ -106,12 +106,6 @@ def test_long_modules_are_told(nbs):
     assert "301 lines" in lint(save(nbs / "03_flow.ipynb", cells()))[0]
 
 
-def test_the_exempt_still_fail(root):
-    "What passes, or is gone, is to be taken off the list."
-    assert not [name for name in lint_notebooks.EXEMPT if not (root / name).is_file()]
-    assert not [name for name in lint_notebooks.EXEMPT if not lint_notebooks.style_problems(root / name)]
-
-
 def test_exceptions_from_ruff_are_needed(root):
     "Each file and rule in per-file-ignores still fails; what passes, or is gone, is to be taken off the list."
     table = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]["per-file-ignores"]

@@ -25,6 +25,13 @@ def test_parts_of_a_prompt(text, plain, placeholders, places):
     assert all(text[i:i+3] == w for i, w in zip(p.places, p.placeholders))
 
 
+def test_a_movement_without_a_word():
+    "`[u]` may stand alone, and says so."
+    pair = Prompts("a [v] man in a park", "[u]")
+    assert (pair.both.text, pair.both.plain) == ("a [v] man in a park. [u]", "a man in a park.")
+    assert "`[u]` may stand alone" in Prompts.__doc__
+
+
 @pytest.mark.parametrize("text, says", [
     ("a [V] man", "has '[V]' where the new word [v] is meant: write 'a [v] man'"), ("a (v) man", "write 'a [v] man'"), ("a {V } man", "write 'a [v] man'"), ("he is <u> up", "write 'he is [u] up'"),
     ("a [v] (u) man", "has '(u)' where the new word [u]"), ("a [w] man", "placeholder [w], and only [v] and [u]"), ("a [v] [X] man", "placeholder [X]"),

@@ -138,9 +138,9 @@ def invert(self:Atlas,
            batch:int=8, seed:int=0, progress:bool=True,
           )->Concept:               # with its losses in info["atlas"]["losses"]
     """The concept of this atlas that explains a clip best, by moving coordinates alone (arXiv 2406.09413,
-    there for images). Needs one shared A1. Raises `UserError`."""
+    there for images). Needs one shared A. Raises `UserError`."""
     if len(self.parts) == 1 or not self.one_basis:
-        raise UserError("Only an atlas of concepts over one shared A1 can be searched: project your "
+        raise UserError("Only an atlas of concepts over one shared A can be searched: project your "
                         "concepts onto one basis with `project_onto()` first.")
     mean, prompts = self.mean(), Prompts.of(prompts)
     mean.dit = dit or mean.base()

@@ -44,7 +44,7 @@ def synthetic(n:int=40,                 # how many concepts
               noise:float=.1,           # of a concept's own, as a share of what the hidden numbers move
               rank:int=4,
               sizes:dict|None=None,     # layer -> (out, in)
-              shared:bool=True,         # one A1 for all, as after training over a frozen basis; else one each
+              shared:bool=True,         # one A for all, as after training over a frozen basis; else one each
               seed:int=0,
               **about,                  # more of their provenance, such as base and fingerprint
              )->tuple[list[Concept], np.ndarray]: # the concepts, and their hidden numbers (n, latents)

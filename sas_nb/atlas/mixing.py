@@ -15,6 +15,7 @@ from .geometry import Atlas, layers_of, share_a
 from .members import CONCEPT_PARTS, Lora, LORA_PARTS, Member
 from .probes import Direction
 from ..concept import Concept
+from ..counterfactual import about
 from ..files import UserError
 from ..lowrank import canonical, recompress
 
@@ -58,8 +59,11 @@ def _mixed_tokens(states, a, m)->dict[str, Tensor]:
 
 def _motion_prompt(look, motion:str)->str:
     """The movement in words that suit who is seen: 'he is dancing' becomes 'she is dancing' for a woman's
-    look."""
-    pronoun = look["info"]["motion"].split(" ")[0]
+    look, and 'it is dancing' for a thing's."""
+    own = look["info"]["motion"]
+    if motion == own: return own
+    motion = about(look["info"]["appearance"], motion)
+    pronoun = own.split(" ")[0]
     first, *rest = motion.split(" ")
     return " ".join([pronoun, *rest]) if {pronoun, first} <= {"he", "she", "it", "they"} else motion
 
@@ -105,8 +109,8 @@ def _checked_mixes(atlas:Atlas, appearance, motion)->list[np.ndarray]: # one (N,
 # %% ../../nbs/atlas/06_mixing.ipynb #9411ee9b
 @patch
 def mix(self:Atlas,
-        appearance:Sequence[float],        # (N,) weights of the members in A1 B1, or in the whole of a LoRA
-        motion:Sequence[float]|None=None,  # (N,) weights in A1 B2; the same when None
+        appearance:Sequence[float],        # (N,) weights of the members in A B1, or in the whole of a LoRA
+        motion:Sequence[float]|None=None,  # (N,) weights in A B2; the same when None
         rank:int|None=None,                # where bases differ; the largest among the members when None
         name:str="mix",
        )->Concept|Lora:

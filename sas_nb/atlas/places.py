@@ -15,7 +15,7 @@ from .lora_files import from_lora_file
 from .members import from_concept, from_folder, from_lora, Lora, Member
 from ..cache import named_folder
 from ..concept import Concept
-from ..concept_file import check_info, concept_folder, updated
+from ..concept_file import check_info, concept_folder, concepts_of, updated
 from ..dit import VideoDiT
 from ..files import read_about, UserError
 
@@ -108,7 +108,7 @@ def _from_path(place:str|Path, name:str|None)->Member:
         raise UserError(f"There is no {str(path)!r}: give concepts, their folders, or LoRA files that exist.")
     name = name or _default_name(path)
     try:
-        if (path/"concept.json").exists(): return from_folder(path, name)
+        if (path/"concept.json").exists() or concepts_of(path): return from_folder(path, name)
         return from_lora_file(_lora_in(path), name)
     except UserError: raise
     except Exception as e:
@@ -132,14 +132,16 @@ def _is_zoo(place)->bool:
     return bool(path) and (path/"zoo.json").is_file()
 
 def _residents(place)->list[tuple]: # (name or None, member)
-    "All in a zoo; anything else stands for itself."
-    return list(load_zoo(place).items()) if _is_zoo(place) else [(None, place)]
+    "All in a zoo or a run of many; anything else stands for itself."
+    if _is_zoo(place): return list(load_zoo(place).items())
+    many = concepts_of(place) if isinstance(place, (str, Path)) else []
+    return [(None, x) for x in many or [place]]
 
 # %% ../../nbs/atlas/02_places.ipynb #9895df6a
 def _inside(place:str|Path)->list:
-    "What a lone name stands for: a concept, a LoRA's file, a zoo, or a folder full of concepts or LoRAs."
+    "What a lone name stands for: a concept, a LoRA's file, a zoo, a run, a folder of concepts or LoRAs."
     path = concept_folder(place)
-    if _is_zoo(place): return [place]
+    if _is_zoo(place) or concepts_of(place): return [place]
     if path.is_file() or (path/"concept.json").is_file(): return [path]
     if not path.is_dir():
         raise UserError(f"{str(path)!r} is not a folder: give a folder of concepts or LoRA files, or a "

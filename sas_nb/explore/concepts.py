@@ -9,7 +9,7 @@ __all__ = ['is_saved', 'listed', 'named_concepts', 'lasting_places', 'open_conce
 from pathlib import Path
 from ..cache import named_folder
 from ..concept import Concept
-from ..concept_file import concept_folder
+from ..concept_file import concept_folder, concepts_of
 from ..files import expanded, UserError
 
 # %% ../../nbs/explore/00_concepts.ipynb #2fc0a0b9
@@ -34,11 +34,12 @@ def listed(concepts)->dict|list:
 
 # %% ../../nbs/explore/00_concepts.ipynb #e82a60fd
 def _members(x)->list:
-    "A zoo stands for all in it; `zoo` is the shipped one where no zoo here has that name."
+    "A zoo or a run of many stands for all in it; `zoo` is the shipped one where no zoo here is named so."
     from sas_nb.atlas.places import read_zoo # the drawn world comes along, which only zoos need
     if isinstance(x, Concept): return [x]
     folder = named_folder(x, "zoo.json")
-    return [folder/n for n in read_zoo(folder)["members"]] if _is_zoo(folder) else [expanded(x)]
+    if _is_zoo(folder): return [folder/n for n in read_zoo(folder)["members"]]
+    return concepts_of(x) or [expanded(x)]
 
 def _name(x, i:int)->str:
     if isinstance(x, Concept): return f"concept {i+1}"

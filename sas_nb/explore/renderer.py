@@ -35,8 +35,8 @@ class Position:
     dance:str=AVERAGE        # whose motion to start from
     look_by:tuple=(0., 0.)   # from there, along the first two components of appearance
     dance_by:tuple=(0., 0.)  # and along those of motion
-    appearance:float=1.      # strength of A1 B1; 1 is as learned
-    motion:float=1.          # strength of A1 B2
+    appearance:float=1.      # strength of A B1; 1 is as learned
+    motion:float=1.          # strength of A B2
     prompt:str=""            # the concept's own when empty
     seed:int=0
     grid:tuple|None=field(default=None, init=False, compare=False, repr=False) # on which `Studio.snap` put it

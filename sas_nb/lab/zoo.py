@@ -48,7 +48,7 @@ def _check_members(concepts):
     name, first = next(iter(concepts.items()))
     for n, c in concepts.items():
         if not _same_basis(c, first):
-            raise UserError(f"{n!r} and {name!r} do not share a basis A1 on one base: "
+            raise UserError(f"{n!r} and {name!r} do not share a basis A on one base: "
                             "learn them together with learn_many, or rewrite them with Atlas.rebase.")
         if not _plain(c) or set(c.tokens) != set(first.tokens):
             raise UserError(f"{n!r} is reweighted, self-conditioned or has other placeholders than {name!r}: "
