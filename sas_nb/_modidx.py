@@ -792,6 +792,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sas_nb.lab.draw_large': { 'sas_nb.lab.draw_large._draw': ('lab/draw_large.html#_draw', 'sas_nb/lab/draw_large.py'),
                                        'sas_nb.lab.draw_large._filter': ('lab/draw_large.html#_filter', 'sas_nb/lab/draw_large.py'),
                                        'sas_nb.lab.draw_large._head_boxes': ('lab/draw_large.html#_head_boxes', 'sas_nb/lab/draw_large.py'),
+                                       'sas_nb.lab.draw_large._lens': ('lab/draw_large.html#_lens', 'sas_nb/lab/draw_large.py'),
                                        'sas_nb.lab.draw_large._lit': ('lab/draw_large.html#_lit', 'sas_nb/lab/draw_large.py'),
                                        'sas_nb.lab.draw_large._scenes': ('lab/draw_large.html#_scenes', 'sas_nb/lab/draw_large.py'),
                                        'sas_nb.lab.draw_large._subject': ('lab/draw_large.html#_subject', 'sas_nb/lab/draw_large.py'),

@@ -12,6 +12,7 @@ __all__ = ['render_array', 'render', 'truth', 'CAMERAS', 'CHANNELS', 'COLOURS', 
 # ruff: noqa: F401, for the module shows names that it does not use
 from contextlib import contextmanager
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from ..clip import Clip
 from .gaits import CHANNELS, JOINTS, Gait
 from .specs import (CAMERAS, COLOURS, HATS, HELD, HELDOUT, KINDS, LIGHTS, MOTIONS, SCENES, THINGS,
@@ -45,6 +46,8 @@ def _lit(canvas, light):
     yield
     if light != "day": canvas.restore()
 
+_SOFT = skia.Paint(ImageFilter=skia.ImageFilters.Blur(1., 1.))
+
 # %% ../../nbs/lab/10_draw_large.ipynb #a54a50a5
 def _subject(canvas, spec, s, moving, n, t):
     "One subject in one frame; `moving` is a person's figure and joints."
@@ -59,7 +62,10 @@ def _scenes(frames, spec, times):
     once = spec.camera == "static"
     for n, t in enumerate(times[:1] if once else times):
         canvas = stage_on(frames[n], spec, t)
-        with _lit(canvas, spec.light): canvas.drawPicture(backdrop)
+        with _lit(canvas, spec.light):
+            canvas.saveLayer(None, _SOFT)
+            canvas.drawPicture(backdrop)
+            canvas.restore()
     if once: frames[1:] = frames[:1]
 
 # %% ../../nbs/lab/10_draw_large.ipynb #4b438695
@@ -75,13 +81,18 @@ def _draw(spec, times, size, only=None):
     return frames
 
 # %% ../../nbs/lab/10_draw_large.ipynb #e464d60a
+def _lens(frames):
+    "What a lens leaves of frames (T, size, size, 3) uint8: nothing is finer than a pixel of 64."
+    blur = .5*frames.shape[1]/64
+    return gaussian_filter(frames.astype(np.float32), (0, blur, blur, 0), mode="nearest").round().astype(np.uint8)
+
 def render_array(spec:Spec,         # what to draw
                  num_frames:int=17, # T
                  fps:float=8.,      # frames per second
                  size:int=64,       # pixels
                 )->np.ndarray:      # (T, size, size, 3) uint8
     "The pixels of a clip."
-    return _draw(spec, np.arange(num_frames)/fps, size)[..., :3]
+    return _lens(_draw(spec, np.arange(num_frames)/fps, size)[..., :3])
 
 def render(spec:Spec,         # what to draw
            num_frames:int=17, # T
