@@ -29,7 +29,7 @@ def start(tmp_path_factory):
 def arguments(tmp_path, start, minutes, **sizes):
     given = [word for name, value in {**SIZES, **sizes}.items() for word in ("--set", f"{name}={value}")]
     return ["train", "--cpu", "--minutes", str(minutes), "--state", str(tmp_path/"state"), "--out", str(tmp_path/"out"),
-            "--start", str(start), "--world", "sas_nb.lab.draw", *given]
+            "--start", str(start), "--world", "sas_nb.lab.draw", "--least", "0", *given]
 
 def rows(path): return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -37,11 +37,15 @@ class Ticks:
     "A clock that goes on by a second each time somebody looks, on a quick machine and on a slow one."
     sleep, now = time.sleep, 0
     def time(self): self.now += 1; return self.now
+    process_time = time
 
-def run(base, monkeypatch, *args):
+def tried(base, monkeypatch, *args):
     monkeypatch.setattr(base, "time", Ticks())
     monkeypatch.setattr(base, "START", 0)
-    result = CliRunner().invoke(base.app, list(map(str, args)))
+    return CliRunner().invoke(base.app, list(map(str, args)))
+
+def run(base, monkeypatch, *args):
+    result = tried(base, monkeypatch, *args)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -49,9 +53,8 @@ def run(base, monkeypatch, *args):
 @pytest.fixture
 def quick(base, monkeypatch):
     "Few figures: they take longer than the training."
-    psnr, report = base.reconstruction_psnr, base.autoencoder_report
-    monkeypatch.setattr(base, "reconstruction_psnr", lambda vae, world: psnr(vae, 1, world))
-    monkeypatch.setattr(base, "autoencoder_report", lambda vae, world: report(vae, world, 3))
+    report = base.autoencoder_report
+    monkeypatch.setattr(base, "autoencoder_report", lambda vae, world, n=3: report(vae, world, 3))
     monkeypatch.setattr(base.measure_dit, "__defaults__", (2,))
     monkeypatch.setattr(base.sample, "__defaults__", (2,))
 
@@ -102,6 +105,56 @@ def test_a_loss_that_is_no_number_does_not_reach_the_disk(base, quick, start, tm
     run(base, monkeypatch, *arguments(tmp_path, start, 1), "--share", 1)
     assert not (tmp_path/"state"/"autoencoder.safetensors").exists()
     assert any("not a number" in r.get("error", "") for r in rows(tmp_path/"out"/"log.jsonl"))
+
+def never_saved(base, monkeypatch):
+    "The autoencoder's folder cannot be written."
+    write = base.atomic
+    def atomic(path, **kwargs):
+        if path.name == "vae": raise UserError("That place is taken.")
+        return write(path, **kwargs)
+    monkeypatch.setattr(base, "atomic", atomic)
+
+def test_what_cannot_be_saved_ends_the_run_at_once(base, quick, start, tmp_path, monkeypatch):
+    never_saved(base, monkeypatch)
+    result = tried(base, monkeypatch, *arguments(tmp_path, start, 1))
+    assert result.exit_code == 1 and isinstance(result.exception, UserError)
+    log = rows(tmp_path/"out"/"log.jsonl")
+    assert [r["part"] for r in log if "error" in r] == ["train_autoencoder"] and {r["part"] for r in log} <= {"autoencoder", "train_autoencoder"}
+
+def test_on_a_lease_a_save_that_fails_is_written_down_and_the_rest_is_done(base, quick, start, tmp_path, monkeypatch):
+    never_saved(base, monkeypatch)
+    monkeypatch.setattr(base, "_end_after", lambda minutes: None)
+    run(base, monkeypatch, *arguments(tmp_path, start, 1), "--limit", 1.4)
+    log = rows(tmp_path/"out"/"log.jsonl")
+    assert any("place is taken" in r.get("error", "") for r in log) and any("held_out_loss" in r for r in log)
+    assert (tmp_path/"state"/"pipeline"/"vae"/"config.json").exists()
+
+def test_a_foreign_folder_is_noticed_before_any_work_and_one_of_an_older_version_is_ours(base, start, tmp_path, monkeypatch):
+    folder = tmp_path/"state"/"vae"
+    folder.mkdir(parents=True)
+    (folder/"config.json").write_text('{"mine": 1}')
+    drawing = []
+    monkeypatch.setattr(base, "Drawing", lambda *a: drawing.append(a))
+    result = tried(base, monkeypatch, *arguments(tmp_path, start, 1))
+    assert isinstance(result.exception, UserError) and not drawing and (folder/"config.json").read_text() == '{"mine": 1}'
+    (folder/"config.json").unlink()
+    load_autoencoder(start).save_pretrained(folder)
+    base.check_places(type("Run", (), dict(state=folder.parent, out=None)))
+    with base.atomic(folder, **base.VAE) as tmp: load_autoencoder(start).half().save_pretrained(tmp)
+    assert load_autoencoder(folder).config.scale_factor_temporal == 2
+
+def test_no_dit_is_trained_on_a_blurred_autoencoder(base, quick, start, tmp_path, monkeypatch):
+    run(base, monkeypatch, *arguments(tmp_path, start, 1), "--least", 99)
+    log, state = rows(tmp_path/"out"/"log.jsonl"), tmp_path/"state"
+    assert {r["part"] for r in log} == {"autoencoder", "report", "done"} and not (state/"dit.safetensors").exists()
+    assert log[-1]["parts"]["autoencoder"] > .8, "the time of the DiT is the autoencoder's"
+    blurred = type("Run", (), dict(state=state, start=start, shape={}, widths=(None, None), device="cpu", rate=.01, least=99))
+    with pytest.raises(UserError, match="lower --least"): base.finished(blurred)
+    blurred.least = 0
+    shipped, averaged = load_autoencoder(state/"vae"), base.finished(blurred)
+    assert torch.equal(shipped.decoder.conv_out.weight, averaged.decoder.conv_out.weight.half()), "what is shipped is the average"
+    last = base.learners(blurred)[0]
+    assert not torch.equal(last.decoder.conv_out.weight, averaged.decoder.conv_out.weight)
 
 def test_the_limit_ends_a_piece_whatever_it_does(start, tmp_path):
     code = f"import sys, time; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu_base; gpu_base._end_after(.001); time.sleep(60)"
