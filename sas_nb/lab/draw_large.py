@@ -89,7 +89,7 @@ def _blurred(x, weights):
 
 def _lens(frames):
     "Frames (T, size, size, 3) uint8 without what is finer than a pixel of a 64-pixel stage."
-    spread = .5*frames.shape[1]/64
+    spread = .6*frames.shape[1]/64
     reach = math.ceil(3*spread)
     weights = np.exp(-.5*(np.arange(-reach, reach+1, dtype=np.float32)/spread)**2)
     x = frames.astype(np.float32)

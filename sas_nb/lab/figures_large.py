@@ -24,7 +24,7 @@ def _accent(i, cloth):
     colour = choice(_ACCENTS, i["pattern_colour"])
     near = abs(light_of(colour)-light_of(cloth)) < 50
     if near: colour = mix(colour, (20, 20, 30) if light_of(cloth) > 110 else (255, 255, 250), .8)
-    return mix(colour, cloth, .15)
+    return mix(colour, cloth, .25)
 
 def _boxes(i, w, h, s):
     "Patterns of boxes: (x, y, width, height) in units of a person's size, hung from (0, 0)."
