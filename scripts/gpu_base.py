@@ -628,7 +628,7 @@ def wheels(
     where = [word for p in PLATFORMS for word in ("--platform", p)]
     pip = [sys.executable, "-m", "pip", "download", "-q", "-d", folder/"wheels"]
     subprocess.run([*pip, *kind, *where, *wanted], check=True)
-    (folder/"lib").mkdir()
+    (folder/"lib").mkdir(parents=True, exist_ok=True)
     for path in _libraries(): shutil.copy(path, folder/"lib")
     if start: shutil.copytree(start, folder/"start")
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())/2**20

@@ -1,7 +1,9 @@
 "A base by the clock, at toy length on a CPU: what it leaves behind, when it stops, and what survives a part that fails."
-import importlib.util, json, os, subprocess, sys, time
+import importlib.util, json, os, re, subprocess, sys, time
+from importlib.metadata import distributions, requires
 from pathlib import Path
 import numpy as np, pytest, torch
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
@@ -186,3 +188,45 @@ def test_drawn_clips_are_what_the_world_draws_and_each_is_used_as_often_as_asked
             while ring.drawn < 6+ring.used//3: ring.feed(); time.sleep(.001)
         assert ring.used == 120 and ring.drawn == 46 and len(ring) == 8
     finally: drawing.close()
+
+def name_of(text): return re.sub("[-_.]+", "-", text).lower()
+
+def with_all_they_need(names):
+    "Distributions and what comes with them."
+    todo, seen = list(map(name_of, names)), set()
+    while todo:
+        if (name := todo.pop()) in seen: continue
+        seen.add(name)
+        wanted = [Requirement(r) for r in requires(name) or []] if name in INSTALLED else []
+        todo += [name_of(r.name) for r in wanted if r.marker is None or r.marker.evaluate(dict(extra=""))]
+    return seen & set(INSTALLED)
+
+INSTALLED = {name_of(d.metadata["Name"]): d for d in distributions()}
+
+def test_the_script_needs_no_more_than_torch_transformers_and_the_wheels(base, tmp_path):
+    site = tmp_path/"site"
+    site.mkdir()
+    for name in with_all_they_need(["torch", "numpy", "pillow", "requests", "transformers"]) | set(map(name_of, base.WHEELS)):
+        for top in {f.parts[0] for f in INSTALLED[name].files or [] if f.parts[0] not in ("..", "__pycache__")}:
+            if not (site/top).exists(): (site/top).symlink_to(INSTALLED[name].locate_file(top))
+    (tmp_path/"check.py").write_text(f"""
+import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})
+import gpu_base
+from sas_nb.lab import draw_large as world
+spec = world.random_spec(3)
+gpu_base.pixels(spec, world), gpu_base.head_and_hands(spec, world), gpu_base.tiny_pipeline(gpu_base.tiny_autoencoder(), world)
+for name in ("av", "scipy", "matplotlib", "peft"): assert name not in sys.modules, name
+""")
+    path = os.pathsep.join([str(site), str(SCRIPT.parent.parent)])
+    done = subprocess.run([sys.executable, "-S", tmp_path/"check.py"], env=dict(os.environ, PYTHONPATH=path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
+
+def test_the_command_for_another_machine_uses_what_was_fetched(base, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(base.subprocess, "run", lambda words, **_: fetched.append(list(map(str, words))))
+    monkeypatch.setattr(base, "_libraries", lambda: [SCRIPT])
+    (tmp_path/"start").mkdir()
+    result = CliRunner().invoke(base.app, ["wheels", "--folder", str(tmp_path/"carry"), "--start", str(tmp_path/"start"), "--minutes", "9"])
+    assert result.exit_code == 0, result.output
+    assert {w.split("==")[0] for w in fetched[0] if "==" in w} == set(base.WHEELS) and (tmp_path/"carry"/"lib"/SCRIPT.name).exists()
+    assert "--limit 9.4" in result.output and f"--start {tmp_path/'carry'/'start'}" in result.output and (tmp_path/"carry"/"start").is_dir()
