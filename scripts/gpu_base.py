@@ -39,7 +39,8 @@ from sas_nb.lab.pretrain import (averaged, captions, copy_weights, dit_backward,
                                  dit_update, latent_statistics, Latents, pieces, RATES, whitener)
 from sas_nb.lab.tiny import (autoencoder_passes, encode, latent_shape, load_autoencoder, LONGEST,
                              make_tokenizer, ship, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder,
-                             tiny_pipeline, to_signed, training_spec, use_matmul_attention, wider)
+                             tiny_pipeline, to_signed, training_spec, use_matmul_attention, wider,
+                             with_latents)
 from sas_nb.writing import atomic, check_place
 
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
@@ -67,7 +68,7 @@ class Run:
     warmup: int
     focus: float
     shape: dict  # of a new autoencoder
-    widths: tuple  # of encoder and decoder
+    widths: tuple  # of encoder and decoder, and of the latents
     batch: int  # clips in a step of the autoencoder
     clips: int  # in a step of the DiT
     images: int
@@ -250,9 +251,11 @@ class Ring:
 
 
 def begun(start: Path | None, shape: dict, widths: tuple, device):
-    "The autoencoder to begin with: of `start`, or a new one of this shape."
+    "The autoencoder to begin with: of `start`, or a new one of this shape; wider, if asked."
     vae = load_autoencoder(start) if start else tiny_autoencoder(**shape)
-    return channels_last(wider(vae, *widths)).to(device)
+    encoder, decoder, latents = widths
+    vae = with_latents(wider(vae, encoder, decoder), latents or vae.config.z_dim)
+    return channels_last(vae).to(device)
 
 
 def learners(run: Run):
@@ -525,7 +528,7 @@ def train(
     rate: Annotated[float, typer.Option(help="Of the autoencoder's Muon.")] = .01,
     warmup: Annotated[int, typer.Option(help="Steps in which the autoencoder's rate rises.")] = 300,
     focus: Annotated[float, typer.Option(help="How much more heads and moving hands count.")] = 4,
-    encoder_dim: int | None = None, decoder_dim: int | None = None,
+    encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None,
     sizes: Annotated[list[str] | None, typer.Option("--set", help="NAME=NUMBER" + SIZES)] = None,
 ):
     "Autoencoder, latents, DiT and text encoder, figures."
@@ -538,7 +541,7 @@ def train(
     if compiled is None: compiled = device.type == "cuda"
     counts = {k: int(size[k]) for k in ("batch", "clips", "images", "latents")}
     run = Run(state, out, start, module, device, compiled, size["save"], limit > 0, least, rate, warmup,
-              focus, json.loads(shape), (encoder_dim, decoder_dim), **counts, fresh=size["fresh"],
+              focus, json.loads(shape), (encoder_dim, decoder_dim, channels), **counts, fresh=size["fresh"],
               log=Log(state, out), budget=budget)
     check_places(run)
     drawing = Drawing(module, int(size["workers"]), budget.seed, focus > 0)
@@ -568,10 +571,10 @@ def _end_after(minutes: float):
 
 def _compile_ahead(run: Run):
     "Compile in a process beside this one as well; the compiler's cache on disk serves both."
-    encoder_dim, decoder_dim = run.widths
+    encoder_dim, decoder_dim, channels = run.widths
     given = dict(start=run.start, world=run.world.__name__, batch=run.batch, clips=run.clips,
                  images=run.images, shape=json.dumps(run.shape),
-                 encoder_dim=encoder_dim, decoder_dim=decoder_dim)
+                 encoder_dim=encoder_dim, decoder_dim=decoder_dim, channels=channels)
     words = [w for k, v in given.items() if v is not None for w in (f"--{k.replace('_', '-')}", str(v))]
     with open(run.state/"ahead.log", "w") as log:
         subprocess.Popen([sys.executable, __file__, "ahead", *words], stdout=log, stderr=log)
@@ -580,10 +583,10 @@ def _compile_ahead(run: Run):
 @app.command(hidden=True)
 def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = None,
           world: str = "sas_nb.lab.draw_large", shape: str = SHAPE,
-          encoder_dim: int | None = None, decoder_dim: int | None = None):
+          encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None):
     "Compile what `train` needs after its first crops: the pass over whole clips, and the DiT's step."
     device = best_device()
-    vae = begun(start, json.loads(shape), (encoder_dim, decoder_dim), device).requires_grad_(True)
+    vae = begun(start, json.loads(shape), (encoder_dim, decoder_dim, channels), device).requires_grad_(True)
     x = torch.rand(-(-batch//6), 3, 17, 64, 64, device=device)*2-1
     c = interest(x)
     reconstruction_loss(autoencoder_passes(vae, True), x, c, c.mean()).backward()
