@@ -141,7 +141,7 @@ def _deepen(name:str, new:Tensor, old:Tensor): # fills `new` in place
     new[tuple(map(slice, old.shape))] = old
 
 def _pass_on(name:str, new:Tensor, old:Tensor, now:int, channels:int): # a convolution of one pixel, in place
-    "Each new channel louder than it comes, or noise would drown it; where there are variances they stay small."
+    "Each new channel louder than it comes, or noise would drown it; variances stay small."
     variances = -9. if old.ndim == 1 and len(old) == 2*now else 0.
     new.zero_()[channels:] = variances
     new[(slice(now), *map(slice, old.shape[1:]))] = old[:now]
