@@ -3,23 +3,28 @@
     python scripts/gpu_base.py wheels --start START                           # for a machine without network
     python scripts/gpu_base.py train --start START --minutes 9 --out RESULTS  # one GPU, many cores
     python scripts/gpu_base.py train --state STATE --minutes 6000 --cpu       # days; the same command goes on
+    python scripts/gpu_base.py train --state STATE --minutes 600 --cpu --share 1 --fall 0   # autoencoder only
     python scripts/gpu_base.py unpack RESULTS FOLDER                          # the weights from their shards
 
 START is a folder with an autoencoder or a pipeline. STATE holds what a later piece needs, and `--minutes`
-is the time of all pieces together. RESULTS gets log.jsonl, pictures, and the weights in at most four shards
-under 16 MiB, anew every few minutes: what is there when the time is over is enough.
+is the time of all pieces together; with --cpu these are minutes of this process's own computing, however busy
+the machine is. RESULTS gets log.jsonl, pictures, and the weights in at most four shards under 16 MiB, anew
+every few minutes: what is there when the time is over is enough. Evaluated and shipped are running averages
+of the weights. While the autoencoder has less than --least decibels, the DiT's time is the autoencoder's.
+
+What cannot be saved ends the run at once, with the error; on a lease, which has a --limit, the run goes on
+with what was saved last, and never with what was not.
 """
 import time
 START = time.time()  # imports are on the clock too
-import importlib.util, sys, types
+import importlib, importlib.util, sys, types
 if importlib.util.find_spec("av") is None:  # no video is read here, and nobody else is to believe in it
     sys.modules["av"] = types.ModuleType("av")
-    import sas_nb.clip
+    importlib.import_module("sas_nb.clip")
     del sys.modules["av"]
 import copy, hashlib, io, json, math, mmap, multiprocessing, os, shutil, signal, subprocess, tarfile
 import threading, traceback
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 import numpy as np, torch, typer
@@ -28,19 +33,22 @@ from sas_nb.dit import VideoDiT
 from sas_nb.fast import best_device, channels_last
 from sas_nb.files import UserError
 from sas_nb.lab.autoencoder import (autoencoder_optimizers, autoencoder_report, autoencoder_step,
-                                    head_and_hands, interest, pixels, reconstruction_loss,
-                                    reconstruction_psnr)
-from sas_nb.lab.optim import load_state, save_state, set_rates
+                                    head_and_hands, interest, pixels, reconstruction_loss)
+from sas_nb.lab.optim import load_state, running_averages, save_state, set_rates
 from sas_nb.lab.pretrain import (averaged, captions, copy_weights, dit_backward, dit_learners, dit_loss,
                                  dit_update, latent_statistics, Latents, pieces, RATES, whitener)
 from sas_nb.lab.tiny import (autoencoder_passes, encode, latent_shape, load_autoencoder, LONGEST,
                              make_tokenizer, ship, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder,
-                             tiny_pipeline, to_signed, training_spec, use_matmul_attention, wider)
-from sas_nb.writing import atomic
+                             tiny_pipeline, to_signed, training_spec, use_matmul_attention, wider,
+                             with_latents)
+from sas_nb.writing import atomic, check_place
 
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
 SHARDS = 4  # 64 MiB in all
 PARTS = "autoencoder", "latents", "dit"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# an autoencoder's folder; those of versions that did not list their files are ours too
+VAE = dict(marker="config.json", names=("config.json", WEIGHTS), sign=("config.json", "AutoencoderKLWan"))
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -54,11 +62,13 @@ class Run:
     device: torch.device
     fast: bool  # compile
     save: float  # minutes between two saves
+    lease: bool  # another call may not come
+    least: float  # decibels without which no DiT is trained
     rate: float
     warmup: int
     focus: float
     shape: dict  # of a new autoencoder
-    widths: tuple  # of encoder and decoder
+    widths: tuple  # of encoder and decoder, and of the latents
     batch: int  # clips in a step of the autoencoder
     clips: int  # in a step of the DiT
     images: int
@@ -73,19 +83,23 @@ class Run:
 
 
 class Budget:
-    "Minutes that each part has had, over all pieces, and what is left for it of all `minutes`."
-    def __init__(self, path: Path, minutes: float, share: float):
-        self.path, self.minutes, self.share, self.part, self.since = path, minutes, share, PARTS[0], START
+    """Minutes that each part has had, over all pieces, and what is left for it of all `minutes`; of this
+    process's computing with `own`, else of everybody's time."""
+    def __init__(self, path: Path, minutes: float, share: float, fall: float = .75, own: bool = False):
+        self.path, self.minutes, self.share, self.fall, self.own = path, minutes, share, fall, own
+        self.part, self.since = PARTS[0], 0 if own else START
         about = json.loads(path.read_text()) if path.exists() else {}
         self.had = about.get("minutes", dict.fromkeys(PARTS, 0.))
         self.seed = about.get("seed", 0)  # of the next clip
 
+    def now(self) -> float: return time.process_time() if self.own else time.time()
+
     def begin(self, part: str):
         "From now on the time is this part's."
-        self.had, self.part, self.since = self.spent(), part, time.time()
+        self.had, self.part, self.since = self.spent(), part, self.now()
 
     def spent(self) -> dict:
-        return {**self.had, self.part: self.had[self.part] + (time.time()-self.since)/60}
+        return {**self.had, self.part: self.had[self.part] + (self.now()-self.since)/60}
 
     def total(self) -> float: return sum(self.spent().values())
 
@@ -99,8 +113,9 @@ class Budget:
         return min(1., self.spent()[part]/self.of(part)) if self.of(part) > 0 else 1.
 
     def rate(self, part: str, step: int, warmup: int) -> float:
-        "The learning rate's factor: up in `warmup` steps, then falling for the last three quarters."
-        return min(1, (step+1)/warmup)*min(1, (1-self.fraction(part))/.75)
+        "The learning rate's factor: up in `warmup` steps, and down to zero in the last `fall` of the time."
+        falling = min(1, (1-self.fraction(part))/self.fall) if self.fall else 1
+        return min(1, (step+1)/warmup)*falling
 
     def save(self, seed: int):
         with atomic(self.path) as tmp: tmp.write_text(json.dumps(dict(minutes=self.spent(), seed=seed)))
@@ -145,21 +160,21 @@ class Drawing:
         tokenizer, parent, slot = make_tokenizer(self.world), os.getppid(), worker*self.slots
         for seed in range(self.first+worker, TEST_SEED, self.workers):
             if (spec := training_spec(seed, self.world)) is None: continue
-            made = self.made(spec, seed, tokenizer)
+            clip = self.drawn(spec, seed, tokenizer)
             while self.full[slot]:
                 time.sleep(.005)
                 if os.getppid() != parent: return
-            for name, value in made.items(): self.shared[name][slot] = value
+            for name, value in clip.items(): self.shared[name][slot] = value
             self.full[slot] = 1
             slot = worker*self.slots + (slot+1) % self.slots
 
-    def made(self, spec, seed, tokenizer) -> dict:
+    def drawn(self, spec, seed, tokenizer) -> dict:
         words = captions(tokenizer, spec, seed, world=self.world)
-        made = dict(seeds=seed, clips=pixels(spec, self.world), words=words)
+        clip = dict(seeds=seed, clips=pixels(spec, self.world), words=words)
         if "focus" in self.shared:
             heads, hands = head_and_hands(spec, self.world)
-            made["focus"] = heads.byte() + 2*hands.byte()
-        return made
+            clip["focus"] = heads.byte() + 2*hands.byte()
+        return clip
 
     def take(self, most: int) -> dict:
         "Copies of at most so many clips that are ready, as arrays by name; their slots are free again."
@@ -177,13 +192,16 @@ def _shared(n: int, shape: tuple, dtype) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(n, *shape)
 
 
+def _room(like: np.ndarray, n: int, device) -> torch.Tensor:
+    return torch.empty(n, *like.shape[1:], dtype=torch.from_numpy(like[:0]).dtype, device=device)
+
+
 class Ring:
     "The clips drawn last, on the device; each is used about `uses` times, then it is overwritten."
     def __init__(self, drawing: Drawing, size: int, device, uses: float, first: int):
         self.drawing, self.size, self.device, self.uses = drawing, size, device, uses
         self.first, self.drawn, self.used, self.seed = min(first, size), 0, 0, drawing.first
-        room = lambda v: torch.empty(size, *v.shape[1:], dtype=torch.from_numpy(v[:0]).dtype, device=device)
-        self.store = {name: room(v) for name, v in drawing.shared.items() if name != "seeds"}
+        self.store = {name: _room(v, size, device) for name, v in drawing.shared.items() if name != "seeds"}
         self.seeds = np.zeros(size, np.int64)
 
     def __len__(self): return min(self.drawn, self.size)
@@ -233,22 +251,37 @@ class Ring:
 
 
 def begun(start: Path | None, shape: dict, widths: tuple, device):
-    "The autoencoder to begin with: of `start`, or a new one of this shape."
+    "The autoencoder to begin with: of `start`, or a new one of this shape; wider, if asked."
     vae = load_autoencoder(start) if start else tiny_autoencoder(**shape)
-    return channels_last(wider(vae, *widths)).to(device)
+    encoder, decoder, latents = widths
+    vae = with_latents(wider(vae, encoder, decoder), latents or vae.config.z_dim)
+    return channels_last(vae).to(device)
+
+
+def learners(run: Run):
+    "The autoencoder as it was saved last, the running average of its weights, optimizers, and facts."
+    vae = begun(run.start, run.shape, run.widths, run.device).requires_grad_(True)
+    averages, opts = running_averages(dict(vae=vae)), autoencoder_optimizers(vae, run.rate)
+    about = load_state(run.state/"autoencoder.safetensors", dict(vae=vae) | averages, opts)
+    return vae, averages, opts, about
 
 
 def finished(run: Run):
-    "The autoencoder as it was saved last."
-    vae = begun(run.start, run.shape, run.widths, run.device)
-    load_state(run.state/"autoencoder.safetensors", dict(vae=vae), {})
-    return vae.eval().requires_grad_(False)
+    "The averaged autoencoder as it was saved last. Raises `UserError` if none was, or if it is too blurred."
+    vae, averages, _, about = learners(run)
+    if not about: raise UserError(f"{run.state} has no autoencoder: give the autoencoder some of the time.")
+    if not sharp(run, about):
+        raise UserError(f"The autoencoder has {about['clips']} dB on clips, and a DiT is worth its time from "
+                        f"{run.least:g} on: train the autoencoder longer, or lower --least.")
+    return averages["average_vae"].module.to(run.device).eval().requires_grad_(False)
+
+
+def sharp(run: Run, about: dict) -> bool: return about["clips"] >= run.least
 
 
 def train_autoencoder(run: Run, fast: bool, portion: float):
-    vae = begun(run.start, run.shape, run.widths, run.device).requires_grad_(True)
-    opts, path = autoencoder_optimizers(vae, run.rate), run.state/"autoencoder.safetensors"
-    about = load_state(path, dict(vae=vae), opts)
+    vae, averages, opts, about = learners(run)
+    average = averages["average_vae"]
     both = autoencoder_passes(vae, fast)
     batch = max(1, int(run.batch*portion))
     g = torch.Generator(run.device)
@@ -260,15 +293,19 @@ def train_autoencoder(run: Run, fast: bool, portion: float):
         run.ring.feed()
         x, where = run.ring.sample(batch, g)
         focus = None if where is None else run.focus*((where & 1) + (where >> 1)).clamp(max=1)
-        return autoencoder_step(vae, both, opts, x, focus)
+        loss = autoencoder_step(vae, both, opts, x, focus)
+        average.update_parameters(vae)
+        return loss
 
     def keep(step, loss):
-        had = run.budget.spent()["autoencoder"]
-        psnr = reconstruction_psnr(vae, world=run.world)
-        run.log("autoencoder", step=step, minutes=had, loss=loss, psnr=psnr, batch=batch, **run.ring.counts())
-        save_state(path, dict(vae=vae), opts, dict(step=step, minutes=had, batch=batch))
-        half = copy.deepcopy(vae).half()
-        with atomic(run.state/"vae", marker="config.json") as tmp: half.save_pretrained(tmp)
+        report = autoencoder_report(average.module, run.world, 24)
+        facts = dict(step=step, minutes=run.budget.spent()["autoencoder"], batch=batch) | report
+        rate = opts["muon"].param_groups[0]["lr"]
+        run.log("autoencoder", **facts, loss=loss, rate=rate, **run.ring.counts())
+        report.picture.save(run.state/"autoencoder.png")
+        save_state(run.state/"autoencoder.safetensors", dict(vae=vae) | averages, opts, facts)
+        with atomic(run.state/"vae", **VAE) as tmp:
+            copy.deepcopy(average.module).half().save_pretrained(tmp)
         pack(run)
 
     by_the_clock(run, "autoencoder", about.get("step", 0), learn, keep)
@@ -276,17 +313,17 @@ def train_autoencoder(run: Run, fast: bool, portion: float):
 
 def by_the_clock(run: Run, part: str, step: int, learn, keep):
     "`learn(step)` until the part's time is over; `keep(step, mean loss)` every few minutes and at the end."
-    last, losses = time.time(), []
+    last, losses = run.budget.now(), []
     while run.budget.fraction(part) < 1:
         losses.append(learn(step))
         step += 1
-        if time.time()-last < 60*run.save and run.budget.fraction(part) < 1: continue
+        if run.budget.now()-last < 60*run.save and run.budget.fraction(part) < 1: continue
         mean = torch.stack(losses).float().mean(0)
         if not mean.isfinite().all():
             raise FloatingPointError(f"The loss of the {part} is not a number at step {step}.")
         keep(step, mean.tolist())
         run.budget.save(run.ring.seed)
-        last, losses = time.time(), []
+        last, losses = run.budget.now(), []
 
 
 # ---- the DiT and its text encoder
@@ -345,8 +382,8 @@ def train_dit(run: Run, fast: bool, portion: float):
         facts = dict(step=step, minutes=had, samples=step*(clips+images), seen=run.ring.seed)
         save_state(path, modules | averages, opts, dict(facts, statistics=statistics))
         logs = [run.state/"autoencoder.jsonl", run.state/"dit.jsonl"]
-        made_by = pieces(run.start, run.state, facts)
-        ship(averaged(pipe, averages), run.state/"pipeline", logs, trained=made_by, world=run.world.__name__)
+        trained = pieces(run.start, run.state, facts)
+        ship(averaged(pipe, averages), run.state/"pipeline", logs, trained=trained, world=run.world.__name__)
         pack(run)
 
     by_the_clock(run, "dit", about.get("step", 0), learn, keep)
@@ -362,7 +399,9 @@ def pack(run: Run):
     with tarfile.open(fileobj=data, mode="w") as tar: tar.add(folder, folder.name)
     data = data.getbuffer()
     shards = [data[k:k+SHARD] for k in range(0, len(data), SHARD)]
-    if len(shards) > SHARDS: return run.log(error=f"{len(data)/2**20:.0f} MiB are more than {SHARDS} shards.")
+    if len(shards) > SHARDS:
+        raise UserError(f"{folder} has {len(data)/2**20:.0f} MiB, more than {SHARDS} shards hold: "
+                        "run without --out, or make the model smaller.")
     names = {f"weights.{k:02d}": hashlib.sha256(shard).hexdigest() for k, shard in enumerate(shards)}
     for name, shard in zip(names, shards):
         with atomic(run.out/name) as tmp: tmp.write_bytes(shard)
@@ -399,29 +438,55 @@ def sample(run: Run, n: int = 8):
     "Held-out people by their captions, and what the DiT makes of these words."
     dit = VideoDiT.load(run.state/"pipeline", run.device, torch.float32)
     specs = [run.world.random_spec(TEST_SEED+i, people=1, things=0) for i in range(n)]
-    made = dit.sample([str(run.world.caption(s)) for s in specs], seed=list(range(n)))
-    rows = [torch.cat(tuple(c.frames[::4]), 2) for c in made]
+    clips = dit.sample([str(run.world.caption(s)) for s in specs], seed=list(range(n)))
+    rows = [torch.cat(tuple(c.frames[::4]), 2) for c in clips]
     sheet = torch.cat((torch.cat(rows[:n//2], 1), torch.cat(rows[n//2:], 1)), 2).permute(1, 2, 0)
     picture = Image.fromarray((sheet*255).round().byte().numpy())
     picture = picture.resize((3*picture.width, 3*picture.height), Image.NEAREST)
     for folder in filter(None, (run.state, run.out)): picture.save(folder/"samples.png")
 
 
+UNSAVED = UserError, OSError  # what `atomic` and the disk say; trying again with less does not help
+
+
 def attempt(run: Run, what, **more) -> bool:
-    "Do it; if it fails, write down why and go on. Is it done?"
+    """Do it; if it fails, write down why and go on. Is it done? What could not be saved, or is not fit to be
+    gone on with, is raised if this is no lease."""
     try: what(run, **more)
-    except Exception:
+    except Exception as e:
         run.log(part=what.__name__, error=traceback.format_exc()[-2000:], **more)
+        if isinstance(e, UNSAVED) and not run.lease: raise
         if run.device.type == "cuda": torch.cuda.empty_cache()
         return False
     return True
 
 
+def twice(run: Run, train) -> bool:
+    "Once more, not compiled and with half the batch, what fails."
+    return attempt(run, train, fast=run.fast, portion=1.) or attempt(run, train, fast=False, portion=.5)
+
+
+def blurred(run: Run) -> bool:
+    "Is there an autoencoder without the decibels that a DiT needs?"
+    rows = run.state/"autoencoder.jsonl"
+    return rows.exists() and not sharp(run, json.loads(rows.read_text().splitlines()[-1]))
+
+
 def everything(run: Run):
-    "All parts in order. One that fails is tried once more, not compiled and with half the batch."
-    for part, train in (("autoencoder", train_autoencoder), ("latents", train_dit)):
-        run.budget.begin(part)
-        _ = attempt(run, train, fast=run.fast, portion=1.) or attempt(run, train, fast=False, portion=.5)
+    "All parts in order."
+    run.budget.begin("autoencoder")
+    done = twice(run, train_autoencoder)
+    if done and run.budget.share < 1 and blurred(run):
+        run.log(part="autoencoder", note=f"less than {run.least:g} dB: it has the DiT's time too")
+        run.budget.share = 1
+        twice(run, train_autoencoder)
+    if run.budget.share < 1:
+        run.budget.begin("latents")
+        twice(run, train_dit)
+    figures(run)
+
+
+def figures(run: Run):
     if newest(run.state).is_dir(): attempt(run, measure_autoencoder)
     if newest(run.state).name == "pipeline": attempt(run, measure_dit) and attempt(run, sample)
     run.budget.save(run.ring.seed)
@@ -429,12 +494,18 @@ def everything(run: Run):
     run.log(part="done", minutes=run.budget.total(), parts=parts)
 
 
+def check_places(run: Run):
+    "Raise `UserError` now for what could not be replaced later."
+    for folder in filter(None, (run.state, run.out)): folder.mkdir(parents=True, exist_ok=True)
+    check_place(run.state/"vae", VAE["names"], **VAE)
+
+
 # ---- the commands
 
 
 GPU = dict(batch=128, clips=512, images=256, latents=16_000, fresh=256, ring=80_000, first=4096, uses=6.,
            workers=14, save=.75)
-CPU = dict(batch=6, clips=24, images=16, latents=1600, fresh=4, ring=2000, first=64, uses=1.,
+CPU = dict(batch=2, clips=24, images=16, latents=1600, fresh=4, ring=2000, first=128, uses=3.,
            workers=1, save=6.)
 SHAPE = json.dumps(dict(TEMPORAL_2, base_dim=32))
 SIZES = "; by default " + ", ".join(f"{k} {GPU[k]:g} on a GPU and {CPU[k]:g} on a CPU" for k in GPU)
@@ -452,26 +523,28 @@ def train(
     limit: Annotated[float, typer.Option(help="Minutes after which this piece just ends; 0: never.")] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="On the CPU, with sizes for it.")] = False,
     compiled: Annotated[bool | None, typer.Option(show_default="on a GPU")] = None,
+    fall: Annotated[float, typer.Option(help="Last share of a part's time, in which rates fall.")] = .75,
+    least: Annotated[float, typer.Option(help="Decibels on clips that a DiT needs.")] = 26,
     rate: Annotated[float, typer.Option(help="Of the autoencoder's Muon.")] = .01,
     warmup: Annotated[int, typer.Option(help="Steps in which the autoencoder's rate rises.")] = 300,
     focus: Annotated[float, typer.Option(help="How much more heads and moving hands count.")] = 4,
-    encoder_dim: int | None = None, decoder_dim: int | None = None,
+    encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None,
     sizes: Annotated[list[str] | None, typer.Option("--set", help="NAME=NUMBER" + SIZES)] = None,
 ):
     "Autoencoder, latents, DiT and text encoder, figures."
     device = torch.device("cpu") if cpu else best_device()
     size = {**(CPU if device.type == "cpu" else GPU), **_sizes(sizes)}
     if limit: _end_after(limit)
-    for folder in filter(None, (state, out)): folder.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # shapes never change
     torch.set_float32_matmul_precision("high")
-    module, budget = import_module(world), Budget(state/"clock.json", minutes, share)
+    module, budget = importlib.import_module(world), Budget(state/"clock.json", minutes, share, fall, own=cpu)
     if compiled is None: compiled = device.type == "cuda"
-    drawing = Drawing(module, int(size["workers"]), budget.seed, focus > 0)
     counts = {k: int(size[k]) for k in ("batch", "clips", "images", "latents")}
-    run = Run(state, out, start, module, device, compiled, size["save"], rate, warmup, focus,
-              json.loads(shape), (encoder_dim, decoder_dim), **counts, fresh=size["fresh"],
+    run = Run(state, out, start, module, device, compiled, size["save"], limit > 0, least, rate, warmup,
+              focus, json.loads(shape), (encoder_dim, decoder_dim, channels), **counts, fresh=size["fresh"],
               log=Log(state, out), budget=budget)
+    check_places(run)
+    drawing = Drawing(module, int(size["workers"]), budget.seed, focus > 0)
     if device.type == "cuda" and compiled: _compile_ahead(run)
     try:
         run.ring = Ring(drawing, int(size["ring"]), device, size["uses"], int(size["first"]))
@@ -483,8 +556,9 @@ def train(
 def _sizes(given) -> dict:
     "NAME=NUMBER, as a dictionary."
     try: sizes = {name: float(number) for name, number in (item.split("=") for item in given or [])}
-    except ValueError: raise typer.BadParameter("write --set NAME=NUMBER, such as --set batch=64")
-    if odd := sizes.keys() - CPU.keys(): raise typer.BadParameter(f"{min(odd)} is none of {', '.join(CPU)}")
+    except ValueError: raise typer.BadParameter("write --set NAME=NUMBER, such as --set batch=64") from None
+    if unknown := sizes.keys() - CPU.keys():
+        raise typer.BadParameter(f"{min(unknown)} is none of {', '.join(CPU)}")
     return sizes
 
 
@@ -497,10 +571,10 @@ def _end_after(minutes: float):
 
 def _compile_ahead(run: Run):
     "Compile in a process beside this one as well; the compiler's cache on disk serves both."
-    encoder_dim, decoder_dim = run.widths
+    encoder_dim, decoder_dim, channels = run.widths
     given = dict(start=run.start, world=run.world.__name__, batch=run.batch, clips=run.clips,
                  images=run.images, shape=json.dumps(run.shape),
-                 encoder_dim=encoder_dim, decoder_dim=decoder_dim)
+                 encoder_dim=encoder_dim, decoder_dim=decoder_dim, channels=channels)
     words = [w for k, v in given.items() if v is not None for w in (f"--{k.replace('_', '-')}", str(v))]
     with open(run.state/"ahead.log", "w") as log:
         subprocess.Popen([sys.executable, __file__, "ahead", *words], stdout=log, stderr=log)
@@ -509,14 +583,14 @@ def _compile_ahead(run: Run):
 @app.command(hidden=True)
 def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = None,
           world: str = "sas_nb.lab.draw_large", shape: str = SHAPE,
-          encoder_dim: int | None = None, decoder_dim: int | None = None):
+          encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None):
     "Compile what `train` needs after its first crops: the pass over whole clips, and the DiT's step."
     device = best_device()
-    vae = begun(start, json.loads(shape), (encoder_dim, decoder_dim), device).requires_grad_(True)
+    vae = begun(start, json.loads(shape), (encoder_dim, decoder_dim, channels), device).requires_grad_(True)
     x = torch.rand(-(-batch//6), 3, 17, 64, 64, device=device)*2-1
     c = interest(x)
     reconstruction_loss(autoencoder_passes(vae, True), x, c, c.mean()).backward()
-    pipe = tiny_pipeline(vae.requires_grad_(False), import_module(world)).to(device)
+    pipe = tiny_pipeline(vae.requires_grad_(False), importlib.import_module(world)).to(device)
     dit_learners(pipe)
     latents = [torch.randn(n, *latent_shape(vae, t), device=device) for n, t in ((clips, 17), (images, 1))]
     ids = torch.zeros(clips+images, LONGEST-1, dtype=torch.long, device=device)
@@ -557,7 +631,8 @@ def wheels(
     where = [word for p in PLATFORMS for word in ("--platform", p)]
     pip = [sys.executable, "-m", "pip", "download", "-q", "-d", folder/"wheels"]
     subprocess.run([*pip, *kind, *where, *wanted], check=True)
-    for path in _libraries(): (folder/"lib").mkdir(exist_ok=True), shutil.copy(path, folder/"lib")
+    (folder/"lib").mkdir(parents=True, exist_ok=True)
+    for path in _libraries(): shutil.copy(path, folder/"lib")
     if start: shutil.copytree(start, folder/"start")
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())/2**20
     print(f"{folder}: {size:.1f} MiB\n\n{_command(folder, bool(start), minutes)}")
@@ -566,10 +641,10 @@ def wheels(
 def _libraries() -> list[str]:
     "The system libraries of skia that a bare machine may lack."
     import skia
-    said = subprocess.run(["ldd", skia.__file__], capture_output=True, text=True).stdout
-    found = [line.split()[2] for line in said.splitlines() if "=> /" in line]
+    listing = subprocess.run(["ldd", skia.__file__], capture_output=True, text=True).stdout
+    paths = [line.split()[2] for line in listing.splitlines() if "=> /" in line]
     may_lack = "libGL", "libEGL", "libX", "libxcb", "libbsd", "libmd", "libexpat"
-    return [p for p in found if Path(p).name.startswith(may_lack)]
+    return [p for p in paths if Path(p).name.startswith(may_lack)]
 
 
 def _command(folder: Path, start: bool, minutes: float) -> str:

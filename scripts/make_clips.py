@@ -27,11 +27,16 @@ def make(folder: Path, large: bool = False) -> dict[str, Path]:
             for name, spec in clips.items()}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main():
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--large", action="store_true")
     given = parser.parse_args()
     folder = given.folder or DATA / ("next/clips" if given.large else "clips")
+    clips = LARGE if given.large else CLIPS
     for name, path in make(folder, given.large).items():
-        print(f"{path.name}, {path.stat().st_size/1024:.0f} KB: {caption((LARGE if given.large else CLIPS)[name])}")
+        print(f"{path.name}, {path.stat().st_size/1024:.0f} KB: {caption(clips[name])}")
+
+
+if __name__ == "__main__": main()

@@ -1,7 +1,9 @@
 "A base by the clock, at toy length on a CPU: what it leaves behind, when it stops, and what survives a part that fails."
-import importlib.util, json, os, subprocess, sys, time
+import importlib.util, json, os, re, subprocess, sys, time
+from importlib.metadata import distributions, requires
 from pathlib import Path
 import numpy as np, pytest, torch
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
@@ -29,7 +31,7 @@ def start(tmp_path_factory):
 def arguments(tmp_path, start, minutes, **sizes):
     given = [word for name, value in {**SIZES, **sizes}.items() for word in ("--set", f"{name}={value}")]
     return ["train", "--cpu", "--minutes", str(minutes), "--state", str(tmp_path/"state"), "--out", str(tmp_path/"out"),
-            "--start", str(start), "--world", "sas_nb.lab.draw", *given]
+            "--start", str(start), "--world", "sas_nb.lab.draw", "--least", "0", *given]
 
 def rows(path): return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -37,11 +39,15 @@ class Ticks:
     "A clock that goes on by a second each time somebody looks, on a quick machine and on a slow one."
     sleep, now = time.sleep, 0
     def time(self): self.now += 1; return self.now
+    process_time = time
 
-def run(base, monkeypatch, *args):
+def tried(base, monkeypatch, *args):
     monkeypatch.setattr(base, "time", Ticks())
     monkeypatch.setattr(base, "START", 0)
-    result = CliRunner().invoke(base.app, list(map(str, args)))
+    return CliRunner().invoke(base.app, list(map(str, args)))
+
+def run(base, monkeypatch, *args):
+    result = tried(base, monkeypatch, *args)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -49,9 +55,8 @@ def run(base, monkeypatch, *args):
 @pytest.fixture
 def quick(base, monkeypatch):
     "Few figures: they take longer than the training."
-    psnr, report = base.reconstruction_psnr, base.autoencoder_report
-    monkeypatch.setattr(base, "reconstruction_psnr", lambda vae, world: psnr(vae, 1, world))
-    monkeypatch.setattr(base, "autoencoder_report", lambda vae, world: report(vae, world, 3))
+    report = base.autoencoder_report
+    monkeypatch.setattr(base, "autoencoder_report", lambda vae, world, n=3: report(vae, world, 3))
     monkeypatch.setattr(base.measure_dit, "__defaults__", (2,))
     monkeypatch.setattr(base.sample, "__defaults__", (2,))
 
@@ -103,6 +108,56 @@ def test_a_loss_that_is_no_number_does_not_reach_the_disk(base, quick, start, tm
     assert not (tmp_path/"state"/"autoencoder.safetensors").exists()
     assert any("not a number" in r.get("error", "") for r in rows(tmp_path/"out"/"log.jsonl"))
 
+def never_saved(base, monkeypatch):
+    "The autoencoder's folder cannot be written."
+    write = base.atomic
+    def atomic(path, **kwargs):
+        if path.name == "vae": raise UserError("That place is taken.")
+        return write(path, **kwargs)
+    monkeypatch.setattr(base, "atomic", atomic)
+
+def test_what_cannot_be_saved_ends_the_run_at_once(base, quick, start, tmp_path, monkeypatch):
+    never_saved(base, monkeypatch)
+    result = tried(base, monkeypatch, *arguments(tmp_path, start, 1))
+    assert result.exit_code == 1 and isinstance(result.exception, UserError)
+    log = rows(tmp_path/"out"/"log.jsonl")
+    assert [r["part"] for r in log if "error" in r] == ["train_autoencoder"] and {r["part"] for r in log} <= {"autoencoder", "train_autoencoder"}
+
+def test_on_a_lease_a_save_that_fails_is_written_down_and_the_rest_is_done(base, quick, start, tmp_path, monkeypatch):
+    never_saved(base, monkeypatch)
+    monkeypatch.setattr(base, "_end_after", lambda minutes: None)
+    run(base, monkeypatch, *arguments(tmp_path, start, 1), "--limit", 1.4)
+    log = rows(tmp_path/"out"/"log.jsonl")
+    assert any("place is taken" in r.get("error", "") for r in log) and any("held_out_loss" in r for r in log)
+    assert (tmp_path/"state"/"pipeline"/"vae"/"config.json").exists()
+
+def test_a_foreign_folder_is_noticed_before_any_work_and_one_of_an_older_version_is_ours(base, start, tmp_path, monkeypatch):
+    folder = tmp_path/"state"/"vae"
+    folder.mkdir(parents=True)
+    (folder/"config.json").write_text('{"mine": 1}')
+    drawing = []
+    monkeypatch.setattr(base, "Drawing", lambda *a: drawing.append(a))
+    result = tried(base, monkeypatch, *arguments(tmp_path, start, 1))
+    assert isinstance(result.exception, UserError) and not drawing and (folder/"config.json").read_text() == '{"mine": 1}'
+    (folder/"config.json").unlink()
+    load_autoencoder(start).save_pretrained(folder)
+    base.check_places(type("Run", (), dict(state=folder.parent, out=None)))
+    with base.atomic(folder, **base.VAE) as tmp: load_autoencoder(start).half().save_pretrained(tmp)
+    assert load_autoencoder(folder).config.scale_factor_temporal == 2
+
+def test_no_dit_is_trained_on_a_blurred_autoencoder(base, quick, start, tmp_path, monkeypatch):
+    run(base, monkeypatch, *arguments(tmp_path, start, 1), "--least", 99)
+    log, state = rows(tmp_path/"out"/"log.jsonl"), tmp_path/"state"
+    assert {r["part"] for r in log} == {"autoencoder", "report", "done"} and not (state/"dit.safetensors").exists()
+    assert log[-1]["parts"]["autoencoder"] > .8, "the time of the DiT is the autoencoder's"
+    blurred = type("Run", (), dict(state=state, start=start, shape={}, widths=(None, None, None), device="cpu", rate=.01, least=99))
+    with pytest.raises(UserError, match="lower --least"): base.finished(blurred)
+    blurred.least = 0
+    shipped, averaged = load_autoencoder(state/"vae"), base.finished(blurred)
+    assert torch.equal(shipped.decoder.conv_out.weight, averaged.decoder.conv_out.weight.half()), "what is shipped is the average"
+    last = base.learners(blurred)[0]
+    assert not torch.equal(last.decoder.conv_out.weight, averaged.decoder.conv_out.weight)
+
 def test_the_limit_ends_a_piece_whatever_it_does(start, tmp_path):
     code = f"import sys, time; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu_base; gpu_base._end_after(.001); time.sleep(60)"
     began = time.time()
@@ -133,3 +188,45 @@ def test_drawn_clips_are_what_the_world_draws_and_each_is_used_as_often_as_asked
             while ring.drawn < 6+ring.used//3: ring.feed(); time.sleep(.001)
         assert ring.used == 120 and ring.drawn == 46 and len(ring) == 8
     finally: drawing.close()
+
+def name_of(text): return re.sub("[-_.]+", "-", text).lower()
+
+def with_all_they_need(names):
+    "Distributions and what comes with them."
+    todo, seen = list(map(name_of, names)), set()
+    while todo:
+        if (name := todo.pop()) in seen: continue
+        seen.add(name)
+        wanted = [Requirement(r) for r in requires(name) or []] if name in INSTALLED else []
+        todo += [name_of(r.name) for r in wanted if r.marker is None or r.marker.evaluate(dict(extra=""))]
+    return seen & set(INSTALLED)
+
+INSTALLED = {name_of(d.metadata["Name"]): d for d in distributions()}
+
+def test_the_script_needs_no_more_than_torch_transformers_and_the_wheels(base, tmp_path):
+    site = tmp_path/"site"
+    site.mkdir()
+    for name in with_all_they_need(["torch", "numpy", "pillow", "requests", "transformers"]) | set(map(name_of, base.WHEELS)):
+        for top in {f.parts[0] for f in INSTALLED[name].files or [] if f.parts[0] not in ("..", "__pycache__")}:
+            if not (site/top).exists(): (site/top).symlink_to(INSTALLED[name].locate_file(top))
+    (tmp_path/"check.py").write_text(f"""
+import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})
+import gpu_base
+from sas_nb.lab import draw_large as world
+spec = world.random_spec(3)
+gpu_base.pixels(spec, world), gpu_base.head_and_hands(spec, world), gpu_base.tiny_pipeline(gpu_base.tiny_autoencoder(), world)
+for name in ("av", "scipy", "matplotlib", "peft"): assert name not in sys.modules, name
+""")
+    path = os.pathsep.join([str(site), str(SCRIPT.parent.parent)])
+    done = subprocess.run([sys.executable, "-S", tmp_path/"check.py"], env=dict(os.environ, PYTHONPATH=path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
+
+def test_the_command_for_another_machine_uses_what_was_fetched(base, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(base.subprocess, "run", lambda words, **_: fetched.append(list(map(str, words))))
+    monkeypatch.setattr(base, "_libraries", lambda: [SCRIPT])
+    (tmp_path/"start").mkdir()
+    result = CliRunner().invoke(base.app, ["wheels", "--folder", str(tmp_path/"carry"), "--start", str(tmp_path/"start"), "--minutes", "9"])
+    assert result.exit_code == 0, result.output
+    assert {w.split("==")[0] for w in fetched[0] if "==" in w} == set(base.WHEELS) and (tmp_path/"carry"/"lib"/SCRIPT.name).exists()
+    assert "--limit 9.4" in result.output and f"--start {tmp_path/'carry'/'start'}" in result.output and (tmp_path/"carry"/"start").is_dir()

@@ -11,6 +11,7 @@ __all__ = ['render_array', 'render', 'truth', 'CAMERAS', 'CHANNELS', 'COLOURS', 
 # %% ../../nbs/lab/10_draw_large.ipynb #111c2680
 # ruff: noqa: F401, for the module shows names that it does not use
 from contextlib import contextmanager
+import math
 import numpy as np
 from ..clip import Clip
 from .gaits import CHANNELS, JOINTS, Gait
@@ -45,6 +46,8 @@ def _lit(canvas, light):
     yield
     if light != "day": canvas.restore()
 
+_SOFT = skia.Paint(ImageFilter=skia.ImageFilters.Blur(1., 1.))
+
 # %% ../../nbs/lab/10_draw_large.ipynb #a54a50a5
 def _subject(canvas, spec, s, moving, n, t):
     "One subject in one frame; `moving` is a person's figure and joints."
@@ -59,7 +62,10 @@ def _scenes(frames, spec, times):
     once = spec.camera == "static"
     for n, t in enumerate(times[:1] if once else times):
         canvas = stage_on(frames[n], spec, t)
-        with _lit(canvas, spec.light): canvas.drawPicture(backdrop)
+        with _lit(canvas, spec.light):
+            canvas.saveLayer(None, _SOFT)
+            canvas.drawPicture(backdrop)
+            canvas.restore()
     if once: frames[1:] = frames[:1]
 
 # %% ../../nbs/lab/10_draw_large.ipynb #4b438695
@@ -74,6 +80,22 @@ def _draw(spec, times, size, only=None):
         for k in order: _subject(canvas, spec, spec.subjects[k], people.get(k), n, t)
     return frames
 
+# %% ../../nbs/lab/10_draw_large.ipynb #5e4a1e45
+def _blurred(x, weights):
+    "Along the second axis; what lies beyond an edge is as the edge."
+    reach = len(weights)//2
+    padded = np.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0)), mode="edge")
+    return sum(w*padded[:, k:k+x.shape[1]] for k, w in enumerate(weights))
+
+def _lens(frames):
+    "Frames (T, size, size, 3) uint8 without what is finer than a pixel of a 64-pixel stage."
+    spread = .6*frames.shape[1]/64
+    reach = math.ceil(3*spread)
+    weights = np.exp(-.5*(np.arange(-reach, reach+1, dtype=np.float32)/spread)**2)
+    x = frames.astype(np.float32)
+    for _ in range(2): x = _blurred(x, weights/weights.sum()).swapaxes(1, 2)
+    return x.round().astype(np.uint8)
+
 # %% ../../nbs/lab/10_draw_large.ipynb #e464d60a
 def render_array(spec:Spec,         # what to draw
                  num_frames:int=17, # T
@@ -81,7 +103,7 @@ def render_array(spec:Spec,         # what to draw
                  size:int=64,       # pixels
                 )->np.ndarray:      # (T, size, size, 3) uint8
     "The pixels of a clip."
-    return _draw(spec, np.arange(num_frames)/fps, size)[..., :3]
+    return _lens(_draw(spec, np.arange(num_frames)/fps, size)[..., :3])
 
 def render(spec:Spec,         # what to draw
            num_frames:int=17, # T

@@ -23,7 +23,8 @@ def _accent(i, cloth):
     "The pattern's colour; near the cloth's own it becomes dark on light or light on dark."
     colour = choice(_ACCENTS, i["pattern_colour"])
     near = abs(light_of(colour)-light_of(cloth)) < 50
-    return mix(colour, (20, 20, 30) if light_of(cloth) > 110 else (255, 255, 250), .8) if near else colour
+    if near: colour = mix(colour, (20, 20, 30) if light_of(cloth) > 110 else (255, 255, 250), .8)
+    return mix(colour, cloth, .25)
 
 def _boxes(i, w, h, s):
     "Patterns of boxes: (x, y, width, height) in units of a person's size, hung from (0, 0)."
@@ -42,12 +43,12 @@ def _star(h, s):
 def _pattern(i, w, h):
     "A pattern over a torso of half-width `w` and height `h`, hung from (0, 0), as a path."
     kind = choice(PATTERNS, i["pattern"])
-    s = 3 + 1.6*i["pattern_scale"]
+    s = 4 + 1.6*i["pattern_scale"]
     path = skia.Path()
     for where in _boxes(i, w, h, s).get(kind, []): path.addRect(skia.Rect.MakeXYWH(*where))
-    if kind == "star": path.addPoly(_star(h, s), True)
+    if kind == "star": path.addPoly(_star(h, .8*s), True)
     for row in range(4) if kind == "dots" else ():
-        for k in range(-3, 4): path.addCircle((2*k+row%2)*s*.95, 2+row*s*1.6, s*.62)
+        for k in range(-3, 4): path.addCircle((2*k+row%2)*s*.95, 2+row*s*1.6, s*.6)
     return path
 
 # %% ../../nbs/lab/09_figures_large.ipynb #983548f5

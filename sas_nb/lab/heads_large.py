@@ -170,7 +170,7 @@ def _lens(canvas, kind, x, frame):
 # %% ../../nbs/lab/08_heads_large.ipynb #60ab4597
 def _glasses(canvas, i, look):
     kind = choice(GLASSES, i["glasses"])
-    frame = paint((24, 24, 30), .12)
+    frame = paint((52, 48, 58), .13)
     for side in (-1, 1) if kind != "none" else ():
         x = side*(.38+.1*i["eye_spacing"]) + look
         _lens(canvas, kind, x, frame)

@@ -13,123 +13,112 @@ from .paint import (skia, below, box, clock, curve, disc, fir, line, mix, oval, 
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #10f91d25
 def _palm(canvas, x, h):
-    line(canvas, [(x-10, h+12), (x-6, 26), (x, 12)], paint((134, 92, 52), 3.4))
-    for dx, dy in ((-12, 3), (-8, -6), (3, -8), (11, -4), (12, 5)):
-        curve(canvas, (x, 11), (x+dx*.6, 6+dy*.8), (x+dx, 14+dy), (36, 146, 70), 3.4)
+    line(canvas, [(x-9, h+12), (x-6, 28), (x, 12)], paint((150, 112, 72), 4.))
+    for dx, dy in ((-13, 2), (-7, -7), (5, -8), (12, 1)):
+        curve(canvas, (x, 11), (x+dx*.6, 6+dy*.8), (x+dx, 14+dy), (60, 156, 92), 4.6)
 
 def _beach(canvas, j, h):
-    sky(canvas, (92, 184, 244), (214, 240, 252), h-4, (24, 120, 190))
-    disc(canvas, 54+j, 9, 6, (255, 240, 130))
-    for k in (-20, 6, 40, 70): box(canvas, k+j, h+1, 12, 1.4, (120, 200, 230))
-    oval(canvas, -50, h+6, 164, 80, (240, 218, 160))
+    sky(canvas, (104, 188, 242), (206, 234, 250), h-4, (48, 136, 198))
+    disc(canvas, 54+j, 9, 6, (255, 240, 140))
+    oval(canvas, -50, h+6, 164, 80, (240, 220, 166))
     _palm(canvas, 9+j, h)
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #bb94df3e
 def _forest(canvas, j, h):
-    sky(canvas, (96, 150, 110), (150, 190, 130), h+6, (58, 92, 44))
-    for k in range(-3, 8): fir(canvas, k*13+6+j, h+6, 40+(k*7%5)*2, (20, 66+6*(k%3), 44))
-    for k in range(-2, 6): fir(canvas, k*19-4+j, h+15, 48+(k*5%4)*2, (34, 104+8*(k%2), 54))
+    sky(canvas, (110, 158, 118), (142, 184, 130), h+6, (66, 102, 54))
+    for k in range(-2, 4): fir(canvas, k*26+6+j, h+8, 46+(k*7%5)*2, (50, 106, 66))
+    for k in range(-2, 4): fir(canvas, k*26-7+j, h+15, 50+(k*5%4)*2, (38, 90, 56))
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #2d50d60e
 def _house(canvas, k, j, h):
-    x, y = k*17+j, (k*11%4)*4
-    wall = [(168, 88, 70), (116, 120, 138), (196, 164, 120)][k%3]
-    canvas.drawRect(skia.Rect.MakeLTRB(x, 2+y, x+15.5, h+6), paint(wall))
-    for column in (0, 1):
-        for row in (0, 1, 2): box(canvas, x+2.4+6.4*column, 6+y+10*row, 4, 6, (252, 234, 160))
+    x, y = k*22-4+j, (k*11%4)*4
+    wall = [(176, 110, 94), (138, 142, 158), (198, 170, 132)][k%3]
+    canvas.drawRect(skia.Rect.MakeLTRB(x, 4+y, x+20, h+8), paint(wall))
+    for row in (0, 1): box(canvas, x+5, 9+y+14*row, 10, 8, mix(wall, (255, 238, 170), .6))
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #c638a7de
 def _street(canvas, j, h):
-    sky(canvas, (176, 196, 216), (214, 222, 230), h+6, (84, 86, 94))
-    for k in range(-2, 6): _house(canvas, k, j, h)
-    box(canvas, -32, h+6, 128, 4, (186, 186, 188))
-    for k in range(-2, 6): box(canvas, k*20-6+j, h+15, 11, 2.6, (244, 240, 220))
+    sky(canvas, (184, 202, 220), (212, 222, 232), h+6, (98, 100, 108))
+    for k in range(-2, 5): _house(canvas, k, j, h)
+    box(canvas, -32, h+6, 128, 5, (176, 176, 178))
+    box(canvas, -32, h+17, 128, 3, (206, 202, 184))
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #c0a23115
 def _snow(canvas, j, h):
-    sky(canvas, (164, 190, 220), (222, 232, 244), h, (248, 250, 254))
-    for k in range(-2, 7):
-        x, y = k*16-4+j, h+5+(k%2)*4
-        fir(canvas, x, y, 30+(k*5%4)*3, (70, 118, 116))
-        for up in (13, 25): poly(canvas, [(x-4.6, y-up), (x+4.6, y-up), (x, y-up-8)], (250, 252, 255))
-    for k in range(24): disc(canvas, (k*37+7*(k%5))%128-32+j, (k*23)%54-2, 1.25, (255, 255, 255))
+    sky(canvas, (170, 194, 222), (220, 230, 242), h, (246, 248, 252))
+    for k in range(-2, 5):
+        x, y = k*25-2+j, h+5+(k%2)*3
+        fir(canvas, x, y, 34+(k*5%4)*3, (104, 144, 146))
+        poly(canvas, [(x-6, y-19), (x+6, y-19), (x, y-35)], (244, 248, 252))
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #f3d52666
 def _cactus(canvas, x, y):
-    line(canvas, [(x, y+12), (x, y-16)], paint((48, 128, 66), 4.))
-    for dx, top in ((-5, -9), (5, -12)):
-        line(canvas, [(x+dx, y+top), (x+dx, y+top+6), (x, y+top+8)], paint((48, 128, 66), 3.))
+    line(canvas, [(x, y+12), (x, y-16)], paint((84, 142, 84), 5.))
+    for dx, top in ((-6, -8), (6, -11)):
+        line(canvas, [(x+dx, y+top), (x+dx, y+top+6), (x, y+top+8)], paint((84, 142, 84), 4.))
 
 def _desert(canvas, j, h):
-    sky(canvas, (248, 176, 96), (254, 226, 160), h+2, (226, 172, 92))
-    disc(canvas, 50+j, 9, 7, (255, 246, 190))
-    for k in range(-1, 3): oval(canvas, k*36-22+j, h-5, 48, 24, (212, 150, 76))
-    below(canvas, h+7, (234, 184, 104))
+    sky(canvas, (248, 186, 112), (254, 224, 160), h+2, (228, 180, 108))
+    disc(canvas, 50+j, 9, 7, (255, 242, 186))
+    for k in range(-1, 3): oval(canvas, k*36-22+j, h-5, 48, 24, (220, 166, 98))
+    below(canvas, h+7, (234, 190, 118))
     for x, y in ((7, 0), (60, 3), (-24, 2), (86, 1)): _cactus(canvas, x+j, y+h)
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #247764de
 def _peak(canvas, x, top, w, h):
     snow = .36
     foot = h+5
-    poly(canvas, [(x-w, foot), (x+w, foot), (x, top)], (104, 110, 136))
-    poly(canvas, [(x+w, foot), (x+w*.3, foot), (x, top)], (84, 90, 116))
+    poly(canvas, [(x-w, foot), (x+w, foot), (x, top)], (120, 128, 154))
     edge = top+(foot-top)*snow
-    poly(canvas, [(x-w*snow, edge), (x+w*snow, edge), (x, top)], (252, 252, 255))
+    poly(canvas, [(x-w*snow, edge), (x+w*snow, edge), (x, top)], (240, 244, 250))
 
 def _mountains(canvas, j, h):
-    sky(canvas, (120, 176, 236), (216, 232, 246), h+4, (132, 164, 100))
+    sky(canvas, (132, 182, 236), (204, 226, 244), h+4, (138, 166, 110))
     for x, top, w in ((32, 12, 26), (-2, 3, 26), (64, 1, 27), (-34, 8, 26), (98, 6, 26)):
         _peak(canvas, x+j, top, w, h)
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #288cca09
 def _window(canvas, j):
-    box(canvas, -1+j, 5, 19, 23, (250, 250, 250))
-    for x, y in ((1, 7), (9.5, 7), (1, 17.5), (9.5, 17.5)): box(canvas, x+j, y, 7, 8.5, (130, 198, 240))
+    box(canvas, -2+j, 5, 20, 23, (246, 244, 240))
+    for y in (8, 18): box(canvas, 1+j, y, 14, 7.5, (152, 204, 236))
 
 def _painting(canvas, j):
-    box(canvas, 46+j, 8, 16, 14, (120, 74, 40))
-    box(canvas, 48+j, 10, 12, 10, (60, 150, 150))
-    disc(canvas, 54+j, 16, 3, (250, 210, 90))
+    box(canvas, 46+j, 7, 18, 16, (142, 104, 72))
+    box(canvas, 49+j, 10, 12, 10, (104, 168, 160))
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #56dfc154
 def _room(canvas, j, h):
-    below(canvas, -32, (236, 204, 168))
-    for k in range(-3, 9): box(canvas, k*12+j, -32, 5, 128, (228, 190, 150))
-    below(canvas, h+10, (150, 98, 60))
-    box(canvas, -32, h+8, 128, 3, (250, 240, 226))
+    below(canvas, -32, (232, 200, 162))
+    below(canvas, h+9, (160, 112, 76))
     _window(canvas, j)
     _painting(canvas, j)
-    oval(canvas, 4+j*.5, h+14, 56, 11, (176, 56, 60))
+    oval(canvas, 4+j*.5, h+14, 56, 11, (172, 84, 76))
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #cb0ee405
 def _curtains(canvas, j):
-    for k in range(7):
-        fold = (190, 28, 44) if k%2 else (134, 14, 34)
-        for x in (-32+k*6.4, 96-k*6.4): box(canvas, x-3.2+j, -32, 6.4, 128, fold)
+    for k in range(4):
+        fold = (176, 34, 50) if k%2 else (146, 24, 42)
+        for x in (-28+k*10.5, 92-k*10.5): box(canvas, x-5.25+j, -32, 10.5, 128, fold)
 
 def _valance(canvas, j):
-    box(canvas, -32, -32, 128, 36, (190, 28, 44))
-    for k in range(-2, 9): disc(canvas, k*12-4+j, 4, 6, (214, 44, 56))
+    box(canvas, -32, -32, 128, 36, (184, 36, 50))
+    for k in range(-2, 6): disc(canvas, k*18-2+j, 3, 9.5, (196, 44, 58))
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #663878bb
 def _stage(canvas, j, h):
     j = j*.4
-    below(canvas, -32, (58, 16, 40))
-    poly(canvas, [(32+j-5, -10), (32+j+5, -10), (58+j, h+14), (6+j, h+14)], (118, 70, 84))
+    below(canvas, -32, (76, 34, 56))
+    poly(canvas, [(32+j-6, -10), (32+j+6, -10), (58+j, h+14), (6+j, h+14)], (108, 66, 82))
     _curtains(canvas, j)
-    below(canvas, h+13, (166, 112, 62))
-    for k in range(3): box(canvas, -32, h+18+6*k, 128, 1.2, (128, 82, 44))
-    oval(canvas, 6+j, h+15, 52, 11, (226, 190, 130))
+    below(canvas, h+13, (166, 116, 70))
+    oval(canvas, 6+j, h+15, 52, 11, (208, 168, 112))
     _valance(canvas, j)
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #35b02b0c
 def _park(canvas, j, h):
-    sky(canvas, (120, 200, 248), (206, 236, 252), h, (112, 190, 80))
-    oval(canvas, 34+j, 6, 16, 6, (255, 255, 255))
-    oval(canvas, 28+j, 8, 14, 5, (255, 255, 255))
-    for x in (-18, 4, 62, 84): round_tree(canvas, x+j, h+9, 38, (58, 148, 66))
-    petals = ((250, 240, 120), (250, 250, 250), (240, 130, 160))
-    for k in range(10): disc(canvas, k*13-26+j, h+12+(k*7%4)*3, 1.4, petals[k%3])
+    sky(canvas, (132, 204, 246), (204, 234, 250), h, (122, 190, 92))
+    oval(canvas, 27+j, 5, 24, 8, (246, 250, 254))
+    for x in (-18, 4, 62, 84): round_tree(canvas, x+j, h+9, 38, (84, 158, 86))
 
 _BACKDROPS = dict(beach=_beach, forest=_forest, street=_street, snow=_snow, desert=_desert, room=_room,
                   stage=_stage, park=_park, mountains=_mountains)
@@ -143,11 +132,11 @@ def _waves(canvas, s, w, seconds):
     a, b, c, d = s.shape
     xs = np.arange(-32, 98, 3)
     for row in range(4):
-        turn = 2*np.pi*(xs/(20+16*d) + row*.3 - (.5+.5*a)*seconds)
-        swell = s.strength*(2.2+2.6*c)*(np.sin(turn) + .3*np.sin(2*turn+.6))*(.7+.2*row)
+        turn = 2*np.pi*(xs/(24+16*d) + row*.3 - (.5+.5*a)*seconds)
+        swell = s.strength*(2.2+2.6*c)*(np.sin(turn) + .2*np.sin(2*turn+.6))*(.7+.2*row)
         crest = list(zip(xs, 30+row*(8.5+1.5*b) + swell))
-        poly(canvas, [(-32, 96), *crest, (98, 96)], mix((10, 74, 160), (70, 190, 222), row/3))
-        line(canvas, crest, paint((244, 252, 255), 2.2+.3*row))
+        poly(canvas, [(-32, 96), *crest, (98, 96)], mix((24, 92, 172), (84, 190, 220), row/3))
+        line(canvas, crest, paint((206, 232, 244), 2.6+.3*row))
 
 # %% ../../nbs/lab/07_scenes_large.ipynb #2ca439bc
 def _flame(x, tip, h, half):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FPS', 'TEMPORAL_2', 'LONGEST', 'TEST_SEED', 'PRIOR', 'DEFAULTS', 'to_signed', 'encode', 'decode', 'tiny_autoencoder',
-           'latent_shape', 'load_autoencoder', 'autoencoder_passes', 'wider', 'make_tokenizer', 'local_heads',
-           'tiny_pipeline', 'ids_of', 'read', 'text_of', 'use_matmul_attention', 'training_spec', 'ship']
+           'latent_shape', 'load_autoencoder', 'autoencoder_passes', 'wider', 'with_latents', 'make_tokenizer',
+           'local_heads', 'tiny_pipeline', 'ids_of', 'read', 'text_of', 'use_matmul_attention', 'training_spec', 'ship']
 
 # %% ../../nbs/lab/12_tiny.ipynb #11e4e8f5
 from pathlib import Path
@@ -115,6 +115,39 @@ def _widen_weights(new, old, times, quiet, maps):
     if old.ndim > 2: new[:, :rows, old.shape[2]:] = 0 # nobody listens to the new channels yet
     new[tuple(map(slice, old.shape))] = old
     if maps == 3: new[0] *= times**.5 # attention divides by the root of the width
+
+# %% ../../nbs/lab/12_tiny.ipynb #1a7e0002
+@torch.no_grad()
+def with_latents(vae:AutoencoderKLWan,
+                 channels:int, # of a latent
+                )->AutoencoderKLWan:
+    """The same autoencoder with more latent channels, which decodes as before. Raises `UserError` for fewer
+    channels."""
+    now = vae.config.z_dim
+    if channels < now:
+        raise UserError(f"The latents have {now} channels, and {channels} are fewer: give {now} or more.")
+    config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
+    more = dict(z_dim=channels, latents_mean=[0.]*channels, latents_std=[1.]*channels)
+    deep = AutoencoderKLWan(**config | more)
+    old = dict(vae.named_parameters())
+    for name, p in deep.named_parameters():
+        if name.startswith(("quant_conv", "post_quant_conv")): _pass_on(name, p, old[name], now, channels)
+        else: _deepen(name, p, old[name])
+    return deep
+
+# %% ../../nbs/lab/12_tiny.ipynb #1a7e0003
+def _deepen(name:str, new:Tensor, old:Tensor): # fills `new` in place
+    if name == "decoder.conv_in.weight": new[:, old.shape[1]:] = 0 # nobody reads the new channels yet
+    new[tuple(map(slice, old.shape))] = old
+
+def _pass_on(name:str, new:Tensor, old:Tensor, now:int, channels:int): # a convolution of one pixel, in place
+    "Each new channel louder than it comes, or noise would drown it; variances stay small."
+    variances = -9. if old.ndim == 1 and len(old) == 2*now else 0.
+    new.zero_()[channels:] = variances
+    new[(slice(now), *map(slice, old.shape[1:]))] = old[:now]
+    if len(old) == 2*now: new[(slice(channels, channels+now), *map(slice, old.shape[1:]))] = old[now:]
+    first = old.shape[1] if old.ndim > 1 else 0
+    for k in range(channels-now) if old.ndim > 1 else (): new[now+k, first+k] = 8 if len(old) == 2*now else 1
 
 # %% ../../nbs/lab/12_tiny.ipynb #31d65e23
 def make_tokenizer(world=world)->PreTrainedTokenizerFast:
