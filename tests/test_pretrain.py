@@ -16,7 +16,7 @@ from sas_nb.lab.pretrain import captions, Latents, train_dit
 from sas_nb.lab.specs import vocabulary
 from sas_nb.lab.tiny import (autoencoder_passes, decode, encode, FPS, latent_shape, load_autoencoder,
                              make_tokenizer, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder, tiny_pipeline,
-                             to_signed, training_spec, use_matmul_attention, wider)
+                             to_signed, training_spec, use_matmul_attention, wider, with_latents)
 from sas_nb.lab.world import random_spec
 
 
@@ -118,6 +118,21 @@ def test_a_wider_autoencoder_answers_as_before(vae, dims):
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_an_autoencoder_is_not_made_narrower(vae, part):
     with pytest.raises(UserError, match=f"The {part} has 16 channels, and 8 are fewer"): wider(vae, **{part: 8})
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", (17, 24, 40))
+def test_an_autoencoder_with_more_latents_answers_as_before_and_can_learn_to_use_them(vae, channels):
+    x = torch.rand(1, 3, 5, 32, 32)*2-1
+    deep = with_latents(vae, channels)
+    z, more = encode(vae, x), encode(deep, x)
+    assert latent_shape(deep)[0] == channels == len(deep.config.latents_mean) and torch.equal(more[:, :16], z)
+    assert torch.allclose(decode(deep, more), decode(vae, z), atol=1e-5) and more[:, 16:].std((0, 2, 3, 4)).min() > 0
+    assert deep.encode(x).latent_dist.logvar.max() < -8
+    with torch.enable_grad():
+        decode(deep, encode(deep, x)).square().mean().backward()
+        assert deep.decoder.conv_in.weight.grad[:, 16:].abs().amax((0, 2, 3, 4)).min() > 0, "what is new is noticed"
+    assert torch.equal(with_latents(vae, 16).encoder.conv_in.weight, vae.encoder.conv_in.weight)
+    with pytest.raises(UserError, match="16 channels, and 8 are fewer"): with_latents(vae, 8)
 
 @pytest.mark.slow
 def test_compiled_passes_learn_what_plain_ones_learn(vae):
