@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from .family import configuration_of, known_family, GenerationConfig
 from .files import UserError
 from .hub import Checkpoint, fingerprint, stored_names, whole
+from .memory import Memory
 
 # %% ../nbs/parts/pipeline.ipynb #7cb95697
 def _described(pipe:DiffusionPipeline|Checkpoint, name:str)->tuple:
@@ -47,6 +48,7 @@ class LazyPipeline:
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self.stored = {} # see `weights_names`
+        self.memory, self.memory_given = Memory(), False # how it is fitted into the machine, and whether told
         self._loading = threading.RLock()
 
 # %% ../nbs/parts/pipeline.ipynb #13e90395
