@@ -184,10 +184,11 @@ def _input_on_host(block:nn.Module, hidden:Tensor, *others):
 
 # %% ../nbs/parts/offload.ipynb #d852d9a4
 @contextmanager
-def checkpointed(transformer:nn.Module, memory:Memory):
-    "Inside, blocks are checkpointed as `memory` says."
-    how = [_input_on_host] if memory.inputs_on_host else []
-    if memory.checkpointing: transformer.enable_gradient_checkpointing(*how)
+def checkpointed(dit): # a `VideoDiT`
+    "Inside, the blocks of its transformers are checkpointed as its `memory` says."
+    how = [_input_on_host] if dit.memory.inputs_on_host else []
+    transformers = dit.transformers.values() if dit.memory.checkpointing else ()
+    for t in transformers: t.enable_gradient_checkpointing(*how)
     try: yield
     finally:
-        if memory.checkpointing: transformer.disable_gradient_checkpointing()
+        for t in transformers: t.disable_gradient_checkpointing()

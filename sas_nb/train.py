@@ -247,7 +247,7 @@ def _train(trainer):
     log = Log(trainer.run.out, s.name, trainer.step)
     try:
         with (tqdm(total=s.steps, initial=trainer.step, **about) as bar, stop_gently() as stopped,
-              checkpointed(trainer.dit.transformer, trainer.dit.memory),
+              checkpointed(trainer.dit),
               compiled(trainer.dit) if s.compile else nullcontext()):
             _steps(trainer, log, bar, stopped)
     finally: log.close()
