@@ -129,8 +129,10 @@ def repeated_blocks(transformer:nn.Module)->list[nn.Module]:
     return [m for m in transformer.modules() if type(m).__name__ in names]
 
 def _linears(block:nn.Module)->list[tuple[nn.Module, str, nn.Linear]]: # who holds it, its name there, itself
-    children = ((m, name, child) for m in block.modules() for name, child in m.named_children())
-    return [c for c in children if type(c[2]) in (nn.Linear, FrozenLinear)]
+    "In one order, whether an adapter is around them or not."
+    names = [n for n, m in block.named_modules() if type(m) in (nn.Linear, FrozenLinear)]
+    places = ((block.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in names)
+    return [(parent, name, getattr(parent, name)) for parent, name in places]
 
 # %% ../nbs/parts/offload.ipynb #1005039e
 def held(transformer:nn.Module)->str: # "own", "fp8" or "int8"

@@ -46,8 +46,8 @@ class Trainer:
     history:list=field(default_factory=list, init=False) # log lines
     kept:str|None=field(default=None, init=False)        # the name of the data in the run's folder
     def __post_init__(self):
-        _check(self)
         if self.run.memory is not None: self.dit.memory = self.run.memory
+        _check(self)
         self.seeds = self.seeds or [self.stage.seed]*self.adapter.n
         self.generators = Generators(torch.Generator().manual_seed(s) for s in self.seeds)
         self.started = _start_word(self) # the word, if it began here
@@ -66,6 +66,8 @@ def _check(trainer):
     if n > 1 and (trainer.run.sample_every or trainer.stage.self_conditioning):
         raise UserError("Many concepts train without samples and self-conditioning: set sample_every=0 and "
                         "self_conditioning=0.")
+    if trainer.stage.compile and trainer.dit.memory.swapped:
+        raise UserError("Blocks that wait on the host cannot be compiled: set compile=False, or swapped=0.")
     if not trainer.dit.adapted:
         raise UserError("The adapter is not on the model: train inside `with adapter.attached():`.")
 
