@@ -22,6 +22,7 @@ from .fast import quick_convolutions
 from .files import Advice, checked_seed, real_number, UserError, whole_number
 from .flow import guided
 from .hub import Checkpoint, fingerprint, lasting_name
+from .memory import Memory
 from .pipeline import LazyPipeline
 from .prompt import beyond, check_vocabulary, checked_prompts, Prompt, several
 from .text import add_tokens, remembered
@@ -34,8 +35,9 @@ class VideoDiT(LazyPipeline):
                  pipe:DiffusionPipeline|Checkpoint, # a loaded pipeline of a known family; or see `load`
                  name:str="",                       # where it came from
                  defaults:GenerationConfig|None=None, # sizes and settings that suit it
+                 memory:Memory|None=None,           # how it is fitted into the machine
                 ):
-        super().__init__(pipe, name, defaults)
+        super().__init__(pipe, name, defaults, memory)
         self.lock = threading.RLock() # for whoever puts something on the model
         self.texts = {}               # prompts read lately, and by which encoder; see `remembered`
         self.texts_by = weakref.ref(self)
@@ -58,11 +60,12 @@ def load(cls:VideoDiT,
          name:str|Path="tiny",           # "tiny", a folder, or a hub id in diffusers' layout
          device:str|torch.device|None=None, # best there is when None
          dtype:torch.dtype|None=None,    # of the transformer and text encoder; see `best_dtype`
+         memory:Memory|None=None,        # how it is fitted into the machine; plainly, or by a run, when None
         )->VideoDiT:
     "Any checkpoint of a known family; its parts are read when asked for. Raises `UserError`."
     checkpoint = Checkpoint(name, device, dtype)
     advice = GenerationConfig.read(checkpoint.folder, checkpoint.family.defaults(*checkpoint.about))
-    dit = cls(checkpoint, str(name), advice)
+    dit = cls(checkpoint, str(name), advice, memory)
     dit.lasting_name = lasting_name(name)
     return dit
 
@@ -211,7 +214,7 @@ def velocity(self:VideoDiT,
             )->Tensor:    # (B, C, t, h, w), estimate of noise - clean
     "The DiT's estimate of the velocity, in its own precision."
     x, text = (v.to(self.device, self.dtype) for v in (x, text))
-    return self.family.velocity(self.transformer, x, t.to(self.device), text)
+    return self.answer(x, t.to(self.device), text)
 
 @patch
 def noise(self:VideoDiT,

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from .family import FAMILIES, known_family, GenerationConfig
 from .fast import best_device, best_dtype, channels_last
 from .files import expanded, UserError
+from .memory import Memory
+from .offload import fit
 
 # %% ../nbs/parts/hub.ipynb #87d3b167
 def model_folder(name:str|Path)->Path|None:
@@ -148,11 +150,14 @@ def pipeline(self:Checkpoint,
 
 # %% ../nbs/parts/hub.ipynb #f04749ff
 @patch
-def part(self:Checkpoint, name:str): # a module on its device, frozen; or a tokenizer or scheduler
+def part(self:Checkpoint, name:str,
+         memory:Memory=Memory()): # a module on its device, frozen; or a tokenizer or scheduler
     "Read one part of the pipeline. Raises `UserError`."
     part = getattr(self.pipeline(**dict.fromkeys(set(self.family.parts)-{name})), name)
     if not isinstance(part, torch.nn.Module): return part
-    if name in self.family.transformers: self.family.prepare(part)
+    if name in self.family.transformers:
+        self.family.prepare(part)
+        fit(part.requires_grad_(False), memory, self.device)
     if name == "vae" and self.device.type == "cpu": channels_last(part)
     return part.requires_grad_(False).eval().to(self.device)
 

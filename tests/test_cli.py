@@ -18,6 +18,7 @@ from sas_nb.answers import changes
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.prompt import Prompts
+from sas_nb.memory import Memory
 from sas_nb.recipe import Recipe, Run
 from sas_nb.running import Stopped
 
@@ -169,7 +170,7 @@ def test_every_training_option_arrives(given, dancer, tmp_path):
     assert (len(clip), clip.fps, clip.report.start, given["model"]) == (9, 6, .5, "tiny")
     assert given["prompts"] == Prompts(LOOK, MOVE)
     assert given["run"] == Run(out=tmp_path / "run", progress=False, sample_every=6, save_every=7,
-                               checkpointing=True, at_once=8)
+                               memory=Memory(checkpointing=True, at_once=8))
     both = dict(lr=.01, batch=2, seed=5, frozen=True, betas=(.8, .9), times="uniform")
     assert recipe == Recipe.paper().with_(
         both=both, stage1=dict(steps=11, dropout=.1), stage2=dict(steps=12, counterfactuals=.25), rank=3,
@@ -226,7 +227,7 @@ def refused(dancer, tmp_path, *options):
     (["--recipe", "ours"], "default or paper"), (["--recipe", "no/such"], "default or paper"),
     (["--recipe", "zoo.json"], "recipe"), (["--no-regularize", "--recipe", "run"], "--no-regularize goes with"),
     (["--counterfactual", "a man. he is running"], "--set stage2.counterfactuals=0.25"),
-    (["--free-encoders", "--sample-every", 2], "--free-encoders drops: set --sample-every 0, or --no-free-encoders"),
+    (["--apart", "--sample-every", 2], "--apart drops: set --sample-every 0, or --no-apart"),
 ])
 def test_a_recipe_that_cannot_be(options, says, dancer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
