@@ -207,9 +207,9 @@ def generate(self:Concept,
         self.dit.embed([*checked_prompts(prompt), kwargs.get("negative") or self.dit.defaults.negative])
         with self.attached() as adapter:
             velocity = self.velocity(adapter, 1. if guidance == 1 else negative_scale, motion_guidance)
-            how = dict(tokens=self.tokens, velocity=velocity, latents=True) | size | kwargs
-            latents = self.dit.sample(prompt, seed, steps, guidance, **how)
-        return latents if kwargs.get("latents") else self.dit.clips(latents, prompt, seed, how["fps"])
+            how = dict(tokens=self.tokens, velocity=velocity) | size | kwargs
+            latents = self.dit.sample(prompt, seed, steps, guidance, **how, latents=True)
+        return self.dit.clips(latents, prompt, seed, how["fps"])
 
 # %% ../nbs/08_concept.ipynb #afb5f470
 def _guidance(concept, guidance, negative_scale)->tuple[float, float]:

@@ -131,6 +131,7 @@ def free(self:LazyPipeline, *names:str):
     if unknown := [n for n in names if n not in self.family.parts]:
         raise UserError(f"A model has no part {unknown[0]!r}: choose of {', '.join(self.family.parts)}.")
     with self._loading:
+        if not set(names) & self.loaded: return
         pipe = self._pipe
         _unpacked(self)
         for name in names:
