@@ -213,15 +213,21 @@ def maker_fingerprint(dit)->str: # a `VideoDiT`
     return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
 # %% ../nbs/parts/hub.ipynb #ed913668
+def _as_loaded(kind:type, weights:dict)->dict:
+    "Weights by all names that they have in memory, where a module may have two for one."
+    twice = getattr(kind, "_tied_weights_keys", None)
+    twice = twice if isinstance(twice, dict) else {}
+    return weights | {a: weights[b] for a, b in twice.items() if b in weights}
+
 @patch
-def names(self:Checkpoint, part:str)->list[str]:
+def names(self:Checkpoint, part:str, loaded:bool=False)->list[str]:
     """Fingerprints of a part's files, as they are and as earlier versions had them in fp16; none if they are
-    not safetensors. Raises `UserError` for damaged ones."""
+    not safetensors. With `loaded`, what `fingerprint` gives once the part is in memory, in fp32 or bf16 and
+    in fp16. Raises `UserError` for damaged files."""
     if part not in self.names_read:
-        folder = self.place(part)
-        exact = getattr(self.kind(part), "_keep_in_fp32_modules", None) or ()
-        with _readable(self.source):
-            weights = stored_tensors(folder).items()
-            names = [hash_weights(weights), hash_weights(weights, exact)] if weights else []
-        self.names_read[part] = names
-    return self.names_read[part]
+        kind, folder = self.kind(part), self.place(part)
+        exact = getattr(kind, "_keep_in_fp32_modules", None) or ()
+        with _readable(self.source): weights = stored_tensors(folder)
+        def two(w): return [hash_weights(w.items()), hash_weights(w.items(), exact)] if w else []
+        self.names_read[part] = two(weights), two(_as_loaded(kind, weights))
+    return self.names_read[part][loaded]

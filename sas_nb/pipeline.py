@@ -183,18 +183,19 @@ def _own_weights(lazy:LazyPipeline, part:str): # the module in memory, or None w
     if held is not None and not isinstance(held, StreamedEncoder): return held
     return None if lazy.checkpoint and lazy.checkpoint.names(part) else lazy._part(part)
 
+def _now(lazy:LazyPipeline, part:str)->str: # the fingerprint in memory, as it is or would be
+    if (held := _own_weights(lazy, part)) is not None: return fingerprint(held)
+    half = lazy.checkpoint.precision(part, lazy.memory) == torch.float16
+    return lazy.checkpoint.names(part, loaded=True)[half]
+
 @patch
 def weights_names(self:LazyPipeline, part:str="transformer")->list[str]:
     "Fingerprints of a part's weights: that of its files first, the same in any precision; then others."
-    if (held := _own_weights(self, part)) is None: return self.checkpoint.names(part)
-    now = fingerprint(held)
-    return [*self.stored.get(now, []), now]
+    now, whole = _now(self, part), _own_weights(self, part) is None
+    return [*(self.checkpoint.names(part) if whole else self.stored.get(now, [])), now]
 
 @patch
 def print_of(self:LazyPipeline, part:str="transformer")->str:
     "The fingerprint of a part as it computes, in its own precision; it need not be in memory."
-    held = _own_weights(self, part)
-    half = held is None and self.checkpoint.precision(part, self.memory) == torch.float16
-    name = fingerprint(held) if held is not None else self.checkpoint.names(part)[half]
     bits = self.memory.text_bits if part == "text_encoder" else 16
-    return name if bits == 16 else f"{name} in {bits} bits"
+    return _now(self, part) if bits == 16 else f"{_now(self, part)} in {bits} bits"

@@ -1,5 +1,5 @@
 """A model whose parts are in memory one after another: the same results, nothing loaded twice, and little of the host's memory."""
-import json, re, shutil, subprocess, sys, threading
+import json, shutil, subprocess, sys, threading
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
@@ -113,11 +113,11 @@ def test_text_in_fewer_bits(folder):
 # The host's memory
 
 def write_wide(place, layers, words, size):
-    "Shards of random full-width layers, without the encoder in memory: one layer's numbers again and again."
+    "Shards of full-width layers, without the encoder in memory: a million random numbers again and again."
     place.mkdir(parents=True)
     with torch.device("meta"): model = UMT5EncoderModel(UMT5Config(**wan.TEXT | dict(num_layers=layers, vocab_size=words)))
     model.config.save_pretrained(place)
-    places, shard, n, made = {}, {}, 1, {}
+    places, shard, n, noise = {}, {}, 1, torch.randn(2**20)
     def flush():
         nonlocal shard, n
         file = f"model-{n:05d}.safetensors"
@@ -126,9 +126,7 @@ def write_wide(place, layers, words, size):
         shard, n = {}, n+1
     for name, p in model.state_dict().items():
         if name == "encoder.embed_tokens.weight": continue
-        kind = re.sub(r"block\.\d+", "block", name)
-        if kind not in made: made[kind] = torch.ones(p.shape) if p.ndim == 1 else torch.randn(p.shape).mul_(.6*p.shape[-1]**-.5)
-        shard[name] = made[kind].clone() if layers > 1 else made[kind]
+        shard[name] = (noise*p.shape[-1]**-.5).repeat(-(-p.numel()//2**20))[:p.numel()].view(p.shape) if p.ndim > 1 else torch.ones(p.shape)
         if sum(t.nbytes for t in shard.values()) > size: flush()
     if shard: flush()
     (place/"model.safetensors.index.json").write_text(json.dumps(dict(metadata={}, weight_map=places)))
@@ -330,11 +328,11 @@ def test_threads_get_one_part_each_time(folder):
     dit, got = load(folder, apart=True), []
     frames, x, t, text = torch.rand(1, 1, 3, 32, 32), dit.noise([0], 5, 32, 32), torch.tensor([.5]), torch.zeros(1, 2, 32)
     def both(f):
-        for _ in range(3): got.append(f())
+        for _ in range(2): got.append(f())
     threads = [threading.Thread(target=both, args=(f,)) for f in (lambda: dit.encode(frames), lambda: dit.velocity(x, t, text))]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
-    assert len(got) == 6 and all(torch.isfinite(g).all() for g in got)
+    assert len(got) == 4 and all(torch.isfinite(g).all() for g in got)
 
 
 # What weights are called
@@ -426,6 +424,6 @@ def test_a_full_disk_is_said(from_hub, monkeypatch):
     def full(*a, **k): raise OSError(28, "No space left on device")
     monkeypatch.setattr(hub, "snapshot_download", full)
     dit = VideoDiT.load("someone/wan", "cpu", torch.float32, Memory(apart=True))
-    for use in (lambda: dit.embed("a man"), lambda: dit.print_of("vae"), lambda: dit.text_encoder):
+    for use in (lambda: dit.print_of("vae"), lambda: dit.text_encoder):
         with pytest.raises(UserError, match="no room on the disk to download 'someone/wan': free some space") as e: use()
         assert "\n" not in str(e.value)
