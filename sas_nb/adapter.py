@@ -216,6 +216,12 @@ def of(cls:SharedLoRA, dit:VideoDiT, weights:dict[str, Tensor], rank:int, layers
     basis = {k: A for k, A in weights.items() if k.endswith(".A")}
     return cls(dit, rank, layers, A=basis).load(weights)
 
+@patch
+def over(self:SharedLoRA, A:dict[str, Tensor])->SharedLoRA: # itself
+    "Take a basis made elsewhere, which is then never trained. Raises `UserError` if it does not fit."
+    self.given = True
+    return self.load(A)
+
 # %% ../nbs/04_adapter.ipynb #8dc88c0c
 @patch
 @contextmanager

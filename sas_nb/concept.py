@@ -201,15 +201,21 @@ def generate(self:Concept,
     motion_guidance = real_number(motion_guidance, "motion_guidance", 0, 4, "1 is as it was learned")
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
     for words in self.advice(prompt): warnings.warn(words, Advice, stacklevel=2)
-    size = _size(self) | dict(fps=self.fps if fps is None else fps)
+    given = dict(seed=seed, steps=steps, guidance=guidance, fps=self.fps if fps is None else fps)
     prompt = self.prompt if prompt is None else prompt
-    with self.dit.lock: # text, then the transformer, then the autoencoder
-        self.dit.embed([*checked_prompts(prompt), kwargs.get("negative") or self.dit.defaults.negative])
-        with self.attached() as adapter:
-            velocity = self.velocity(adapter, 1. if guidance == 1 else negative_scale, motion_guidance)
-            how = dict(tokens=self.tokens, velocity=velocity) | size | kwargs
-            latents = self.dit.sample(prompt, seed, steps, guidance, **how, latents=True)
-        return self.dit.clips(latents, prompt, seed, how["fps"])
+    how = _size(self) | given | kwargs
+    with self.dit.lock:
+        scales = 1. if guidance == 1 else negative_scale, motion_guidance
+        return self.dit.clips(_latents(self, prompt, scales, how), prompt, seed, how["fps"])
+
+# %% ../nbs/08_concept.ipynb #1c7b080a
+def _latents(concept, prompt, scales, how)->Tensor: # (B, C, t, h, w)
+    "Text is read before the transformer, and the adapter is gone before the autoencoder comes."
+    dit = concept.dit
+    dit.embed([*checked_prompts(prompt), how.get("negative") or dit.defaults.negative])
+    with concept.attached() as adapter:
+        velocity = concept.velocity(adapter, *scales)
+        return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, latents=True, **how)
 
 # %% ../nbs/08_concept.ipynb #afb5f470
 def _guidance(concept, guidance, negative_scale)->tuple[float, float]:

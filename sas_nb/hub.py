@@ -138,7 +138,8 @@ def check_files(self:Checkpoint):
         if not any((self.folder/part).glob("*.json")): raise OSError(f"there is no {part}/ in it")
     for part in ("transformer", "text_encoder", "vae") if self.folder else ():
         binary = any(f.suffix == ".bin" for f in (self.folder/part).iterdir())
-        if not weight_files(self.folder/part) and not binary: raise OSError(f"there are no weights in {part}/")
+        if not binary and not weight_files(self.folder/part):
+            raise OSError(f"there are no weights in {part}/")
 
 # %% ../nbs/parts/hub.ipynb #95488f02
 @patch
@@ -178,10 +179,15 @@ def part(self:Checkpoint, name:str, memory:Memory=Memory()): # a frozen module; 
     part = getattr(self.pipeline(self.precision("vae", memory), **others), name)
     if not isinstance(part, torch.nn.Module): return part
     if name in self.family.transformers: self.family.prepare(part)
-    if name == "vae" and self.device.type == "cpu": channels_last(part)
-    if name == "vae" and memory.tiled: part.enable_tiling()
+    if name == "vae": _ready_autoencoder(part, self.device, memory)
     return part.requires_grad_(False).eval().to(self.device)
 
+# %% ../nbs/parts/hub.ipynb #ae2e81fc
+def _ready_autoencoder(vae, device, memory):
+    if device.type == "cpu": channels_last(vae)
+    if memory.tiled: vae.enable_tiling()
+
+# %% ../nbs/parts/hub.ipynb #d3df8dd9
 def _streamed(checkpoint, memory)->StreamedEncoder:
     "The text encoder, layer by layer from its files."
     folder = checkpoint.place("text_encoder")
@@ -219,13 +225,15 @@ def _as_loaded(kind:type, weights:dict)->dict:
     twice = twice if isinstance(twice, dict) else {}
     return weights | {a: weights[b] for a, b in twice.items() if b in weights}
 
+# %% ../nbs/parts/hub.ipynb #04fab798
 @patch
 def names(self:Checkpoint, part:str, loaded:bool=False)->list[str]:
     """Fingerprints of a part's files, as they are and as earlier versions had them in fp16; none if they are
     not safetensors. With `loaded`, what `fingerprint` gives once the part is in memory, in fp32 or bf16 and
     in fp16. Raises `UserError` for damaged files."""
     if part not in self.names_read:
-        kind, folder = self.kind(part), self.place(part)
+        kind = self.kind(part)
+        folder = self.place(part)
         exact = getattr(kind, "_keep_in_fp32_modules", None) or ()
         with _readable(self.source): weights = stored_tensors(folder)
         def two(w): return [hash_weights(w.items()), hash_weights(w.items(), exact)] if w else []

@@ -85,8 +85,10 @@ def _words(dit, captions, prompts, recipe, also)->list[str]:
     words = [*captions, *whole]
     if recipe.stage2.counterfactuals: words += [recipe.counterfactual or counterpart(p) for p in whole]
     if any(s.prior for s in recipe.stages): words += recipe.prior_prompts or dit.defaults.prior
-    return list(dict.fromkeys(Prompt.of(w).plain for w in (*words, *filter(None, also), dit.defaults.negative)))
+    words += [*filter(None, also), dit.defaults.negative]
+    return list(dict.fromkeys(Prompt.of(w).plain for w in words))
 
+# %% ../nbs/09_learning.ipynb #ce4eb8b2
 def _prior(dit, clip, stage, recipe, progress)->Examples|None:
     """What the base shows for its own prompts, in the size of a clip, as images or clips like the data of
     the stage."""
@@ -176,7 +178,5 @@ def learn_many(clips:list[Clip|str|Path],
     with stoppable(), only_run(run.out):
         data = build(dit, clips, prompts, recipe, run.progress)
         where = replace(run, out=run.out/"basis") if run.out else run
-        if A is None:
-            A = universal_basis(dit, data["appearance"], recipe, where)
-            adapter = _adapter(dit, recipe, len(clips), A)
-        return _learn(adapter, clips, prompts, recipe, run, data)
+        A = A or universal_basis(dit, data["appearance"], recipe, where)
+        return _learn(adapter.over(A), clips, prompts, recipe, run, data)

@@ -37,6 +37,7 @@ def encoded_frames(dit, frames:Tensor)->Tensor: # as for `VideoDiT.encode`
     T, _, H, W = frames.shape[1:]
     return _results(dit, frames.split(clips_at_once(dit, T, H, W)), latents)
 
+# %% ../nbs/parts/passes.ipynb #49509a3a
 def decoded_latents(dit, latents:Tensor)->Tensor: # as for `VideoDiT.decode`
     "Frames in [0, 1]."
     vae = dit.vae

@@ -45,8 +45,7 @@ class LazyPipeline:
         self.family, about = _described(pipe, name)
         self.checkpoint = pipe if isinstance(pipe, Checkpoint) else None
         self._pipe = None if self.checkpoint else pipe
-        self._parts = {}
-        self._outlines = {}
+        self._parts, self._outlines = {}, {} # in memory, and without weights
         self._memory = Memory()
         self.configuration = dict(transformer=whole("transformer", about[1]), vae=whole("vae", about[2]))
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
@@ -83,6 +82,7 @@ def _note(lazy, name, part):
     if isinstance(part, torch.nn.Module) and not isinstance(part, StreamedEncoder):
         lazy.stored[fingerprint(part)] = lazy.checkpoint.names(name)
 
+# %% ../nbs/parts/pipeline.ipynb #9eecde3d
 @patch(as_prop=True)
 def loaded(self:LazyPipeline)->set[str]:
     "Names of the parts that are in memory."
@@ -105,11 +105,13 @@ def pipe(self:LazyPipeline)->DiffusionPipeline:
             self._parts = {}
         return self._pipe
 
+# %% ../nbs/parts/pipeline.ipynb #8e160cfd
 @patch(as_prop=True)
 def transformers(self:LazyPipeline)->dict[str, torch.nn.Module]:
     "The parts that predict a velocity, by name; today's families have one."
     return {name: self._part(name) for name in self.family.transformers}
 
+# %% ../nbs/parts/pipeline.ipynb #9447bbfd
 def _stock(lazy, name): # diffusers' own class, and at the same time as the others
     part = lazy._held(name)
     if part is not None and not isinstance(part, StreamedEncoder): return part
@@ -124,6 +126,13 @@ def _unpacked(lazy:LazyPipeline):
     lazy._parts = {name: getattr(lazy._pipe, name) for name in lazy.family.parts}
     lazy._pipe = None
 
+def _drop(lazy:LazyPipeline, names):
+    pipe = lazy._pipe
+    _unpacked(lazy)
+    for name in names:
+        lazy._parts.pop(name, None)
+        if pipe is not None: setattr(pipe, name, None)
+
 # %% ../nbs/parts/pipeline.ipynb #a615f439
 @patch
 def free(self:LazyPipeline, *names:str):
@@ -132,11 +141,7 @@ def free(self:LazyPipeline, *names:str):
         raise UserError(f"A model has no part {unknown[0]!r}: choose of {', '.join(self.family.parts)}.")
     with self._loading:
         if not set(names) & self.loaded: return
-        pipe = self._pipe
-        _unpacked(self)
-        for name in names:
-            self._parts.pop(name, None)
-            if pipe is not None: setattr(pipe, name, None)
+        _drop(self, names)
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
@@ -145,8 +150,9 @@ _FITTED = dict(text_encoder=("apart", "text_bits"), vae=("tiled", "vae_bits")) #
 
 def _refit(lazy:LazyPipeline, memory:Memory):
     before, lazy._memory = lazy._memory, memory
-    other = [part for part, words in _FITTED.items() if any(getattr(before, w) != getattr(memory, w) for w in words)]
-    if lazy.checkpoint: lazy.free(*other) # of a pipeline that was handed over, what is freed is gone
+    if not lazy.checkpoint: return # of a pipeline that was handed over, what is freed is gone
+    for part, words in _FITTED.items():
+        if any(getattr(before, w) != getattr(memory, w) for w in words): lazy.free(part)
 
 # %% ../nbs/parts/pipeline.ipynb #adecfeae
 @patch(as_prop=True)
@@ -188,11 +194,13 @@ def _now(lazy:LazyPipeline, part:str)->str: # the fingerprint in memory, as it i
     half = lazy.checkpoint.precision(part, lazy.memory) == torch.float16
     return lazy.checkpoint.names(part, loaded=True)[half]
 
+# %% ../nbs/parts/pipeline.ipynb #17056eb6
 @patch
 def weights_names(self:LazyPipeline, part:str="transformer")->list[str]:
     "Fingerprints of a part's weights: that of its files first, the same in any precision; then others."
-    now, whole = _now(self, part), _own_weights(self, part) is None
-    return [*(self.checkpoint.names(part) if whole else self.stored.get(now, [])), now]
+    now = _now(self, part)
+    filed = self.checkpoint.names(part) if _own_weights(self, part) is None else self.stored.get(now, [])
+    return [*filed, now]
 
 @patch
 def print_of(self:LazyPipeline, part:str="transformer")->str:

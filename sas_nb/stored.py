@@ -14,7 +14,7 @@ from safetensors import safe_open
 # %% ../nbs/parts/stored.ipynb #91da276e
 _NAMES = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
-def weight_files(folder:Path)->dict[Path, set|None]: # file -> the weights it must hold; None where nobody says
+def weight_files(folder:Path)->dict[Path, set|None]: # -> the weights it must hold; None where nobody says
     """The safetensors files of one part of a model; none if it has no such files. Raises `OSError` that says
     what is missing."""
     for name in _NAMES:
@@ -22,6 +22,7 @@ def weight_files(folder:Path)->dict[Path, set|None]: # file -> the weights it mu
         if (folder/name).exists(): return {folder/name: None}
     return {}
 
+# %% ../nbs/parts/stored.ipynb #3cf06c9d
 def _listed(index:Path)->dict[Path, set]:
     where = f"{index.parent.name}/{index.name}"
     try: places = dict(json.loads(index.read_text("utf-8"))["weight_map"])

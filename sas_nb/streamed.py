@@ -37,12 +37,20 @@ def _packed(codes:Tensor)->Tensor:
     some = (codes+8).to(torch.uint8)
     return some[..., ::2] | some[..., 1::2] << 4
 
-def _unpacked(codes:Tensor)->Tensor: return torch.stack((codes & 15, codes >> 4), -1).flatten(-2).to(torch.int8)-8
+def _unpacked(codes:Tensor)->Tensor:
+    return torch.stack((codes & 15, codes >> 4), -1).flatten(-2).to(torch.int8)-8
 
 # %% ../nbs/parts/streamed.ipynb #12a833f3
+def _structure(kind:type, folder:Path)->tuple[int, nn.Module]:
+    "How many layers there are, and transformers' own module with one of them, without weights."
+    config = kind.config_class.from_pretrained(folder)
+    depth, config.num_layers = config.num_layers, 1
+    with torch.device("meta"): return depth, kind(config).eval().encoder
+
+# %% ../nbs/parts/streamed.ipynb #b11b77a4
 class StreamedEncoder(nn.Module):
-    """A text encoder of UMT5's kind whose layers are in memory one after another, each for all prompts. It has
-    no weights of its own. Raises `OSError` for files that do not hold what they should."""
+    """A text encoder of UMT5's kind whose layers are in memory one after another, each for all prompts. It
+    has no weights of its own. Raises `OSError` for files that do not hold what they should."""
     def __init__(self,
                  kind:type,              # of transformers, such as `UMT5EncoderModel`
                  folder:Path,            # its configuration and its safetensors files
@@ -51,14 +59,15 @@ class StreamedEncoder(nn.Module):
                  keep:bool=False,        # whether layers stay in memory once they were read
                 ):
         super().__init__()
-        self.device, self.dtype, self.bits, self.keep = torch.device(device), dtype, bits, keep
-        config = kind.config_class.from_pretrained(folder)
-        self.depth, config.num_layers = config.num_layers, 1
-        with torch.device("meta"): stack = kind(config).eval().encoder
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.bits = bits
+        self.keep = keep
+        self.kept = {}
+        self.depth, stack = _structure(kind, folder)
         self.stock = stack.block[0], stack.final_layer_norm # in a tuple, so that they are not this module's
         self.exact = set(kind._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
         self.stored = stored_tensors(folder)
-        self.kept = {}
         _check(self, folder, stack.embed_tokens)
 
 # %% ../nbs/parts/streamed.ipynb #da391a7c

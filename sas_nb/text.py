@@ -6,6 +6,7 @@
 __all__ = ['join_texts', 'add_tokens', 'encoded', 'remembered', 'read_once']
 
 # %% ../nbs/parts/text.ipynb #3d10b0c1
+from functools import partial
 import weakref
 import torch
 from torch import Tensor
@@ -59,6 +60,7 @@ def read_once(dit, plain:list[str])->list[Tensor]: # (1, L, D) each, on the CPU
     texts = {p: found(*who, p) for p in plain}
     new = [p for p, text in texts.items() if text is None]
     rows = dict(zip(new, dit.embed(new).split(1))) if new and dit.memory.apart else {} # in one pass
-    for p in new: texts[p] = cached(lambda: dict(text=trim(rows[p]) if p in rows else dit.embed(p)), *who, p)
+    def make(p): return dict(text=trim(rows[p]) if p in rows else dit.embed(p))
+    for p in new: texts[p] = cached(partial(make, p), *who, p)
     for p, text in texts.items(): dit.texts.setdefault(p, text["text"][0].to(dit.device, dit.dtype))
     return [texts[p]["text"] for p in plain]
