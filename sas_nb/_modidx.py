@@ -257,7 +257,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'sas_nb.cache.cache_folder': ('parts/cache.html#cache_folder', 'sas_nb/cache.py'),
                               'sas_nb.cache.cached': ('parts/cache.html#cached', 'sas_nb/cache.py'),
                               'sas_nb.cache.data_path': ('parts/cache.html#data_path', 'sas_nb/cache.py'),
-                              'sas_nb.cache.found': ('parts/cache.html#found', 'sas_nb/cache.py'),
+                              'sas_nb.cache.in_cache': ('parts/cache.html#in_cache', 'sas_nb/cache.py'),
                               'sas_nb.cache.named_folder': ('parts/cache.html#named_folder', 'sas_nb/cache.py')},
             'sas_nb.checkpoint': { 'sas_nb.checkpoint._apart': ('parts/checkpoint.html#_apart', 'sas_nb/checkpoint.py'),
                                    'sas_nb.checkpoint._plain': ('parts/checkpoint.html#_plain', 'sas_nb/checkpoint.py'),

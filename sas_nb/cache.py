@@ -13,7 +13,7 @@ from .files import expanded, UserError
 from .writing import atomic
 
 # %% auto #0
-__all__ = ['data_path', 'named_folder', 'cache_folder', 'found', 'cached']
+__all__ = ['data_path', 'named_folder', 'cache_folder', 'in_cache', 'cached']
 
 # %% ../nbs/parts/cache.ipynb #d2c25cc9
 _PACKAGE = Path(str(files("sas_nb")))
@@ -76,8 +76,10 @@ def _kept(path:Path) -> dict|None:
     return tensors if about.get("checksum") == _checksum(tensors) else None
 
 # %% ../nbs/parts/cache.ipynb #0074684c
-def found(*what) -> dict|None: # as for `cached`
-    "What `cached` has kept, or None."
+def in_cache(
+    *what, # as for `cached`
+) -> dict|None: # None if it was not computed yet
+    "What `cached` would give, if it is there."
     path = _cache_file(what)
     return path and _kept(path)
 

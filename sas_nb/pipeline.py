@@ -41,12 +41,14 @@ class LazyPipeline:
                  pipe:DiffusionPipeline|Checkpoint, # a loaded pipeline of a known family, or a checkpoint
                  name:str="",                       # where it came from
                  defaults:GenerationConfig|None=None, # sizes and settings that suit it
+                 memory:Memory|None=None,           # how it is fitted into the machine
                 ):
         self.family, about = _described(pipe, name)
         self.checkpoint = pipe if isinstance(pipe, Checkpoint) else None
         self._pipe = None if self.checkpoint else pipe
         self._parts, self._outlines = {}, {} # in memory, and without weights
-        self._memory = Memory()
+        self.memory_given = memory is not None # or a run may choose
+        self._memory = memory or Memory()
         self.configuration = dict(transformer=whole("transformer", about[1]), vae=whole("vae", about[2]))
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere

@@ -11,7 +11,7 @@ import weakref
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .cache import cached, found
+from .cache import cached, in_cache
 from .fast import trim
 
 # %% ../nbs/parts/text.ipynb #6450d882
@@ -57,7 +57,7 @@ def remembered(dit, plain:list[str], most:int=256)->Tensor: # (B, L, D)
 def read_once(dit, plain:list[str])->list[Tensor]: # (1, L, D) each, on the CPU
     "The text of each prompt by itself, kept on disk by content."
     who = "text", dit.print_of("text_encoder"), str(dit.dtype)
-    texts = {p: found(*who, p) for p in plain}
+    texts = {p: in_cache(*who, p) for p in plain}
     new = [p for p, text in texts.items() if text is None]
     rows = dict(zip(new, dit.embed(new).split(1))) if new and dit.memory.apart else {} # in one pass
     def make(p): return dict(text=trim(rows[p]) if p in rows else dit.embed(p))
