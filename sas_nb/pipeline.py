@@ -46,13 +46,13 @@ class LazyPipeline:
         self.family, about = _described(pipe, name)
         self.checkpoint = pipe if isinstance(pipe, Checkpoint) else None
         self._pipe = None if self.checkpoint else pipe
-        self._parts, self._outlines = {}, {} # in memory, and without weights
+        # in memory, without weights, and names of files (see `weights_names`)
+        self._parts, self._outlines, self.stored = {}, {}, {}
         self.memory_given = memory is not None # or a run may choose
         self._memory = memory or Memory()
         self.configuration = dict(transformer=whole("transformer", about[1]), vae=whole("vae", about[2]))
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
-        self.stored = {} # see `weights_names`
         self._loading = threading.RLock()
     memory = property(lambda self: self._memory, lambda self, memory: _refit(self, memory),
                       doc="How it is fitted into the machine; what was read in another way is read again.")
