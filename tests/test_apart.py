@@ -161,6 +161,7 @@ def watched(place, dtype, prompts, out):
     assert not run.returncode, run.stderr
     return json.loads(run.stdout), torch.load(out)
 
+@pytest.mark.slow # a quarter of a minute
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's own count of a process's memory")
 def test_full_width_layers_need_little_of_the_host(tmp_path):
     "The table of words is cut to 4,096; with all 256,384 nothing more is read."
