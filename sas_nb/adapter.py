@@ -102,7 +102,7 @@ def _fresh(adapter:SharedLoRA)->dict[str, nn.Parameter]:
     "A as peft starts it, and B at zero: at first nothing has changed."
     generator = torch.Generator().manual_seed(checked_seed(adapter.seed))
     weights = {}
-    for name, layer in linear_layers(adapter.dit.transformer, adapter.layers).items():
+    for name, layer in linear_layers(adapter.dit.outline(), adapter.layers).items():
         A = torch.empty(adapter.rank, layer.in_features)
         weights[f"{name}.A"] = nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         B = torch.zeros(adapter.n, layer.out_features, adapter.rank)
@@ -224,6 +224,12 @@ def of(cls:SharedLoRA, dit:VideoDiT, weights:dict[str, Tensor], rank:int, layers
     "An adapter with one concept's weights, as `member` gave them. Raises `UserError` if they do not fit."
     basis = {k: A for k, A in weights.items() if k.endswith(".A")}
     return cls(dit, rank, layers, A=basis).load(weights)
+
+@patch
+def over(self:SharedLoRA, A:dict[str, Tensor])->SharedLoRA: # itself
+    "Take a basis made elsewhere, which is then never trained. Raises `UserError` if it does not fit."
+    self.given = True
+    return self.load(A)
 
 # %% ../nbs/04_adapter.ipynb #8dc88c0c
 @patch

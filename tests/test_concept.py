@@ -128,7 +128,7 @@ def test_free_encodes_then_frees_then_trains(clip, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", lambda self: held.append(self.dit.loaded & {"vae", "text_encoder"}) or fit(self))
     freed = quick(clip, own, memory=Memory(apart=True), steps=1)
     assert held == [set()]*2 and not own.adapted
-    assert len(freed.generate(steps=1, num_frames=5)) == 5 and {"vae", "text_encoder"} <= own.loaded
+    assert len(freed.generate(steps=1, num_frames=5)) == 5 and "vae" in own.loaded, "and its own prompt is remembered"
 
 def test_progress_is_told_by_stage(dit, clip, capfd):
     quick(clip, dit, steps=1, progress=True)
