@@ -10,6 +10,7 @@ import html
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from .concept_file import (as_json, base_name, check_shapes, concept_folder, FIL
                                  provenance, read_info, readable)
 from .dit import VideoDiT
 from .export import write_loras
-from .files import Advice, expanded, real_number, UserError
+from .files import Advice, check_names, expanded, real_number, UserError
 from .log import plot_history
 from .lowrank import norm
 from .prompt import checked_prompts, Prompts
@@ -196,7 +197,9 @@ def generate(self:Concept,
              **kwargs,
             )->Clip|list[Clip]:
     """Generate videos of the concept. The prompt may hold `[v]` and `[u]`; one that forgets them is warned
-    of, see `advice`. Raises `UserError` for words the base does not know and scales that cannot be."""
+    of, see `advice`. Raises `UserError` for words the base does not know, scales that cannot be, and
+    arguments there are none of."""
+    _check_arguments(kwargs)
     guidance, negative_scale = _guidance(self, guidance, negative_scale)
     motion_guidance = real_number(motion_guidance, "motion_guidance", 0, 4, "1 is as it was learned")
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
@@ -225,6 +228,14 @@ def _guidance(concept, guidance, negative_scale)->tuple[float, float]:
     guidance = usual if guidance is None else real_number(guidance, "guidance", -1000, 1000)
     scale = own.get("negative_scale", 1.) if negative_scale is None else negative_scale
     return guidance, real_number(scale, "negative_scale", 0, 1, "1 is ordinary guidance")
+
+_RENAMED = dict(strength="motion_guidance", against="negative_scale")
+
+def _check_arguments(given):
+    "Raise `UserError` for what neither `generate` nor `VideoDiT.sample` is told by the caller."
+    names = signature(Concept.generate).parameters | signature(VideoDiT.sample).parameters
+    check_names(given, [k for k in names if k not in ("self", "kwargs", "tokens", "velocity")],
+                "Concept.generate", _RENAMED)
 
 def _size(concept)->dict:
     frames, _, height, width = concept.info.get("clip", {}).get("shape") or [None]*4

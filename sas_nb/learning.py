@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from torch import Tensor
 from .adapter import SharedLoRA
+from .checkpoint import check_count
 from .clip import Clip
 from .concept import Concept
 from .concept_file import FILES
 from .counterfactual import add_counterfactuals, counterpart
-from .data import Examples, frame_set, prior_examples, sequence, StageData
+from .data import Examples, frame_set, prior_examples, sequence, StageData, frozen_length
 from .dit import VideoDiT
 from .files import UserError
+from .memory import Memory
 from .prompt import Prompt, Prompts
 from .recipe import Recipe, Run
 from .running import check_folder, only_run, stoppable
@@ -37,12 +39,17 @@ def learn(clip:Clip|str|Path,        # one video of the subject: a file, a folde
     prompts = Prompts.of(prompts)
     dit = VideoDiT.of(model)
     recipe, A = _over(basis, recipe)
+    _fit(dit, run)
     clip = fit_clip(dit, clip)
     adapter = _checked(dit, [prompts], recipe, run, A)
     if run.progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
     return _learn(adapter, [clip], [prompts], recipe, run)[0]
 
 # %% ../nbs/09_learning.ipynb #6b136664
+def _fit(dit, run):
+    "The run says how the model is fitted into the machine; without a word of it, as it was loaded."
+    if run.memory is not None or not dit.memory_given: dit.memory = run.memory or Memory()
+
 def fit_clip(dit:VideoDiT, clip:Clip|str|Path)->Clip:
     "A path is loaded in the model's own size; a clip is checked. Raises `UserError`."
     r = dit.defaults
@@ -93,8 +100,10 @@ def _prior(dit, clip, stage, recipe, progress)->Examples|None:
     """What the base shows for its own prompts, in the size of a clip, as images or clips like the data of
     the stage."""
     if not stage.prior: return None
-    images = stage.name == "appearance" and not stage.frozen
-    size = dict(num_frames=len(clip), height=clip.shape[-2], width=clip.shape[-1])
+    first = stage.name == "appearance"
+    images = first and not stage.frozen
+    length = frozen_length(dit, clip) if first else len(clip)
+    size = dict(num_frames=length, height=clip.shape[-2], width=clip.shape[-1])
     return prior_examples(dit, images, recipe.prior_prompts, progress=progress, **size)
 
 # %% ../nbs/09_learning.ipynb #631462ef
@@ -104,6 +113,7 @@ def _checked(dit, prompts, recipe, run, A)->SharedLoRA: # not on the model yet
     for p in prompts: dit.check_words(p.both)
     adapter = _adapter(dit, recipe, len(prompts), A)
     if run.out is None: return adapter
+    check_count(run.out, len(prompts))
     for i in range(len(prompts)):
         check_place(concept_place(run.out, i, len(prompts)), FILES["names"], **FILES)
     size = 4*sum(p.numel() for p in adapter.weights.values())
@@ -131,7 +141,7 @@ def _learn(adapter, clips, prompts, recipe, run, data=None)->list[Concept]:
     dit = adapter.dit
     with stoppable(), only_run(run.out):
         data = data or build(dit, clips, prompts, recipe, run.progress, (run.sample_prompt,))
-        if run.free_encoders: dit.free("vae", "text_encoder")
+        if dit.memory.apart: dit.free("vae", "text_encoder")
         with adapter.attached(): # appearance: A (unless given), B1, [v]; motion: B2, [u]
             history = {s.name: Trainer(dit, adapter, data[s.name], s, run).fit() for s in recipe.stages}
         of = zip(range(len(clips)), clips, prompts)
@@ -157,7 +167,8 @@ def universal_basis(dit:VideoDiT,
     """One A for all: stage 1 on many subjects at once, each with coefficients of its own, which are then
     thrown away."""
     adapter = SharedLoRA(dit, recipe.rank, recipe.layers, len(data.concepts), recipe.stage1.seed)
-    with adapter.attached(): Trainer(dit, adapter, data, recipe.stage1, run).fit()
+    title = f"basis of all {adapter.n} concepts"
+    with adapter.attached(): Trainer(dit, adapter, data, recipe.stage1, run, title=title).fit()
     return {k: v for k, v in adapter.member()[0].items() if k.endswith(".A")}
 
 # %% ../nbs/09_learning.ipynb #5ff7ec34
@@ -166,13 +177,15 @@ def learn_many(clips:list[Clip|str|Path],
                model:VideoDiT|str="tiny", recipe:Recipe=Recipe.default(), run:Run=Run(), # as for `learn`
                basis:dict[str, Tensor]|Concept|None=None, # as for `learn`; made from these clips when None
               )->list[Concept]:
-    """Learn many concepts at once over one basis, each as if it were alone. Raises `UserError` for what a
-    person can put right."""
+    """Learn many concepts at once over one basis, each as if it were alone. Where no basis is given, stage 1
+    runs twice: once for the basis, which all share, and once for each concept's own coefficients over it.
+    Raises `UserError` for what a person can put right."""
     if len(clips) != len(prompts) or not clips:
         raise UserError(f"There are {len(clips)} clips and {len(prompts)} pairs of prompts: give as many, "
                         "and at least one.")
     dit, prompts = VideoDiT.of(model), [Prompts.of(p) for p in prompts]
     recipe, A = _over(basis, recipe)
+    _fit(dit, run)
     clips = [fit_clip(dit, c) for c in clips]
     adapter = _checked(dit, prompts, recipe, run, A)
     with stoppable(), only_run(run.out):
