@@ -17,10 +17,9 @@ from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .clip import Clip
 from .family import GenerationConfig
-from .fast import quick_convolutions
 from .files import Advice, real_number, UserError, whole_number, checked_seed
 from .flow import guided
-from .hub import Checkpoint, lasting_name, fingerprint
+from .hub import Checkpoint, lasting_name
 from .memory import Memory
 from .passes import decoded_latents, encoded_frames, encoded_once
 from .pipeline import LazyPipeline

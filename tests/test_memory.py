@@ -1,5 +1,4 @@
 "How a model is fitted into a machine: the same concept comes out of pieces, of blocks that wait on the host and of inputs that do; eight bits are near."
-from contextlib import contextmanager
 from dataclasses import replace
 import gc, weakref
 import pytest, torch

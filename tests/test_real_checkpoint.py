@@ -15,7 +15,6 @@ from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint, defaults_of
 from sas_nb.learning import learn
-from sas_nb.recipe import Run
 
 APPEARANCE, MOTION = "a [v] man in a red shirt in the park", "he is [u] dancing"
 SIZE = dict(num_frames=5, height=32, width=32)
