@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 import torch
 from torch import Tensor
+from .advice import guidance_at
 from .data import Examples, from_base
 from .dit import checked_seed, VideoDiT
 from .files import UserError
@@ -30,14 +31,16 @@ def redraw(dit:VideoDiT,
     changes ([FlowEdit](https://arxiv.org/abs/2412.08629), algorithm 1, no step skipped)."""
     r = dit.defaults
     clean, n = clean.to(dit.device, torch.float32), len(clean)
-    guidance = r.guidance if guidance is None else guidance
+    guidance = r.usual_guidance() if guidance is None else guidance
     text = dit.embed([before]*n + [after]*n + [r.negative]*2*n*(guidance != 1))
     generator = torch.Generator().manual_seed(checked_seed(seed))
     scheduler = dit.schedule(r.steps if steps is None else steps)
     z = clean.clone()
     for t, now, then in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]):
-        at = now, (t/1000).expand(2*n).to(clean)
-        change = sum(_change(dit, clean, z, at, text, guidance, generator) for _ in range(draws))/draws
+        at = now, dit.family.time_of(t).expand(2*n).to(clean)
+        scale = guidance_at(dit.experts, at[1][0], guidance)
+        words = text if scale != 1 else text[:2*n]
+        change = sum(_change(dit, clean, z, at, words, scale, generator) for _ in range(draws))/draws
         z = z + (then-now)*change
     return z
 
@@ -103,7 +106,7 @@ def add_counterfactuals(dit:VideoDiT,  # the base model, no adapter on it
     then read from the cache. Raises `UserError`."""
     r = dit.defaults
     words = Prompt.of(prompt).plain, Prompt.of(other).plain if other else counterpart(prompt)
-    how = dict(steps=steps or r.steps, guidance=r.guidance if guidance is None else guidance, draws=draws)
+    how = dict(steps=steps or r.steps, guidance=r.usual_guidance() if guidance is None else guidance, draws=draws)
     def make():
         clips = [redraw(dit, data.latents[:1], *words, **how, seed=seed+i).cpu() for i in range(n)]
         return torch.cat(clips)

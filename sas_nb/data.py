@@ -12,10 +12,11 @@ import hashlib
 import torch
 from torch import Tensor
 from fastcore.basics import patch
+from .advice import checked_guidance
 from .cache import cached
 from .clip import Clip
 from .dit import checked_seed, checked_steps, VideoDiT
-from .files import real_number, UserError, whole_number
+from .files import UserError, whole_number
 from .flow import sample_times
 from .hub import fingerprint
 from .prompt import Prompt
@@ -144,7 +145,7 @@ def _sampling(dit, size, steps, guidance)->dict:
     usual = r.num_frames, r.height, r.width
     return dict(size=tuple(own or known for own, known in zip(size, usual)),
                 steps=r.steps if steps is None else checked_steps(steps),
-                guidance=r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000))
+                guidance=checked_guidance(r.usual_guidance() if guidance is None else guidance, dit.experts))
 
 # %% ../nbs/05_data.ipynb #8ebde30c
 def _generate(dit, prompts, size, steps, guidance, seed, batch, progress)->Tensor: # (N, C, t, h, w)
@@ -167,7 +168,7 @@ def from_base(dit:VideoDiT,
     if dit.adapted:
         raise UserError(f"The {name} must come from the base model, and an adapter is on it: "
                         "leave its `with ...attached()` block first.")
-    who = fingerprint(dit.transformer), str(dit.dtype), fingerprint(dit.text_encoder)
+    who = *map(fingerprint, dit.transformers.values()), str(dit.dtype), fingerprint(dit.text_encoder)
     how = dit.defaults.negative, repr(dit.scheduler.config)
     return cached(lambda: dict(z=make()), name, *who, *words, *how)["z"]
 

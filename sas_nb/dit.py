@@ -7,6 +7,7 @@ __all__ = ['VideoDiT', 'checked_seed', 'checked_steps']
 
 # %% ../nbs/01_dit.ipynb #eb5bcca4
 from functools import cached_property, lru_cache
+from hashlib import sha256
 from pathlib import Path
 import math, textwrap, threading, warnings, weakref
 import torch
@@ -15,11 +16,12 @@ from torch.nn import functional as F
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 from fastcore.basics import patch
+from .advice import by_expert, checked_guidance, guidance_at
 from .cache import cached
 from .clip import Clip
 from .family import GenerationConfig
 from .fast import quick_convolutions
-from .files import Advice, real_number, UserError, whole_number
+from .files import Advice, UserError, whole_number
 from .flow import guided
 from .hub import Checkpoint, fingerprint, lasting_name
 from .pipeline import LazyPipeline
@@ -41,12 +43,15 @@ class VideoDiT(LazyPipeline):
         self.texts_by = weakref.ref(self)
     @cached_property
     def prints(self)->list[str]:
-        "What the transformer's weights may be called."
-        return self.weights_names()
+        "What the weights of the transformer, or of both, may be called."
+        names = [self.weights_names(part) for part in self.family.transformers]
+        if len(names) == 1: return names[0]
+        return [sha256("".join(several).encode()).hexdigest()[:16] for several in zip(*names)]
     @property
     def adapted(self)->bool:
-        "Whether an adapter of peft's is on the transformer."
-        return "transformer" in self.loaded and hasattr(self.transformer, "peft_config")
+        "Whether an adapter of peft's is on a transformer."
+        held = (self._held(part) for part in self.family.transformers)
+        return any(hasattr(t, "peft_config") for t in held)
     def __repr__(self):
         parts = ", ".join(name for name in self.family.parts if name in self.loaded) or "nothing"
         place = f"{self.dtype}, {self.device}; in memory: {parts}"
@@ -89,12 +94,11 @@ def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path")->VideoDiT:
 @patch
 def check_size(self:VideoDiT, T:int, H:int, W:int):
     "Raise `UserError` for a clip that the model cannot hold: Wan's have 4n+1 frames, sides multiples of 16."
-    chunk = math.lcm(self.time_factor, 4) # the encoder takes four frames at a time, whatever its factor
-    step = self.space_factor*self.configuration["transformer"]["patch_size"][1]
-    if (T-1) % chunk or H % step or W % step:
-        low = (T-1)//chunk*chunk+1
-        near = "" if T == low else f" ({low} and {low+chunk} are near)"
-        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {chunk}n+1{near} "
+    (m, k), step = self.family.frame_rule(self.configuration), self.family.side(self.configuration)
+    if (T-k) % m or H % step or W % step:
+        low = max(0, (T-k)//m)*m+k
+        near = "" if T == low else f" ({low} and {low+m} are near)"
+        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {m}n+{k}{near} "
                         f"and sides multiples of {step}.")
 
 # %% ../nbs/01_dit.ipynb #a7d1c00c
@@ -182,7 +186,7 @@ def embed(self:VideoDiT,
 @patch(as_prop=True)
 def text_width(self:VideoDiT)->int:
     "D, the width of the text that the DiT reads."
-    return self.configuration["transformer"]["text_dim"]
+    return self.family.text_width(self.configuration)
 
 @patch
 def prompt_embeds(self:VideoDiT,
@@ -215,7 +219,8 @@ def velocity(self:VideoDiT,
             )->Tensor:    # (B, C, t, h, w), estimate of noise - clean
     "The DiT's estimate of the velocity, in its own precision."
     x, text = (v.to(self.device, self.dtype) for v in (x, text))
-    return self.family.velocity(self.transformer, x, t.to(self.device), text)
+    def of(part, x, t, text): return self.family.velocity(self._part(part), x, t, text)
+    return by_expert(self.experts, of, x, t.to(self.device), text)
 
 @patch
 def noise(self:VideoDiT,
@@ -228,8 +233,7 @@ def noise(self:VideoDiT,
     sizes = {k: getattr(self.defaults, k) if v is None else v for k, v in given.items()}
     T, H, W = (whole_number(v, k, 1, 8192) for k, v in sizes.items())
     self.check_size(T, H, W)
-    channels = self.configuration["transformer"]["in_channels"]
-    shape = channels, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor
+    shape = self.family.latents_of(self.configuration, T, H, W)
     draws = (torch.Generator().manual_seed(checked_seed(s)) for s in seeds)
     return torch.stack([torch.randn(shape, generator=g) for g in draws]).to(self.device)
 
@@ -237,25 +241,26 @@ def noise(self:VideoDiT,
 @patch
 def schedule(self:VideoDiT, steps:int, device=None):
     "A scheduler of diffusers like the pipeline's, new, with its `timesteps` and `sigmas` for so many steps."
-    scheduler = type(self.scheduler).from_config(self.scheduler.config)
-    scheduler.set_timesteps(checked_steps(steps), device=device)
-    return scheduler
+    return self.family.schedule(self.scheduler, checked_steps(steps), device)
 
 @patch
 @torch.no_grad()
 def denoise(self:VideoDiT,
             x:Tensor,          # (B, C, t, h, w) noise
             text:Tensor,       # (B, L, D); with guidance (2B, L, D), negatives last
-            steps:int, guidance:float,
+            steps:int,
+            guidance:float|tuple, # one number, or one for each expert
             progress:bool=False, # show a bar
             velocity=None,     # another velocity than the DiT's own, e.g. a self-conditioned one
            )->Tensor:          # (B, C, t, h, w) clean latents
     "Follow the velocity from noise to latents with the pipeline's own scheduler."
     scheduler = self.schedule(steps, x.device)
     x = x.float()
-    for t in tqdm(scheduler.timesteps, disable=not progress, desc="sampling", leave=False):
-        v = guided(velocity or self.velocity, x, (t/1000).expand(len(x)).to(x), text, guidance)
-        x = scheduler.step(v.float(), t, x, return_dict=False)[0]
+    for timestep in tqdm(scheduler.timesteps, disable=not progress, desc="sampling", leave=False):
+        t = self.family.time_of(timestep).expand(len(x)).to(x)
+        scale = guidance_at(self.experts, t[0], guidance)
+        v = guided(velocity or self.velocity, x, t, text if scale != 1 else text[:len(x)], scale)
+        x = scheduler.step(v.float(), timestep, x, return_dict=False)[0]
     return x
 
 # %% ../nbs/01_dit.ipynb #8f6596e7
@@ -277,7 +282,7 @@ def sample(self:VideoDiT,
            prompt:str|Prompt|list,     # what to show; a list gives a list of clips, in one batch
            seed:int|list[int]=0,       # same seed, same noise; a list gives one clip per seed
            steps:int|None=None,        # recommended when None
-           guidance:float|None=None,   # classifier-free guidance; 1 is none
+           guidance:float|tuple|None=None, # classifier-free guidance; 1 is none; or one for each expert
            negative:str|None=None,     # what to move away from
            num_frames:int|None=None, height:int|None=None, width:int|None=None,
            fps:float|None=None,        # frames per second at which the clips play; the model's own when None
@@ -289,7 +294,7 @@ def sample(self:VideoDiT,
     prompts, seeds = _pairs(prompt, seed)
     fps = checked_fps(r.fps if fps is None else fps)
     steps = r.steps if steps is None else checked_steps(steps)
-    guidance = r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000)
+    guidance = checked_guidance(r.usual_guidance() if guidance is None else guidance, self.experts)
     noise = self.noise(seeds, num_frames, height, width)
     negatives = [r.negative if negative is None else negative]*len(prompts) if guidance != 1 else []
     x = self.denoise(noise, self.embed(prompts + negatives, tokens), steps, guidance, progress, velocity)

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from fastcore.basics import patch
 from safetensors import safe_open
-from .family import FAMILIES, known_family, GenerationConfig
+from .family import known_family, GenerationConfig
 from .fast import best_device, best_dtype, channels_last
 from .files import expanded, UserError
 
@@ -75,9 +75,9 @@ def defaults_of(name:str|Path,      # as for `VideoDiT.load`
     try:
         here = folder is not None or not download or _offline(name) # the hub's client would try for a minute
         about = _configuration(str(folder or name), local_files_only=here)
-    except Exception: return GenerationConfig.read(folder, {}) # not there or not whole, which `load` says
-    family = FAMILIES.get(about[0].get("_class_name"))
-    return GenerationConfig.read(folder, family.defaults(*about) if family else {})
+        own = known_family(*about).defaults(*about)
+    except Exception: own = {} # not there, not whole or not known, which `load` says
+    return GenerationConfig.read(folder, own)
 
 # %% ../nbs/parts/hub.ipynb #ed88c891
 @contextmanager
@@ -120,8 +120,7 @@ class Checkpoint:
         self.offline = self.folder is None and _offline(self.source)
         with _readable(self.source):
             self.about = _configuration(self.source, local_files_only=self.offline)
-            self.family = known_family(self.about[0]["_class_name"], self.source)
-            self.family.check(*self.about, self.source)
+            self.family = known_family(*self.about, self.source)
             self.check_files()
 
 # %% ../nbs/parts/hub.ipynb #506730ac
@@ -130,7 +129,7 @@ def check_files(self:Checkpoint):
     "Raise `OSError` for a folder without one of the pipeline's parts, or without its weights."
     for part in self.family.parts if self.folder else ():
         if not any((self.folder/part).glob("*.json")): raise OSError(f"there is no {part}/ in it")
-    for part in ("transformer", "text_encoder", "vae") if self.folder else ():
+    for part in (*self.family.transformers, "text_encoder", "vae") if self.folder else ():
         if not any(f.suffix in (".safetensors", ".bin") for f in (self.folder/part).iterdir()):
             raise OSError(f"there are no weights in {part}/")
 
@@ -180,7 +179,7 @@ def fingerprint(module:torch.nn.Module)->str:
 # %% ../nbs/parts/hub.ipynb #85fc0442
 def maker_fingerprint(dit)->str: # a `VideoDiT`
     "Sixteen hex digits that name all the weights that make a clip: text encoder, DiT and autoencoder."
-    parts = dit.text_encoder, dit.transformer, dit.vae
+    parts = dit.text_encoder, *dit.transformers.values(), dit.vae
     return hashlib.sha256("".join(map(fingerprint, parts)).encode()).hexdigest()[:16]
 
 # %% ../nbs/parts/hub.ipynb #bded0a88

@@ -41,9 +41,8 @@ def sample(trainer):
     _write(clip, trainer.run.out/"samples"/f"{trainer.stage.name}-{trainer.step:05d}")
 
 def _size(trainer)->dict:
-    t, h, w = trainer.data.concepts[0].latents.shape[2:]
-    f = trainer.dit.space_factor
-    return dict(num_frames=(t-1)*trainer.dit.time_factor+1, height=f*h, width=f*w, fps=trainer.data.fps)
+    shape = trainer.data.concepts[0].latents.shape[2:]
+    return trainer.dit.family.clip_of(trainer.dit.configuration, *shape) | dict(fps=trainer.data.fps)
 
 # %% ../nbs/parts/monitor.ipynb #fb2d52bd
 def _write(clip, path):

@@ -18,10 +18,9 @@ from .hub import Checkpoint, fingerprint, stored_names, whole
 def _described(pipe:DiffusionPipeline|Checkpoint, name:str)->tuple:
     "The family, and what is known of pipeline, transformer and autoencoder. Raises `UserError`."
     if isinstance(pipe, Checkpoint): return pipe.family, pipe.about
-    family = known_family(type(pipe).__name__, name)
     about = configuration_of(pipe)
-    family.check(*about, name or type(pipe).__name__)
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
+    family = known_family(*about, name)
+    for part in (getattr(pipe, p) for p in (*family.transformers, "vae", "text_encoder")):
         if part is not None: part.requires_grad_(False).eval()
     return family, about
 
@@ -43,7 +42,9 @@ class LazyPipeline:
         self.checkpoint = pipe if isinstance(pipe, Checkpoint) else None
         self._pipe = None if self.checkpoint else pipe
         self._parts = {}
-        self.configuration = dict(transformer=whole("transformer", about[1]), vae=whole("vae", about[2]))
+        parts = dict(transformer=whole("transformer", about[1]), vae=whole("vae", about[2]))
+        self.configuration = dict(pipeline=about[0]) | parts
+        self.experts = self.family.experts(self.configuration)
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self.stored = {} # see `weights_names`
@@ -65,6 +66,7 @@ def _loaded(lazy:LazyPipeline, name:str):
         raise UserError(f"The {name} of {lazy.name!r} was freed to save memory: "
                         "load the model again to use it.")
     part = lazy.checkpoint.part(name)
+    if name == "scheduler": part = lazy.family.shifted(part, lazy.defaults.shift)
     if isinstance(part, torch.nn.Module): lazy.stored[fingerprint(part)] = stored_names(part)
     if lazy._pipe is None: lazy._parts[name] = part
     else: setattr(lazy._pipe, name, part)
@@ -87,7 +89,7 @@ def pipe(self:LazyPipeline)->DiffusionPipeline:
 
 @patch(as_prop=True)
 def transformers(self:LazyPipeline)->dict[str, torch.nn.Module]:
-    "The parts that predict a velocity, by name; today's families have one."
+    "The parts that predict a velocity, by name."
     return {name: self._part(name) for name in self.family.transformers}
 
 # %% ../nbs/parts/pipeline.ipynb #6a6915e2
@@ -122,12 +124,6 @@ def device(self:LazyPipeline)->torch.device: # diffusers' own property searches 
 def dtype(self:LazyPipeline)->torch.dtype:
     held = self._held("transformer")
     return self.checkpoint.dtype if held is None else self.family.first_weight(held).dtype
-
-@patch(as_prop=True)
-def time_factor(self:LazyPipeline)->int: return self.configuration["vae"]["scale_factor_temporal"]
-
-@patch(as_prop=True)
-def space_factor(self:LazyPipeline)->int: return self.configuration["vae"]["scale_factor_spatial"]
 
 # %% ../nbs/parts/pipeline.ipynb #3a77e44f
 @patch
