@@ -209,7 +209,9 @@ def sample_batch(stage:Stage,
                  generator:torch.Generator,    # on the CPU: all chance comes from it, in one order
                  data:Examples, prior:Examples|None, # the concept's examples, and the base's own
                  tokens:dict[str, Tensor],     # placeholder -> vector (D,)
-                 device:torch.device)->Batch:
+                 device:torch.device,
+                 low:float=0., high:float=1., # times of one expert
+                )->Batch:
     "The concept's examples and the prior's share, with noise and times for each."
     from_prior = int(n*stage.prior + torch.rand((), generator=generator).item()) if prior is not None else 0
     parts = []
@@ -218,7 +220,7 @@ def sample_batch(stage:Stage,
     latents, texts, placeholders = zip(*parts)
     text = add_tokens(join_texts(texts).to(device), sum(placeholders, []), tokens)
     mask = mask_tokens(torch.ones(*text.shape[:2], 1), stage.token_mask, generator)
-    times = sample_times(n, generator=generator, kind=stage.times, shift=stage.shift)
+    times = sample_times(n, generator=generator, kind=stage.times, shift=stage.shift, low=low, high=high)
     clean = torch.cat(latents)
     noise = torch.randn(clean.shape, generator=generator)
     return Batch(clean.to(device), noise.to(device), text*mask.to(text), times.to(device))

@@ -7,7 +7,6 @@ __all__ = ['VideoDiT', 'checked_seed', 'checked_steps']
 
 # %% ../nbs/01_dit.ipynb #eb5bcca4
 from functools import cached_property, lru_cache
-from hashlib import sha256
 from pathlib import Path
 import math, textwrap, threading, warnings, weakref
 import torch
@@ -43,10 +42,8 @@ class VideoDiT(LazyPipeline):
         self.texts_by = weakref.ref(self)
     @cached_property
     def prints(self)->list[str]:
-        "What the weights of the transformer, or of both, may be called."
-        names = [self.weights_names(part) for part in self.family.transformers]
-        if len(names) == 1: return names[0]
-        return [sha256("".join(several).encode()).hexdigest()[:16] for several in zip(*names)]
+        "What the base's weights may be called."
+        return self.base_names()
     @property
     def adapted(self)->bool:
         "Whether an adapter of peft's is on a transformer."

@@ -35,4 +35,4 @@ def configuration_of(pipe:DiffusionPipeline)->tuple[dict, dict, dict]:
     there = {p: [None, getattr(pipe, p, None) and "here"] for p in ("transformer", "transformer_2")}
     parts = (getattr(pipe, p, None) for p in ("transformer", "vae"))
     named = dict(_class_name=type(pipe).__name__)
-    return dict(pipe.config) | named | there, *(dict(getattr(p, "config", {})) for p in parts)
+    return dict(getattr(pipe, "config", {})) | named | there, *(dict(getattr(p, "config", {})) for p in parts)

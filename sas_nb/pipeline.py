@@ -6,7 +6,7 @@
 __all__ = ['LazyPipeline']
 
 # %% ../nbs/parts/pipeline.ipynb #394faab6
-import gc, threading
+import gc, hashlib, threading
 import torch
 from diffusers import DiffusionPipeline
 from fastcore.basics import patch
@@ -131,3 +131,10 @@ def weights_names(self:LazyPipeline, part:str="transformer")->list[str]:
     "Fingerprints of a part's weights: that of its files first, the same in any precision; then others."
     now = fingerprint(self._part(part))
     return [*self.stored.get(now, []), now]
+
+@patch
+def base_names(self:LazyPipeline)->list[str]:
+    "What the weights of the transformer may be called, or of all together."
+    names = [self.weights_names(part) for part in self.family.transformers]
+    if len(names) == 1: return names[0]
+    return [hashlib.sha256("".join(of_each).encode()).hexdigest()[:16] for of_each in zip(*names)]

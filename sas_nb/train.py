@@ -9,13 +9,14 @@ __all__ = ['Trainer']
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .adapter import SharedLoRA
+from .advice import checked_experts
 from .data import Batch, batch_parts, joined, sample_batch, StageData
 from .dit import VideoDiT
 from .fast import bf16_products, compiled
@@ -23,6 +24,7 @@ from .files import UserError
 from .flow import interpolate, loss_per_sample, velocity_target
 from .log import Log
 from .monitor import not_finite_sentence, record, sample, stopped_sentence
+from .rates import in_lengths, set_rates, start_word, weigh, word_lengths
 from .recipe import Run, Stage
 from .resume import facts, Generators, resume_run, save_run
 from .running import only_run, stop_gently, Stopped
@@ -46,13 +48,17 @@ class Trainer:
     def __post_init__(self):
         _check(self)
         self.seeds = self.seeds or [self.stage.seed]*self.adapter.n
+        self.experts = checked_experts(self.stage.experts, self.dit.experts)
         self.generators = Generators(torch.Generator().manual_seed(s) for s in self.seeds)
-        self.started = _start_word(self) # the word, if it began here
+        self.started = start_word(self) # the word, if it began here
         self.trained = _trained(self)
         self.optimizer = _optimizer(self)
         self.scaler = torch.amp.GradScaler(self.dit.device.type, enabled=self.dit.dtype == torch.float16)
         self.facts = facts(self) if self.run.out else {}
-    lr = property(lambda self: self.stage.rate(self.dit.defaults.lr))
+    lr = property(lambda self: self.stage.rate(self.dit.defaults))
+    # whose turn it is: a step's times are all of one expert
+    expert = property(lambda self: self.experts[self.step % len(self.experts)])
+    lengths = cached_property(lambda self: word_lengths(self.data))
     word = property(lambda self: "[v]" if self.stage.name == "appearance" else "[u]")
 
 # %% ../nbs/06_train.ipynb #065395e0
@@ -66,23 +72,12 @@ def _check(trainer):
     if not trainer.dit.adapted:
         raise UserError("The adapter is not on the model: train inside `with adapter.attached():`.")
 
-# %% ../nbs/06_train.ipynb #e9d6a5ac
-def _start_word(trainer)->dict[str, Tensor]: # the word, if it was started
-    "A word that is still zero becomes a made-up one, `token_init` times as long as the words of the prompt."
-    word = trainer.adapter.tokens[trainer.word]
-    texts = [e.texts[0][0] for e in trainer.data.concepts]
-    if not trainer.stage.token_init or word.any(): return {}
-    length = torch.stack([t[t.any(-1)].float().norm(dim=-1).mean() for t in texts])
-    direction = torch.randn(word.shape[-1], generator=torch.Generator().manual_seed(ord(trainer.word[1])))
-    start = trainer.stage.token_init*length[:, None]*F.normalize(direction, dim=0).to(length)
-    word.data.copy_(start)
-    return {trainer.word: word}
-
 # %% ../nbs/06_train.ipynb #77776fd9
 def _trained(trainer)->dict[str, nn.Parameter]:
     """What this stage changes, by name: weights, its own word, and in stage 1 the projection of
     self-conditioning."""
-    trained = dict(trainer.adapter.train_only(trainer.stage.name))
+    parts = [e.part for e in trainer.experts]
+    trained = dict(trainer.adapter.train_only(trainer.stage.name, parts))
     for name, p in trainer.adapter.tokens.items():
         p.requires_grad_(name == trainer.word and trainer.stage.token_lr > 0)
     trained |= {k: p for k, p in trainer.adapter.tokens.items() if p.requires_grad}
@@ -94,12 +89,13 @@ def _trained(trainer)->dict[str, nn.Parameter]:
 
 # %% ../nbs/06_train.ipynb #64eee5a0
 def _optimizer(trainer)->torch.optim.Optimizer:
-    "AdamW; a word has a rate of its own and no weight decay."
+    "AdamW; a word has a rate of its own, in lengths of a word, and no weight decay."
     s = trainer.stage
     words = [p for k, p in trainer.trained.items() if k == trainer.word]
     weights = [p for k, p in trainer.trained.items() if k != trainer.word]
-    groups = [dict(params=weights, lr=trainer.lr), dict(params=words, lr=s.token_lr, weight_decay=0.)]
-    groups = [g for g in groups if g["params"]]
+    as_words = dict(lr=s.token_lr, weight_decay=0., measured=True)
+    groups = [dict(params=weights, lr=trainer.lr), dict(params=words) | as_words]
+    groups = [g | dict(full=g["lr"]) for g in groups if g["params"]]
     return torch.optim.AdamW(groups, betas=s.betas, weight_decay=s.weight_decay, fused=True)
 
 # %% ../nbs/06_train.ipynb #548df240
@@ -138,8 +134,8 @@ def draw(self:Trainer, members:range, part:int)->Batch:
         data, n, appearance = batch_parts(self.stage, self.data.concepts[i])[part]
         words = {k: v[i] for k, v in self.adapter.tokens.items()}
         prior = self.data.prior if appearance else None
-        device = self.dit.device
-        batches.append(sample_batch(self.stage, n, self.generators[i], data, prior, words, device))
+        device, times = self.dit.device, (self.expert.low, self.expert.high)
+        batches.append(sample_batch(self.stage, n, self.generators[i], data, prior, words, device, *times))
     return joined(batches, _longest(self))
 
 # %% ../nbs/06_train.ipynb #8c254dee
@@ -166,7 +162,7 @@ def _part(trainer, members:range, part:int, appearance:float)->tuple[Tensor, Ten
     batch = trainer.draw(members, part)
     s = trainer.stage
     generators = trainer.generators[trainer.adapter.members]
-    if appearance: trainer.adapter.draw_masks(s.name, s.dropout, generators, s.rescale)
+    if appearance: trainer.adapter.draw_masks(s.name, s.dropout, generators, s.rescale, trainer.expert.part)
     with trainer.adapter.scaled(appearance=appearance):
         losses = [_backward(trainer, piece, members) for piece in _passes(trainer, batch, members)]
     return batch.times, torch.cat(losses)
@@ -193,7 +189,7 @@ def clip_gradient(self:Trainer)->Tensor: # (N,), the norms before clipping
     norm = nn.utils.clip_grad_norm_
     most = self.stage.clip_norm
     if self.adapter.n == 1: return norm(self.trained.values(), most)[None]
-    own = [p for k, p in self.trained.items() if not k.endswith(".A")]
+    own = [p for k, p in self.trained.items() if not k.endswith(".A") and p.grad is not None]
     norms = sum(p.grad.flatten(1).square().sum(1) for p in own).sqrt()
     scale = (most/(norms+1e-6)).clamp(max=1)
     for p in own: p.grad.mul_(scale.view(-1, *[1]*(p.ndim-1)))
@@ -210,9 +206,11 @@ def train_step(self:Trainer):
 def _try_step(trainer)->bool: # False if the gradient was too large for fp16
     times, losses = trainer.accumulate()
     trainer.scaler.unscale_(trainer.optimizer)
+    weigh(trainer)
     norms = trainer.clip_gradient()
     if finite := bool(torch.isfinite(norms).all()):
-        trainer.scaler.step(trainer.optimizer)
+        set_rates(trainer)
+        with in_lengths(trainer): trainer.scaler.step(trainer.optimizer)
         trainer.scaler.update()
         trainer.step += 1
         trainer.recent.append((times, losses, float(norms.mean())))
@@ -247,18 +245,19 @@ def fit(self:Trainer)->list: # history: rows of step, loss, and the loss in four
 
 # %% ../nbs/06_train.ipynb #1d22027d
 def _train(trainer):
-    s, transformer = trainer.stage, trainer.dit.transformer
+    s, transformers = trainer.stage, trainer.dit.transformers.values()
     number = 1 if s.name == "appearance" else 2
     about = dict(desc=f"stage {number} of 2, {s.name}", disable=not trainer.run.progress)
     log = Log(trainer.run.out, s.name, trainer.step)
-    if trainer.run.checkpointing: transformer.enable_gradient_checkpointing()
+    for transformer in transformers if trainer.run.checkpointing else (): transformer.enable_gradient_checkpointing()
     try:
         with (tqdm(total=s.steps, initial=trainer.step, **about) as bar, stop_gently() as stopped,
               compiled(trainer.dit) if s.compile else nullcontext()):
             _steps(trainer, log, bar, stopped)
     finally:
         log.close()
-        if trainer.run.checkpointing: transformer.disable_gradient_checkpointing()
+        for transformer in transformers if trainer.run.checkpointing else ():
+            transformer.disable_gradient_checkpointing()
 
 # %% ../nbs/06_train.ipynb #f28df908
 def _steps(trainer, log, bar, stopped):

@@ -33,7 +33,7 @@ def variants() -> dict:
     "Ours, ours with one thing changed, the paper's recipe, and the strongest rival at several rates."
     changed = {"appearance prompt": dict(full_caption=False), "frames as images": dict(frozen=False), "shift 1": dict(shift=1.), "shift 2": dict(shift=2.), "shift 8": dict(shift=8.),
                "rate x 4": dict(lr_factor=4.), "rate x 16": dict(lr_factor=16.), "prior alone": dict(dropout=0., token_mask=0.), "no dropout": dict(dropout=0.), "dropout 0.5": dict(dropout=.5), "no prior": dict(prior=0.),
-               "prior 1/4": dict(prior=.25), "no token mask": dict(token_mask=0.), "token rate 1e-5": dict(token_lr=1e-5), "images, shift 1": dict(frozen=False, shift=1.)}
+               "prior 1/4": dict(prior=.25), "no token mask": dict(token_mask=0.), "token rate of the paper": dict(token_lr=Recipe.paper().stage1.token_lr), "images, shift 1": dict(frozen=False, shift=1.)}
     parts = {"rank 16": dict(rank=16), "rank 16, no prior": dict(rank=16, both=dict(prior=0.)),
                "equal steps": dict(stage1=dict(steps=75), stage2=dict(steps=75)), "more steps in stage 1": dict(stage1=dict(steps=100), stage2=dict(steps=50)),
                "stage 1 rate x 16": dict(stage1=dict(lr_factor=16.)), "stage 2 rate x 16": dict(stage2=dict(lr_factor=16.)), "stage 2 no dropout": dict(stage2=dict(dropout=0.)),
