@@ -16,6 +16,7 @@ from torch import Tensor
 from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
 from .adapter import SharedLoRA
+from .advice import checked_guidance
 from .clip import Clip
 from .concept_file import (as_json, base_name, check_shapes, concept_folder, FILES, made_with,
                                  provenance, read_info, readable)
@@ -109,7 +110,11 @@ def _repr_markdown_(self:Concept):
 def base(self:Concept)->VideoDiT:
     """The model this concept lives on. Raises `UserError` if it is not found, or its weights are not those
     the concept was trained on."""
-    if self.dit is None: self.dit = VideoDiT.of(base_name(self.info))
+    if self.dit is None: self.dit = VideoDiT.of(base_name(self.info), self.info.get("revision"))
+    family = self.info.get("family", self.dit.family.name)
+    if family != self.dit.family.name:
+        raise UserError(f"This concept is for {family}, and {self.dit.name!r} is {self.dit.family.name}: load "
+                        f"it with the base {self.info['base']!r} it names{made_with(self.info)}.")
     if self.info["fingerprint"] not in self.dit.prints:
         raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other "
                         f"weights of it): load it with the base {self.info['base']!r} it "
@@ -188,7 +193,8 @@ def _forgets(prompt, words, prompts):
 def generate(self:Concept,
              prompt:str|list[str]|None=None, # the training prompt when None; edits change it
              seed:int|list[int]=0, steps:int|None=None,
-             guidance:float|None=None,       # classifier-free guidance, 1 is none; else the concept's own
+             # classifier-free guidance, 1 is none; one number, or one for each expert; else the concept's own
+             guidance:float|tuple|None=None,
              negative_scale:float|None=None, # of the concept on guidance's negative side, 0 to 1
              motion_guidance:float=1.,       # below 1 calmer, above 1 livelier
              fps:float|None=None,            # frames per second at which the clip plays; as filmed when None
@@ -215,11 +221,12 @@ def generate(self:Concept,
         )
 
 # %% ../nbs/08_concept.ipynb #afb5f470
-def _guidance(concept, guidance, negative_scale)->tuple[float, float]:
+def _guidance(concept, guidance, negative_scale)->tuple[float|tuple, float]:
     "Both as given, else the concept's own. Raises `UserError`."
     own = concept.info.get("sampling", {})
-    usual = own.get("guidance_factor", 1.)*concept.base().defaults.guidance
-    guidance = usual if guidance is None else real_number(guidance, "guidance", -1000, 1000)
+    dit = concept.base()
+    usual = dit.defaults.usual_guidance(own.get("guidance_factor", 1.))
+    guidance = checked_guidance(usual if guidance is None else guidance, dit.experts)
     scale = own.get("negative_scale", 1.) if negative_scale is None else negative_scale
     return guidance, real_number(scale, "negative_scale", 0, 1, "1 is ordinary guidance")
 

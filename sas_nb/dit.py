@@ -60,9 +60,10 @@ def load(cls:VideoDiT,
          name:str|Path="tiny",           # "tiny", a folder, or a hub id in diffusers' layout
          device:str|torch.device|None=None, # best there is when None
          dtype:torch.dtype|None=None,    # of the transformer and text encoder; see `best_dtype`
+         revision:str|None=None,         # of a hub id
         )->VideoDiT:
     "Any checkpoint of a known family; its parts are read when asked for. Raises `UserError`."
-    checkpoint = Checkpoint(name, device, dtype)
+    checkpoint = Checkpoint(name, device, dtype, revision)
     advice = GenerationConfig.read(checkpoint.folder, checkpoint.family.defaults(*checkpoint.about))
     dit = cls(checkpoint, str(name), advice)
     dit.lasting_name = lasting_name(name)
@@ -73,10 +74,10 @@ class _Typed(str):
     "A lasting name that remembers how it was typed."
 
 @lru_cache(maxsize=None)
-def _shared(name:_Typed)->VideoDiT: return VideoDiT.load(name.typed)
+def _shared(name:_Typed, revision=None)->VideoDiT: return VideoDiT.load(name.typed, revision=revision)
 
 @patch(cls_method=True)
-def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path")->VideoDiT:
+def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path", revision:str|None=None)->VideoDiT:
     "A `VideoDiT` as it is, a pipeline wrapped, a name loaded once in a process. Raises `UserError`."
     if isinstance(model, cls): return model
     if isinstance(model, DiffusionPipeline): return cls(model)
@@ -85,7 +86,7 @@ def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path")->VideoDiT:
                         f"and this is {model!r:.60}: give one of these.")
     name = _Typed(lasting_name(model))
     name.typed = str(model)
-    return _shared(name)
+    return _shared(name, revision) if revision else _shared(name)
 
 # %% ../nbs/01_dit.ipynb #368d6ec6
 @patch

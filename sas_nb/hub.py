@@ -36,28 +36,41 @@ def lasting_name(name:str|Path)->str:
     return str(folder.absolute()) if folder and folder == expanded(name) else str(name)
 
 # %% ../nbs/parts/hub.ipynb #180f19f8
-def _offline(name:str)->bool: # False where the hub answers
+_NOT_THERE = dict(RevisionNotFound="There is no revision {revision!r} of {name!r} on the hub: give a branch, a tag or a commit that is there.",
+                  RepoNotFound="There is no model {name!r} on the hub that may be read: check its spelling, or log in if it is private.",
+                  GatedRepo="{name!r} may be read only by those who accepted its terms: do so on its page on the hub, and log in.")
+
+def _offline(name:str, revision:str|None=None)->bool: # False where the hub answers
     "True where a hub id has to be read from this machine's cache. Raises `UserError` if it is not there."
-    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
-    try: get_session().head(hf_hub_url(name, "model_index.json"), timeout=5)
+    from huggingface_hub import get_session, hf_hub_url
+    try: answer = get_session().head(hf_hub_url(name, "model_index.json", revision=revision), timeout=5)
     except Exception as e: # whatever the network, a proxy or the offline mode says
-        if isinstance(try_to_load_from_cache(name, "model_index.json"), str): return True
+        if _cached(name, revision): return True
         reason = " ".join(str(e).split())[:100]
         raise UserError(f"There is no model folder {name!r}, and the hub cannot be asked for it without a "
                         f"network ({reason}): connect to the network, or give the folder of a downloaded "
                         "model.") from e
+    why = getattr(answer, "headers", {}).get("X-Error-Code")
+    if why in _NOT_THERE: raise UserError(_NOT_THERE[why].format(name=name, revision=revision))
     return False
+
+def _cached(name:str, revision:str|None)->str|None:
+    "Where this machine keeps a checkpoint's index; its folder is called by the commit."
+    from huggingface_hub import try_to_load_from_cache
+    path = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    return path if isinstance(path, str) else None
 
 # %% ../nbs/parts/hub.ipynb #0a46f835
 _KINDS = dict(transformer=WanTransformer3DModel, vae=AutoencoderKLWan)
 
-def _configuration(source:str, local_files_only:bool=False)->tuple[dict, dict, dict]:
+def _configuration(source:str, local_files_only:bool=False, revision:str|None=None)->tuple[dict, dict, dict]:
     "What a checkpoint says of itself: the pipeline's configuration, its transformer's and its autoencoder's."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # diffusers asks the hub in a way that the hub calls old
-        index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
+        how = dict(local_files_only=local_files_only, revision=revision)
+        index = DiffusionPipeline.load_config(source, **how)
         there = {p: kind for p, kind in _KINDS.items() if (index.get(p) or [None])[-1]}
-        parts = {p: kind.load_config(source, subfolder=p, local_files_only=local_files_only)
+        parts = {p: kind.load_config(source, subfolder=p, **how)
                  for p, kind in there.items()}
     return index, parts.get("transformer", {}), parts.get("vae", {})
 
@@ -69,12 +82,13 @@ def whole(part:str, configuration:dict)->dict:
 # %% ../nbs/parts/hub.ipynb #906de50b
 def defaults_of(name:str|Path,      # as for `VideoDiT.load`
                     download:bool=True, # read a hub's configuration there; False looks only on this machine
+                revision:str|None=None, # of a hub id
                    )->GenerationConfig:
     "What suits a checkpoint, without loading it; Wan 2.1's values where nothing can be read."
     folder = model_folder(name)
     try:
-        here = folder is not None or not download or _offline(name) # the hub's client would try for a minute
-        about = _configuration(str(folder or name), local_files_only=here)
+        here = folder is not None or not download or _offline(name, revision) # the hub's client would try for a minute
+        about = _configuration(str(folder or name), local_files_only=here, revision=revision)
         own = known_family(*about).defaults(*about)
     except Exception: own = {} # not there, not whole or not known, which `load` says
     return GenerationConfig.read(folder, own)
@@ -112,16 +126,22 @@ class Checkpoint:
                  name:str|Path,                     # "tiny", a folder, or a hub id
                  device:str|torch.device|None=None, # best there is when None
                  dtype:torch.dtype|None=None,       # of the transformer and text encoder; see `best_dtype`
+                 revision:str|None=None,            # of a hub id: a branch, a tag or a commit
                 ):
         self.folder = model_folder(name)
         self.source = str(self.folder or name)
         self.device = torch.device(device or best_device())
         self.dtype = dtype or best_dtype(self.device)
-        self.offline = self.folder is None and _offline(self.source)
+        if self.folder and revision:
+            raise UserError(f"{str(name)!r} is a folder, which has no revisions: leave revision out.")
+        self.revision = revision
+        self.offline = self.folder is None and _offline(self.source, revision)
         with _readable(self.source):
-            self.about = _configuration(self.source, local_files_only=self.offline)
+            self.about = _configuration(self.source, self.offline, revision)
             self.family = known_family(*self.about, self.source)
             self.check_files()
+        index = None if self.folder else _cached(self.source, revision)
+        self.commit = index and Path(index).parent.name # of the hub's, where it is known
 
 # %% ../nbs/parts/hub.ipynb #506730ac
 @patch
@@ -139,7 +159,8 @@ def pipeline(self:Checkpoint,
              **parts, # those that are not to be read; None for one to be left out
             )->DiffusionPipeline:
     "The pipeline. Its autoencoder stays in fp32, as Wan's authors advise. Raises `UserError`."
-    read = partial(self.family.pipeline.from_pretrained, self.source, local_files_only=self.offline)
+    read = partial(self.family.pipeline.from_pretrained, self.source, local_files_only=self.offline,
+                   revision=self.revision)
     with _readable(self.source), _quiet():
         pipe = read(torch_dtype={"vae": torch.float32, "default": self.dtype}, **parts)
     pipe.set_progress_bar_config(disable=True)

@@ -7,12 +7,14 @@ __all__ = ['learn', 'fit_clip', 'set_caption', 'build', 'concept_place', 'univer
 
 # %% ../nbs/09_learning.ipynb #26e8973c
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from torch import Tensor
 from .adapter import SharedLoRA
+from .advice import size_for
 from .clip import Clip
 from .concept import Concept
-from .concept_file import FILES
+from .concept_file import FILES, UNTESTED
 from .counterfactual import add_counterfactuals
 from .data import Examples, frame_set, prior_examples, sequence, StageData
 from .dit import VideoDiT
@@ -39,15 +41,16 @@ def learn(clip:Clip|str|Path,        # one video of the subject: a file, a folde
     recipe, A = _over(basis, recipe)
     clip = fit_clip(dit, clip)
     _check(dit, [prompts], recipe, run, A)
+    if dit.defaults.untested: print(f"The recipe for {dit.name!r} is {UNTESTED}: see scripts/first_run.py.")
     if run.progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
     return _learn(dit, [clip], [prompts], recipe, run, A)[0]
 
 # %% ../nbs/09_learning.ipynb #6b136664
 def fit_clip(dit:VideoDiT, clip:Clip|str|Path)->Clip:
-    "A path is loaded in the model's own size; a clip is checked. Raises `UserError`."
+    "A path is loaded in the size and length that suit the model; a clip is checked. Raises `UserError`."
     r = dit.defaults
     if not isinstance(clip, Clip):
-        clip = Clip.load(clip, num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
+        clip = Clip.load(clip, num_frames=r.num_frames, fps=r.fps, size=partial(size_for, r), rule=r.frame_rule)
     if len(clip) < 2:
         raise UserError("The clip has one frame, and the sequence stage learns movement: give a clip of at "
                         "least five frames.")

@@ -8,6 +8,7 @@ __all__ = ['record', 'sample', 'stopped_sentence', 'not_finite_sentence']
 # %% ../nbs/parts/monitor.ipynb #b388ec37
 import time
 import torch
+from .concept_file import UNTESTED
 from .flow import quantile_losses
 from .writing import atomic
 
@@ -22,7 +23,7 @@ def record(trainer, log)->dict:
                grad_norm=sum(r[2] for r in trainer.recent)/len(trainer.recent),
                **{f"loss_q{i+1}": v for i, v in enumerate(quarters)},
                steps_per_second=round((trainer.step-first)/max(now-began, 1e-9), 3))
-    log.write(row)
+    log.write(row | (dict(note=UNTESTED) if trainer.dit.defaults.untested else {}))
     trainer.history.append([trainer.step, row["loss"], *quarters])
     trainer.recent = []
     trainer.clock = now, trainer.step
