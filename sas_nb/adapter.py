@@ -137,7 +137,8 @@ def _put_on(adapter:SharedLoRA, part:str, transformer:nn.Module)->dict[str, Shar
     inject_adapter_in_model(config, transformer, adapter_name="concept")
     on = {name: m for name, m in transformer.named_modules() if isinstance(m, SharedLinear)}
     for name, m in on.items():
-        m.name, m.shared = layer_name(part, name), adapter
+        m.name = layer_name(part, name)
+        m.shared = adapter
         m.lora_A, m.lora_B1, m.lora_B2 = (adapter.weights[f"{m.name}.{k}"] for k in ("A", "B1", "B2"))
     return on
 

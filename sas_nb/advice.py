@@ -25,7 +25,7 @@ _PRIOR = ("A man in a blue t-shirt. He is walking in a park",
 
 @dataclass
 class GenerationConfig:
-    "What a checkpoint works best with, in sampling and in training. The defaults are nobody's: a family names its own."
+    "What a checkpoint works best with, in sampling and in training: its family names its numbers."
     height:int=480
     width:int=832
     num_frames:int=81
@@ -52,6 +52,7 @@ class GenerationConfig:
         "From `sas_nb.json` in the folder, and the family's own values for what is not there."
         path = folder and folder/"sas_nb.json"
         stated = read_about(path) if path and path.exists() else {}
+        if "frame_rule" in stated: stated["frame_rule"] = tuple(stated["frame_rule"])
         return cls(**(own or {}) | {f.name: stated[f.name] for f in fields(cls) if f.name in stated})
     def usual_guidance(self, factor:float=1.)->float|tuple: # a number, or one for each expert
         "The checkpoint's own guidance, times a factor."
@@ -64,13 +65,15 @@ def _lost(size:tuple[int, int], height:int, width:int)->float:
     a, b = size[0]*width, size[1]*height
     return 1-min(a, b)/max(a, b)
 
+# %% ../nbs/parts/advice.ipynb #1deccd00
 def size_for(config:GenerationConfig, height:int, width:int)->tuple[int, int]: # height and width, both ways
     "The size in which a model is shown a picture: its own, upright or lying, or one of as many pixels."
     own = config.height, config.width
     if config.one_size: return own
     best = min((own, own[::-1]), key=lambda s: _lost(s, height, width))
     if _lost(best, height, width) < .1: return best
-    area, step = config.height*config.width, config.side
+    area = config.height*config.width
+    step = config.side
     shapes = [(h, round(h*width/height/step)*step) for h in range(step, area//step+1, step)]
     shapes = [(h, w) for h, w in shapes if .9*area < h*w <= area]
     return min(shapes or [best], key=lambda s: (_lost(s, height, width), -s[0]*s[1]))
@@ -108,8 +111,8 @@ def by_expert(experts:tuple[Expert, ...],
     own = [(e.part, e.holds(t)) for e in experts]
     for part, mask in own:
         if bool(mask.all()): return velocity(part, x, t, text)
-    pieces = [(mask.nonzero().flatten(), velocity(part, x[mask], t[mask], text[mask])) for part, mask in own]
-    index, v = (torch.cat(parts) for parts in zip(*pieces))
+    index = torch.cat([mask.nonzero().flatten() for _, mask in own])
+    v = torch.cat([velocity(part, x[mask], t[mask], text[mask]) for part, mask in own if mask.any()])
     return v[index.argsort()]
 
 # %% ../nbs/parts/advice.ipynb #13849336
@@ -121,23 +124,29 @@ def split_name(name:str)->tuple[str, str]: # the part of the pipeline, the layer
 
 # %% ../nbs/parts/advice.ipynb #a29baa38
 def guidance_at(experts:tuple[Expert, ...],
-                t:Tensor, # one time
-                guidance:float|tuple)->float: # one number for all, or one for each
-    "How strong guidance is at a time."
-    if not isinstance(guidance, tuple): return guidance
-    return next(g for e, g in zip(experts, guidance) if bool(e.holds(t)))
+                t:Tensor,              # (B,), all of one expert
+                guidance:float|tuple,  # one number for all, or one for each
+                text:Tensor,           # (2B, L, D), negatives last; (B, L, D) where guidance is 1
+               )->tuple[Tensor, float]: # the text that counts, and how strong guidance is
+    "What `flow.guided` is to be given at a time."
+    scale = guidance
+    if isinstance(guidance, tuple):
+        scale = next(g for e, g in zip(experts, guidance) if bool(e.holds(t[0])))
+    return text if scale != 1 else text[:len(t)], scale
 
+# %% ../nbs/parts/advice.ipynb #91518489
 def checked_guidance(guidance, experts:tuple[Expert, ...])->float|tuple:
     "One number, or one for each expert. Raises `UserError`."
     if not isinstance(guidance, (tuple, list)): return real_number(guidance, "guidance", -1000, 1000)
     if len(guidance) != len(experts):
-        raise UserError(f"guidance is {len(guidance)} numbers, and this model has {len(experts)} "
-                        f"transformer{'s' if len(experts) > 1 else ''}: give one number for all, or one each.")
+        raise UserError(f"guidance is {len(guidance)} numbers, and the model's transformers are "
+                        f"{len(experts)}: give one number for all, or one for each.")
     return tuple(real_number(g, "guidance", -1000, 1000) for g in guidance)
 
 def checked_experts(names, experts:tuple[Expert, ...])->tuple[Expert, ...]: # all when None
     "Experts by name. Raises `UserError`."
     known = {e.name: e for e in experts}
     if strange := next((n for n in names or () if n not in known), None):
-        raise UserError(f"This model has no expert {strange!r}: choose of {', '.join(known)}, or leave experts out.")
+        raise UserError(f"This model has no expert {strange!r}: choose of {', '.join(known)}, or leave "
+                        "experts out.")
     return tuple(e for e in experts if not names or e.name in names)

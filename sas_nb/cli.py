@@ -128,7 +128,8 @@ def _check_picture(path):
          "sas-nb inspect data/clips/dancer.mp4 --start 0.5 --fps 8 --picture seen.png",
          "sas-nb inspect frames/ --json")
 def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None, fps:Fps=None, start:Start=0.,
-            size:Size=None, revision:Revision=None, dtype:Dtype=None, picture:Annotated[Optional[Path], _PICTURE]=None, as_json:AsJson=False):
+            size:Size=None, revision:Revision=None, dtype:Dtype=None,
+            picture:Annotated[Optional[Path], _PICTURE]=None, as_json:AsJson=False):
     """Say what the model would see of a video: which frames, which part of the picture, and what may spoil
     the training."""
     if picture: _check_picture(picture)
@@ -180,12 +181,14 @@ def _run(out, **given):
     from sas_nb.recipe import Run
     return Run(out, **{k: v for k, v in given.items() if v is not None})
 
+def _note(model):
+    if about := _clip_size(model).about: say(f"Note: {model!r} {about}.", err=True)
+
+# %% ../nbs/parts/cli.ipynb #476acd4c
 def _learn(clip, prompts, model, recipe, run, sheet):
     from sas_nb.learning import learn
     for words in clip.report.warnings: caution(as_options(f"{words}."))
-    name = getattr(model, "name", model)
-    about = _clip_size(name).about
-    if run.progress and about: say(f"Note: {name!r} {about}.", err=True)
+    if run.progress: _note(getattr(model, "name", model))
     check_writable(run.out, folder=True)
     before = log_of(run.out)
     concept = learn(clip, prompts, model, recipe, run)
@@ -210,6 +213,11 @@ _PROMPT = typer.Argument(help="What to show; the training prompt when not given.
 
 def _given(type, help, **kwargs): return Annotated[Optional[type], typer.Option(help=help, **kwargs)]
 
+def _shape(concept, size): # arguments of `generate`
+    from sas_nb.advice import checked_size
+    if size is None: return {}
+    return dict(zip(("height", "width"), checked_size(concept.base().defaults, size)))
+
 # %% ../nbs/parts/cli.ipynb #60950356
 _STEPS = "Sampling steps; what suits the model when not given."
 _GUIDANCE = "Classifier-free guidance, 1 is none; what suits the concept when not given."
@@ -217,10 +225,6 @@ _NEGATIVE = "Scale of the concept on guidance's negative side, 0 to 1; 1 is ordi
 _PLAYS = "Frames per second at which the video plays; as it was filmed when not given."
 _BASE = "The base, if it is not where it was when the concept was trained."
 _WRITE = typer.Option(help="The video to write: .mp4, .mov, .webm or .gif.")
-
-def _shape(concept, size):
-    from sas_nb.advice import checked_size
-    return checked_size(concept.base().defaults, size)
 
 @command("sas-nb generate run --out again.mp4", f"sas-nb generate run {_EDIT} --out snow.mp4 --seed 3",
          "sas-nb generate run --motion-guidance 0.5 --appearance 1.2 --out calmer.mp4")
@@ -239,9 +243,8 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
     check_name(out)
     check_writable(out)
     scaled = _concept(concept, model, dtype, revision).at(appearance, motion)
-    shape = {} if size is None else dict(zip(("height", "width"), _shape(scaled, size)))
     clip = scaled.generate(prompt, seed, steps, guidance, negative_scale, motion_guidance, negative=negative,
-                           num_frames=frames, fps=fps, progress=not quiet, **shape)
+                           num_frames=frames, fps=fps, progress=not quiet, **_shape(scaled, size))
     say(f"Wrote {clip.save(out)}: {len(clip)} frames, {clip.fps:g} per second.")
 
 # %% ../nbs/parts/cli.ipynb #fe99f2e4

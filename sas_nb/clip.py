@@ -81,7 +81,7 @@ def load(
     *,
     num_frames:int|None=None, # 4n + 1, or None for all; a shorter file gives the longest 4n + 1 that fits
     fps:float|None=None, # frames per second, or None for the file's own
-    # height, width: scaled to cover, centre crop; None keeps the file's own; or a function to them from the file's own
+    # height, width: scaled to cover, centre crop; None keeps the file's own, a function is given it
     size:tuple|None=None,
     start:float=0., # seconds into the file
     rule:tuple[int,int]=(4, 1), # m and k: the model's clips have m n + k frames

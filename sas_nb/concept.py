@@ -113,8 +113,8 @@ def base(self:Concept)->VideoDiT:
     if self.dit is None: self.dit = VideoDiT.of(base_name(self.info), self.info.get("revision"))
     family = self.info.get("family", self.dit.family.name)
     if family != self.dit.family.name:
-        raise UserError(f"This concept is for {family}, and {self.dit.name!r} is {self.dit.family.name}: load "
-                        f"it with the base {self.info['base']!r} it names{made_with(self.info)}.")
+        raise UserError(f"This concept is for {family}, and {self.dit.name!r} is {self.dit.family.name}: "
+                        f"load it with the base {self.info['base']!r} it names{made_with(self.info)}.")
     if self.info["fingerprint"] not in self.dit.prints:
         raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other "
                         f"weights of it): load it with the base {self.info['base']!r} it "

@@ -153,6 +153,7 @@ _FIELDS = dict(token_start="token_init", twins="counterfactuals", still="frozen"
 
 def _renamed(d, names): return {names.get(k, k): v for k, v in d.items()} if isinstance(d, dict) else d
 
+# %% ../nbs/parts/concept_file.ipynb #1471f80d
 def updated(info:dict)->dict:
     "What an earlier version's concept.json says, in today's names."
     info = dict(info)
@@ -239,6 +240,7 @@ def provenance(adapter, clip, prompts, recipe, history)->dict:
                        history={name: brief(rows) for name, rows in history.items()},
                        versions=_versions_now(), made=_now())
 
+# %% ../nbs/parts/concept_file.ipynb #301676a1
 def _now()->str: return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 def _versions_now()->dict:

@@ -41,9 +41,7 @@ class VideoDiT(LazyPipeline):
         self.texts = {}               # prompts read lately, and by which encoder; see `remembered`
         self.texts_by = weakref.ref(self)
     @cached_property
-    def prints(self)->list[str]:
-        "What the base's weights may be called."
-        return self.base_names()
+    def prints(self)->list[str]: return self.base_names() # what the base's weights may be called
     @property
     def adapted(self)->bool:
         "Whether an adapter of peft's is on a transformer."
@@ -92,7 +90,8 @@ def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path", revision:str|N
 @patch
 def check_size(self:VideoDiT, T:int, H:int, W:int):
     "Raise `UserError` for a clip that the model cannot hold: Wan's have 4n+1 frames, sides multiples of 16."
-    (m, k), step = self.family.frame_rule(self.configuration), self.family.side(self.configuration)
+    m, k = self.family.frame_rule(self.configuration)
+    step = self.family.side(self.configuration)
     if (T-k) % m or H % step or W % step:
         low = max(0, (T-k)//m)*m+k
         near = "" if T == low else f" ({low} and {low+m} are near)"
@@ -256,8 +255,8 @@ def denoise(self:VideoDiT,
     x = x.float()
     for timestep in tqdm(scheduler.timesteps, disable=not progress, desc="sampling", leave=False):
         t = self.family.time_of(timestep).expand(len(x)).to(x)
-        scale = guidance_at(self.experts, t[0], guidance)
-        v = guided(velocity or self.velocity, x, t, text if scale != 1 else text[:len(x)], scale)
+        at = guidance_at(self.experts, t, guidance, text)
+        v = guided(velocity or self.velocity, x, t, *at)
         x = scheduler.step(v.float(), timestep, x, return_dict=False)[0]
     return x
 

@@ -38,6 +38,7 @@ def _lora(layers, prefix, concept)->bytes:
     }
     return to_bytes(tensors, {k: str(v) for k, v in about.items()})
 
+# %% ../nbs/parts/export.ipynb #c75efc5b
 def _diffusers(folder, layers, concept, end):
     (folder/f"pytorch_lora_weights{end}.safetensors").write_bytes(_lora(layers, "transformer.", concept))
 
@@ -124,6 +125,7 @@ def _loading(format, split, ends): # lines of Python
                          f'adapter_name="{name}"{second})')
     return lines + ['pipe.set_adapters(["appearance", "motion"], [1., 1.])']*split
 
+# %% ../nbs/parts/export.ipynb #79eeafa2
 def _loading_peft(parts, ends):
     lines = ["from peft import PeftModel"]
     for k, end in enumerate(ends):
@@ -164,7 +166,8 @@ def _in_comfyui(concept, split):
     files = f"both {names}, under other names," if split else names
     words = " and ".join(k for k, v in concept.tokens.items() if v.any())
     text = (f"Copy {files} into ComfyUI/models/loras, and load it over the same base with the node "
-            "`LoraLoaderModelOnly`, each over the model of its noise where there are two.\n\nTried: diffusers loads these layer names, which are those of the "
+            "`LoraLoaderModelOnly`, each over the model of its noise where there are two.\n\n"
+            "Tried: diffusers loads these layer names, which are those of the "
             "authors' own code, and gets the same update. Not tried: ComfyUI itself, and whether it can "
             f"load the base `{concept.info['base']}`.\n\n")
     if words:

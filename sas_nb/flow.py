@@ -73,6 +73,13 @@ def shift_times(t:Tensor|float, # times in [0,1]
         raise UserError(f"shift is {shift}, but it multiplies the odds of noise; pass a number above 0.")
     return shift * t / (1 + (shift - 1) * t)
 
+# %% ../nbs/02_flow.ipynb #ff5ac693
+def _between(u, kind, shift, low, high):
+    "Uniform draws, squeezed so that the times they become lie between two times."
+    ends = shift_times(torch.tensor([low, high], dtype=torch.float64), 1/shift)
+    if kind == "logit_normal": ends = torch.special.ndtr(torch.logit(ends))
+    return (ends[0] + u*(ends[1]-ends[0])).to(u.dtype)
+
 # %% ../nbs/02_flow.ipynb #50bcf1b2
 def _uniform(n:int, generator:torch.Generator|None, stratified:bool) -> Tensor:
     "`n` uniform draws in [0,1), one in each of `n` equal slices and shuffled where `stratified`."
@@ -81,12 +88,7 @@ def _uniform(n:int, generator:torch.Generator|None, stratified:bool) -> Tensor:
     if not stratified: return u
     return (torch.randperm(n, generator=generator, device=device) + u) / n
 
-def _between(u, kind, shift, low, high):
-    "Uniform draws, squeezed so that the times they become lie between two times."
-    ends = shift_times(torch.tensor([low, high], dtype=torch.float64), 1/shift)
-    if kind == "logit_normal": ends = torch.special.ndtr(torch.logit(ends))
-    return (ends[0] + u*(ends[1]-ends[0])).to(u.dtype)
-
+# %% ../nbs/02_flow.ipynb #517f9257
 def sample_times(n:int,                               # how many, the batch size
                  generator:torch.Generator|None=None, # draws on its device; torch's CPU generator if None
                  kind:str="uniform",                  # or "logit_normal": sigmoid of a standard normal

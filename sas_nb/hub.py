@@ -36,10 +36,25 @@ def lasting_name(name:str|Path)->str:
     return str(folder.absolute()) if folder and folder == expanded(name) else str(name)
 
 # %% ../nbs/parts/hub.ipynb #180f19f8
-_NOT_THERE = dict(RevisionNotFound="There is no revision {revision!r} of {name!r} on the hub: give a branch, a tag or a commit that is there.",
-                  RepoNotFound="There is no model {name!r} on the hub that may be read: check its spelling, or log in if it is private.",
-                  GatedRepo="{name!r} may be read only by those who accepted its terms: do so on its page on the hub, and log in.")
+_NOT_THERE = dict( # what the hub answers, and what that means
+    RevisionNotFound="There is no revision {revision!r} of {name!r} on the hub: give a branch, a tag or a "
+                     "commit that is there.",
+    RepoNotFound="There is no model {name!r} on the hub that may be read: check its spelling, or log in if "
+                 "it is private.",
+    GatedRepo="{name!r} may be read only by those who accepted its terms: do so on its page on the hub, and "
+              "log in.")
 
+def _check_revision(folder:Path|None, revision:str|None):
+    if folder and revision:
+        raise UserError(f"{str(folder)!r} is a folder, which has no revisions: leave revision out.")
+
+def _cached(name:str, revision:str|None)->str|None:
+    "Where this machine keeps a checkpoint's index; its folder is called by the commit."
+    from huggingface_hub import try_to_load_from_cache
+    path = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    return path if isinstance(path, str) else None
+
+# %% ../nbs/parts/hub.ipynb #02198a8a
 def _offline(name:str, revision:str|None=None)->bool: # False where the hub answers
     "True where a hub id has to be read from this machine's cache. Raises `UserError` if it is not there."
     from huggingface_hub import get_session, hf_hub_url
@@ -54,16 +69,11 @@ def _offline(name:str, revision:str|None=None)->bool: # False where the hub answ
     if why in _NOT_THERE: raise UserError(_NOT_THERE[why].format(name=name, revision=revision))
     return False
 
-def _cached(name:str, revision:str|None)->str|None:
-    "Where this machine keeps a checkpoint's index; its folder is called by the commit."
-    from huggingface_hub import try_to_load_from_cache
-    path = try_to_load_from_cache(name, "model_index.json", revision=revision)
-    return path if isinstance(path, str) else None
-
 # %% ../nbs/parts/hub.ipynb #0a46f835
 _KINDS = dict(transformer=WanTransformer3DModel, vae=AutoencoderKLWan)
 
-def _configuration(source:str, local_files_only:bool=False, revision:str|None=None)->tuple[dict, dict, dict]:
+def _configuration(source:str, local_files_only:bool=False,
+                   revision:str|None=None)->tuple[dict, dict, dict]:
     "What a checkpoint says of itself: the pipeline's configuration, its transformer's and its autoencoder's."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # diffusers asks the hub in a way that the hub calls old
@@ -86,8 +96,10 @@ def defaults_of(name:str|Path,      # as for `VideoDiT.load`
                    )->GenerationConfig:
     "What suits a checkpoint, without loading it; Wan 2.1's values where nothing can be read."
     folder = model_folder(name)
+    _check_revision(folder, revision)
     try:
-        here = folder is not None or not download or _offline(name, revision) # the hub's client would try for a minute
+        # without a network, the hub's client would try for a minute
+        here = folder is not None or not download or _offline(name, revision)
         about = _configuration(str(folder or name), local_files_only=here, revision=revision)
         own = known_family(*about).defaults(*about)
     except Exception: own = {} # not there, not whole or not known, which `load` says
@@ -132,16 +144,20 @@ class Checkpoint:
         self.source = str(self.folder or name)
         self.device = torch.device(device or best_device())
         self.dtype = dtype or best_dtype(self.device)
-        if self.folder and revision:
-            raise UserError(f"{str(name)!r} is a folder, which has no revisions: leave revision out.")
+        _check_revision(self.folder, revision)
         self.revision = revision
         self.offline = self.folder is None and _offline(self.source, revision)
         with _readable(self.source):
             self.about = _configuration(self.source, self.offline, revision)
             self.family = known_family(*self.about, self.source)
             self.check_files()
-        index = None if self.folder else _cached(self.source, revision)
-        self.commit = index and Path(index).parent.name # of the hub's, where it is known
+
+# %% ../nbs/parts/hub.ipynb #6d6f712d
+@patch(as_prop=True)
+def commit(self:Checkpoint)->str|None:
+    "The hub's commit that is read here, where it is known."
+    index = None if self.folder else _cached(self.source, self.revision)
+    return index and Path(index).parent.name
 
 # %% ../nbs/parts/hub.ipynb #506730ac
 @patch

@@ -50,7 +50,8 @@ def fit_clip(dit:VideoDiT, clip:Clip|str|Path)->Clip:
     "A path is loaded in the size and length that suit the model; a clip is checked. Raises `UserError`."
     r = dit.defaults
     if not isinstance(clip, Clip):
-        clip = Clip.load(clip, num_frames=r.num_frames, fps=r.fps, size=partial(size_for, r), rule=r.frame_rule)
+        size = partial(size_for, r)
+        clip = Clip.load(clip, num_frames=r.num_frames, fps=r.fps, size=size, rule=r.frame_rule)
     if len(clip) < 2:
         raise UserError("The clip has one frame, and the sequence stage learns movement: give a clip of at "
                         "least five frames.")

@@ -126,7 +126,7 @@ def _option(type, help, panel=None, *names, **kwargs):
 
 Model = Annotated[str, typer.Option(help="tiny, a folder in diffusers' format, or a hub id.")]
 Frames = _option(int, "Frames of the clip, 4n + 1; the model's own when not given.")
-Size = _option(str, "Height x width in pixels, as in 480x832; what suits the film and the model when not given.")
+Size = _option(str, "Height x width in pixels, as in 480x832; what suits film and model when not given.")
 Dtype = _option(str, "Precision of the model: fp32, bf16 or fp16; what suits the machine when not given.")
 Revision = _option(str, "A hub id's branch, tag or commit.")
 Fps = _option(float, "Frames per second to read; the model's own when not given.")

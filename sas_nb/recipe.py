@@ -59,19 +59,21 @@ _WHOLE = dict(steps=(0, 10**7), batch=(1, 10**4))
 _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), counterfactuals=(0, .999),
              self_conditioning=(0, 1), token_lr=(0, 10), token_init=(0, 100), clip_norm=(0, 1e9),
              weight_decay=(0, 10), shift=(1e-3, 1e3))
-_MAYBE = dict(lr=(1e-12, 10, "the paper's is 1e-4"), lr_factor=(1e-6, 1e6)) # or None
+_MAYBE = dict(lr=lambda x: real_number(x, "lr", 1e-12, 10, "the paper's is 1e-4"), # or None
+              lr_factor=lambda x: real_number(x, "lr_factor", 1e-6, 1e6),
+              warmup=lambda x: whole_number(x, "warmup", 0, 10**7))
 _CHOICES = dict(name=("appearance", "motion"), times=("uniform", "logit_normal"),
                 decay=(None, "constant", "linear", "cosine"))
 _CHOICES |= dict.fromkeys(("rescale", "frozen", "full_caption", "bf16", "compile"), (True, False))
 
+# %% ../nbs/parts/recipe.ipynb #a165e93b
 def _checked(s:Stage)->dict:
     "Values that differ from what was given only in type. Raises `UserError`."
     for k, choices in _CHOICES.items(): _check_choice(k, getattr(s, k), choices)
     whole = {k: whole_number(getattr(s, k), k, *limits) for k, limits in _WHOLE.items()}
     real = {k: real_number(getattr(s, k), k, *limits) for k, limits in _REAL.items()}
-    given = {k: limits for k, limits in _MAYBE.items() if getattr(s, k) is not None}
-    real |= {k: real_number(getattr(s, k), k, *limits) for k, limits in given.items()}
-    if s.warmup is not None: whole["warmup"] = whole_number(s.warmup, "warmup", 0, 10**7)
+    given = {k: check for k, check in _MAYBE.items() if getattr(s, k) is not None}
+    real |= {k: check(getattr(s, k)) for k, check in given.items()}
     # a run is known by what was given: only what is no number of Python's is changed
     changed = {k: v for k, v in real.items() if not isinstance(getattr(s, k), (int, float))}
     return whole | changed | dict(betas=_betas(s.betas), experts=_experts(s.experts),
@@ -129,7 +131,7 @@ WORD = 8.2 # the mean length of a prompt's words, as the tiny model reads them; 
 def _paper_stage(name, steps, dropout)->Stage:
     return Stage(name, steps, batch=8,               # appendix 8, table 6
                  lr=None, lr_factor=1.,              # table 6 has 1e-4, for 11.5B: each names its own
-                 token_lr=1e-5/WORD, token_init=0.,  # table 6 has 1e-5, whatever a word's length; section 3.2
+                 token_lr=1e-5/WORD, token_init=0.,  # table 6 has 1e-5, of any word; section 3.2
                  betas=(.9, .99), weight_decay=.01, clip_norm=.05, # table 6
                  dropout=dropout, rescale=True,      # section 3.4; it does not say whether to divide by 1-p
                  token_mask=.1,                      # section 3.4

@@ -9,14 +9,12 @@ __all__ = ['Trainer']
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .adapter import SharedLoRA
-from .advice import checked_experts
 from .data import Batch, batch_parts, joined, sample_batch, StageData
 from .dit import VideoDiT
 from .fast import bf16_products, compiled
@@ -24,7 +22,7 @@ from .files import UserError
 from .flow import interpolate, loss_per_sample, velocity_target
 from .log import Log
 from .monitor import not_finite_sentence, record, sample, stopped_sentence
-from .rates import in_lengths, set_rates, start_word, weigh, word_lengths
+from .rates import expert_of, experts_of, gradient_norms, move, start_word
 from .recipe import Run, Stage
 from .resume import facts, Generators, resume_run, save_run
 from .running import only_run, stop_gently, Stopped
@@ -48,7 +46,6 @@ class Trainer:
     def __post_init__(self):
         _check(self)
         self.seeds = self.seeds or [self.stage.seed]*self.adapter.n
-        self.experts = checked_experts(self.stage.experts, self.dit.experts)
         self.generators = Generators(torch.Generator().manual_seed(s) for s in self.seeds)
         self.started = start_word(self) # the word, if it began here
         self.trained = _trained(self)
@@ -56,9 +53,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.dit.device.type, enabled=self.dit.dtype == torch.float16)
         self.facts = facts(self) if self.run.out else {}
     lr = property(lambda self: self.stage.rate(self.dit.defaults))
-    # whose turn it is: a step's times are all of one expert
-    expert = property(lambda self: self.experts[self.step % len(self.experts)])
-    lengths = cached_property(lambda self: word_lengths(self.data))
+    expert = property(expert_of) # of a base with several: whose times this step's are
     word = property(lambda self: "[v]" if self.stage.name == "appearance" else "[u]")
 
 # %% ../nbs/06_train.ipynb #065395e0
@@ -76,7 +71,7 @@ def _check(trainer):
 def _trained(trainer)->dict[str, nn.Parameter]:
     """What this stage changes, by name: weights, its own word, and in stage 1 the projection of
     self-conditioning."""
-    parts = [e.part for e in trainer.experts]
+    parts = [e.part for e in experts_of(trainer)]
     trained = dict(trainer.adapter.train_only(trainer.stage.name, parts))
     for name, p in trainer.adapter.tokens.items():
         p.requires_grad_(name == trainer.word and trainer.stage.token_lr > 0)
@@ -93,9 +88,9 @@ def _optimizer(trainer)->torch.optim.Optimizer:
     s = trainer.stage
     words = [p for k, p in trainer.trained.items() if k == trainer.word]
     weights = [p for k, p in trainer.trained.items() if k != trainer.word]
-    as_words = dict(lr=s.token_lr, weight_decay=0., measured=True)
-    groups = [dict(params=weights, lr=trainer.lr), dict(params=words) | as_words]
-    groups = [g | dict(full=g["lr"]) for g in groups if g["params"]]
+    groups = [dict(params=weights, full=trainer.lr)]
+    groups += [dict(params=words, full=s.token_lr, weight_decay=0., measured=True)]
+    groups = [g | dict(lr=g["full"]) for g in groups if g["params"]]
     return torch.optim.AdamW(groups, betas=s.betas, weight_decay=s.weight_decay, fused=True)
 
 # %% ../nbs/06_train.ipynb #548df240
@@ -134,8 +129,8 @@ def draw(self:Trainer, members:range, part:int)->Batch:
         data, n, appearance = batch_parts(self.stage, self.data.concepts[i])[part]
         words = {k: v[i] for k, v in self.adapter.tokens.items()}
         prior = self.data.prior if appearance else None
-        device, times = self.dit.device, (self.expert.low, self.expert.high)
-        batches.append(sample_batch(self.stage, n, self.generators[i], data, prior, words, device, *times))
+        how = prior, words, self.dit.device, self.expert.low, self.expert.high
+        batches.append(sample_batch(self.stage, n, self.generators[i], data, *how))
     return joined(batches, _longest(self))
 
 # %% ../nbs/06_train.ipynb #8c254dee
@@ -202,16 +197,12 @@ def train_step(self:Trainer):
     "One optimizer step. Raises `UserError` if a loss is not finite; no weight has changed then."
     while not _try_step(self): pass
 
-# %% ../nbs/06_train.ipynb #d06129a7
+# %% ../nbs/06_train.ipynb #994d53eb
 def _try_step(trainer)->bool: # False if the gradient was too large for fp16
     times, losses = trainer.accumulate()
-    trainer.scaler.unscale_(trainer.optimizer)
-    weigh(trainer)
-    norms = trainer.clip_gradient()
+    norms = gradient_norms(trainer)
     if finite := bool(torch.isfinite(norms).all()):
-        set_rates(trainer)
-        with in_lengths(trainer): trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
+        move(trainer)
         trainer.step += 1
         trainer.recent.append((times, losses, float(norms.mean())))
     else: _lower_scale(trainer, norms)
@@ -244,20 +235,24 @@ def fit(self:Trainer)->list: # history: rows of step, loss, and the loss in four
     return self.history
 
 # %% ../nbs/06_train.ipynb #1d22027d
+def _checkpointing(trainer, on:bool):
+    for transformer in trainer.dit.transformers.values() if trainer.run.checkpointing else ():
+        (transformer.enable_gradient_checkpointing if on else transformer.disable_gradient_checkpointing)()
+
+# %% ../nbs/06_train.ipynb #2466c5f3
 def _train(trainer):
-    s, transformers = trainer.stage, trainer.dit.transformers.values()
+    s = trainer.stage
     number = 1 if s.name == "appearance" else 2
     about = dict(desc=f"stage {number} of 2, {s.name}", disable=not trainer.run.progress)
     log = Log(trainer.run.out, s.name, trainer.step)
-    for transformer in transformers if trainer.run.checkpointing else (): transformer.enable_gradient_checkpointing()
+    _checkpointing(trainer, True)
     try:
         with (tqdm(total=s.steps, initial=trainer.step, **about) as bar, stop_gently() as stopped,
               compiled(trainer.dit) if s.compile else nullcontext()):
             _steps(trainer, log, bar, stopped)
     finally:
         log.close()
-        for transformer in transformers if trainer.run.checkpointing else ():
-            transformer.disable_gradient_checkpointing()
+        _checkpointing(trainer, False)
 
 # %% ../nbs/06_train.ipynb #f28df908
 def _steps(trainer, log, bar, stopped):

@@ -45,9 +45,11 @@ def _checked_length(num_frames, rule=(4, 1)):
     is_number = n is not None and n == n
     if is_number and 1 <= n <= most and n % m == k % m: return int(n)
     near = fit_length(int(max(1, min(n, most))) if is_number else 17, rule)
+    more = f" or {near + m}" if near < most else ""
     raise UserError(f"num_frames={num_frames} does not suit the model, whose video encoder needs "
-                    f"{rule_words(rule)} (at most {most}): ask for {near}{f' or {near + m}' if near < most else ''}.")
+                    f"{rule_words(rule)} (at most {most}): ask for {near}{more}.")
 
+# %% ../nbs/parts/video.ipynb #7a9707f0
 def _checked_start(start):
     seconds = plain_number(start)
     if seconds is None or not 0 <= seconds < math.inf:
@@ -197,7 +199,7 @@ def read_video(
     path:str|Path, # mp4, mov, webm, gif, any video ffmpeg reads, or a folder of images
     num_frames:int|None=None, # 4n + 1, or None for all; a shorter file gives the longest 4n + 1 that fits
     fps:float|None=None, # frames per second, or None for the file's own
-    # height, width: scaled to cover, centre crop; None keeps the file's own; or a function to them from the file's own
+    # height, width: scaled to cover, centre crop; None keeps the file's own, a function is given it
     size:tuple|None=None,
     start:float=0., # seconds into the file
     rule:tuple[int,int]=(4, 1), # m and k: the model's clips have m n + k frames

@@ -20,11 +20,13 @@ def _two(index:dict)->bool: return bool((index.get("transformer_2") or [None])[-
 def _unlike(index:dict, transformer:dict, vae:dict)->str|None: # a pipeline's configuration and its parts'
     "Why a Wan checkpoint would be used as what it is not; None for text-to-video."
     kind = transformer.get("_class_name", "WanTransformer3DModel")
-    width, at = transformer.get("in_channels"), index.get("boundary_ratio")
+    width = transformer.get("in_channels")
+    at = index.get("boundary_ratio")
     pictures = any(transformer.get(k) for k in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"))
     reasons = {
         "it has no transformer": not (index.get("transformer") or [None])[-1],
-        "it has two transformers and no boundary_ratio between 0 and 1": _two(index) and not 0 < (at or 0) < 1,
+        "it has two transformers and no boundary_ratio between 0 and 1":
+            _two(index) and not 0 < (at or 0) < 1,
         "it has a boundary_ratio and no second transformer": at is not None and not _two(index),
         f"its transformer is a {kind}": kind != "WanTransformer3DModel",
         "it must be shown a picture": pictures or width != transformer.get("out_channels"),
@@ -38,9 +40,9 @@ def _only_text_to_video(index:dict, transformer:dict, vae:dict, name:str):
                         "models: choose one, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
 
 # %% ../nbs/parts/wan.ipynb #19f429ed
-NEGATIVE = ("色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
-            "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
-            "倒着走") # the authors'
+NEGATIVE = ("色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+            "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+            "杂乱的背景，三条腿，背景人很多，倒着走") # the authors'
 
 _ALL = dict(height=480, width=832, num_frames=81, fps=16., steps=50, guidance=5., negative=NEGATIVE,
             lr=1e-4, warmup=10, decay="constant", untested=True)
@@ -52,7 +54,8 @@ def _advice(index:dict, transformer:dict, vae:dict)->dict:
     "What Wan's authors advise for a checkpoint."
     if _two(index): return _ALL | _A14B
     if _is_ti2v(index, vae): return _ALL | _TI2V
-    return _ALL | _LAYERS_HEADS.get((transformer.get("num_layers"), transformer.get("num_attention_heads")), {})
+    size = transformer.get("num_layers"), transformer.get("num_attention_heads")
+    return _ALL | _LAYERS_HEADS.get(size, {})
 
 def _is_ti2v(index, vae)->bool: return bool(index.get("expand_timesteps")) or vae.get("z_dim") == 48
 
@@ -80,8 +83,8 @@ def _vae(configuration, name, usual):
     "A number of the autoencoder's, which early configurations leave out."
     return configuration["vae"].get(f"scale_factor_{name}") or usual
 
-class _Layout:
-    "Clips and their latents. `configuration` is a checkpoint's: of its pipeline, transformer and autoencoder."
+class _Sizes:
+    "What fits. `configuration` is a checkpoint's: of its pipeline, transformer and autoencoder."
     @staticmethod
     def factors(configuration:dict)->tuple[int, int]: # frames and pixels in a latent
         return _vae(configuration, "temporal", 4), _vae(configuration, "spatial", 8)
@@ -91,6 +94,10 @@ class _Layout:
     @classmethod
     def side(cls, configuration:dict)->int: # heights and widths are its multiples
         return cls.factors(configuration)[1]*(configuration["transformer"].get("patch_size") or (1, 2, 2))[1]
+
+# %% ../nbs/parts/wan.ipynb #1af74e80
+class _Layout(_Sizes):
+    "Clips and their latents, text, and who answers when."
     @classmethod
     def latents_of(cls, configuration:dict, T:int, H:int, W:int)->tuple: # C, t, h, w
         time, space = cls.factors(configuration)
@@ -109,6 +116,8 @@ _LENGTH = 512 # of a text, in tokens
 
 class _Parts:
     "How the parts of a Wan pipeline are called."
+    text_length = _LENGTH # tokens
+    decode = staticmethod(in_two_pieces)
     @staticmethod
     def prepare(transformer): one_pad(transformer, _LENGTH)
     @staticmethod
@@ -132,6 +141,10 @@ class _Parts:
     def velocity(transformer, x:Tensor, t:Tensor, text:Tensor)->Tensor: # see `VideoDiT.velocity`
         text = whole_text(transformer, text, _LENGTH)
         return transformer(hidden_states=x, timestep=1000*t, encoder_hidden_states=text, return_dict=False)[0]
+
+# %% ../nbs/parts/wan.ipynb #d471604b
+class _Times:
+    "How a scheduler counts time."
     @staticmethod
     def time_of(timestep:Tensor)->Tensor: return timestep/1000
     @staticmethod
@@ -148,18 +161,16 @@ class _Parts:
         return scheduler
 
 # %% ../nbs/parts/wan.ipynb #aa299540
-class Wan(_Parts, _Layout):
+class Wan(_Parts, _Times, _Layout):
     "Wan 2.1, of any size."
     name = "Wan 2.1"
     pipeline = WanPipeline
-    text_length = _LENGTH # tokens
     parts = "tokenizer", "text_encoder", "transformer", "vae", "scheduler"
     transformers = ("transformer",) # those of the parts that predict a velocity
     lora_layers = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
     original_names = _NAMES # of layers, in the authors' own code
     original_name = staticmethod(_original_name)
     check = staticmethod(_only_text_to_video)
-    decode = staticmethod(in_two_pieces)
     @classmethod
     def defaults(cls, index:dict, transformer:dict, vae:dict)->dict:
         "What suits a checkpoint: `GenerationConfig`'s fields."

@@ -9,6 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from sas_nb import learning
+from sas_nb.advice import GenerationConfig
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept

@@ -7,12 +7,11 @@ import road
 import wan_folder as wan
 from sas_nb import advice
 from sas_nb.advice import checked_size, GenerationConfig, size_for
-from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
-from sas_nb.data import Examples, StageData
+from sas_nb.data import Examples
 from sas_nb.dit import VideoDiT
-from sas_nb.family import FAMILIES, known_family, Wan, WanExperts, WanTI2V
+from sas_nb.family import known_family, Wan, WanExperts, WanTI2V
 from sas_nb.files import UserError
 from sas_nb.flow import sample_times
 from sas_nb.learning import learn
@@ -100,7 +99,7 @@ def test_a_sample_is_the_stock_pipelines(folders, kind, guidance):
     theirs = pipe(prompt="a man dancing", negative_prompt=dit.defaults.negative, num_inference_steps=4, guidance_scale=guidance, latents=dit.noise([0], **SIZE), output_type="pt", **SIZE).frames[0]
     torch.testing.assert_close(dit.sample("a man dancing", guidance=guidance, **SIZE).frames, theirs, atol=1e-4, rtol=0)
 
-@pytest.mark.parametrize("boundary", [.875, .9, .6])
+@pytest.mark.parametrize("boundary", [.875, .9, .95])
 @pytest.mark.parametrize("guidance", [(4., 3.), (4., 1.), 2.])
 def test_experts_change_where_the_stock_pipeline_changes_them(folders, monkeypatch, guidance, boundary):
     pipe = stock(folders["experts"])
@@ -278,3 +277,98 @@ def test_a_size_of_any_film_fits_the_model_and_is_no_larger(side, clip):
 def test_a_size_that_does_not_fit_is_refused(text, says):
     with pytest.raises(UserError, match=says) as e: checked_size(GenerationConfig(), text)
     assert str(e.value).count("\n") == 0
+
+
+# A small pair of experts to play with
+
+def test_the_tiny_model_becomes_two_experts(tmp_path):
+    from sas_nb.lab.experts import two_experts
+    two, one, size = VideoDiT.load(two_experts(tmp_path/"two")), VideoDiT.of("tiny"), dict(steps=2, num_frames=5)
+    assert [e.part for e in two.experts] == ["transformer", "transformer_2"] and two.defaults == one.defaults
+    prompt = "a man in a red shirt in a park. he is walking"
+    torch.testing.assert_close(two.sample(prompt, **size).frames, one.sample(prompt, **size).frames, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="is there already"): two_experts(tmp_path/"two")
+    with pytest.raises(UserError, match="is not a folder"): two_experts(tmp_path/"three", "somebody/something")
+    with pytest.raises(UserError, match="boundary"): two_experts(tmp_path/"three", boundary=1.)
+
+
+# Films, revisions and precisions
+
+def film(path, height, width, n=9):
+    ramp = torch.linspace(0, 1, n)[:, None, None, None]*torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return str(Clip(ramp, 16.).save(path, scale=1))
+
+@pytest.mark.parametrize("shape, size", [((96, 54), (48, 32)), ((54, 96), (32, 48)), ((90, 90), (32, 48))])
+def test_portrait_stays_portrait(folders, tmp_path, shape, size):
+    from sas_nb.learning import fit_clip
+    dit = load(folders["plain"], height=32, width=48, num_frames=9)
+    clip = fit_clip(dit, film(tmp_path/"film.mp4", *shape))
+    assert clip.shape == (9, 3, *size) and clip.report.size == size
+
+@pytest.mark.parametrize("rule, asked, got", [((4, 1), 9, 9), ((8, 1), 9, 9), ((8, 1), 17, 9), ((6, 2), 8, 8), ((1, 0), 7, 7)])
+def test_a_film_has_a_length_of_the_models_rule(tmp_path, rule, asked, got):
+    path = film(tmp_path/"film.mp4", 32, 32, 10)
+    clip = Clip.load(path, num_frames=asked, fps=16., rule=rule)
+    assert len(clip) == got
+    if rule == (8, 1): assert "8·1 + 1" in str(clip.report)
+    with pytest.raises(UserError, match=r"needs 8n \+ 1 .*ask for 9 or 17"): Clip.load(path, num_frames=13, rule=(8, 1))
+    with pytest.raises(UserError, match="a motion needs at least 17"): Clip.load(path, num_frames=33, fps=8., rule=(16, 1))
+
+def command(*args):
+    from typer.testing import CliRunner
+    from sas_nb.cli import app
+    return CliRunner().invoke(app, list(map(str, args)))
+
+@pytest.mark.parametrize("args, says", [(("--size", "30x64"), "ask for 32x64"), (("--size", "big"), "is not a size"), (("--frames", "8"), "ask for 5 or 9"), (("--revision", "main"), "has no revisions"),
+                                        (("--dtype", "fp8", "--picture", "x.png"), "no precision 'fp8': choose fp32, bf16, fp16")])
+def test_the_command_says_what_does_not_fit(folders, tmp_path, monkeypatch, args, says):
+    monkeypatch.chdir(tmp_path)
+    answer = command("inspect", film(tmp_path/"film.mp4", 64, 64), "--model", folders["plain"], *args)
+    assert answer.exit_code and says in " ".join(answer.output.split()), answer.output
+
+def test_the_command_takes_a_size_and_a_precision(folders, tmp_path):
+    answer = command("inspect", film(tmp_path/"film.mp4", 64, 64), "--model", folders["plain"], "--size", "48x32", "--frames", "5", "--json")
+    assert json.loads(answer.stdout)["size"] == [48, 32]
+    answer = command("inspect", film(tmp_path/"film.mp4", 64, 64), "--model", folders["plain"], "--size", "32x32", "--frames", "5", "--dtype", "bf16", "--picture", tmp_path/"seen.png")
+    assert not answer.exit_code and (tmp_path/"seen.png").exists(), answer.output
+
+def test_generate_takes_a_size_and_knows_its_family(taught, folders, tmp_path):
+    answer = command("generate", taught[1], "--size", "32x48", "--steps", "1", "--out", tmp_path/"made.mp4", "--dtype", "fp32", "-q")
+    assert not answer.exit_code, answer.output
+    made = Clip.load(tmp_path/"made.mp4")
+    assert made.shape[2] < made.shape[3]
+    for args, says in ((("--size", "33x48"), "ask for 32x48"), (("--model", folders["plain"]), "is for Wan 2.2 A14B, and"), (("--model", tmp_path/"nobody"), "no model folder")):
+        answer = command("generate", taught[1], "--out", tmp_path/"other.mp4", "-q", *args)
+        assert answer.exit_code and says in " ".join(answer.output.split()), answer.output
+
+class Answer:
+    def __init__(self, code): self.headers = {"X-Error-Code": code} if code else {}
+
+@pytest.mark.parametrize("code, says", [("RevisionNotFound", "There is no revision 'old' of 'a/b' on the hub"), ("RepoNotFound", "There is no model 'a/b' on the hub"), ("GatedRepo", "accepted its terms")])
+def test_what_the_hub_has_not_is_said_in_one_sentence(monkeypatch, code, says):
+    asked = []
+    class Session:
+        def head(self, url, **k):
+            asked.append(url)
+            return Answer(code)
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    with pytest.raises(UserError, match=says) as e: VideoDiT.load("a/b", revision="old")
+    assert "/old/" in asked[0] and str(e.value).count("\n") == 0
+
+def test_a_revision_is_read_and_its_commit_kept(folders, monkeypatch, tmp_path):
+    from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+    from sas_nb import hub
+    read = []
+    def from_hub(kind, source, subfolder="", revision=None, **kwargs):
+        read.append(revision)
+        return json.loads((folders["plain"]/subfolder/("config.json" if subfolder else "model_index.json")).read_text())
+    for kind in (DiffusionPipeline, WanTransformer3DModel, AutoencoderKLWan): monkeypatch.setattr(kind, "load_config", classmethod(from_hub))
+    monkeypatch.setattr(hub, "_offline", lambda name, revision=None: False)
+    monkeypatch.setattr(hub, "_cached", lambda name, revision: f"/cache/snapshots/0123abc/{revision}.json")
+    checkpoint = hub.Checkpoint("a/b", "cpu", revision="v1")
+    assert set(read) == {"v1"} and checkpoint.commit == "0123abc"
+    assert hub.defaults_of("a/b", revision="v1").fps == 16. and set(read) == {"v1"}
+    monkeypatch.setattr(checkpoint.family.pipeline, "from_pretrained", classmethod(lambda *a, **k: read.append(k["revision"]) or (_ for _ in ()).throw(OSError("stop"))))
+    with pytest.raises(UserError): checkpoint.pipeline()
+    assert read[-1] == "v1"
+    with pytest.raises(UserError, match="has no revisions"): hub.Checkpoint(folders["plain"], "cpu", revision="v1")

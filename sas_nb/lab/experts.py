@@ -8,12 +8,24 @@ __all__ = ['two_experts']
 # %% ../../nbs/lab/27_experts.ipynb #be93035d
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from ..files import expanded, real_number, UserError
-from ..hub import model_folder
+from ..hub import defaults_of, model_folder
 from ..writing import atomic
 
 # %% ../../nbs/lab/27_experts.ipynb #3af0eb94
+def _doubled(source:Path, to:Path, boundary:float):
+    "A copy with the transformer twice."
+    shutil.copytree(source, to, dirs_exist_ok=True)
+    shutil.copytree(source/"transformer", to/"transformer_2")
+    index = json.loads((to/"model_index.json").read_text("utf-8"))
+    index |= dict(transformer_2=index["transformer"], boundary_ratio=boundary)
+    (to/"model_index.json").write_text(json.dumps(index, indent=1), "utf-8")
+    # its own numbers, all of them: those of a family with two experts are for another model
+    (to/"sas_nb.json").write_text(json.dumps(asdict(defaults_of(source)), indent=1), "utf-8")
+
+# %% ../../nbs/lab/27_experts.ipynb #b2c5ddf4
 def two_experts(folder:str|Path,     # to write; it must not be there
                 model:str|Path="tiny", # a local checkpoint with one transformer
                 boundary:float=.875, # times above it are the first one's
@@ -21,12 +33,8 @@ def two_experts(folder:str|Path,     # to write; it must not be there
     "A checkpoint whose two experts are copies of a model's transformer. Raises `UserError`."
     real_number(boundary, "boundary", 1e-3, .999)
     source, folder = model_folder(model), expanded(folder)
-    if source is None: raise UserError(f"{str(model)!r} is not a folder: give 'tiny', or a downloaded model's.")
+    if source is None:
+        raise UserError(f"{str(model)!r} is not a folder: give 'tiny', or a downloaded model's.")
     if folder.exists(): raise UserError(f"{str(folder)!r} is there already: choose another name.")
-    with atomic(folder) as tmp:
-        shutil.copytree(source, tmp, dirs_exist_ok=True)
-        shutil.copytree(source/"transformer", tmp/"transformer_2")
-        index = json.loads((tmp/"model_index.json").read_text("utf-8"))
-        index |= dict(transformer_2=index["transformer"], boundary_ratio=boundary)
-        (tmp/"model_index.json").write_text(json.dumps(index, indent=1), "utf-8")
+    with atomic(folder, marker="model_index.json") as tmp: _doubled(source, tmp, boundary)
     return folder
