@@ -89,7 +89,7 @@ def summary(self:Concept)->dict[str, str]:
         "appearance, A B1": f"norm {total[0]:.3g}, scale {self.appearance:g}",
         "motion, A B2": f"norm {total[1]:.3g}, scale {self.motion:g}",
         "steps": " + ".join(steps),
-        "recipe": recipe.get("name", ""),
+        "recipe": ", ".join(filter(None, (recipe.get("name"), self.info.get("untested")))),
         "made": self.info.get("made", ""),
     }
 

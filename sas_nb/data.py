@@ -21,7 +21,7 @@ from .flow import sample_times
 from .hub import fingerprint
 from .prompt import Prompt
 from .recipe import Stage
-from .text import add_tokens, join_texts
+from .text import UnorderedText
 
 # %% ../nbs/05_data.ipynb #94ddf32e
 @dataclass
@@ -32,6 +32,7 @@ class Examples:
     placeholders:list          # of lists such as ["[v]"], one or N
     # (M, C, t, h, w) the same movement by others, see `counterfactual.add_counterfactuals`
     counterfactuals:Tensor|None=None
+    reading:type=UnorderedText # how its texts are put together: the family's
     # what they were made of, for a run to be known by; `replace` forgets it
     given:dict|None=field(default=None, init=False)
     def __len__(self): return len(self.latents)
@@ -43,7 +44,7 @@ class Examples:
         rows = [i if len(self.texts) > 1 else 0 for i in index]
         return (
             self.latents[list(index)],
-            join_texts([self.texts[i] for i in rows]),
+            self.reading.join([self.texts[i] for i in rows]),
             [self.placeholders[i] for i in rows],
         )
 
@@ -90,7 +91,8 @@ def frame_set(dit:VideoDiT,
     return _examples(dit, latents, prompt).made_of(**source(dit, clip, prompt), frozen=frozen)
 
 def _examples(dit, latents, prompt)->Examples:
-    return Examples(latents, [dit.embed_once(prompt)], [list(Prompt.of(prompt).placeholders)])
+    words = list(Prompt.of(prompt).placeholders)
+    return Examples(latents, [dit.embed_once(prompt)], [words], reading=dit.family.text)
 
 # %% ../nbs/05_data.ipynb #017d2555
 def sequence(dit:VideoDiT,
@@ -135,7 +137,8 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     def make(): return _generate(dit, used, batch=batch, progress=progress, **how)
     z = from_base(dit, "prior", make, used, *how.values())
     texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
-    examples = Examples(z, [texts[p] for p in used], [list(Prompt.of(p).placeholders) for p in used])
+    words = [list(Prompt.of(p).placeholders) for p in used]
+    examples = Examples(z, [texts[p] for p in used], words, reading=dit.family.text)
     return examples.made_of(prompts=list(texts), n=n, negative=dit.defaults.negative, **how)
 
 # %% ../nbs/05_data.ipynb #6a59d024
@@ -198,10 +201,12 @@ def pieces(self:Batch, most:int)->list[Batch]:
     parts = [getattr(self, k).split(most) for k in ("clean", "noise", "text", "times")]
     return [Batch(*piece) for piece in zip(*parts)]
 
-def joined(batches:list[Batch], longest:int=0)->Batch: # of text, at least: in tokens
+def joined(batches:list[Batch],
+           longest:int=0, # of text, at least: in tokens
+           reading:type=UnorderedText)->Batch: # how texts are put together
     "Several batches as one."
     clean, noise, times = (torch.cat([getattr(b, k) for b in batches]) for k in ("clean", "noise", "times"))
-    return Batch(clean, noise, join_texts([b.text for b in batches], longest), times)
+    return Batch(clean, noise, reading.join([b.text for b in batches], longest), times)
 
 # %% ../nbs/05_data.ipynb #45c5b82d
 def sample_batch(stage:Stage,
@@ -218,12 +223,13 @@ def sample_batch(stage:Stage,
     for examples, k in ((data, n-from_prior), (prior, from_prior)):
         if k: parts.append(examples.batch(torch.randint(len(examples), (k,), generator=generator).tolist()))
     latents, texts, placeholders = zip(*parts)
-    text = add_tokens(join_texts(texts).to(device), sum(placeholders, []), tokens)
+    text = data.reading.join(texts).to(device)
+    text = data.reading.add(text, sum(placeholders, []), tokens)
     mask = mask_tokens(torch.ones(*text.shape[:2], 1), stage.token_mask, generator)
     times = sample_times(n, generator=generator, kind=stage.times, shift=stage.shift, low=low, high=high)
     clean = torch.cat(latents)
     noise = torch.randn(clean.shape, generator=generator)
-    return Batch(clean.to(device), noise.to(device), text*mask.to(text), times.to(device))
+    return Batch(clean.to(device), noise.to(device), data.reading.masked(text, mask), times.to(device))
 
 # %% ../nbs/05_data.ipynb #00173903
 def batch_parts(stage:Stage, data:Examples,

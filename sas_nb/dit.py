@@ -11,7 +11,6 @@ from pathlib import Path
 import math, textwrap, threading, warnings, weakref
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 from fastcore.basics import patch
@@ -25,7 +24,7 @@ from .flow import guided
 from .hub import Checkpoint, fingerprint, lasting_name
 from .pipeline import LazyPipeline
 from .prompt import beyond, check_vocabulary, checked_prompts, Prompt, several
-from .text import add_tokens, remembered
+from .text import remembered
 from .video import checked_fps
 
 # %% ../nbs/01_dit.ipynb #e5cb983e
@@ -177,7 +176,7 @@ def embed(self:VideoDiT,
     for words in dict.fromkeys(filter(None, map(self.too_long, prompts))):
         warnings.warn(words, Advice, stacklevel=2)
     text = remembered(self, [p.plain for p in prompts])
-    return add_tokens(text, [p.placeholders for p in prompts], tokens or {})
+    return self.family.text.add(text, [p.placeholders for p in prompts], tokens or {})
 
 # %% ../nbs/01_dit.ipynb #876e5476
 @patch(as_prop=True)
@@ -190,8 +189,7 @@ def prompt_embeds(self:VideoDiT,
                   prompts:str|Prompt|list, tokens:dict[str, Tensor]|None=None, # as for `embed`
                  )->Tensor: # (B, 512, D)
     "`embed`, padded to full length: what a stock diffusers pipeline takes as `prompt_embeds`."
-    text = self.embed(prompts, tokens)
-    return F.pad(text, (0, 0, 0, self.family.text_length-text.shape[1]))
+    return self.family.text.join([self.embed(prompts, tokens)], self.family.text_length)
 
 # %% ../nbs/01_dit.ipynb #c044cdc8
 @patch

@@ -36,8 +36,8 @@ def set_rates(trainer): # a `Trainer`
 # %% ../nbs/parts/rates.ipynb #7abc82c3
 def word_lengths(data:StageData)->Tensor: # (N, 1)
     "How long the words of each concept's prompt are, in the mean."
-    texts = [e.texts[0][0] for e in data.concepts]
-    return torch.stack([t[t.any(-1)].float().norm(dim=-1).mean() for t in texts])[:, None]
+    words = [e.reading.words(e.texts[0][0]) for e in data.concepts]
+    return torch.stack([w.float().norm(dim=-1).mean() for w in words])[:, None]
 
 def _measured(trainer)->list[Tensor]: # (N, D) each
     "The words that learn in lengths."

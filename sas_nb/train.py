@@ -131,7 +131,7 @@ def draw(self:Trainer, members:range, part:int)->Batch:
         prior = self.data.prior if appearance else None
         how = prior, words, self.dit.device, self.expert.low, self.expert.high
         batches.append(sample_batch(self.stage, n, self.generators[i], data, *how))
-    return joined(batches, _longest(self))
+    return joined(batches, _longest(self), self.dit.family.text)
 
 # %% ../nbs/06_train.ipynb #8c254dee
 def _longest(trainer)->int:

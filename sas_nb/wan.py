@@ -13,6 +13,7 @@ from diffusers import WanPipeline
 from .advice import Expert
 from .fast import in_two_pieces, one_pad, whole_text
 from .files import UserError
+from .text import UnorderedText
 
 # %% ../nbs/parts/wan.ipynb #bdc841e1
 def _two(index:dict)->bool: return bool((index.get("transformer_2") or [None])[-1])
@@ -40,9 +41,10 @@ def _only_text_to_video(index:dict, transformer:dict, vae:dict, name:str):
                         "models: choose one, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
 
 # %% ../nbs/parts/wan.ipynb #19f429ed
-NEGATIVE = ("色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
-            "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
-            "杂乱的背景，三条腿，背景人很多，倒着走") # the authors'
+NEGATIVE = ("色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，"
+            "最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，"
+            "画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，"
+            "三条腿，背景人很多，倒着走") # the authors'
 
 _ALL = dict(height=480, width=832, num_frames=81, fps=16., steps=50, guidance=5., negative=NEGATIVE,
             lr=1e-4, warmup=10, decay="constant", untested=True)
@@ -117,6 +119,7 @@ _LENGTH = 512 # of a text, in tokens
 class _Parts:
     "How the parts of a Wan pipeline are called."
     text_length = _LENGTH # tokens
+    text = UnorderedText # how texts are put together
     decode = staticmethod(in_two_pieces)
     @staticmethod
     def prepare(transformer): one_pad(transformer, _LENGTH)

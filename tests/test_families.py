@@ -372,3 +372,53 @@ def test_a_revision_is_read_and_its_commit_kept(folders, monkeypatch, tmp_path):
     with pytest.raises(UserError): checkpoint.pipeline()
     assert read[-1] == "v1"
     with pytest.raises(UserError, match="has no revisions"): hub.Checkpoint(folders["plain"], "cpu", revision="v1")
+
+
+# Nothing outside a family assumes Wan
+
+class Ordered(Wan.text):
+    "A word joins at the end, and ones are padding."
+    @staticmethod
+    def add(text, placeholders, tokens):
+        given = [torch.stack([tokens[f].to(text) for f in fs if f in tokens]) for fs in placeholders]
+        return torch.cat([text, torch.stack(given)], 1) if given and len(given[0]) else text
+    @staticmethod
+    def join(texts, least=0):
+        longest = max(least, *(t.shape[1] for t in texts))
+        return torch.cat([torch.cat([t, t.new_ones(1, longest-t.shape[1], t.shape[2])], 1) for t in texts])
+    @staticmethod
+    def short(text): return text
+    @staticmethod
+    def words(text): return text[text.ne(1).any(-1)]
+
+class Other(Wan):
+    "Clips of 8n + 1 frames, sides of 32, latents of another shape, time counted down from 1 in other steps, another way with text."
+    name, text = "Other", Ordered
+    @classmethod
+    def frame_rule(cls, configuration): return 8, 1
+    @classmethod
+    def side(cls, configuration): return 32
+    @classmethod
+    def latents_of(cls, configuration, T, H, W): return 7, (T-1)//8+1, H//32, W//32
+    @staticmethod
+    def time_of(timestep): return timestep/500
+    @staticmethod
+    def velocity(transformer, x, t, text): return t.view(-1, 1, 1, 1, 1)*x
+
+def test_another_family_says_what_is_its_own(folders):
+    dit = load(folders["plain"])
+    dit.family = Other
+    assert dit.noise([0], 17, 64, 96).shape == (1, 7, 3, 2, 3)
+    for size, says in (((13, 64, 64), r"8n\+1 \(9 and 17 are near\)"), ((17, 48, 64), "multiples of 32")):
+        with pytest.raises(UserError, match=says): dit.check_size(*size)
+    vector = torch.full((32,), 7.)
+    text = dit.embed(["a [v] man", "a [v] man dancing on the beach"], {"[v]": vector})
+    assert torch.equal(text[:, -1], vector.expand(2, -1)), "the word is at the end"
+    seen = []
+    dit.denoise(torch.zeros(1, 7, 2, 2, 2), text[:1], 3, 1., velocity=lambda x, t, text: seen.append(float(t[0])) or x)
+    assert seen == [pytest.approx(float(t)/500) for t in dit.schedule(3).timesteps]
+    data = Examples(torch.randn(2, 7, 2, 2, 2), [dit.embed("a man"), dit.embed("a man dancing on the beach")], [["[v]"], ["[v]"]], reading=Ordered)
+    latents, text, _ = data.batch([0, 1])
+    assert torch.equal(text[0, -1], torch.ones(32)) or text.shape[1] == data.texts[0].shape[1]
+    batch = road.trainer(road.new(dit, 2), data, road.stage(batch=2, prior=0, token_mask=0.)).draw(range(1), 0)
+    assert not batch.text[:, -1].any() and batch.text.shape[1] == text.shape[1]+1, "the word is still nothing, and at the end"

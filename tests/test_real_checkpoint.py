@@ -119,7 +119,7 @@ def test_a_hubs_checkpoint_is_refused_by_its_configuration_too(folder, monkeypat
         return json.loads(path.read_text()) | ({} if subfolder else TWO)
     for kind in (DiffusionPipeline, WanTransformer3DModel, AutoencoderKLWan): monkeypatch.setattr(kind, "load_config", classmethod(from_hub))
     monkeypatch.setattr(WanPipeline, "from_pretrained", lambda *a, **k: pytest.fail("read the weights"))
-    monkeypatch.setattr("sas_nb.hub._offline", lambda name: False)
+    monkeypatch.setattr("sas_nb.hub._offline", lambda name, revision=None: False)
     with pytest.raises(UserError, match="'Wan-AI/Wan2.2-T2V-A14B-Diffusers' cannot be used, since it has two transformers and no"): VideoDiT.load("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
     assert {s for s, _ in said} == {"Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
 
@@ -128,7 +128,7 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch):
     def no_network():
         asked.append(1)
         raise OSError("no network")
-    def configuration(source, local_files_only):
+    def configuration(source, local_files_only, revision=None):
         read.append(local_files_only)
         raise OSError("not here")
     monkeypatch.setattr("huggingface_hub.get_session", no_network)
