@@ -137,8 +137,8 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     def make(): return _generate(dit, used, batch=batch, progress=progress, **how)
     z = from_base(dit, "prior", make, used, *how.values())
     texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
-    words = [list(Prompt.of(p).placeholders) for p in used]
-    examples = Examples(z, [texts[p] for p in used], words, reading=dit.family.text)
+    examples = Examples(z, [texts[p] for p in used], [list(Prompt.of(p).placeholders) for p in used],
+                        reading=dit.family.text)
     return examples.made_of(prompts=list(texts), n=n, negative=dit.defaults.negative, **how)
 
 # %% ../nbs/05_data.ipynb #6a59d024
@@ -223,8 +223,7 @@ def sample_batch(stage:Stage,
     for examples, k in ((data, n-from_prior), (prior, from_prior)):
         if k: parts.append(examples.batch(torch.randint(len(examples), (k,), generator=generator).tolist()))
     latents, texts, placeholders = zip(*parts)
-    text = data.reading.join(texts).to(device)
-    text = data.reading.add(text, sum(placeholders, []), tokens)
+    text = data.reading.add(data.reading.join(texts).to(device), sum(placeholders, []), tokens)
     mask = mask_tokens(torch.ones(*text.shape[:2], 1), stage.token_mask, generator)
     times = sample_times(n, generator=generator, kind=stage.times, shift=stage.shift, low=low, high=high)
     clean = torch.cat(latents)

@@ -62,5 +62,4 @@ def remembered(dit, plain:list[str], most:int=256)->Tensor: # (B, L, D)
     if unread: dit.texts_by = weakref.ref(dit.text_encoder)
     rows = [dit.texts[p] for p in plain]
     while len(dit.texts) > most: dit.texts.pop(next(iter(dit.texts)))
-    kind = dit.family.text
-    return kind.short(kind.join([r[None] for r in rows]))
+    return dit.family.text.short(dit.family.text.join([r[None] for r in rows]))

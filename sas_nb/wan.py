@@ -85,6 +85,8 @@ def _vae(configuration, name, usual):
     "A number of the autoencoder's, which early configurations leave out."
     return configuration["vae"].get(f"scale_factor_{name}") or usual
 
+_LENGTH = 512 # of a text, in tokens
+
 class _Sizes:
     "What fits. `configuration` is a checkpoint's: of its pipeline, transformer and autoencoder."
     @staticmethod
@@ -100,6 +102,8 @@ class _Sizes:
 # %% ../nbs/parts/wan.ipynb #1af74e80
 class _Layout(_Sizes):
     "Clips and their latents, text, and who answers when."
+    text_length = _LENGTH # tokens
+    text = UnorderedText # how texts are put together
     @classmethod
     def latents_of(cls, configuration:dict, T:int, H:int, W:int)->tuple: # C, t, h, w
         time, space = cls.factors(configuration)
@@ -114,12 +118,8 @@ class _Layout(_Sizes):
     def experts(configuration:dict)->tuple[Expert, ...]: return (Expert("all", "transformer"),)
 
 # %% ../nbs/parts/wan.ipynb #f9bb88d0
-_LENGTH = 512 # of a text, in tokens
-
 class _Parts:
     "How the parts of a Wan pipeline are called."
-    text_length = _LENGTH # tokens
-    text = UnorderedText # how texts are put together
     decode = staticmethod(in_two_pieces)
     @staticmethod
     def prepare(transformer): one_pad(transformer, _LENGTH)
