@@ -165,16 +165,26 @@ def coefficients(self:SharedLoRA, layer:str)->Tensor|None: # (members, out, r); 
 # %% ../nbs/04_adapter.ipynb #a303481c
 TRAINS = dict(appearance=("A", "B1"), motion=("B2",)) # what each stage trains (eq. 3 and 6)
 
+def _parts_trained(adapter, stage:str|None, of:str)->tuple: # `of`: a part of the pipeline
+    "A transformer that the first stage left out learns its basis in the second: nothing stands on it yet."
+    parts = TRAINS.get(stage, ())
+    if stage == "motion" and len(adapter.dit.experts) > 1 and not _shows(adapter, of): parts = "A", *parts
+    return tuple(p for p in parts if p != "A" or not adapter.given)
+
+def _shows(adapter, of:str)->bool: # whether a transformer has an appearance
+    return any(p.any() for k, p in adapter.weights.items() if k.endswith(".B1") and split_name(k)[0] == of)
+
+# %% ../nbs/04_adapter.ipynb #aa4583a8
 @patch
 def train_only(self:SharedLoRA,
                stage:str|None,  # "appearance" or "motion"; None freezes all
                transformers:tuple[str, ...]|None=None, # only these parts of the pipeline; all when None
               )->dict[str, nn.Parameter]: # what is to be trained
     "Let gradients flow to just what this stage trains. A basis that was given is never trained."
-    parts = [part for part in TRAINS.get(stage, ()) if not (part == "A" and self.given)]
+    wanted = self.dit.family.transformers if transformers is None else transformers
+    trains = {of: _parts_trained(self, stage, of) for of in wanted}
     for key, p in self.weights.items():
-        here = transformers is None or split_name(key)[0] in transformers
-        p.requires_grad_(here and key.rsplit(".", 1)[1] in parts)
+        p.requires_grad_(key.rsplit(".", 1)[1] in trains.get(split_name(key)[0], ()))
     return {key: p for key, p in self.weights.items() if p.requires_grad}
 
 # %% ../nbs/04_adapter.ipynb #ab4e8eb6

@@ -20,7 +20,7 @@ from sas_nb.train import Trainer
 
 HINTS = ("the word is within a few times the length of the others: above 5 of them it drowns them, below .05 "
          "nobody hears it",
-         "updates are .1 % to 3 % of the weights: below it nothing was learned, above 10 % the base wears out",
+         "updates are .1 % to 3 % of the weights: below it nothing was learned, above 10 % it wears the base",
          "the loss falls in the noisy quarters (q3, q4) first and rises in none: where it rises, the rate is "
          "too high")
 

@@ -230,6 +230,14 @@ def test_a_stage_may_be_one_experts(folders, stage, expert, part):
     moved = {advice.split_name(k)[0] for k, p in t.adapter.weights.items() if not torch.equal(p, before[k])}
     assert moved == {part}
 
+def test_an_expert_that_the_first_stage_left_out_learns_its_basis_in_the_second(folders):
+    dit = load(folders["experts"])
+    adapter = road.new(dit, 2)
+    trainer(dit, adapter, experts="low").fit()
+    second = trainer(dit, adapter, "motion")
+    bases = {advice.split_name(k)[0] for k in second.trained if k.endswith(".A")}
+    assert bases == {"transformer"} and {advice.split_name(k)[0] for k in second.trained if k.endswith(".B2")} == {"transformer", "transformer_2"}
+
 def test_experts_that_are_not_there_are_refused(folders):
     for kind, names in (("plain", "low"), ("experts", "middle")):
         dit = load(folders[kind])
