@@ -388,8 +388,8 @@ class Ordered(Wan.text):
     "A word joins at the end, and ones are padding."
     @staticmethod
     def add(text, placeholders, tokens):
-        given = [torch.stack([tokens[f].to(text) for f in fs if f in tokens]) for fs in placeholders]
-        return torch.cat([text, torch.stack(given)], 1) if given and len(given[0]) else text
+        given = [[tokens[f].to(text) for f in fs if f in tokens] for fs in placeholders]
+        return torch.cat([text, torch.stack([torch.stack(g) for g in given])], 1) if given[0] else text
     @staticmethod
     def join(texts, least=0):
         longest = max(least, *(t.shape[1] for t in texts))
