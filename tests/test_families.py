@@ -393,7 +393,7 @@ class Ordered(Wan.text):
     @staticmethod
     def join(texts, least=0):
         longest = max(least, *(t.shape[1] for t in texts))
-        return torch.cat([torch.cat([t, t.new_ones(1, longest-t.shape[1], t.shape[2])], 1) for t in texts])
+        return torch.cat([torch.cat([t, t.new_ones(len(t), longest-t.shape[1], t.shape[2])], 1) for t in texts])
     @staticmethod
     def short(text): return text
     @staticmethod
