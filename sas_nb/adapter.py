@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from peft import inject_adapter_in_model, LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from fastcore.basics import patch
+from .advice import layer_name, split_name
 from .dit import VideoDiT
 from .files import checked_seed, UserError, whole_number
 from .prompt import PLACEHOLDERS
@@ -98,11 +99,17 @@ class SharedLoRA:
 def _frozen(w:Tensor, adapter)->nn.Parameter:
     return nn.Parameter(w.to(adapter.dit.device), requires_grad=False)
 
+def _layers(adapter:SharedLoRA)->dict[str, nn.Linear]:
+    "The layers of every transformer, by name. Raises `UserError`."
+    dit = adapter.dit
+    found = {part: linear_layers(dit.outline(part), adapter.layers) for part in dit.family.transformers}
+    return {layer_name(part, n): m for part, layers in found.items() for n, m in layers.items()}
+
 def _fresh(adapter:SharedLoRA)->dict[str, nn.Parameter]:
     "A as peft starts it, and B at zero: at first nothing has changed."
     generator = torch.Generator().manual_seed(checked_seed(adapter.seed))
     weights = {}
-    for name, layer in linear_layers(adapter.dit.outline(), adapter.layers).items():
+    for name, layer in _layers(adapter).items():
         A = torch.empty(adapter.rank, layer.in_features)
         weights[f"{name}.A"] = nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         B = torch.zeros(adapter.n, layer.out_features, adapter.rank)
@@ -118,21 +125,22 @@ def attached(self:SharedLoRA):
         if self.dit.adapted:
             raise UserError(f"An adapter is on {self.dit.name!r} already: leave its `with ...attached()` "
                             "block first.")
-        on = _put_on(self)
+        on = {part: _put_on(self, part, t) for part, t in self.dit.transformers.items()}
         try: yield self
-        finally: _take_off(self.dit.transformer, on)
+        finally:
+            for part, layers in on.items(): _take_off(self.dit.transformers[part], layers)
 
 # %% ../nbs/04_adapter.ipynb #1d005c17
-def _put_on(adapter:SharedLoRA)->dict[str, SharedLinear]:
-    "Let peft put a `SharedLinear` in the place of each layer."
-    transformer = adapter.dit.transformer
+def _put_on(adapter:SharedLoRA, part:str, transformer:nn.Module)->dict[str, SharedLinear]:
+    "Let peft put a `SharedLinear` in the place of each layer of one transformer."
     config = LoraConfig(r=adapter.rank, lora_alpha=adapter.rank, target_modules=adapter.layers)
     config._register_custom_module({nn.Linear: SharedLinear})
     inject_adapter_in_model(config, transformer, adapter_name="concept")
     on = {name: m for name, m in transformer.named_modules() if isinstance(m, SharedLinear)}
     for name, m in on.items():
-        m.name, m.shared = name, adapter
-        m.lora_A, m.lora_B1, m.lora_B2 = (adapter.weights[f"{name}.{part}"] for part in ("A", "B1", "B2"))
+        m.name = layer_name(part, name)
+        m.shared = adapter
+        m.lora_A, m.lora_B1, m.lora_B2 = (adapter.weights[f"{m.name}.{k}"] for k in ("A", "B1", "B2"))
     return on
 
 # %% ../nbs/04_adapter.ipynb #d548490e
@@ -150,7 +158,7 @@ def coefficients(self:SharedLoRA, layer:str)->Tensor|None: # (members, out, r); 
     for stage, part, scale in (("appearance", "B1", self.appearance), ("motion", "B2", self.motion)):
         if scale == 0: continue
         B = self.weights[f"{layer}.{part}"][self.members]
-        if self.masked == stage: B = B*self.masks[layer]
+        if self.masked == stage and layer in self.masks: B = B*self.masks[layer]
         if scale != 1: B = B*scale
         total = B if total is None else total + B
     return total
@@ -167,13 +175,26 @@ def in_pass(self:SharedLoRA, B:Tensor)->tuple[Tensor, Tensor|None]:
 # %% ../nbs/04_adapter.ipynb #a303481c
 TRAINS = dict(appearance=("A", "B1"), motion=("B2",)) # what each stage trains (eq. 3 and 6)
 
+def _parts_trained(adapter, stage:str|None, of:str)->tuple: # `of`: a part of the pipeline
+    "A transformer that the first stage left out learns its basis in the second: nothing stands on it yet."
+    parts = TRAINS.get(stage, ())
+    if stage == "motion" and len(adapter.dit.experts) > 1 and not _shows(adapter, of): parts = "A", *parts
+    return tuple(p for p in parts if p != "A" or not adapter.given)
+
+def _shows(adapter, of:str)->bool: # whether a transformer has an appearance
+    return any(p.any() for k, p in adapter.weights.items() if k.endswith(".B1") and split_name(k)[0] == of)
+
+# %% ../nbs/04_adapter.ipynb #aa4583a8
 @patch
 def train_only(self:SharedLoRA,
                stage:str|None,  # "appearance" or "motion"; None freezes all
+               transformers:tuple[str, ...]|None=None, # only these parts of the pipeline; all when None
               )->dict[str, nn.Parameter]: # what is to be trained
     "Let gradients flow to just what this stage trains. A basis that was given is never trained."
-    parts = [part for part in TRAINS.get(stage, ()) if not (part == "A" and self.given)]
-    for key, p in self.weights.items(): p.requires_grad_(key.rsplit(".", 1)[1] in parts)
+    wanted = self.dit.family.transformers if transformers is None else transformers
+    trains = {of: _parts_trained(self, stage, of) for of in wanted}
+    for key, p in self.weights.items():
+        p.requires_grad_(key.rsplit(".", 1)[1] in trains.get(split_name(key)[0], ()))
     return {key: p for key, p in self.weights.items() if p.requires_grad}
 
 # %% ../nbs/04_adapter.ipynb #ab4e8eb6
@@ -270,11 +291,13 @@ def draw_masks(self:SharedLoRA,
                stage:str,          # whose coefficients: "appearance" or "motion"
                p:float,            # probability that a coefficient is dropped, in [0, 1); 0 for none
                generators:list,    # one torch.Generator for each concept in the batch, on the CPU
-               rescale:bool=True): # divide kept ones by 1-p
+               rescale:bool=True, # divide kept ones by 1-p
+               transformer:str|None=None): # only of this part of the pipeline; of all when None
     """New coefficient-dropout masks for the coming step: each concept's from its own generator, all its
     layers in one draw. Raises `UserError`."""
     part = TRAINS[stage][-1]
-    kept = {k.rpartition(".")[0]: B[0] for k, B in self.weights.items() if k.endswith(part)}
+    kept = {k.rpartition(".")[0]: B[0] for k, B in self.weights.items()
+            if k.endswith(part) and transformer in (None, split_name(k)[0])}
     sizes = [B.numel() for B in kept.values()]
     like = next(iter(kept.values())).new_empty(sum(sizes))
     drawn = torch.stack([dropout_mask(like, p, g, rescale) for g in generators]) if p else None

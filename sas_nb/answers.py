@@ -128,7 +128,7 @@ def _stage(numbers):
 # %% ../nbs/parts/answers.ipynb #6d24bd76
 def _recipe(info):
     recipe = info.get("recipe", {})
-    if recipe.get("name"): yield "recipe", recipe["name"]
+    if recipe.get("name"): yield "recipe", ", ".join(filter(None, (recipe["name"], info.get("untested"))))
     if changed := changes(recipe): yield "changed", changed
     for k, part in dict(stage1="appearance", stage2="motion").items():
         if k in recipe: yield f"stage {k[-1]}, {part}", _stage(recipe[k])
@@ -139,7 +139,8 @@ def _recipe(info):
 # %% ../nbs/parts/answers.ipynb #be8a39b7
 def _origin(info):
     yield from ((k, info[k]) for k in ("appearance", "motion"))
-    yield "base", f"{info['base']} (weights {info['fingerprint']})"
+    commit = f", commit {info['revision'][:12]}" if "revision" in info else ""
+    yield "base", f"{info['base']} (weights {info['fingerprint']}{commit})"
     if "clip" in info:
         frames, _, height, width = info["clip"]["shape"]
         size = f"{frames} frames, {width} x {height}, {info['clip']['fps']:g} fps"

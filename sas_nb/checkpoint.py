@@ -21,7 +21,7 @@ from . import __version__
 from .adapter import SharedLoRA
 from .data import hashed, StageData
 from .files import UserError
-from .recipe import Recipe, Stage
+from .recipe import earlier_stage, Recipe, Stage
 from .writing import atomic
 
 # %% ../nbs/parts/checkpoint.ipynb #29235246
@@ -64,7 +64,7 @@ def run_facts(adapter:SharedLoRA, data:StageData, stage:Stage, lr:float, seeds:l
     }
     frozen = [p for k, p in adapter.everything().items() if k not in trained and p.any()]
     before = "result of stage 1" if stage.name == "motion" else "basis or start"
-    run = dict(base=f"#{adapter.dit.weights_names()[0]}", rank=adapter.rank, layers=adapter.layers)
+    run = dict(base=f"#{adapter.dit.base_names()[0]}", rank=adapter.rank, layers=adapter.layers)
     run[before] = hashed(*frozen)
     if n > 1: run["seeds"] = seeds
     recipe = {k: v for k, v in asdict(stage).items() if k not in FREE} | dict(lr=lr)
@@ -123,7 +123,7 @@ def differences(was:dict, now:dict, defaults:dict, most:int=4)->str:
     before, today = map(_count, (was, now))
     if before != today: return f"of {_concepts(before)}, and this one is of {_concepts(today)}"
     apart = [d for k in ("examples", "run") for d in _apart(was[k], now[k])]
-    apart += _recipes_apart(was["recipe"], now["recipe"], defaults)
+    apart += _recipes_apart(earlier_stage(was["recipe"]), now["recipe"], defaults)
     more = [f"and {len(apart)-most} more"]*(len(apart) > most)
     return "; ".join([_sentence(*d) for d in apart[:most]] + more)
 

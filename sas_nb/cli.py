@@ -17,9 +17,10 @@ from rich.table import Column, Table
 from rich.text import Text
 from . import __version__
 from .answers import draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned, totals
-from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Fps, Frames,
-                            Lr, Model, Named, PriorPrompt, Quiet, Rank, Regularize,
-                            SampleEvery, SaveEvery, Seed, Settings, Sheet, Start, Steps1, Steps2)
+from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Dtype, Fps,
+                            Frames, Lr, Model, Named, named_model, PriorPrompt, Quiet, Rank, Regularize,
+                            Revision, SampleEvery, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps1,
+                            Steps2)
 from .terminal import (as_options, caution, check_name, check_writable, Command, Commands,
                              in_options, say, show, tidy)
 
@@ -69,10 +70,10 @@ def _is_local(hub_id):
 
 def _megabytes(folder): return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())/1e6
 
-def _clip_size(model, download=True):
+def _clip_size(model, download=True, revision=None):
     "The clips that a model is trained on, read without loading it."
     from sas_nb.hub import defaults_of
-    return defaults_of(model, download)
+    return defaults_of(model, download, revision)
 
 # %% ../nbs/parts/cli.ipynb #7ba3004e
 _OTHERS = ("The others need a GPU, and their first use downloads them; so far sas_nb was tried on random "
@@ -101,13 +102,16 @@ def models():
     say(" ".join([*notes, _OTHERS.format(", ".join(FAMILIES))]))
 
 # %% ../nbs/parts/cli.ipynb #8e1c7f24
-def _load(path, model, frames=None, fps=None, start=0.):
-    "The clip, at the size the model was trained on."
+def _load(path, model, frames=None, fps=None, start=0., size=None, revision=None):
+    "The clip, at a size that suits it and the model."
+    from functools import partial
+    from sas_nb.advice import checked_size, size_for
     from sas_nb.clip import Clip
-    r = _clip_size(model)
+    r = _clip_size(model, revision=revision)
     frames = r.num_frames if frames is None else frames
     fps = r.fps if fps is None else fps
-    return Clip.load(path, num_frames=frames, fps=fps, size=(r.height, r.width), start=start)
+    size = partial(size_for, r) if size is None else checked_size(r, size)
+    return Clip.load(path, num_frames=frames, fps=fps, size=size, start=start, rule=r.frame_rule)
 
 # %% ../nbs/parts/cli.ipynb #3a46ddc9
 _SEEN = typer.Argument(metavar="CLIP", help="A video, or a folder of images.", show_default=False)
@@ -124,15 +128,16 @@ def _check_picture(path):
          "sas-nb inspect data/clips/dancer.mp4 --start 0.5 --fps 8 --picture seen.png",
          "sas-nb inspect frames/ --json")
 def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None, fps:Fps=None, start:Start=0.,
+            size:Size=None, revision:Revision=None, dtype:Dtype=None,
             picture:Annotated[Optional[Path], _PICTURE]=None, as_json:AsJson=False):
     """Say what the model would see of a video: which frames, which part of the picture, and what may spoil
     the training."""
     if picture: _check_picture(picture)
-    seen = _load(clip, model, frames, fps, start)
-    about = _clip_size(model).about
+    seen = _load(clip, model, frames, fps, start, size, revision)
+    about = _clip_size(model, revision=revision).about
     words = as_options(str(seen.report)) + f"\n  model    {model!r} {about}"*bool(about)
     say(json.dumps(seen.report.to_dict(), indent=1) if as_json else words)
-    shown = draw_round_trip(seen, model, picture) if picture else ""
+    shown = draw_round_trip(seen, named_model(model, dtype, revision), picture) if picture else ""
     if shown and not as_json: say(shown)
 
 # %% ../nbs/parts/cli.ipynb #56ccf80f
@@ -150,7 +155,8 @@ _BIG = "--frames 33 --batch 1 --checkpointing --apart --set both.prior=0"
          f"sas-nb train other.mp4 {_LOOK} --out other --recipe run",
          f"sas-nb train film.mp4 {_LOOK} --out big --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers {_BIG}")
 def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], motion:Annotated[str, _MOTION],
-          out:Annotated[Path, _OUT], model:Model="tiny", frames:Frames=None, fps:Fps=None, start:Start=0.,
+          out:Annotated[Path, _OUT], model:Model="tiny", revision:Revision=None, dtype:Dtype=None,
+          frames:Frames=None, size:Size=None, fps:Fps=None, start:Start=0.,
           recipe:Named="default", settings:Settings=None, steps1:Steps1=None, steps2:Steps2=None,
           rank:Rank=None, batch:Batch=None, lr:Lr=None, seed:Seed=None, regularize:Regularize=True,
           prior_prompt:PriorPrompt=None, counterfactual:Counterfactual=None,
@@ -166,8 +172,9 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
     prompts = Prompts(appearance, motion)
     run = _run(out, progress=not quiet, save_every=save_every, sample_every=sample_every,
                memory=_memory(checkpointing=checkpointing, apart=apart, at_once=at_once))
-    seen = _load(clip, model, frames, fps, start)
-    _learn(seen, prompts, model, chosen, run, sheet)
+    seen = _load(clip, model, frames, fps, start, size, revision)
+    loaded = named_model(model, dtype, revision) if dtype or revision else model
+    _learn(seen, prompts, loaded, chosen, run, sheet)
 
 # %% ../nbs/parts/cli.ipynb #f8321628
 def _run(out, **given):
@@ -180,6 +187,20 @@ def _memory(**given):
     from sas_nb.memory import Memory
     known = {k: v for k, v in given.items() if v is not None}
     return Memory(**known) if known else None
+
+def _note(model):
+    if about := _clip_size(model).about: say(f"Note: {model!r} {about}.", err=True)
+
+# %% ../nbs/parts/cli.ipynb #476acd4c
+def _learn(clip, prompts, model, recipe, run, sheet):
+    from sas_nb.learning import learn
+    for words in clip.report.warnings: caution(as_options(f"{words}."))
+    if run.progress: _note(getattr(model, "name", model))
+    check_writable(run.out, folder=True)
+    before = log_of(run.out)
+    concept = learn(clip, prompts, model, recipe, run)
+    finished = before is not None and before == log_of(run.out)
+    say_learned(concept, run.out, finished, sheet and draw_run(concept, clip, run.out, finished))
 
 # %% ../nbs/parts/cli.ipynb #af5a9db1
 def _learn(clip, prompts, model, recipe, run, sheet):
@@ -194,10 +215,14 @@ def _learn(clip, prompts, model, recipe, run, sheet):
     say_learned(concept, run.out, finished, sheet and draw_run(concept, clip, run.out, finished))
 
 # %% ../nbs/parts/cli.ipynb #e7ae545c
-def _concept(folder, model=None):
+def _concept(folder, model=None, dtype=None, revision=None):
     from sas_nb.concept import Concept
-    from sas_nb.dit import VideoDiT
-    return Concept.load(folder, VideoDiT.of(model) if model else None)
+    from sas_nb.concept_file import base_name
+    concept = Concept.load(folder)
+    if model or dtype or revision:
+        known = revision or (None if model else concept.info.get("revision"))
+        concept.dit = named_model(model or base_name(concept.info), dtype, known)
+    return concept
 
 _FOLDER = typer.Argument(metavar="CONCEPT", help="The folder that train wrote, or a saved concept.",
                          show_default=False)
@@ -206,6 +231,11 @@ _PROMPT = typer.Argument(help="What to show; the training prompt when not given.
                               "what was learned.", show_default=False)
 
 def _given(type, help, **kwargs): return Annotated[Optional[type], typer.Option(help=help, **kwargs)]
+
+def _shape(concept, size): # arguments of `generate`
+    from sas_nb.advice import checked_size
+    if size is None: return {}
+    return dict(zip(("height", "width"), checked_size(concept.base().defaults, size)))
 
 # %% ../nbs/parts/cli.ipynb #60950356
 _STEPS = "Sampling steps; what suits the model when not given."
@@ -226,14 +256,14 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
              negative:_given(str, "What to move away from.")=None,
              appearance:_given(float, "Scale of the appearance, 1 as it was learned.")=None,
              motion:_given(float, "Scale of the motion, 1 as it was learned.")=None,
-             frames:Frames=None, fps:_given(float, _PLAYS)=None,
-             model:_given(str, _BASE)=None, quiet:Quiet=False):
+             frames:Frames=None, size:Size=None, fps:_given(float, _PLAYS)=None,
+             model:_given(str, _BASE)=None, revision:Revision=None, dtype:Dtype=None, quiet:Quiet=False):
     "Make a video of a concept, as it was trained or edited by a prompt."
     check_name(out)
     check_writable(out)
-    scaled = _concept(concept, model).at(appearance, motion)
+    scaled = _concept(concept, model, dtype, revision).at(appearance, motion)
     clip = scaled.generate(prompt, seed, steps, guidance, negative_scale, motion_guidance, negative=negative,
-                           num_frames=frames, fps=fps, progress=not quiet)
+                           num_frames=frames, fps=fps, progress=not quiet, **_shape(scaled, size))
     say(f"Wrote {clip.save(out)}: {len(clip)} frames, {clip.fps:g} per second.")
 
 # %% ../nbs/parts/cli.ipynb #fe99f2e4

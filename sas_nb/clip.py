@@ -81,12 +81,14 @@ def load(
     *,
     num_frames:int|None=None, # 4n + 1, or None for all; a shorter file gives the longest 4n + 1 that fits
     fps:float|None=None, # frames per second, or None for the file's own
-    size:tuple[int,int]|None=None, # height, width: scaled to cover, centre crop; None keeps the file's own
+    # height, width: scaled to cover, centre crop; None keeps the file's own, a function is given it
+    size:tuple|None=None,
     start:float=0., # seconds into the file
+    rule:tuple[int,int]=(4, 1), # m and k: the model's clips have m n + k frames
 ) -> Clip:
     """Read a clip by its time stamps, upright, transparency on white; its `report` says what was done.
     Raises `UserError`."""
-    frames, report = read_video(path, num_frames, fps, size, start)
+    frames, report = read_video(path, num_frames, fps, size, start, rule)
     return cls(frames, report.fps, Path(path).stem, report)
 
 # %% ../nbs/00_clip.ipynb #a08c2efa

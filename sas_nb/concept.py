@@ -17,6 +17,7 @@ from torch import Tensor
 from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
 from .adapter import SharedLoRA
+from .advice import checked_guidance
 from .clip import Clip
 from .concept_file import (as_json, base_name, check_shapes, concept_folder, FILES, made_with,
                                  provenance, read_info, readable)
@@ -89,7 +90,7 @@ def summary(self:Concept)->dict[str, str]:
         "appearance, A B1": f"norm {total[0]:.3g}, scale {self.appearance:g}",
         "motion, A B2": f"norm {total[1]:.3g}, scale {self.motion:g}",
         "steps": " + ".join(steps),
-        "recipe": recipe.get("name", ""),
+        "recipe": ", ".join(filter(None, (recipe.get("name"), self.info.get("untested")))),
         "made": self.info.get("made", ""),
     }
 
@@ -110,7 +111,11 @@ def _repr_markdown_(self:Concept):
 def base(self:Concept)->VideoDiT:
     """The model this concept lives on. Raises `UserError` if it is not found, or its weights are not those
     the concept was trained on."""
-    if self.dit is None: self.dit = VideoDiT.of(base_name(self.info))
+    if self.dit is None: self.dit = VideoDiT.of(base_name(self.info), self.info.get("revision"))
+    family = self.info.get("family", self.dit.family.name)
+    if family != self.dit.family.name:
+        raise UserError(f"This concept is for {family}, and {self.dit.name!r} is {self.dit.family.name}: "
+                        f"load it with the base {self.info['base']!r} it names{made_with(self.info)}.")
     if self.info["fingerprint"] not in self.dit.prints:
         raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other "
                         f"weights of it): load it with the base {self.info['base']!r} it "
@@ -189,7 +194,8 @@ def _forgets(prompt, words, prompts):
 def generate(self:Concept,
              prompt:str|list[str]|None=None, # the training prompt when None; edits change it
              seed:int|list[int]=0, steps:int|None=None,
-             guidance:float|None=None,       # classifier-free guidance, 1 is none; else the concept's own
+             # classifier-free guidance, 1 is none; one number, or one for each expert; else the concept's own
+             guidance:float|tuple|None=None,
              negative_scale:float|None=None, # of the concept on guidance's negative side, 0 to 1
              motion_guidance:float=1.,       # below 1 calmer, above 1 livelier
              fps:float|None=None,            # frames per second at which the clip plays; as filmed when None
@@ -204,12 +210,11 @@ def generate(self:Concept,
     motion_guidance = real_number(motion_guidance, "motion_guidance", 0, 4, "1 is as it was learned")
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
     for words in self.advice(prompt): warnings.warn(words, Advice, stacklevel=2)
-    given = dict(seed=seed, steps=steps, guidance=guidance, fps=self.fps if fps is None else fps)
     prompt = self.prompt if prompt is None else prompt
-    how = _size(self) | given | kwargs
-    with self.dit.lock:
-        scales = 1. if guidance == 1 else negative_scale, motion_guidance
-        return self.dit.clips(_latents(self, prompt, scales, how), prompt, seed, how["fps"])
+    how = dict(seed=seed, steps=steps, guidance=guidance, fps=self.fps if fps is None else fps)
+    how = _size(self) | how | kwargs
+    scales = 1. if guidance == 1 else negative_scale, motion_guidance
+    with self.dit.lock: return self.dit.clips(_latents(self, prompt, scales, how), prompt, seed, how["fps"])
 
 # %% ../nbs/08_concept.ipynb #1c7b080a
 def _latents(concept, prompt, scales, how)->Tensor: # (B, C, t, h, w)
@@ -221,11 +226,12 @@ def _latents(concept, prompt, scales, how)->Tensor: # (B, C, t, h, w)
         return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, latents=True, **how)
 
 # %% ../nbs/08_concept.ipynb #afb5f470
-def _guidance(concept, guidance, negative_scale)->tuple[float, float]:
+def _guidance(concept, guidance, negative_scale)->tuple[float|tuple, float]:
     "Both as given, else the concept's own. Raises `UserError`."
     own = concept.info.get("sampling", {})
-    usual = own.get("guidance_factor", 1.)*concept.base().defaults.guidance
-    guidance = usual if guidance is None else real_number(guidance, "guidance", -1000, 1000)
+    dit = concept.base()
+    usual = dit.defaults.usual_guidance(own.get("guidance_factor", 1.))
+    guidance = checked_guidance(usual if guidance is None else guidance, dit.experts)
     scale = own.get("negative_scale", 1.) if negative_scale is None else negative_scale
     return guidance, real_number(scale, "negative_scale", 0, 1, "1 is ordinary guidance")
 

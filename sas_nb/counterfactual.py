@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 import torch
 from torch import Tensor
+from .advice import guidance_at
 from .data import Examples, from_base
 from .dit import VideoDiT
 from .files import checked_seed, UserError
@@ -30,15 +31,15 @@ def redraw(dit:VideoDiT,
     changes ([FlowEdit](https://arxiv.org/abs/2412.08629), algorithm 1, no step skipped)."""
     r = dit.defaults
     clean, n = clean.to(dit.device, torch.float32), len(clean)
-    guidance = r.guidance if guidance is None else guidance
+    guidance = r.usual_guidance() if guidance is None else guidance
     text = dit.embed([before]*n + [after]*n + [r.negative]*2*n*(guidance != 1))
     generator = torch.Generator().manual_seed(checked_seed(seed))
     scheduler = dit.schedule(r.steps if steps is None else steps)
     z = clean.clone()
     for t, now, then in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]):
-        at = now, (t/1000).expand(2*n).to(clean)
-        change = sum(_change(dit, clean, z, at, text, guidance, generator) for _ in range(draws))/draws
-        z = z + (then-now)*change
+        at = now, dit.family.time_of(t).expand(2*n).to(clean)
+        how = *guidance_at(dit.experts, at[1], guidance, text), generator
+        z = z + (then-now)*sum(_change(dit, clean, z, at, *how) for _ in range(draws))/draws
     return z
 
 # %% ../nbs/07_counterfactual.ipynb #7a405d43
@@ -91,6 +92,10 @@ def about(appearance:str, motion:str)->str:
     return _exchanged(motion) if len(shown) == len(moving) == 1 and shown != moving else motion
 
 # %% ../nbs/07_counterfactual.ipynb #0e9ed9fd
+def _redrawn(dit, clean, words, n, how, seed)->Tensor: # (n, C, t, h, w)
+    return torch.cat([redraw(dit, clean, *words, **how, seed=seed+i).cpu() for i in range(n)])
+
+# %% ../nbs/07_counterfactual.ipynb #089940f8
 def add_counterfactuals(dit:VideoDiT,  # the base model, no adapter on it
                         data:Examples, # a `sequence`
                         prompt:str|Prompt, # its prompt; the base hears it without `[v]` and `[u]`
@@ -101,13 +106,10 @@ def add_counterfactuals(dit:VideoDiT,  # the base model, no adapter on it
                        )->Examples:    # the same, with its `counterfactuals`
     """The same movement by others: the base redraws the clip with somebody else in the part. Made once,
     then read from the cache. Raises `UserError`."""
-    r = dit.defaults
     words = Prompt.of(prompt).plain, Prompt.of(other).plain if other else counterpart(prompt)
-    how = dict(steps=steps or r.steps, guidance=r.guidance if guidance is None else guidance, draws=draws)
-    def make():
-        clips = [redraw(dit, data.latents[:1], *words, **how, seed=seed+i).cpu() for i in range(n)]
-        return torch.cat(clips)
-
+    guidance = dit.defaults.usual_guidance() if guidance is None else guidance
+    how = dict(steps=steps or dit.defaults.steps, guidance=guidance, draws=draws)
+    def make(): return _redrawn(dit, data.latents[:1], words, n, how, seed)
     latents = from_base(dit, "counterfactual pairs", make, data.latents, words, n, how, seed)
     examples = replace(data, counterfactuals=latents)
     if not data.given: return examples

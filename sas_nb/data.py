@@ -12,14 +12,15 @@ import hashlib
 import torch
 from torch import Tensor
 from fastcore.basics import patch
+from .advice import checked_guidance
 from .cache import cached, in_cache
 from .clip import Clip
 from .dit import checked_steps, VideoDiT
-from .files import checked_seed, real_number, UserError, whole_number
+from .files import checked_seed, UserError, whole_number
 from .flow import sample_times
 from .prompt import Prompt
 from .recipe import Stage
-from .text import add_tokens, join_texts
+from .text import UnorderedText
 
 # %% ../nbs/05_data.ipynb #94ddf32e
 @dataclass
@@ -30,6 +31,7 @@ class Examples:
     placeholders:list          # of lists such as ["[v]"], one or N
     # (M, C, t, h, w) the same movement by others, see `counterfactual.add_counterfactuals`
     counterfactuals:Tensor|None=None
+    reading:type=UnorderedText # how its texts are put together: the family's
     # what they were made of, for a run to be known by; `replace` forgets it
     given:dict|None=field(default=None, init=False)
     def __len__(self): return len(self.latents)
@@ -41,7 +43,7 @@ class Examples:
         rows = [i if len(self.texts) > 1 else 0 for i in index]
         return (
             self.latents[list(index)],
-            join_texts([self.texts[i] for i in rows]),
+            self.reading.join([self.texts[i] for i in rows]),
             [self.placeholders[i] for i in rows],
         )
 
@@ -92,7 +94,8 @@ def frame_set(dit:VideoDiT,
     return _examples(dit, latents, prompt).made_of(**source(dit, clip, prompt), frozen=frozen)
 
 def _examples(dit, latents, prompt)->Examples:
-    return Examples(latents, [dit.embed_once(prompt)], [list(Prompt.of(prompt).placeholders)])
+    words = list(Prompt.of(prompt).placeholders)
+    return Examples(latents, [dit.embed_once(prompt)], [words], reading=dit.family.text)
 
 # %% ../nbs/05_data.ipynb #017d2555
 def sequence(dit:VideoDiT,
@@ -136,7 +139,8 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     batch = whole_number(batch, "batch", 1, 10**4)
     z = _each_kept(dit, used, batch, progress, **how)
     texts = dict(zip(prompts, dit.embed_once(prompts)))
-    examples = Examples(z, [texts[p] for p in used], [list(Prompt.of(p).placeholders) for p in used])
+    examples = Examples(z, [texts[p] for p in used], [list(Prompt.of(p).placeholders) for p in used],
+                        reading=dit.family.text)
     return examples.made_of(prompts=list(texts), n=n, negative=dit.defaults.negative, **how)
 
 # %% ../nbs/05_data.ipynb #6a59d024
@@ -146,7 +150,7 @@ def _sampling(dit, size, steps, guidance)->dict:
     usual = r.num_frames, r.height, r.width
     return dict(size=tuple(own or known for own, known in zip(size, usual)),
                 steps=r.steps if steps is None else checked_steps(steps),
-                guidance=r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000))
+                guidance=checked_guidance(r.usual_guidance() if guidance is None else guidance, dit.experts))
 
 # %% ../nbs/05_data.ipynb #8ebde30c
 def _each_kept(dit, prompts, batch, progress, **how)->Tensor: # (N, C, t, h, w), on the CPU
@@ -183,8 +187,9 @@ def _base(dit, name)->tuple:
     if dit.adapted:
         raise UserError(f"The {name} must come from the base model, and an adapter is on it: "
                         "leave its `with ...attached()` block first.")
-    who = dit.print_of("transformer"), str(dit.dtype), dit.print_of("text_encoder")
-    return *who, dit.defaults.negative, repr(dit.scheduler.config)
+    who = *map(dit.print_of, dit.family.transformers), str(dit.dtype), dit.print_of("text_encoder")
+    bits = [dit.memory.weights]*(dit.memory.weights != "own")
+    return *who, *bits, dit.defaults.negative, repr(dit.scheduler.config)
 
 # %% ../nbs/05_data.ipynb #836ab065
 def mask_tokens(text:Tensor,                # (B, L, D), last token the padding
@@ -212,10 +217,12 @@ def pieces(self:Batch, most:int)->list[Batch]:
     parts = [getattr(self, k).split(most) for k in ("clean", "noise", "text", "times")]
     return [Batch(*piece) for piece in zip(*parts)]
 
-def joined(batches:list[Batch], longest:int=0)->Batch: # of text, at least: in tokens
+def joined(batches:list[Batch],
+           longest:int=0, # of text, at least: in tokens
+           reading:type=UnorderedText)->Batch: # how texts are put together
     "Several batches as one."
     clean, noise, times = (torch.cat([getattr(b, k) for b in batches]) for k in ("clean", "noise", "times"))
-    return Batch(clean, noise, join_texts([b.text for b in batches], longest), times)
+    return Batch(clean, noise, reading.join([b.text for b in batches], longest), times)
 
 # %% ../nbs/05_data.ipynb #45c5b82d
 def sample_batch(stage:Stage,
@@ -223,19 +230,21 @@ def sample_batch(stage:Stage,
                  generator:torch.Generator,    # on the CPU: all chance comes from it, in one order
                  data:Examples, prior:Examples|None, # the concept's examples, and the base's own
                  tokens:dict[str, Tensor],     # placeholder -> vector (D,)
-                 device:torch.device)->Batch:
+                 device:torch.device,
+                 low:float=0., high:float=1., # times of one expert
+                )->Batch:
     "The concept's examples and the prior's share, with noise and times for each."
     from_prior = int(n*stage.prior + torch.rand((), generator=generator).item()) if prior is not None else 0
     parts = []
     for examples, k in ((data, n-from_prior), (prior, from_prior)):
         if k: parts.append(examples.batch(torch.randint(len(examples), (k,), generator=generator).tolist()))
     latents, texts, placeholders = zip(*parts)
-    text = add_tokens(join_texts(texts).to(device), sum(placeholders, []), tokens)
+    text = data.reading.add(data.reading.join(texts).to(device), sum(placeholders, []), tokens)
     mask = mask_tokens(torch.ones(*text.shape[:2], 1), stage.token_mask, generator)
-    times = sample_times(n, generator=generator, kind=stage.times, shift=stage.shift)
+    times = sample_times(n, generator=generator, kind=stage.times, shift=stage.shift, low=low, high=high)
     clean = torch.cat(latents)
     noise = torch.randn(clean.shape, generator=generator)
-    return Batch(clean.to(device), noise.to(device), text*mask.to(text), times.to(device))
+    return Batch(clean.to(device), noise.to(device), data.reading.masked(text, mask), times.to(device))
 
 # %% ../nbs/05_data.ipynb #00173903
 def batch_parts(stage:Stage, data:Examples,

@@ -11,20 +11,19 @@ from pathlib import Path
 import math, textwrap, threading, warnings, weakref
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 from fastcore.basics import patch
+from .advice import checked_guidance, GenerationConfig, guidance_at
 from .clip import Clip
-from .family import GenerationConfig
-from .files import Advice, real_number, UserError, whole_number, checked_seed
+from .files import Advice, checked_seed, UserError, whole_number
 from .flow import guided
 from .hub import Checkpoint, lasting_name
 from .memory import Memory
 from .passes import decoded_latents, encoded_frames, encoded_once
 from .pipeline import LazyPipeline
 from .prompt import beyond, check_vocabulary, checked_prompts, Prompt, several
-from .text import add_tokens, read_once, remembered
+from .text import read_once, remembered
 from .video import checked_fps
 
 # %% ../nbs/01_dit.ipynb #e5cb983e
@@ -41,13 +40,12 @@ class VideoDiT(LazyPipeline):
         self.texts = {}               # prompts read lately, and by which encoder; see `remembered`
         self.texts_by = weakref.ref(self)
     @cached_property
-    def prints(self)->list[str]:
-        "What the transformer's weights may be called."
-        return self.weights_names()
+    def prints(self)->list[str]: return self.base_names() # what the base's weights may be called
     @property
     def adapted(self)->bool:
-        "Whether an adapter of peft's is on the transformer."
-        return "transformer" in self.loaded and hasattr(self.transformer, "peft_config")
+        "Whether an adapter of peft's is on a transformer."
+        held = (self._held(part) for part in self.family.transformers)
+        return any(hasattr(t, "peft_config") for t in held)
     def __repr__(self):
         parts = ", ".join(name for name in self.family.parts if name in self.loaded) or "nothing"
         place = f"{self.dtype}, {self.device}; in memory: {parts}"
@@ -60,9 +58,10 @@ def load(cls:VideoDiT,
          device:str|torch.device|None=None, # best there is when None
          dtype:torch.dtype|None=None,    # of the transformer and text encoder; see `best_dtype`
          memory:Memory|None=None,        # how it is fitted into the machine; plainly, or by a run, when None
+         revision:str|None=None,         # of a hub id
         )->VideoDiT:
     "Any checkpoint of a known family; its parts are read when asked for. Raises `UserError`."
-    checkpoint = Checkpoint(name, device, dtype)
+    checkpoint = Checkpoint(name, device, dtype, revision)
     advice = GenerationConfig.read(checkpoint.folder, checkpoint.family.defaults(*checkpoint.about))
     dit = cls(checkpoint, str(name), advice, memory)
     dit.lasting_name = lasting_name(name)
@@ -73,10 +72,10 @@ class _Typed(str):
     "A lasting name that remembers how it was typed."
 
 @lru_cache(maxsize=None)
-def _shared(name:_Typed)->VideoDiT: return VideoDiT.load(name.typed)
+def _shared(name:_Typed, revision=None)->VideoDiT: return VideoDiT.load(name.typed, revision=revision)
 
 @patch(cls_method=True)
-def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path")->VideoDiT:
+def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path", revision:str|None=None)->VideoDiT:
     "A `VideoDiT` as it is, a pipeline wrapped, a name loaded once in a process. Raises `UserError`."
     if isinstance(model, cls): return model
     if isinstance(model, DiffusionPipeline): return cls(model)
@@ -85,18 +84,18 @@ def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path")->VideoDiT:
                         f"and this is {model!r:.60}: give one of these.")
     name = _Typed(lasting_name(model))
     name.typed = str(model)
-    return _shared(name)
+    return _shared(name, revision) if revision else _shared(name)
 
 # %% ../nbs/01_dit.ipynb #368d6ec6
 @patch
 def check_size(self:VideoDiT, T:int, H:int, W:int):
     "Raise `UserError` for a clip that the model cannot hold: Wan's have 4n+1 frames, sides multiples of 16."
-    chunk = math.lcm(self.time_factor, 4) # the encoder takes four frames at a time, whatever its factor
-    step = self.space_factor*self.configuration["transformer"]["patch_size"][1]
-    if (T-1) % chunk or H % step or W % step:
-        low = (T-1)//chunk*chunk+1
-        near = "" if T == low else f" ({low} and {low+chunk} are near)"
-        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {chunk}n+1{near} "
+    m, k = self.family.frame_rule(self.configuration)
+    step = self.family.side(self.configuration)
+    if (T-k) % m or H % step or W % step:
+        low = max(0, (T-k)//m)*m+k
+        near = "" if T == low else f" ({low} and {low+m} are near)"
+        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {m}n+{k}{near} "
                         f"and sides multiples of {step}.")
 
 # %% ../nbs/01_dit.ipynb #a7d1c00c
@@ -163,21 +162,20 @@ def embed(self:VideoDiT,
     for words in dict.fromkeys(filter(None, map(self.too_long, prompts))):
         warnings.warn(words, Advice, stacklevel=2)
     text = remembered(self, [p.plain for p in prompts])
-    return add_tokens(text, [p.placeholders for p in prompts], tokens or {})
+    return self.family.text.add(text, [p.placeholders for p in prompts], tokens or {})
 
 # %% ../nbs/01_dit.ipynb #876e5476
 @patch(as_prop=True)
 def text_width(self:VideoDiT)->int:
     "D, the width of the text that the DiT reads."
-    return self.configuration["transformer"]["text_dim"]
+    return self.family.text_width(self.configuration)
 
 @patch
 def prompt_embeds(self:VideoDiT,
                   prompts:str|Prompt|list, tokens:dict[str, Tensor]|None=None, # as for `embed`
                  )->Tensor: # (B, 512, D)
     "`embed`, padded to full length: what a stock diffusers pipeline takes as `prompt_embeds`."
-    text = self.embed(prompts, tokens)
-    return F.pad(text, (0, 0, 0, self.family.text_length-text.shape[1]))
+    return self.family.text.join([self.embed(prompts, tokens)], self.family.text_length)
 
 # %% ../nbs/01_dit.ipynb #c044cdc8
 @patch
@@ -215,8 +213,7 @@ def noise(self:VideoDiT,
     sizes = {k: getattr(self.defaults, k) if v is None else v for k, v in given.items()}
     T, H, W = (whole_number(v, k, 1, 8192) for k, v in sizes.items())
     self.check_size(T, H, W)
-    channels = self.configuration["transformer"]["in_channels"]
-    shape = channels, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor
+    shape = self.family.latents_of(self.configuration, T, H, W)
     draws = (torch.Generator().manual_seed(checked_seed(s)) for s in seeds)
     return torch.stack([torch.randn(shape, generator=g) for g in draws]).to(self.device)
 
@@ -224,25 +221,26 @@ def noise(self:VideoDiT,
 @patch
 def schedule(self:VideoDiT, steps:int, device=None):
     "A scheduler of diffusers like the pipeline's, new, with its `timesteps` and `sigmas` for so many steps."
-    scheduler = type(self.scheduler).from_config(self.scheduler.config)
-    scheduler.set_timesteps(checked_steps(steps), device=device)
-    return scheduler
+    return self.family.schedule(self.scheduler, checked_steps(steps), device)
 
 @patch
 @torch.no_grad()
 def denoise(self:VideoDiT,
             x:Tensor,          # (B, C, t, h, w) noise
             text:Tensor,       # (B, L, D); with guidance (2B, L, D), negatives last
-            steps:int, guidance:float,
+            steps:int,
+            guidance:float|tuple, # one number, or one for each expert
             progress:bool=False, # show a bar
             velocity=None,     # another velocity than the DiT's own, e.g. a self-conditioned one
            )->Tensor:          # (B, C, t, h, w) clean latents
     "Follow the velocity from noise to latents with the pipeline's own scheduler."
     scheduler = self.schedule(steps, x.device)
     x = x.float()
-    for t in tqdm(scheduler.timesteps, disable=not progress, desc="sampling", leave=False):
-        v = guided(velocity or self.velocity, x, (t/1000).expand(len(x)).to(x), text, guidance)
-        x = scheduler.step(v.float(), t, x, return_dict=False)[0]
+    for timestep in tqdm(scheduler.timesteps, disable=not progress, desc="sampling", leave=False):
+        t = self.family.time_of(timestep).expand(len(x)).to(x)
+        at = guidance_at(self.experts, t, guidance, text)
+        v = guided(velocity or self.velocity, x, t, *at)
+        x = scheduler.step(v.float(), timestep, x, return_dict=False)[0]
     return x
 
 # %% ../nbs/01_dit.ipynb #8f6596e7
@@ -264,7 +262,7 @@ def sample(self:VideoDiT,
            prompt:str|Prompt|list,     # what to show; a list gives a list of clips, in one batch
            seed:int|list[int]=0,       # same seed, same noise; a list gives one clip per seed
            steps:int|None=None,        # recommended when None
-           guidance:float|None=None,   # classifier-free guidance; 1 is none
+           guidance:float|tuple|None=None, # classifier-free guidance; 1 is none; or one for each expert
            negative:str|None=None,     # what to move away from
            num_frames:int|None=None, height:int|None=None, width:int|None=None,
            fps:float|None=None,        # frames per second at which the clips play; the model's own when None
@@ -277,7 +275,7 @@ def sample(self:VideoDiT,
     prompts, seeds = _pairs(prompt, seed)
     fps = checked_fps(r.fps if fps is None else fps)
     steps = r.steps if steps is None else checked_steps(steps)
-    guidance = r.guidance if guidance is None else real_number(guidance, "guidance", -1000, 1000)
+    guidance = checked_guidance(r.usual_guidance() if guidance is None else guidance, self.experts)
     noise = self.noise(seeds, num_frames, height, width)
     negatives = [r.negative if negative is None else negative]*len(prompts) if guidance != 1 else []
     x = self.denoise(noise, self.embed(prompts + negatives, tokens), steps, guidance, progress, velocity)

@@ -10,11 +10,24 @@ import json
 from pathlib import Path
 from safetensors.torch import save as to_bytes
 from . import __version__
+from .advice import split_name
 from .family import FAMILIES
 from .files import expanded, UserError
+from .wan import Wan
 from .writing import atomic
 
 # %% ../nbs/parts/export.ipynb #fc9e9981
+_ENDS = dict(transformer="_high_noise", transformer_2="_low_noise") # of files, where there are two experts
+
+def _parts(layers:dict)->dict[str, dict]: # ending of the files' names -> {layer: (A, B)}
+    "The layers of each transformer, by their own names."
+    by_part = {}
+    for name, pair in layers.items():
+        part, layer = split_name(name)
+        by_part.setdefault(part, {})[layer] = pair
+    if len(by_part) == 1: return {"": next(iter(by_part.values()))}
+    return {_ENDS[part]: layers for part, layers in by_part.items()}
+
 def _lora(layers, prefix, concept)->bytes:
     "A LoRA file in peft's names; its header says what it is and of which base."
     about = {k: concept.info[k] for k in ("base", "fingerprint", "appearance", "motion")}
@@ -26,10 +39,13 @@ def _lora(layers, prefix, concept)->bytes:
     }
     return to_bytes(tensors, {k: str(v) for k, v in about.items()})
 
-def _diffusers(folder, layers, concept):
-    (folder/"pytorch_lora_weights.safetensors").write_bytes(_lora(layers, "transformer.", concept))
+# %% ../nbs/parts/export.ipynb #c75efc5b
+def _diffusers(folder, layers, concept, end):
+    (folder/f"pytorch_lora_weights{end}.safetensors").write_bytes(_lora(layers, "transformer.", concept))
 
-def _peft(folder, layers, concept):
+def _peft(folder, layers, concept, end):
+    folder = folder/end.strip("_")
+    folder.mkdir(exist_ok=True)
     (folder/"adapter_model.safetensors").write_bytes(_lora(layers, "base_model.model.", concept))
     config = dict(peft_type="LORA", task_type=None, base_model_name_or_path=concept.info["base"],
                   r=concept.rank, lora_alpha=concept.rank, lora_dropout=0.,
@@ -37,24 +53,29 @@ def _peft(folder, layers, concept):
     (folder/"adapter_config.json").write_text(json.dumps(config, indent=1))
 
 # %% ../nbs/parts/export.ipynb #84d7cb94
-def _comfyui(folder, layers, concept):
-    family = FAMILIES[concept.info.get("family", "WanPipeline")]
+def _comfyui(folder, layers, concept, end):
+    family = FAMILIES[concept.info.get("family", Wan.name)]
     named = {l: family.original_name(l) for l in layers}
     if nameless := next((l for l, name in named.items() if not name), None):
         raise UserError(f"The layer {nameless!r} has no name in the authors' own code, which ComfyUI reads: "
                         "export in the format 'diffusers' or 'peft', or train with other layers.")
     tensors = _lora({named[l]: pair for l, pair in layers.items()}, "diffusion_model.", concept)
-    (folder/"lora.safetensors").write_bytes(tensors)
+    (folder/f"lora{end}.safetensors").write_bytes(tensors)
 
 _WRITERS = dict(diffusers=_diffusers, peft=_peft, comfyui=_comfyui)
-_FILES = dict(
-    diffusers=("pytorch_lora_weights.safetensors",),
-    peft=("adapter_model.safetensors", "adapter_config.json"),
-    comfyui=("lora.safetensors",),
+_FILES = dict( # of one transformer, by the end of its name
+    diffusers=lambda end: (f"pytorch_lora_weights{end}.safetensors",),
+    peft=lambda end: tuple(f"{end.strip('_')}/{f}".lstrip("/")
+                           for f in ("adapter_model.safetensors", "adapter_config.json")),
+    comfyui=lambda end: (f"lora{end}.safetensors",),
 )
 _ABOUT = "tokens.safetensors", "README.md", "export.json"
 _LORAS = tuple(
-    f"{part}{f}" for part in ("", "appearance/", "identity/", "motion/") for fs in _FILES.values() for f in fs
+    f"{part}{f}"
+    for part in ("", "appearance/", "identity/", "motion/")
+    for files in _FILES.values()
+    for end in ("", *_ENDS.values())
+    for f in files(end)
 )
 _OURS = dict(marker="export.json", names=(*_ABOUT, *_LORAS), sign=("README.md", "made by sas_nb"))
 
@@ -64,13 +85,14 @@ def write_loras(concept, folder:str|Path, format:str, split:bool)->list[Path]: #
     (`PeftModel.from_pretrained`) or ComfyUI, and the tokens' vectors beside them. Raises `UserError`."""
     _check_export(concept, format)
     folder, parts = expanded(folder), concept.adapters(split)
-    files = [f"{name}/{f}" if split else f for name in parts for f in _FILES[format]]
+    ends = _parts(parts["motion" if split else "concept"])
+    files = [f"{name}/{f}" if split else f for name in parts for end in ends for f in _FILES[format](end)]
     with atomic(folder, **_OURS, writes=(*_ABOUT, *files)) as tmp:
         _write_about(concept, tmp, format, split)
         for name, layers in parts.items():
             target = tmp/name if split else tmp
             target.mkdir(exist_ok=True)
-            _WRITERS[format](target, layers, concept)
+            for end, own in _parts(layers).items(): _WRITERS[format](target, own, concept, end)
     return [folder/name for name in parts] if split else [folder]
 
 # %% ../nbs/parts/export.ipynb #494a116d
@@ -92,22 +114,33 @@ def _write_about(concept, folder, format, split):
     (folder/"export.json").write_text(json.dumps(about, indent=1), "utf-8")
 
 # %% ../nbs/parts/export.ipynb #98143434
-def _loading(format, split): # lines of Python
+def _loading(format, split, ends): # lines of Python
     "Put the adapters on `pipe`, from inside the export's folder."
     parts = {"appearance": "appearance", "motion": "motion"} if split else {"concept": "."}
-    if format == "peft": return _loading_peft(parts)
-    lines = [f'pipe.load_lora_weights("{place}", weight_name="{_FILES[format][0]}", adapter_name="{name}")'
-             for name, place in parts.items()]
+    if format == "peft": return _loading_peft(parts, ends)
+    lines = []
+    for name, place in parts.items():
+        for k, end in enumerate(ends):
+            second = ", load_into_transformer_2=True" if k else ""
+            lines.append(f'pipe.load_lora_weights("{place}", weight_name="{_FILES[format](end)[0]}", '
+                         f'adapter_name="{name}"{second})')
     return lines + ['pipe.set_adapters(["appearance", "motion"], [1., 1.])']*split
 
-def _loading_peft(parts):
-    (name, place), *more = parts.items()
-    call = f'PeftModel.from_pretrained(pipe.transformer, "{place}", adapter_name="{name}")'
-    lines = ["from peft import PeftModel", f"pipe.transformer = {call}"]
-    lines += [f'pipe.transformer.load_adapter("{place}", adapter_name="{name}")' for name, place in more]
-    return lines + ['pipe.transformer.base_model.set_adapter(["appearance", "motion"])']*bool(more)
+# %% ../nbs/parts/export.ipynb #79eeafa2
+def _loading_peft(parts, ends):
+    lines = ["from peft import PeftModel"]
+    for k, end in enumerate(ends):
+        where = "pipe.transformer_2" if k else "pipe.transformer"
+        (name, place), *more = ((n, f"{p}/{end.strip('_')}".rstrip("/")) for n, p in parts.items())
+        call = f'PeftModel.from_pretrained({where}, "{place}", adapter_name="{name}")'
+        lines += [f"{where} = {call}"]
+        lines += [f'{where}.load_adapter("{place}", adapter_name="{name}")' for name, place in more]
+        lines += [f'{where}.base_model.set_adapter(["appearance", "motion"])']*bool(more)
+    return lines
 
 # %% ../nbs/parts/export.ipynb #9814c7a1
+def _ends(concept)->list[str]: return list(_parts(dict.fromkeys(concept.layers)))
+
 def _program(concept, format, split): # text of a Python program
     "Load the base, put the LoRA on, make the video: to be run in the export's folder."
     clip, own = concept.info.get("clip", {}), concept.info.get("sampling", {})
@@ -119,20 +152,23 @@ def _program(concept, format, split): # text of a Python program
         "", f"dit = VideoDiT.load({concept.info['base']!r})",
         "pipe = dit.pipe # a pipeline of diffusers",
         f"text = dit.prompt_embeds({concept.prompt!r}, load_file('tokens.safetensors'))",
-        "negative = dit.prompt_embeds(dit.defaults.negative)", *_loading(format, split),
+        "negative = dit.prompt_embeds(dit.defaults.negative)", *_loading(format, split, _ends(concept)),
         f"frames = pipe(prompt_embeds=text, negative_prompt_embeds=negative, {size}output_type='pt',",
         "              num_inference_steps=dit.defaults.steps,",
         f"              guidance_scale={weaker}dit.defaults.guidance,",
+        *[f"              guidance_scale_2={weaker}dit.defaults.guidance_2,"]*(len(_ends(concept)) > 1),
         "              generator=torch.Generator().manual_seed(0)).frames[0]",
         f"Clip(frames.float().cpu(), {clip.get('fps', 'dit.defaults.fps')}).save('video.mp4')"])
 
 # %% ../nbs/parts/export.ipynb #ba38a0a1
 def _in_comfyui(concept, split):
     "What is known of ComfyUI, and what is lost there."
-    files = "both lora.safetensors, under two names," if split else "lora.safetensors"
+    names = " and ".join(f"lora{end}.safetensors" for end in _ends(concept))
+    files = f"both {names}, under other names," if split else names
     words = " and ".join(k for k, v in concept.tokens.items() if v.any())
     text = (f"Copy {files} into ComfyUI/models/loras, and load it over the same base with the node "
-            "`LoraLoaderModelOnly`.\n\nTried: diffusers loads these layer names, which are those of the "
+            "`LoraLoaderModelOnly`, each over the model of its noise where there are two.\n\n"
+            "Tried: diffusers loads these layer names, which are those of the "
             "authors' own code, and gets the same update. Not tried: ComfyUI itself, and whether it can "
             f"load the base `{concept.info['base']}`.\n\n")
     if words:

@@ -73,6 +73,13 @@ def shift_times(t:Tensor|float, # times in [0,1]
         raise UserError(f"shift is {shift}, but it multiplies the odds of noise; pass a number above 0.")
     return shift * t / (1 + (shift - 1) * t)
 
+# %% ../nbs/02_flow.ipynb #ff5ac693
+def _between(u, kind, shift, low, high):
+    "Uniform draws, squeezed so that the times they become lie between two times."
+    ends = shift_times(torch.tensor([low, high], dtype=torch.float64), 1/shift)
+    if kind == "logit_normal": ends = torch.special.ndtr(torch.logit(ends))
+    return (ends[0] + u*(ends[1]-ends[0])).to(u.dtype)
+
 # %% ../nbs/02_flow.ipynb #50bcf1b2
 def _uniform(n:int, generator:torch.Generator|None, stratified:bool) -> Tensor:
     "`n` uniform draws in [0,1), one in each of `n` equal slices and shuffled where `stratified`."
@@ -81,19 +88,23 @@ def _uniform(n:int, generator:torch.Generator|None, stratified:bool) -> Tensor:
     if not stratified: return u
     return (torch.randperm(n, generator=generator, device=device) + u) / n
 
+# %% ../nbs/02_flow.ipynb #517f9257
 def sample_times(n:int,                               # how many, the batch size
                  generator:torch.Generator|None=None, # draws on its device; torch's CPU generator if None
                  kind:str="uniform",                  # or "logit_normal": sigmoid of a standard normal
                  shift:float=1.0,                     # see `shift_times`, applied last
                  stratified:bool=True,                # one time in each n-th of the distribution
                  device:str|torch.device|None=None,   # where to put the result
+                 low:float=0., high:float=1.,         # only times of the distribution from here to there
                 ) -> Tensor:                          # (n,), in [1e-5, 1 - 1e-5]
     "Training times. Raises `UserError` for an unknown `kind` or a shift that is not above 0."
     if kind not in ("uniform", "logit_normal"):
         raise UserError(f"unknown kind of times {kind!r}; use 'uniform' or 'logit_normal'.")
     u = _uniform(n, generator, stratified)
+    if (low, high) != (0., 1.): u = _between(u, kind, shift, low, high)
     t = u if kind == "uniform" else torch.special.ndtri(u).sigmoid()
-    return shift_times(t, shift).clamp(1e-5, 1 - 1e-5).to(device or t.device)
+    most = torch.tensor(high).nextafter(torch.tensor(0.)).item() if high < 1 else 1 - 1e-5
+    return shift_times(t, shift).clamp(max(low, 1e-5), most).to(device or t.device)
 
 # %% ../nbs/02_flow.ipynb #213d700d
 def quantile_losses(times:Tensor,  # (N,), in [0,1]

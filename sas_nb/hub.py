@@ -15,7 +15,8 @@ import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from fastcore.basics import patch
 from huggingface_hub import snapshot_download
-from .family import FAMILIES, known_family, GenerationConfig
+from .advice import GenerationConfig
+from .family import known_family
 from .fast import best_device, best_dtype, channels_last
 from .files import expanded, UserError
 from .memory import Memory
@@ -39,28 +40,51 @@ def lasting_name(name:str|Path)->str:
     return str(folder.absolute()) if folder and folder == expanded(name) else str(name)
 
 # %% ../nbs/parts/hub.ipynb #180f19f8
-def _offline(name:str)->bool: # False where the hub answers
+_NOT_THERE = dict( # what the hub answers, and what that means
+    RevisionNotFound="There is no revision {revision!r} of {name!r} on the hub: give a branch, a tag or a "
+                     "commit that is there.",
+    RepoNotFound="There is no model {name!r} on the hub that may be read: check its spelling, or log in if "
+                 "it is private.",
+    GatedRepo="{name!r} may be read only by those who accepted its terms: do so on its page on the hub, and "
+              "log in.")
+
+def _check_revision(folder:Path|None, revision:str|None):
+    if folder and revision:
+        raise UserError(f"{str(folder)!r} is a folder, which has no revisions: leave revision out.")
+
+def _cached(name:str, revision:str|None)->str|None:
+    "Where this machine keeps a checkpoint's index; its folder is called by the commit."
+    from huggingface_hub import try_to_load_from_cache
+    path = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    return path if isinstance(path, str) else None
+
+# %% ../nbs/parts/hub.ipynb #02198a8a
+def _offline(name:str, revision:str|None=None)->bool: # False where the hub answers
     "True where a hub id has to be read from this machine's cache. Raises `UserError` if it is not there."
-    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
-    try: get_session().head(hf_hub_url(name, "model_index.json"), timeout=5)
+    from huggingface_hub import get_session, hf_hub_url
+    try: answer = get_session().head(hf_hub_url(name, "model_index.json", revision=revision), timeout=5)
     except Exception as e: # whatever the network, a proxy or the offline mode says
-        if isinstance(try_to_load_from_cache(name, "model_index.json"), str): return True
+        if _cached(name, revision): return True
         reason = " ".join(str(e).split())[:100]
         raise UserError(f"There is no model folder {name!r}, and the hub cannot be asked for it without a "
                         f"network ({reason}): connect to the network, or give the folder of a downloaded "
                         "model.") from e
+    why = getattr(answer, "headers", {}).get("X-Error-Code")
+    if why in _NOT_THERE: raise UserError(_NOT_THERE[why].format(name=name, revision=revision))
     return False
 
 # %% ../nbs/parts/hub.ipynb #0a46f835
 _KINDS = dict(transformer=WanTransformer3DModel, vae=AutoencoderKLWan)
 
-def _configuration(source:str, local_files_only:bool=False)->tuple[dict, dict, dict]:
+def _configuration(source:str, local_files_only:bool=False,
+                   revision:str|None=None)->tuple[dict, dict, dict]:
     "What a checkpoint says of itself: the pipeline's configuration, its transformer's and its autoencoder's."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # diffusers asks the hub in a way that the hub calls old
-        index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
+        how = dict(local_files_only=local_files_only, revision=revision)
+        index = DiffusionPipeline.load_config(source, **how)
         there = {p: kind for p, kind in _KINDS.items() if (index.get(p) or [None])[-1]}
-        parts = {p: kind.load_config(source, subfolder=p, local_files_only=local_files_only)
+        parts = {p: kind.load_config(source, subfolder=p, **how)
                  for p, kind in there.items()}
     return index, parts.get("transformer", {}), parts.get("vae", {})
 
@@ -72,15 +96,18 @@ def whole(part:str, configuration:dict)->dict:
 # %% ../nbs/parts/hub.ipynb #906de50b
 def defaults_of(name:str|Path,      # as for `VideoDiT.load`
                     download:bool=True, # read a hub's configuration there; False looks only on this machine
+                revision:str|None=None, # of a hub id
                    )->GenerationConfig:
     "What suits a checkpoint, without loading it; Wan 2.1's values where nothing can be read."
     folder = model_folder(name)
+    _check_revision(folder, revision)
     try:
-        here = folder is not None or not download or _offline(name) # the hub's client would try for a minute
-        about = _configuration(str(folder or name), local_files_only=here)
-    except Exception: return GenerationConfig.read(folder, {}) # not there or not whole, which `load` says
-    family = FAMILIES.get(about[0].get("_class_name"))
-    return GenerationConfig.read(folder, family.defaults(*about) if family else {})
+        # without a network, the hub's client would try for a minute
+        here = folder is not None or not download or _offline(name, revision)
+        about = _configuration(str(folder or name), local_files_only=here, revision=revision)
+        own = known_family(*about).defaults(*about)
+    except Exception: own = {} # not there, not whole or not known, which `load` says
+    return GenerationConfig.read(folder, own)
 
 # %% ../nbs/parts/hub.ipynb #ed88c891
 @contextmanager
@@ -118,18 +145,27 @@ class Checkpoint:
                  name:str|Path,                     # "tiny", a folder, or a hub id
                  device:str|torch.device|None=None, # best there is when None
                  dtype:torch.dtype|None=None,       # of the transformer and text encoder; see `best_dtype`
+                 revision:str|None=None,            # of a hub id: a branch, a tag or a commit
                 ):
         self.folder = model_folder(name)
         self.source = str(self.folder or name)
         self.device = torch.device(device or best_device())
         self.dtype = dtype or best_dtype(self.device)
         self.names_read = {}
-        self.offline = self.folder is None and _offline(self.source)
+        _check_revision(self.folder, revision)
+        self.revision = revision
+        self.offline = self.folder is None and _offline(self.source, revision)
         with _readable(self.source):
-            self.about = _configuration(self.source, local_files_only=self.offline)
-            self.family = known_family(self.about[0]["_class_name"], self.source)
-            self.family.check(*self.about, self.source)
+            self.about = _configuration(self.source, self.offline, revision)
+            self.family = known_family(*self.about, self.source)
             self.check_files()
+
+# %% ../nbs/parts/hub.ipynb #6d6f712d
+@patch(as_prop=True)
+def commit(self:Checkpoint)->str|None:
+    "The hub's commit that is read here, where it is known."
+    index = None if self.folder else _cached(self.source, self.revision)
+    return index and Path(index).parent.name
 
 # %% ../nbs/parts/hub.ipynb #506730ac
 @patch
@@ -137,7 +173,7 @@ def check_files(self:Checkpoint):
     "Raise `OSError` for a folder without one of the pipeline's parts, or without some of its weights."
     for part in self.family.parts if self.folder else ():
         if not any((self.folder/part).glob("*.json")): raise OSError(f"there is no {part}/ in it")
-    for part in ("transformer", "text_encoder", "vae") if self.folder else ():
+    for part in (*self.family.transformers, "text_encoder", "vae") if self.folder else ():
         binary = any(f.suffix == ".bin" for f in (self.folder/part).iterdir())
         if not binary and not weight_files(self.folder/part):
             raise OSError(f"there are no weights in {part}/")
@@ -165,7 +201,8 @@ def pipeline(self:Checkpoint,
              **parts, # those that are not to be read; None for one to be left out
             )->DiffusionPipeline:
     "The stock pipeline. Raises `UserError`."
-    read = partial(self.family.pipeline.from_pretrained, self.source, local_files_only=self.offline)
+    read = partial(self.family.pipeline.from_pretrained, self.source, local_files_only=self.offline,
+                   revision=self.revision)
     with _readable(self.source), _quiet():
         pipe = read(torch_dtype={"vae": vae_dtype, "default": self.dtype}, **parts)
     pipe.set_progress_bar_config(disable=True)
@@ -218,7 +255,7 @@ def fingerprint(module:torch.nn.Module)->str:
 # %% ../nbs/parts/hub.ipynb #85fc0442
 def maker_fingerprint(dit)->str: # a `VideoDiT`
     "Sixteen hex digits that name all the weights that make a clip: text encoder, DiT and autoencoder."
-    prints = map(dit.print_of, ("text_encoder", "transformer", "vae"))
+    prints = map(dit.print_of, ("text_encoder", *dit.family.transformers, "vae"))
     return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
 # %% ../nbs/parts/hub.ipynb #ed913668

@@ -7,13 +7,15 @@ __all__ = ['learn', 'fit_clip', 'set_caption', 'build', 'concept_place', 'univer
 
 # %% ../nbs/09_learning.ipynb #26e8973c
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from torch import Tensor
 from .adapter import SharedLoRA
+from .advice import size_for
 from .checkpoint import check_count
 from .clip import Clip
 from .concept import Concept
-from .concept_file import FILES
+from .concept_file import FILES, UNTESTED
 from .counterfactual import add_counterfactuals, counterpart
 from .data import Examples, frame_set, prior_examples, sequence, StageData, frozen_length
 from .dit import VideoDiT
@@ -42,6 +44,7 @@ def learn(clip:Clip|str|Path,        # one video of the subject: a file, a folde
     _fit(dit, run)
     clip = fit_clip(dit, clip)
     adapter = _checked(dit, [prompts], recipe, run, A)
+    if dit.defaults.untested: print(f"The recipe for {dit.name!r} is {UNTESTED}: see scripts/first_run.py.")
     if run.progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
     return _learn(adapter, [clip], [prompts], recipe, run)[0]
 
@@ -51,10 +54,11 @@ def _fit(dit, run):
     if run.memory is not None or not dit.memory_given: dit.memory = run.memory or Memory()
 
 def fit_clip(dit:VideoDiT, clip:Clip|str|Path)->Clip:
-    "A path is loaded in the model's own size; a clip is checked. Raises `UserError`."
+    "A path is loaded in the size and length that suit the model; a clip is checked. Raises `UserError`."
     r = dit.defaults
     if not isinstance(clip, Clip):
-        clip = Clip.load(clip, num_frames=r.num_frames, fps=r.fps, size=(r.height, r.width))
+        size = partial(size_for, r)
+        clip = Clip.load(clip, num_frames=r.num_frames, fps=r.fps, size=size, rule=r.frame_rule)
     if len(clip) < 2:
         raise UserError("The clip has one frame, and the sequence stage learns movement: give a clip of at "
                         "least five frames.")

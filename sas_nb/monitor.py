@@ -8,6 +8,7 @@ __all__ = ['record', 'sample', 'stopped_sentence', 'overflow_sentence', 'not_fin
 # %% ../nbs/parts/monitor.ipynb #b388ec37
 import time
 import torch
+from .concept_file import UNTESTED
 from .flow import quantile_losses
 from .writing import atomic
 
@@ -22,7 +23,7 @@ def record(trainer, log)->dict:
                grad_norm=sum(r[2] for r in trainer.recent)/len(trainer.recent),
                **{f"loss_q{i+1}": v for i, v in enumerate(quarters)},
                steps_per_second=round((trainer.step-first)/max(now-began, 1e-9), 3))
-    log.write(row)
+    log.write(row | (dict(note=UNTESTED) if trainer.dit.defaults.untested else {}))
     trainer.history.append([trainer.step, row["loss"], *quarters])
     trainer.recent = []
     trainer.clock = now, trainer.step
@@ -41,9 +42,8 @@ def sample(trainer):
     _write(clip, trainer.run.out/"samples"/f"{trainer.stage.name}-{trainer.step:05d}")
 
 def _size(trainer)->dict:
-    t, h, w = trainer.data.concepts[0].latents.shape[2:]
-    f = trainer.dit.space_factor
-    return dict(num_frames=(t-1)*trainer.dit.time_factor+1, height=f*h, width=f*w, fps=trainer.data.fps)
+    shape = trainer.data.concepts[0].latents.shape[2:]
+    return trainer.dit.family.clip_of(trainer.dit.configuration, *shape) | dict(fps=trainer.data.fps)
 
 # %% ../nbs/parts/monitor.ipynb #fb2d52bd
 def _write(clip, path):

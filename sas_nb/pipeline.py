@@ -6,14 +6,15 @@
 __all__ = ['Rows', 'LazyPipeline']
 
 # %% ../nbs/parts/pipeline.ipynb #394faab6
-from dataclasses import replace
-import gc, threading
+import gc, threading, hashlib
 from collections import namedtuple
+from dataclasses import replace
 import torch
 from torch import Tensor
 from diffusers import DiffusionPipeline
 from fastcore.basics import patch
-from .family import configuration_of, GenerationConfig, known_family
+from .advice import by_expert, GenerationConfig
+from .family import configuration_of, known_family
 from .files import UserError
 from .hub import Checkpoint, fingerprint, whole
 from .memory import Memory
@@ -24,10 +25,9 @@ from .streamed import StreamedEncoder
 def _described(pipe:DiffusionPipeline|Checkpoint, name:str)->tuple:
     "The family, and what is known of pipeline, transformer and autoencoder. Raises `UserError`."
     if isinstance(pipe, Checkpoint): return pipe.family, pipe.about
-    family = known_family(type(pipe).__name__, name)
     about = configuration_of(pipe)
-    family.check(*about, name or type(pipe).__name__)
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
+    family = known_family(*about, name)
+    for part in (getattr(pipe, p) for p in (*family.transformers, "vae", "text_encoder")):
         if part is not None: part.requires_grad_(False).eval()
     return family, about
 
@@ -54,12 +54,12 @@ class LazyPipeline:
         self._parts, self._outlines, self.stored = {}, {}, {}
         self.memory_given = memory is not None # or a run may choose
         self._memory = memory or Memory()
-        self.configuration = dict(transformer=whole("transformer", about[1]), vae=whole("vae", about[2]))
+        self.configuration = dict(pipeline=about[0], transformer=whole("transformer", about[1]),
+                                  vae=whole("vae", about[2]))
+        self.experts = self.family.experts(self.configuration)
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self._loading = threading.RLock()
-    memory = property(lambda self: self._memory, lambda self, memory: _refit(self, memory),
-                      doc="How it is fitted into the machine; what was read in another way is read again.")
 
 # %% ../nbs/parts/pipeline.ipynb #13e90395
 @patch
@@ -78,11 +78,13 @@ def _loaded(lazy:LazyPipeline, name:str):
                         "load the model again to use it.")
     if lazy.memory.apart and name in _large(lazy): lazy.free(*_in_the_way(lazy))
     part = lazy.checkpoint.part(name, lazy.memory)
+    if name == "scheduler": part = lazy.family.shifted(part, lazy.defaults.shift)
     _note(lazy, name, part)
     if lazy._pipe is None: lazy._parts[name] = part
     else: setattr(lazy._pipe, name, part)
     return part
 
+# %% ../nbs/parts/pipeline.ipynb #5791194f
 def _note(lazy, name, part):
     "Remember what the files of a part in memory are called."
     if isinstance(part, torch.nn.Module) and not isinstance(part, StreamedEncoder):
@@ -151,15 +153,6 @@ def free(self:LazyPipeline, *names:str):
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
-# %% ../nbs/parts/pipeline.ipynb #019ebdb2
-_FITTED = dict(text_encoder=("apart", "text_bits"), vae=("tiled", "vae_bits")) # what each part obeys
-
-def _refit(lazy:LazyPipeline, memory:Memory):
-    before, lazy._memory = lazy._memory, memory
-    if not lazy.checkpoint: return # of a pipeline that was handed over, what is freed is gone
-    for part, words in _FITTED.items():
-        if any(getattr(before, w) != getattr(memory, w) for w in words): lazy.free(part)
-
 # %% ../nbs/parts/pipeline.ipynb #adecfeae
 @patch(as_prop=True)
 def device(self:LazyPipeline)->torch.device: # diffusers' own property searches all modules
@@ -171,22 +164,17 @@ def dtype(self:LazyPipeline)->torch.dtype:
     held = self._held("transformer")
     return self.checkpoint.dtype if held is None else self.family.first_weight(held).dtype
 
-@patch(as_prop=True)
-def time_factor(self:LazyPipeline)->int: return self.configuration["vae"]["scale_factor_temporal"]
-
-@patch(as_prop=True)
-def space_factor(self:LazyPipeline)->int: return self.configuration["vae"]["scale_factor_spatial"]
-
 # %% ../nbs/parts/pipeline.ipynb #2949dd93
 @patch
 def outline(self:LazyPipeline, name:str="transformer")->torch.nn.Module:
     "A part for its layers' names and sizes: the one in memory, else one without weights."
     if (held := self._held(name)) is not None: return held
     if self.checkpoint is None: return self._part(name)
+    about = self.configuration.get(name, self.configuration["transformer"]) # experts are alike
     with self._loading:
         if name not in self._outlines:
             with torch.device("meta"):
-                self._outlines[name] = self.checkpoint.kind(name).from_config(self.configuration[name])
+                self._outlines[name] = self.checkpoint.kind(name).from_config(about)
         return self._outlines[name]
 
 # %% ../nbs/parts/pipeline.ipynb #3a77e44f
@@ -199,6 +187,13 @@ def _now(lazy:LazyPipeline, part:str)->str: # the fingerprint in memory, as it i
     if (held := _own_weights(lazy, part)) is not None: return fingerprint(held)
     half = lazy.checkpoint.precision(part, lazy.memory) == torch.float16
     return lazy.checkpoint.names(part, loaded=True)[half]
+
+@patch
+def base_names(self:LazyPipeline)->list[str]:
+    "What the weights of the transformer may be called, or of all together."
+    names = [self.weights_names(part) for part in self.family.transformers]
+    if len(names) == 1: return names[0]
+    return [hashlib.sha256("".join(of_each).encode()).hexdigest()[:16] for of_each in zip(*names)]
 
 # %% ../nbs/parts/pipeline.ipynb #17056eb6
 @patch
@@ -217,13 +212,18 @@ def print_of(self:LazyPipeline, part:str="transformer")->str:
 # %% ../nbs/parts/pipeline.ipynb #a2c46c3e
 @patch
 def refit(self:LazyPipeline, memory:Memory):
-    "What setting `memory` does. Raises `UserError` for what this model cannot do."
+    """What setting `memory` does: what was read in another way is read again when it is asked for. Raises
+    `UserError` for what this model cannot do."""
     with self._loading:
         for name in self.loaded & set(self.family.transformers): _refit(self, name, memory)
+        changed = [k for k, words in _FITTED.items() if any(getattr(self.memory, w) != getattr(memory, w)
+                                                            for w in words)]
+        if self.checkpoint: self.free(*changed) # of a pipeline that was handed over, what is freed is gone
         self._memory = memory
 
 LazyPipeline.memory = property(lambda self: self._memory, LazyPipeline.refit,
                                doc="How the model is fitted into the machine.")
+_FITTED = dict(text_encoder=("apart", "text_bits"), vae=("tiled", "vae_bits")) # what each encoder obeys
 
 # %% ../nbs/parts/pipeline.ipynb #d3d4947a
 def _refit(lazy:LazyPipeline, name:str, memory:Memory):
@@ -238,18 +238,23 @@ def _refit(lazy:LazyPipeline, name:str, memory:Memory):
     lazy.stored.setdefault(fingerprint(part), lazy.stored.get(before, [before]))
 
 # %% ../nbs/parts/pipeline.ipynb #14d91647
+def _by_time(lazy:LazyPipeline, x:Tensor, t:Tensor, text:Tensor)->Tensor:
+    "The answer of whichever transformer a sample's time belongs to."
+    def of(part, x, t, text): return lazy.family.velocity(lazy._part(part), x, t, text)
+    return by_expert(lazy.experts, of, x, t, text)
+
+# %% ../nbs/parts/pipeline.ipynb #82948d0c
 Rows = namedtuple("Rows", "piece of") # a slice, and the length of the whole batch
 
 @patch
 def answer(self:LazyPipeline, x:Tensor, t:Tensor, text:Tensor)->Tensor: # see `VideoDiT.velocity`
     "The transformer's answer to a batch, in passes of at most `memory.at_once` samples."
-    def one(x, t, text): return self.family.velocity(self.transformer, x, t, text)
     most = self.memory.at_once
-    if len(x) <= most or torch.is_grad_enabled(): return one(x, t, text)
+    if len(x) <= most or torch.is_grad_enabled(): return _by_time(self, x, t, text)
     answers = []
     try:
         for i in range(0, len(x), most):
             self.rows = Rows(slice(i, i+most), len(x))
-            answers.append(one(*(v[self.rows.piece] for v in (x, t, text))))
+            answers.append(_by_time(self, *(v[self.rows.piece] for v in (x, t, text))))
     finally: self.rows = None
     return torch.cat(answers)

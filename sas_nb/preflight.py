@@ -11,6 +11,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 from .pictures import listed, Source
+from .resample import rule_words
 
 # %% auto #0
 __all__ = ['Preflight', 'complete']
@@ -38,6 +39,7 @@ class Preflight:
     box:tuple[float,float,float,float] # left, top, right, bottom of what is kept of the picture
     notes:list[str]=field(default_factory=list) # what was decided
     warnings:list[str]=field(default_factory=list) # what may spoil the training
+    rule:tuple[int,int]=(4, 1) # m and k: the model's clips have m n + k frames
 
 # %% ../nbs/parts/preflight.ipynb #6b1d0eef
 @patch(as_prop=True)
@@ -66,8 +68,9 @@ def _source_words(r):
 # %% ../nbs/parts/preflight.ipynb #4b1f46f8
 def _rows(r):
     "The report as (label, text) pairs, for every way of showing it."
-    n = (r.num_frames - 1)//4
-    fits = f" = 4·{n} + 1" if r.num_frames == 4*n + 1 else ", not of the form 4n + 1"
+    m, k = r.rule
+    n = (r.num_frames - k)//m
+    fits = f" = {m}·{n} + {k}" if r.num_frames == m*n + k else f", not of the form {rule_words(r.rule)}"
     left, top, right, bottom = (round(v) for v in r.box)
     cut = f"{r.cropped:.0%}" if r.cropped > .005 else "nothing"
     yield "source", _source_words(r)
@@ -140,7 +143,7 @@ def _decisions(r, wanted):
     ticks = r.num_frames + r.trimmed
     if wanted and ticks < wanted:
         yield (f"{wanted} frames were asked for and {ticks} are there: the clip is the first {r.num_frames}, "
-               "a length 4n + 1")
+               f"a length {rule_words(r.rule)}")
     left = (r.duration or 0) - r.start - r.num_frames/r.fps
     if r.num_frames == wanted and left > 1/r.fps: yield f"the {left:.2f} s after the last frame are not used"
 

@@ -8,14 +8,18 @@ from fractions import Fraction
 from PIL import Image
 
 # %% auto #0
-__all__ = ['fit_length', 'resample', 'cover_box', 'cover']
+__all__ = ['fit_length', 'rule_words', 'resample', 'cover_box', 'cover']
 
 # %% ../nbs/parts/resample.ipynb #9f61378d
 def fit_length(
     n:int, # frames at hand, at least 1
+    rule:tuple[int,int]=(4, 1), # m and k: a model's clips have m n + k frames
 ) -> int:
-    "The longest length 4n + 1 that is not above `n`."
-    return (n - 1)//4*4 + 1
+    "The longest length that a model's rule allows and that is not above `n`; never less than the shortest."
+    m, k = rule
+    return max(0, (n - k)//m)*m + k
+
+def rule_words(rule:tuple[int,int]) -> str: return f"{rule[0]}n + {rule[1]}"
 
 # %% ../nbs/parts/resample.ipynb #6769a6e6
 def resample(

@@ -9,15 +9,14 @@ __all__ = ['try_step']
 import torch
 from .files import UserError
 from .monitor import not_finite_sentence, overflow_sentence
+from .rates import gradient_norms, move
 
 # %% ../nbs/parts/scaling.ipynb #e20c66e0
 def try_step(trainer)->bool: # False if the gradient was too large for fp16
     times, losses = trainer.accumulate()
-    trainer.scaler.unscale_(trainer.optimizer)
-    norms = trainer.clip_gradient()
+    norms = gradient_norms(trainer)
     if finite := bool(torch.isfinite(norms).all()):
-        trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
+        move(trainer)
         trainer.step += 1
         trainer.recent.append((times, losses, float(norms.mean())))
     else: _lower_scale(trainer, norms)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
 from .dit import VideoDiT
+from .files import UserError
 from .flow import clean_estimate
 
 # %% ../nbs/parts/self_conditioning.ipynb #d56a55da
@@ -18,7 +19,10 @@ class SelfConditioning(nn.Module):
     3.4; after Chen et al., arXiv 2208.04202)."""
     def __init__(self, dit:VideoDiT): # the model it is for
         super().__init__()
-        embedding = dit.outline().patch_embedding
+        if len(dit.experts) > 1:
+            raise UserError(f"{dit.name!r} has two transformers, and self-conditioning is for one: set "
+                            "self_conditioning=0.")
+        embedding = dit.family.patches(dit.outline())
         shape = embedding.in_channels, embedding.out_channels, embedding.kernel_size, embedding.stride
         self.project = nn.Conv3d(*shape, bias=False).to(dit.device, torch.float32)
         nn.init.zeros_(self.project.weight)
@@ -37,7 +41,8 @@ def velocity(self:SelfConditioning,
         return out + self.project(guess.to(self.project.weight.dtype)).to(out.dtype)
 
     if previous is None: return self.dit[0].velocity(x, t, text)
-    hook = self.dit[0].transformer.patch_embedding.register_forward_hook(add)
+    patches = self.dit[0].family.patches(self.dit[0].transformer)
+    hook = patches.register_forward_hook(add)
     try: return self.dit[0].velocity(x, t, text)
     finally: hook.remove()
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .adapter import SharedLoRA
@@ -24,6 +23,7 @@ from .flow import interpolate, loss_per_sample, velocity_target
 from .log import Log
 from .monitor import not_finite_sentence, record, sample, stopped_sentence
 from .offload import checkpointed
+from .rates import expert_of, experts_of, gradient_norms, move, start_word
 from .recipe import Run, Stage
 from .resume import facts, Generators, resume_run, save_run
 from .running import only_run, stop_gently, Stopped
@@ -47,21 +47,22 @@ class Trainer:
     history:list=field(default_factory=list, init=False) # log lines
     kept:str|None=field(default=None, init=False)        # the name of the data in the run's folder
     def __post_init__(self):
-        if self.run.memory is not None: self.dit.memory = self.run.memory
         _check(self)
         self.seeds = self.seeds or [self.stage.seed]*self.adapter.n
         self.generators = Generators(torch.Generator().manual_seed(s) for s in self.seeds)
-        self.started = _start_word(self) # the word, if it began here
+        self.started = start_word(self) # the word, if it began here
         self.trained = _trained(self)
         self.optimizer = _optimizer(self)
         self.scaler = torch.amp.GradScaler(self.dit.device.type, enabled=self.dit.dtype == torch.float16)
         self.facts = facts(self) if self.run.out else {}
         self.longest = _longest(self)
-    lr = property(lambda self: self.stage.rate(self.dit.defaults.lr))
+    lr = property(lambda self: self.stage.rate(self.dit.defaults))
+    expert = property(expert_of) # of a base with several: whose times this step's are
     word = property(lambda self: "[v]" if self.stage.name == "appearance" else "[u]")
 
 # %% ../nbs/06_train.ipynb #065395e0
 def _check(trainer):
+    if trainer.run.memory is not None: trainer.dit.memory = trainer.run.memory
     n = trainer.adapter.n
     sets = len(trainer.data.concepts)
     if n != sets: raise UserError(f"There are {sets} data sets for {n} concepts: give one for each.")
@@ -73,22 +74,11 @@ def _check(trainer):
     if not trainer.dit.adapted:
         raise UserError("The adapter is not on the model: train inside `with adapter.attached():`.")
 
-# %% ../nbs/06_train.ipynb #e9d6a5ac
-def _start_word(trainer)->dict[str, Tensor]: # the word, if it was started
-    "A word that is still zero becomes a made-up one, `token_init` times as long as the words of the prompt."
-    word = trainer.adapter.tokens[trainer.word]
-    texts = [e.texts[0][0] for e in trainer.data.concepts]
-    if not trainer.stage.token_init or word.any(): return {}
-    length = torch.stack([t[t.any(-1)].float().norm(dim=-1).mean() for t in texts])
-    direction = torch.randn(word.shape[-1], generator=torch.Generator().manual_seed(ord(trainer.word[1])))
-    start = trainer.stage.token_init*length[:, None]*F.normalize(direction, dim=0).to(length)
-    word.data.copy_(start)
-    return {trainer.word: word}
-
 # %% ../nbs/06_train.ipynb #77776fd9
 def _trained(trainer)->dict[str, nn.Parameter]:
     "What this stage changes, by name: weights, its own word, self-conditioning's projection in stage 1."
-    trained = dict(trainer.adapter.train_only(trainer.stage.name))
+    parts = [e.part for e in experts_of(trainer)]
+    trained = dict(trainer.adapter.train_only(trainer.stage.name, parts))
     for name, p in trainer.adapter.tokens.items():
         p.requires_grad_(name == trainer.word and trainer.stage.token_lr > 0)
     trained |= {k: p for k, p in trainer.adapter.tokens.items() if p.requires_grad}
@@ -100,12 +90,13 @@ def _trained(trainer)->dict[str, nn.Parameter]:
 
 # %% ../nbs/06_train.ipynb #64eee5a0
 def _optimizer(trainer)->torch.optim.Optimizer:
-    "AdamW; a word has a rate of its own and no weight decay."
+    "AdamW; a word has a rate of its own, in lengths of a word, and no weight decay."
     s = trainer.stage
     words = [p for k, p in trainer.trained.items() if k == trainer.word]
     weights = [p for k, p in trainer.trained.items() if k != trainer.word]
-    groups = [dict(params=weights, lr=trainer.lr), dict(params=words, lr=s.token_lr, weight_decay=0.)]
-    groups = [g for g in groups if g["params"]]
+    groups = [dict(params=weights, full=trainer.lr)]
+    groups += [dict(params=words, full=s.token_lr, weight_decay=0., measured=True)]
+    groups = [g | dict(lr=g["full"]) for g in groups if g["params"]]
     return torch.optim.AdamW(groups, betas=s.betas, weight_decay=s.weight_decay, fused=True)
 
 # %% ../nbs/06_train.ipynb #548df240
@@ -144,8 +135,9 @@ def draw(self:Trainer, members:range, part:int)->Batch:
         data, n, appearance = batch_parts(self.stage, self.data.concepts[i])[part]
         words = {k: v[i] for k, v in self.adapter.tokens.items()}
         prior = self.data.prior if appearance else None
-        batches.append(sample_batch(self.stage, n, self.generators[i], data, prior, words, self.dit.device))
-    return joined(batches, self.longest)
+        how = prior, words, self.dit.device, self.expert.low, self.expert.high
+        batches.append(sample_batch(self.stage, n, self.generators[i], data, *how))
+    return joined(batches, self.longest, self.dit.family.text)
 
 # %% ../nbs/06_train.ipynb #8c254dee
 def _longest(trainer)->int:
@@ -173,7 +165,7 @@ def _part(trainer, members:range, part:int, appearance:float)->tuple[Tensor, Ten
     s = trainer.stage
     generators = trainer.generators[trainer.adapter.members]
     # counterfactual pairs come last and keep the masks of the part before: dropout is drawn once a step
-    if appearance: trainer.adapter.draw_masks(s.name, s.dropout, generators, s.rescale)
+    if appearance: trainer.adapter.draw_masks(s.name, s.dropout, generators, s.rescale, trainer.expert.part)
     losses = trainer.gradient(batch, appearance, _guesses(trainer))
     bad = (~torch.isfinite(losses.view(len(members), -1)).all(1)).nonzero()
     if len(bad): raise UserError(not_finite_sentence(trainer, members[int(bad[0])]))
@@ -210,7 +202,7 @@ def clip_gradient(self:Trainer)->Tensor: # (N,), the norms before clipping
     norm = nn.utils.clip_grad_norm_
     most = self.stage.clip_norm
     if self.adapter.n == 1: return norm(self.trained.values(), most)[None]
-    own = [p for k, p in self.trained.items() if not k.endswith(".A")]
+    own = [p for k, p in self.trained.items() if not k.endswith(".A") and p.grad is not None]
     norms = sum(p.grad.flatten(1).square().sum(1) for p in own).sqrt()
     scale = (most/(norms+1e-6)).clamp(max=1)
     for p in own: p.grad.mul_(scale.view(-1, *[1]*(p.ndim-1)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from .files import expanded, plain_number, UserError, whole_number
 from .pictures import open_folder, open_pages, Source
 from .preflight import complete, Preflight
-from .resample import cover, cover_box, fit_length, resample
+from .resample import cover, cover_box, fit_length, resample, rule_words
 from .stream import open_video
 
 # %% auto #0
@@ -31,20 +31,25 @@ def checked_fps(fps) -> float:
     return float(rate)
 
 def _checked_size(size):
+    if callable(size): return size
     with suppress(TypeError, UserError):
         if len(size) == 2: return tuple(whole_number(s, "size", 1, 4096) for s in size)
     raise UserError(f"size={size} is not a picture size: give (height, width) in pixels, each from 1 to "
                     "4096.")
 
 # %% ../nbs/parts/video.ipynb #74168bb0
-def _checked_length(num_frames):
+def _checked_length(num_frames, rule=(4, 1)):
+    m, k = rule
+    most = fit_length(1025, rule)
     n = plain_number(num_frames)
     is_number = n is not None and n == n
-    if is_number and 1 <= n <= 1025 and n % 4 == 1: return int(n)
-    near = fit_length(int(max(1, min(n, 1025)))) if is_number else 17
-    raise UserError(f"num_frames={num_frames} does not suit the model, whose video encoder needs 4n + 1 "
-                    f"(at most 1025): ask for {near}{f' or {near + 4}' if near < 1025 else ''}.")
+    if is_number and 1 <= n <= most and n % m == k % m: return int(n)
+    near = fit_length(int(max(1, min(n, most))) if is_number else 17, rule)
+    more = f" or {near + m}" if near < most else ""
+    raise UserError(f"num_frames={num_frames} does not suit the model, whose video encoder needs "
+                    f"{rule_words(rule)} (at most {most}): ask for {near}{more}.")
 
+# %% ../nbs/parts/video.ipynb #7a9707f0
 def _checked_start(start):
     seconds = plain_number(start)
     if seconds is None or not 0 <= seconds < math.inf:
@@ -58,11 +63,12 @@ class _Wishes:
     "What a clip should be; None for what the file has. Raises `UserError`."
     num_frames:int|None
     fps:Fraction|None
-    size:tuple[int,int]|None # height, width
+    size:tuple|None # height, width; or a function to them from the file's own
     start:Fraction # seconds
+    rule:tuple[int,int]=(4, 1) # see `fit_length`
 
     def __post_init__(self):
-        if self.num_frames is not None: self.num_frames = _checked_length(self.num_frames)
+        if self.num_frames is not None: self.num_frames = _checked_length(self.num_frames, self.rule)
         if self.fps is not None: self.fps = Fraction(checked_fps(self.fps)).limit_denominator(1001)
         if self.size is not None: self.size = _checked_size(self.size)
         self.start = _checked_start(self.start)
@@ -112,7 +118,7 @@ def _take(reading, time, make, size):
     hw = image.size[::-1]
     if reading.native and hw != reading.native: reading.source.resized.append(float(time))
     reading.native = reading.native or hw
-    array = np.asarray(cover(image, size))
+    array = np.asarray(cover(image, size(*reading.native) if callable(size) else size))
     if reading.arrays and array.shape != reading.arrays[0].shape:
         raise UserError(f"The frames of {reading.name!r} differ in size: pass size=(height, width) to bring "
                         "them to one.")
@@ -165,13 +171,13 @@ def _single(reading, least):
             f"least {least}: choose a longer video, a higher fps, or num_frames=1 for a still picture")
 
 # %% ../nbs/parts/video.ipynb #07e2a58d
-def _usable(reading, wanted):
+def _usable(reading, wanted, rule):
     "How many of the frames at hand make a clip. Raises `UserError` for none, or one where more are wanted."
     n = len(reading.ticks)
     if not n: raise UserError(f"{reading.name!r} gives no clip, because {_nothing(reading)}.")
-    length = n if wanted is None else fit_length(n)
-    if length == 1 and wanted != 1:
-        raise UserError(f"{reading.name!r} gives {_single(reading, 2 if wanted is None else 5)}.")
+    length = n if wanted is None else fit_length(n, rule)
+    if (length == 1 or length > n) and wanted != 1:
+        raise UserError(f"{reading.name!r} gives {_single(reading, 2 if wanted is None else sum(rule))}.")
     return length
 
 # %% ../nbs/parts/video.ipynb #6e322e73
@@ -193,19 +199,22 @@ def read_video(
     path:str|Path, # mp4, mov, webm, gif, any video ffmpeg reads, or a folder of images
     num_frames:int|None=None, # 4n + 1, or None for all; a shorter file gives the longest 4n + 1 that fits
     fps:float|None=None, # frames per second, or None for the file's own
-    size:tuple[int,int]|None=None, # height, width: scaled to cover, centre crop; None keeps the file's own
+    # height, width: scaled to cover, centre crop; None keeps the file's own, a function is given it
+    size:tuple|None=None,
     start:float=0., # seconds into the file
+    rule:tuple[int,int]=(4, 1), # m and k: the model's clips have m n + k frames
 ) -> tuple[Tensor,Preflight]: # frames (T,3,H,W) in [0,1]; what was done, and their `fps`
     "Read by the clock, upright, transparency on white. Raises `UserError`."
-    wishes = _Wishes(num_frames, fps, size, start)
+    wishes = _Wishes(num_frames, fps, size, start, rule)
     source = _open(path, wishes)
     reading = _Reading(Path(path).name, source, wishes.fps or source.fps, wishes.start)
     if reading.rate is None:
         raise UserError(f"{reading.name!r} does not say how many frames per second it has: pass fps=.")
     with closing(source.pictures): _collect(reading, wishes)
-    n = _usable(reading, wishes.num_frames)
+    n = _usable(reading, wishes.num_frames, rule)
     frames = torch.from_numpy(np.stack(reading.arrays[:n])).permute(0, 3, 1, 2).float().div_(255).contiguous()
     report = _report(reading, n, tuple(frames.shape[2:]))
+    report.rule = rule
     return frames, complete(report, source, frames, reading.seen[-1], wishes.num_frames)
 
 # %% ../nbs/parts/video.ipynb #b6d0e506

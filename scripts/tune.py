@@ -42,7 +42,8 @@ def variants() -> dict:
         "rate x 4": dict(lr_factor=4.0), "rate x 16": dict(lr_factor=16.0),
         "prior alone": dict(dropout=0.0, token_mask=0.0), "no dropout": dict(dropout=0.0),
         "dropout 0.5": dict(dropout=0.5), "no prior": dict(prior=0.0), "prior 1/4": dict(prior=0.25),
-        "no token mask": dict(token_mask=0.0), "token rate 1e-5": dict(token_lr=1e-5),
+        "no token mask": dict(token_mask=0.0),
+        "token rate of the paper": dict(token_lr=Recipe.paper().stage1.token_lr),
         "images, shift 1": dict(frozen=False, shift=1.0)
     }
     parts = {

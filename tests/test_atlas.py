@@ -736,7 +736,7 @@ PREFIXES = ["", "diffusion_model.", "transformer.", "base_model.model.", "model.
 def test_every_layer_of_wan_has_both_names(linears):
     "Against diffusers' own table for whole checkpoints; written with dots, with underscores, and behind every prefix."
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-    from sas_nb.family import Wan
+    from sas_nb.wan import Wan
     assert len(linears) > 28 and {"blocks.1.attn2.add_k_proj", "condition_embedder.image_embedder.ff.net.2", "proj_out"} <= set(linears)
     for layer in linears:
         theirs = Wan.original_name(layer)
@@ -748,7 +748,7 @@ def test_every_layer_of_wan_has_both_names(linears):
 
 def wan_lora(linears, path, spell, g, alpha=False, layers=None, **kinds):
     "A random LoRA in the authors' names."
-    from sas_nb.family import Wan
+    from sas_nb.wan import Wan
     a, b = kinds.get("a", "lora_A"), kinds.get("b", "lora_B")
     tensors = {}
     for l, (o, i) in linears.items():

@@ -9,6 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from sas_nb import learning
+from sas_nb.advice import GenerationConfig
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
@@ -22,7 +23,7 @@ from sas_nb.learning import learn
 from sas_nb.log import plot_history
 from sas_nb.lowrank import delta
 from sas_nb.memory import Memory
-from sas_nb.recipe import Recipe, Run
+from sas_nb.recipe import Recipe, Run, WORD
 from sas_nb.train import Trainer
 
 STATIC, DYNAMIC = "a [v] man in a red shirt in a park", "he is [u] dancing"
@@ -84,11 +85,12 @@ def test_the_papers_recipe_is_the_papers_table():
     "Appendix 8, table 6, and section 3.4; the learning rate is the checkpoint's own."
     one, two = Recipe.paper().stages
     assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
-    for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_mask, s.token_lr, s.lr, s.lr_factor, s.rescale) == (8, (.9, .99), .01, .05, .1, 1e-5, None, 1., True)
+    for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_mask, s.token_lr, s.lr, s.lr_factor, s.rescale) == (8, (.9, .99), .01, .05, .1, 1e-5/WORD, None, 1., True)
     assert not one.frozen and not one.full_caption and one.shift == two.shift == 1.
     ours = Recipe.default()
     assert Recipe.named("default") == ours and ours.stages != (one, two) and ours.stage1.frozen and ours.stage1.full_caption
-    assert one.rate(1e-3) == 1e-3 and replace(one, lr_factor=4.).rate(1e-3) == 4e-3 and replace(one, lr_factor=4., lr=.1).rate(1e-3) == .1
+    base = GenerationConfig(lr=1e-3, lr_factor=2.)
+    assert one.rate(base) == 1e-3 and replace(one, lr_factor=4.).rate(base) == 4e-3 and replace(one, lr_factor=4., lr=.1).rate(base) == .1 and replace(one, lr_factor=None).rate(base) == 2e-3
     with pytest.raises(UserError, match="no recipe 'theirs': choose default or paper"): Recipe.named("theirs")
 
 def test_a_stage_that_is_not_named_stays_as_it_is():
@@ -117,7 +119,7 @@ def test_a_concept_holds_its_recipe_and_it_repeats_the_run(dit, clip, tmp_path):
     recipe = Recipe.default().with_(both=dict(steps=1, batch=1, prior=0.), rank=1)
     made = quick(clip, dit, recipe=recipe, out=tmp_path/"run")
     assert made.info["recipe"] == recipe.to_dict() and made.summary()["recipe"] == "default, changed"
-    assert made.info["lr"] == [s.rate(dit.defaults.lr) for s in recipe.stages]
+    assert made.info["lr"] == [s.rate(dit.defaults) for s in recipe.stages]
     again = quick(clip, dit, recipe=Recipe.load(tmp_path/"run"/"concept"/"concept.json"))
     assert same(again.weights, made.weights) and same(again.tokens, made.tokens) and again.info["recipe"] == made.info["recipe"]
     named = Recipe.unregularised("paper")

@@ -39,7 +39,7 @@ def test_nothing_is_read_by_load(folder, monkeypatch):
     monkeypatch.setattr(WanPipeline, "from_pretrained", lambda *a, **k: pytest.fail("read the weights"))
     dit = VideoDiT.load(folder, "cpu", torch.bfloat16)
     assert not dit.loaded and (dit.device, dit.dtype, dit.text_width) == (torch.device("cpu"), torch.bfloat16, 32) and "nothing" in repr(dit)
-    assert (dit.time_factor, dit.space_factor) == (4, 8) and dit.noise([0], *SIZE).shape == (1, 16, 2, 4, 4)
+    assert dit.family.factors(dit.configuration) == (4, 8) and dit.noise([0], *SIZE).shape == (1, 16, 2, 4, 4)
     with pytest.raises(UserError, match="does not fit"): dit.check_size(6, 32, 32)
     assert not dit.loaded
 

@@ -97,9 +97,9 @@ def edited(folder, out, index={}, transformer={}, vae={}):
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     return out
 
-A14B = dict(transformer_2=["diffusers", "WanTransformer3DModel"], boundary_ratio=.875)
-OTHERS = [(dict(index=A14B), "two transformers"), (dict(index=A14B | dict(boundary_ratio=None)), "two transformers"), (dict(index=dict(boundary_ratio=.9)), "boundary_ratio"),
-          (dict(index=A14B | dict(transformer=[None, None])), "two transformers"), (dict(index=dict(transformer=[None, None])), "no transformer"),
+TWO = dict(transformer_2=["diffusers", "WanTransformer3DModel"])
+OTHERS = [(dict(index=TWO), "two transformers and no boundary_ratio"), (dict(index=TWO | dict(boundary_ratio=1.5)), "two transformers and no boundary_ratio"), (dict(index=dict(boundary_ratio=.9)), "no second transformer"),
+          (dict(index=TWO | dict(boundary_ratio=.875, transformer=[None, None])), "no transformer"), (dict(index=dict(transformer=[None, None])), "no transformer"),
           (dict(transformer=dict(image_dim=1280, added_kv_proj_dim=5120)), "shown a picture"), (dict(transformer=dict(in_channels=36)), "shown a picture"),
           (dict(transformer=dict(pos_embed_seq_len=514)), "shown a picture"), (dict(transformer=dict(_class_name="WanVACETransformer3DModel")), "WanVACETransformer3DModel"),
           (dict(vae=dict(z_dim=48)), "autoencoder does not fit")]
@@ -115,11 +115,11 @@ def test_a_hubs_checkpoint_is_refused_by_its_configuration_too(folder, monkeypat
     def from_hub(kind, source, subfolder="", **kwargs):
         said.append((source, subfolder))
         path = folder/subfolder/("config.json" if subfolder else "model_index.json")
-        return json.loads(path.read_text()) | ({} if subfolder else A14B)
+        return json.loads(path.read_text()) | ({} if subfolder else TWO)
     for kind in (DiffusionPipeline, WanTransformer3DModel, AutoencoderKLWan): monkeypatch.setattr(kind, "load_config", classmethod(from_hub))
     monkeypatch.setattr(WanPipeline, "from_pretrained", lambda *a, **k: pytest.fail("read the weights"))
-    monkeypatch.setattr("sas_nb.hub._offline", lambda name: False)
-    with pytest.raises(UserError, match="'Wan-AI/Wan2.2-T2V-A14B-Diffusers' cannot be used, since it has two transformers"): VideoDiT.load("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
+    monkeypatch.setattr("sas_nb.hub._offline", lambda name, revision=None: False)
+    with pytest.raises(UserError, match="'Wan-AI/Wan2.2-T2V-A14B-Diffusers' cannot be used, since it has two transformers and no"): VideoDiT.load("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
     assert {s for s, _ in said} == {"Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
 
 def test_without_a_network_the_hub_is_asked_once(monkeypatch):
@@ -127,7 +127,7 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch):
     def no_network():
         asked.append(1)
         raise OSError("no network")
-    def configuration(source, local_files_only):
+    def configuration(source, local_files_only, revision=None):
         read.append(local_files_only)
         raise OSError("not here")
     monkeypatch.setattr("huggingface_hub.get_session", no_network)
@@ -138,37 +138,13 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch):
 
 def parts(folder): return {k: getattr(load(folder).pipe, k) for k in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
 
-@pytest.mark.parametrize("make, says", [(lambda p: WanPipeline(**p, transformer_2=p["transformer"], boundary_ratio=.875), "two transformers"), (lambda p: WanPipeline(**p, boundary_ratio=.9), "boundary_ratio"),
-                                        (lambda p: WanPipeline(**p | dict(transformer=None), transformer_2=p["transformer"]), "two transformers"), (lambda p: WanPipeline(**p | dict(transformer=None)), "no transformer"),
+@pytest.mark.parametrize("make, says", [(lambda p: WanPipeline(**p, transformer_2=p["transformer"]), "two transformers"), (lambda p: WanPipeline(**p, boundary_ratio=.9), "no second"),
+                                        (lambda p: WanPipeline(**p | dict(transformer=None), transformer_2=p["transformer"], boundary_ratio=.9), "no transformer"), (lambda p: WanPipeline(**p | dict(transformer=None)), "no transformer"),
                                         (lambda p: later(WanPipeline(**p), p["transformer"]), "two transformers")], ids=["two", "boundary", "only the second", "none", "a second one later"])
 def test_a_loaded_pipeline_is_refused_alike(folder, make, says):
     with pytest.raises(UserError, match=says): VideoDiT(make(parts(folder)))
 
 def later(pipe, transformer): pipe.transformer_2 = transformer; return pipe
-
-SMALLER = dict(height=704, width=1280, num_frames=121, fps=24.)
-
-def test_the_smaller_wan_22_gets_its_own_values(folder, tmp_path):
-    other = edited(folder, tmp_path/"ti2v", index=dict(expand_timesteps=True))
-    dit = VideoDiT.load(other, device="cpu")
-    assert vars(dit.defaults) == vars(defaults_of(other)) == vars(defaults_of(folder)) | SMALLER
-    assert vars(VideoDiT(WanPipeline(**parts(folder), expand_timesteps=True)).defaults) == vars(dit.defaults)
-    assert defaults_of(str(other)).fps == 24 and defaults_of(str(folder)).fps == 16
-    (other/"sas_nb.json").write_text(json.dumps(dict(fps=12.)))
-    assert (defaults_of(other).fps, defaults_of(other).height) == (12., 704), "what the folder says comes first"
-
-def test_the_smaller_wan_22_is_computed_as_its_pipeline_does(folder, tmp_path):
-    torch.manual_seed(0)
-    vae = AutoencoderKLWan(**wan.VAE | dict(base_dim=8, decoder_base_dim=16, z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16,
-                                            latents_mean=[.1]*48, latents_std=[.9]*48))
-    transformer = WanTransformer3DModel(**wan.TRANSFORMER | wan.NARROW["transformer"] | dict(in_channels=48, out_channels=48))
-    WanPipeline(**parts(folder) | dict(vae=vae, transformer=transformer), expand_timesteps=True).save_pretrained(tmp_path/"ti2v")
-    dit, pipe, size = load(tmp_path/"ti2v"), WanPipeline.from_pretrained(tmp_path/"ti2v"), dict(num_frames=5, height=32, width=32)
-    assert {k: getattr(dit.defaults, k) for k in SMALLER} == SMALLER and dit.encode(torch.rand(1, 5, 3, 32, 32)).shape == (1, 48, 2, 2, 2)
-    pipe.set_progress_bar_config(disable=True)
-    stock = pipe(prompt="a man", negative_prompt="", num_inference_steps=2, guidance_scale=3., latents=dit.noise([0], 5, 32, 32), output_type="pt", **size).frames[0]
-    torch.testing.assert_close(dit.sample("a man", steps=2, guidance=3., **size).frames, stock, atol=1e-4, rtol=0)
-
 
 # What a base is known by
 

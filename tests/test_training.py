@@ -22,7 +22,7 @@ from sas_nb.lab.world import heldout_spec
 from sas_nb.learning import build, learn
 from sas_nb.log import Log, plot_history, read_log
 from sas_nb.prompt import Prompts
-from sas_nb.recipe import Recipe, Run
+from sas_nb.recipe import Recipe, Run, WORD
 from sas_nb.running import check_folder, only_run, stop_gently, stoppable, Stopped
 from sas_nb.self_conditioning import SelfConditioning
 from sas_nb.train import Trainer
@@ -750,7 +750,7 @@ def test_wrong_settings_are_told_at_once(wrong):
 def test_defaults_are_the_papers():
     one, two = Recipe.paper().stages
     assert (one.steps, two.steps, one.dropout, two.dropout) == (600, 900, .8, .5)
-    for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_lr, s.token_init, s.token_mask) == (8, (.9, .99), .01, .05, 1e-5, 0, .1)
+    for s in (one, two): assert (s.batch, s.betas, s.weight_decay, s.clip_norm, s.token_lr, s.token_init, s.token_mask) == (8, (.9, .99), .01, .05, 1e-5/WORD, 0, .1)
 
 @pytest.mark.parametrize("code, says", [(errno.EROFS, "read-only"), (errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission")])
 def test_a_folder_that_cannot_be_written_is_found_early(tmp_path, monkeypatch, code, says):

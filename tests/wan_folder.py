@@ -4,6 +4,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
+from sas_nb.wan import NEGATIVE
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 # The published configurations. `NARROW` is all that the test folder changes in them.
@@ -28,20 +29,36 @@ def real_keys() -> dict[str, dict[str, tuple]]:
 def tokenizer() -> T5TokenizerFast:
     "A unigram tokenizer of T5's kind that spells words letter by letter where it has to, so that it knows any prompt."
     words = "a man in the red shirt blue park beach he is dancing walking on at night with and".split()
-    letters = [chr(c) for c in range(33, 127)]
+    letters = [chr(c) for c in range(33, 127)] + sorted(set(NEGATIVE) - set(map(chr, range(33, 127))))
     pieces = [(f"▁{w}", -4.) for w in dict.fromkeys(words) if len(w) > 1] + [(c, -9.) for c in letters]
     return T5TokenizerFast(vocab=[("<pad>", 0.), ("</s>", 0.), ("<unk>", 0.), ("▁", -5.), *pieces], extra_ids=0, model_max_length=512)
 
 
-def write(folder: Path) -> Path:
-    "Make the folder. The weights are larger than PyTorch's usual start, so that a velocity is of the size of its noise."
+# What the later models have otherwise: of the parts' configurations, and of the pipeline's.
+KINDS = dict(plain=dict(), experts=dict(pipeline=dict(boundary_ratio=.875), scheduler=dict(flow_shift=12.)),
+             ti2v=dict(pipeline=dict(expand_timesteps=True), scheduler=dict(flow_shift=5.), transformer=dict(in_channels=48, out_channels=48),
+                       vae=dict(base_dim=8, decoder_base_dim=16, z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16, latents_mean=[.1]*48, latents_std=[.9]*48)))
+
+
+def random_transformer(seed: int = 0, **changes) -> WanTransformer3DModel:
+    "Its weights are larger than PyTorch's usual start, so that a velocity is of the size of its noise."
+    torch.manual_seed(seed)
+    transformer = WanTransformer3DModel(**TRANSFORMER | NARROW["transformer"] | changes)
+    for name, p in transformer.named_parameters():
+        if p.ndim > 1 and "scale_shift" not in name: torch.nn.init.normal_(p, std=p[0].numel()**-.5)
+    return transformer
+
+
+def write(folder: Path, kind: str = "plain") -> Path:
+    "Make the folder: of Wan 2.1, or of a later kind."
+    changes = KINDS[kind]
     torch.manual_seed(0)
     words = tokenizer()
     text = UMT5EncoderModel(UMT5Config(**TEXT | NARROW["text"] | dict(vocab_size=len(words))))
-    transformer, vae = WanTransformer3DModel(**TRANSFORMER | NARROW["transformer"]), AutoencoderKLWan(**VAE | NARROW["vae"])
-    for name, p in transformer.named_parameters():
-        if p.ndim > 1 and "scale_shift" not in name: torch.nn.init.normal_(p, std=p[0].numel()**-.5)
-    WanPipeline(tokenizer=words, text_encoder=text, transformer=transformer, vae=vae, scheduler=UniPCMultistepScheduler(**SCHEDULER)).save_pretrained(folder)
+    vae = AutoencoderKLWan(**VAE | NARROW["vae"] | changes.get("vae", {}))
+    own = {f"transformer{end}": random_transformer(k, **changes.get("transformer", {})) for k, end in enumerate(("", "_2")[:1 + (kind == "experts")])}
+    scheduler = UniPCMultistepScheduler(**SCHEDULER | changes.get("scheduler", {}))
+    WanPipeline(tokenizer=words, text_encoder=text, vae=vae, scheduler=scheduler, **own, **changes.get("pipeline", {})).save_pretrained(folder)
     config = folder/"text_encoder"/"config.json" # transformers corrects this flag as it saves, and the published file still has it
     config.write_text(json.dumps(json.loads(config.read_text()) | dict(tie_word_embeddings=False)))
     return folder

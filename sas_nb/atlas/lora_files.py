@@ -17,8 +17,8 @@ from safetensors import safe_open
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from .members import LORA_PARTS, Member
-from ..family import Wan
 from ..files import UserError
+from ..wan import Wan
 
 # %% ../../nbs/atlas/01_lora_files.ipynb #a2796092
 def _squeezed(name): return re.sub(r"[._]", "", name)

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from ..concept import Concept
 from ..concept_file import check_shapes, read_info, readable
-from ..family import Wan
 from ..files import expanded, UserError
 from ..lowrank import reparametrise
+from ..wan import Wan
 from ..writing import atomic
 
 # %% ../../nbs/atlas/00_members.ipynb #d11bc594
