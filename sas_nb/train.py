@@ -192,7 +192,9 @@ def gradient(self:Trainer, batch:Batch, appearance:float=1., guess:bool=False)->
 
 def _backward(trainer, batch:Batch, guess:bool)->Tensor:
     losses = trainer.losses(batch, guess)
-    trainer.scaler.scale(losses.sum()/trainer.stage.batch).backward()
+    # a CPU's memory that is freed bit by bit goes back to the system, and takes time to be fetched again
+    keep = trainer.dit.device.type == "cpu" and not trainer.dit.memory.checkpointing
+    trainer.scaler.scale(losses.sum()/trainer.stage.batch).backward(retain_graph=keep)
     return losses.detach()
 
 # %% ../nbs/06_train.ipynb #f3dcbc62

@@ -123,9 +123,9 @@ def test_a_swapped_model_samples_the_same_and_comes_back_whole(dit):
 class Row(nn.Module):
     "A row of blocks; what they compute is small beside their weights."
     _repeated_blocks = ["Sequential"]
-    def __init__(self, n, device):
+    def __init__(self, n):
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256)) for _ in range(n)).to(device)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256)) for _ in range(n))
     def forward(self, x):
         for block in self.blocks: x = block(x)
         return x
@@ -158,7 +158,7 @@ def to_card(model):
 def test_no_more_than_two_of_the_waiting_blocks_are_on_the_card(swapped, kind, bytes):
     block = 2*256*256*bytes + 2*256*4*(1 if kind == "own" else 2) # with biases, and scales
     with FakeTensorMode(), Live() as live:
-        row = Row(8, "cpu").requires_grad_(False)
+        row = Row(8).requires_grad_(False)
         fit(row, Memory(swapped=swapped, weights=kind), CARD)
         to_card(row)
         x = torch.randn(1, 256, device=CARD, requires_grad=True)
@@ -283,7 +283,7 @@ def test_a_device_without_fp8_is_told():
     with pytest.raises(UserError, match="cannot hold weights in fp8: choose weights='int8'"): check_kind("fp8", torch.device("mps"))
 
 def test_blocks_that_are_not_alike_cannot_take_turns():
-    row = Row(3, "cpu")
+    row = Row(3)
     row.blocks[1][0] = nn.Linear(256, 512)
     with pytest.raises(UserError, match="not alike"): fit(row.requires_grad_(False), Memory(swapped=3), CPU)
 
