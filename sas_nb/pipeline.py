@@ -6,13 +6,16 @@
 __all__ = ['LazyPipeline']
 
 # %% ../nbs/parts/pipeline.ipynb #394faab6
+from dataclasses import replace
 import gc, threading
 import torch
 from diffusers import DiffusionPipeline
 from fastcore.basics import patch
 from .family import configuration_of, known_family, GenerationConfig
 from .files import UserError
-from .hub import Checkpoint, fingerprint, stored_names, whole
+from .hub import Checkpoint, fingerprint, whole
+from .memory import Memory
+from .streamed import StreamedEncoder
 
 # %% ../nbs/parts/pipeline.ipynb #7cb95697
 def _described(pipe:DiffusionPipeline|Checkpoint, name:str)->tuple:
@@ -43,11 +46,15 @@ class LazyPipeline:
         self.checkpoint = pipe if isinstance(pipe, Checkpoint) else None
         self._pipe = None if self.checkpoint else pipe
         self._parts = {}
+        self._outlines = {}
+        self._memory = Memory()
         self.configuration = dict(transformer=whole("transformer", about[1]), vae=whole("vae", about[2]))
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self.stored = {} # see `weights_names`
         self._loading = threading.RLock()
+    memory = property(lambda self: self._memory, lambda self, memory: _refit(self, memory),
+                      doc="How it is fitted into the machine; what was read in another way is read again.")
 
 # %% ../nbs/parts/pipeline.ipynb #13e90395
 @patch
@@ -64,24 +71,37 @@ def _loaded(lazy:LazyPipeline, name:str):
     if lazy.checkpoint is None:
         raise UserError(f"The {name} of {lazy.name!r} was freed to save memory: "
                         "load the model again to use it.")
-    part = lazy.checkpoint.part(name)
-    if isinstance(part, torch.nn.Module): lazy.stored[fingerprint(part)] = stored_names(part)
+    if lazy.memory.apart and name in _large(lazy): lazy.free(*_in_the_way(lazy))
+    part = lazy.checkpoint.part(name, lazy.memory)
+    _note(lazy, name, part)
     if lazy._pipe is None: lazy._parts[name] = part
     else: setattr(lazy._pipe, name, part)
     return part
+
+def _note(lazy, name, part):
+    "Remember what the files of a part in memory are called."
+    if isinstance(part, torch.nn.Module) and not isinstance(part, StreamedEncoder):
+        lazy.stored[fingerprint(part)] = lazy.checkpoint.names(name)
 
 @patch(as_prop=True)
 def loaded(self:LazyPipeline)->set[str]:
     "Names of the parts that are in memory."
     return {name for name in self.family.parts if self._held(name) is not None}
 
+# %% ../nbs/parts/pipeline.ipynb #b71dceff
+def _large(lazy:LazyPipeline)->set[str]: return {"text_encoder", "vae", *lazy.family.transformers}
+
+def _in_the_way(lazy:LazyPipeline)->list[str]:
+    held = {name: lazy._held(name) for name in _large(lazy) & lazy.loaded}
+    return [name for name, part in held.items() if not hasattr(part, "peft_config")]
+
 # %% ../nbs/parts/pipeline.ipynb #fbb5a75c
 @patch(as_prop=True)
 def pipe(self:LazyPipeline)->DiffusionPipeline:
-    "The whole stock pipeline, of these parts; what is set on it is set here."
+    "The whole stock pipeline, of these parts, all in memory; what is set on it is set here."
     with self._loading:
         if self._pipe is None:
-            self._pipe = self.checkpoint.pipeline(**{name: self._part(name) for name in self.family.parts})
+            self._pipe = self.checkpoint.pipeline(**{name: _stock(self, name) for name in self.family.parts})
             self._parts = {}
         return self._pipe
 
@@ -89,6 +109,13 @@ def pipe(self:LazyPipeline)->DiffusionPipeline:
 def transformers(self:LazyPipeline)->dict[str, torch.nn.Module]:
     "The parts that predict a velocity, by name; today's families have one."
     return {name: self._part(name) for name in self.family.transformers}
+
+def _stock(lazy, name): # diffusers' own class, and at the same time as the others
+    part = lazy._held(name)
+    if part is not None and not isinstance(part, StreamedEncoder): return part
+    part = lazy.checkpoint.part(name, replace(lazy.memory, apart=False, text_bits=16))
+    _note(lazy, name, part)
+    return part
 
 # %% ../nbs/parts/pipeline.ipynb #6a6915e2
 def _unpacked(lazy:LazyPipeline):
@@ -112,6 +139,14 @@ def free(self:LazyPipeline, *names:str):
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
+# %% ../nbs/parts/pipeline.ipynb #019ebdb2
+_FITTED = dict(text_encoder=("apart", "text_bits"), vae=("tiled", "vae_bits")) # what each part obeys
+
+def _refit(lazy:LazyPipeline, memory:Memory):
+    before, lazy._memory = lazy._memory, memory
+    other = [part for part, words in _FITTED.items() if any(getattr(before, w) != getattr(memory, w) for w in words)]
+    if lazy.checkpoint: lazy.free(*other) # of a pipeline that was handed over, what is freed is gone
+
 # %% ../nbs/parts/pipeline.ipynb #adecfeae
 @patch(as_prop=True)
 def device(self:LazyPipeline)->torch.device: # diffusers' own property searches all modules
@@ -129,9 +164,36 @@ def time_factor(self:LazyPipeline)->int: return self.configuration["vae"]["scale
 @patch(as_prop=True)
 def space_factor(self:LazyPipeline)->int: return self.configuration["vae"]["scale_factor_spatial"]
 
+# %% ../nbs/parts/pipeline.ipynb #2949dd93
+@patch
+def outline(self:LazyPipeline, name:str="transformer")->torch.nn.Module:
+    "A part for its layers' names and sizes: the one in memory, else one without weights."
+    if (held := self._held(name)) is not None: return held
+    if self.checkpoint is None: return self._part(name)
+    with self._loading:
+        if name not in self._outlines:
+            with torch.device("meta"):
+                self._outlines[name] = self.checkpoint.kind(name).from_config(self.configuration[name])
+        return self._outlines[name]
+
 # %% ../nbs/parts/pipeline.ipynb #3a77e44f
+def _own_weights(lazy:LazyPipeline, part:str): # the module in memory, or None where the files say it all
+    held = lazy._held(part)
+    if held is not None and not isinstance(held, StreamedEncoder): return held
+    return None if lazy.checkpoint and lazy.checkpoint.names(part) else lazy._part(part)
+
 @patch
 def weights_names(self:LazyPipeline, part:str="transformer")->list[str]:
     "Fingerprints of a part's weights: that of its files first, the same in any precision; then others."
-    now = fingerprint(self._part(part))
+    if (held := _own_weights(self, part)) is None: return self.checkpoint.names(part)
+    now = fingerprint(held)
     return [*self.stored.get(now, []), now]
+
+@patch
+def print_of(self:LazyPipeline, part:str="transformer")->str:
+    "The fingerprint of a part as it computes, in its own precision; it need not be in memory."
+    held = _own_weights(self, part)
+    half = held is None and self.checkpoint.precision(part, self.memory) == torch.float16
+    name = fingerprint(held) if held is not None else self.checkpoint.names(part)[half]
+    bits = self.memory.text_bits if part == "text_encoder" else 16
+    return name if bits == 16 else f"{name} in {bits} bits"
