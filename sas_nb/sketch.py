@@ -137,7 +137,6 @@ def _repeating(counted:Counted, module:torch.nn.Module):
         cache, index = feat_cache or [], feat_idx or [0]
         key = _shape(x), tuple(map(_shape, cache)), index[0], str(kwargs)
         words = kwargs | (dict(feat_cache=feat_cache, feat_idx=index) if feat_cache else {})
-        print(len(seen), key not in seen, len(cache), hash(key)) if 1 else 0
         if key not in seen: seen[key] = _watched(counted, lambda: stock(x, **words), cache, index)
         else: counted.again(seen[key].moment, seen[key].operations)
         return _left(seen[key], cache, index)
