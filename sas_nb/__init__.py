@@ -11,6 +11,7 @@ _HOMES = {
     "Clip": "clip",
     "VideoDiT": "dit",
     "Prompts": "prompt",
+    "Memory": "memory",
     "Recipe": "recipe",
     "Run": "recipe",
     "learn": "learning",  # a module named `learn` would take the function's place once it is imported
@@ -18,7 +19,7 @@ _HOMES = {
     "Concept": "concept",
     "Atlas": "atlas",
 }
-__all__ = ["Atlas", "Clip", "Concept", "Prompts", "Recipe", "Run", "VideoDiT", "learn", "learn_many"]
+__all__ = ["Atlas", "Clip", "Concept", "Memory", "Prompts", "Recipe", "Run", "VideoDiT", "learn", "learn_many"]
 
 if TYPE_CHECKING:
     from .atlas import Atlas
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .concept import Concept
     from .dit import VideoDiT
     from .learning import learn, learn_many
+    from .memory import Memory
     from .prompt import Prompts
     from .recipe import Recipe, Run
 

@@ -17,8 +17,8 @@ from rich.table import Column, Table
 from rich.text import Text
 from . import __version__
 from .answers import draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned, totals
-from .options import (AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Fps, Frames,
-                            FreeEncoders, Lr, Model, Named, PriorPrompt, Quiet, Rank, Regularize,
+from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Fps, Frames,
+                            Lr, Model, Named, PriorPrompt, Quiet, Rank, Regularize,
                             SampleEvery, SaveEvery, Seed, Settings, Sheet, Start, Steps1, Steps2)
 from .terminal import (as_options, caution, check_name, check_writable, Commands, in_options, say,
                              show, tidy)
@@ -142,7 +142,7 @@ _APPEARANCE = typer.Option(help="How it looks, with \\[v] before the subject.", 
 _MOTION = typer.Option(help="How it moves, with \\[u] before the movement.", show_default=False)
 _OUT = typer.Option(help="Folder for the concept, checkpoints and logs; a run found there goes on.",
                     show_default=False)
-_BIG = "--frames 33 --batch 1 --checkpointing --free-encoders --set both.prior=0"
+_BIG = "--frames 33 --batch 1 --checkpointing --apart --set both.prior=0"
 
 @command(f"sas-nb train data/clips/dancer.mp4 {_LOOK} --out run",
          f"sas-nb train data/clips/dancer.mp4 {_LOOK} --out quick --steps1 50 --set stage1.dropout=0.5",
@@ -153,7 +153,7 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
           recipe:Named="default", settings:Settings=None, steps1:Steps1=None, steps2:Steps2=None,
           rank:Rank=None, batch:Batch=None, lr:Lr=None, seed:Seed=None, regularize:Regularize=True,
           prior_prompt:PriorPrompt=None, counterfactual:Counterfactual=None,
-          checkpointing:Checkpointing=None, free_encoders:FreeEncoders=None, at_once:AtOnce=None,
+          checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None,
           save_every:SaveEvery=None, sample_every:SampleEvery=None, sheet:Sheet=True, quiet:Quiet=False):
     "Learn a concept from one video in two stages. Ctrl-C stops it safely, and the same command goes on."
     from sas_nb.prompt import Prompts
@@ -163,8 +163,8 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
         prior_prompt=("prior_prompts", prior_prompt and tuple(prior_prompt)),
         counterfactual=("counterfactual", counterfactual))
     prompts = Prompts(appearance, motion)
-    run = _run(out, progress=not quiet, checkpointing=checkpointing, free_encoders=free_encoders,
-               at_once=at_once, save_every=save_every, sample_every=sample_every)
+    run = _run(out, progress=not quiet, save_every=save_every, sample_every=sample_every,
+               memory=_memory(checkpointing=checkpointing, apart=apart, at_once=at_once))
     seen = _load(clip, model, frames, fps, start)
     _learn(seen, prompts, model, chosen, run, sheet)
 
@@ -173,6 +173,12 @@ def _run(out, **given):
     "A `Run` of what was given."
     from sas_nb.recipe import Run
     return Run(out, **{k: v for k, v in given.items() if v is not None})
+
+def _memory(**given):
+    "A `Memory` of what was given; None for nothing."
+    from sas_nb.memory import Memory
+    known = {k: v for k, v in given.items() if v is not None}
+    return Memory(**known) if known else None
 
 def _learn(clip, prompts, model, recipe, run, sheet):
     from sas_nb.learning import learn

@@ -22,6 +22,7 @@ from .fast import quick_convolutions
 from .files import Advice, real_number, UserError, whole_number
 from .flow import guided
 from .hub import Checkpoint, fingerprint, lasting_name
+from .memory import Memory
 from .pipeline import LazyPipeline
 from .prompt import beyond, check_vocabulary, checked_prompts, Prompt, several
 from .text import add_tokens, remembered
@@ -58,12 +59,14 @@ def load(cls:VideoDiT,
          name:str|Path="tiny",           # "tiny", a folder, or a hub id in diffusers' layout
          device:str|torch.device|None=None, # best there is when None
          dtype:torch.dtype|None=None,    # of the transformer and text encoder; see `best_dtype`
+         memory:Memory|None=None,        # how it is fitted into the machine; plainly, or by a run, when None
         )->VideoDiT:
     "Any checkpoint of a known family; its parts are read when asked for. Raises `UserError`."
     checkpoint = Checkpoint(name, device, dtype)
     advice = GenerationConfig.read(checkpoint.folder, checkpoint.family.defaults(*checkpoint.about))
     dit = cls(checkpoint, str(name), advice)
     dit.lasting_name = lasting_name(name)
+    if memory is not None: dit.memory, dit.memory_given = memory, True
     return dit
 
 # %% ../nbs/01_dit.ipynb #a7d1c00a

@@ -17,6 +17,7 @@ from .counterfactual import add_counterfactuals
 from .data import Examples, frame_set, prior_examples, sequence, StageData
 from .dit import VideoDiT
 from .files import UserError
+from .memory import Memory
 from .prompt import Prompts
 from .recipe import Recipe, Run
 from .running import check_folder, only_run, stoppable
@@ -37,12 +38,17 @@ def learn(clip:Clip|str|Path,        # one video of the subject: a file, a folde
     prompts = Prompts.of(prompts)
     dit = VideoDiT.of(model)
     recipe, A = _over(basis, recipe)
+    _fit(dit, run)
     clip = fit_clip(dit, clip)
     _check(dit, [prompts], recipe, run, A)
     if run.progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
     return _learn(dit, [clip], [prompts], recipe, run, A)[0]
 
 # %% ../nbs/09_learning.ipynb #6b136664
+def _fit(dit, run):
+    "The run says how the model is fitted into the machine; without a word of it, as it was loaded."
+    if run.memory is not None or not dit.memory_given: dit.memory = run.memory or Memory()
+
 def fit_clip(dit:VideoDiT, clip:Clip|str|Path)->Clip:
     "A path is loaded in the model's own size; a clip is checked. Raises `UserError`."
     r = dit.defaults
@@ -120,7 +126,7 @@ def _learn(dit, clips, prompts, recipe, run, A, data=None)->list[Concept]:
     with stoppable(), only_run(run.out):
         data = data or build(dit, clips, prompts, recipe, run.progress)
         adapter = _adapter(dit, recipe, len(clips), A)
-        if run.free_encoders: dit.free("vae", "text_encoder")
+        if dit.memory.apart: dit.free("vae", "text_encoder")
         with adapter.attached(): # appearance: A (unless given), B1, [v]; motion: B2, [u]
             history = {s.name: Trainer(dit, adapter, data[s.name], s, run).fit() for s in recipe.stages}
         of = zip(range(len(clips)), clips, prompts)
@@ -162,6 +168,7 @@ def learn_many(clips:list[Clip|str|Path],
                         "and at least one.")
     dit, prompts = VideoDiT.of(model), [Prompts.of(p) for p in prompts]
     recipe, A = _over(basis, recipe)
+    _fit(dit, run)
     clips = [fit_clip(dit, c) for c in clips]
     _check(dit, prompts, recipe, run, A)
     with stoppable(), only_run(run.out):

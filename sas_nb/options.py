@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Model', 'Frames', 'Fps', 'Start', 'Quiet', 'Named', 'Settings', 'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr',
-           'Seed', 'PriorPrompt', 'Counterfactual', 'Regularize', 'Checkpointing', 'FreeEncoders', 'AtOnce',
-           'SaveEvery', 'SampleEvery', 'Sheet', 'named_recipe', 'numbers', 'setting', 'with_number', 'chosen_recipe']
+           'Seed', 'PriorPrompt', 'Counterfactual', 'Regularize', 'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery',
+           'SampleEvery', 'Sheet', 'named_recipe', 'numbers', 'setting', 'with_number', 'chosen_recipe']
 
 # %% ../nbs/parts/options.ipynb #e0088577
 import ast
@@ -153,8 +153,8 @@ Regularize = Annotated[bool, typer.Option(help=_ALL, rich_help_panel=_T)]
 # %% ../nbs/parts/options.ipynb #2c46fdbb
 _MORE = "Recompute activations: less memory, a third more time."
 Checkpointing = _option(bool, _MORE, _M, "--checkpointing/--no-checkpointing")
-_FREE = "Drop the encoders while training."
-FreeEncoders = _option(bool, _FREE, _M, "--free-encoders/--no-free-encoders")
+_APART = "Text encoder, autoencoder and DiT in memory one after another."
+Apart = _option(bool, _APART, _M, "--apart/--no-apart")
 AtOnce = _option(int, "Most examples in one pass: fewer need less memory \\[64].", _M, min=1)
 SaveEvery = _option(int, "Write a checkpoint every so many steps \\[50].", _W, min=1)
 SampleEvery = _option(int, "Write a sample every so many steps \\[never].", _W, min=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from .dit import checked_seed
 from .files import expanded, real_number, UserError, whole_number
+from .memory import Memory
 from .writing import atomic
 
 # %% ../nbs/parts/recipe.ipynb #cdd7060e
@@ -232,17 +233,18 @@ class Run:
     save_every:int=50          # steps between checkpoints
     sample_every:int=0         # steps between sample clips; 0 for none
     sample_prompt:str|None=None # of the sample clips; that of training when None
-    # compute activations again in the backward pass: less memory, a third more time
-    checkpointing:bool=False
-    at_once:int=64             # most samples in one forward pass: fewer need less memory
-    free_encoders:bool=False   # drop both encoders before training; they are loaded again when asked for
+    # how it is fitted into the machine; what the model was loaded with, or needs, when None
+    memory:Memory|None=None
     def __post_init__(self):
         limits = dict(
-            log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7), at_once=(1, 10**6)
+            log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7)
         )
         for name, (low, high) in limits.items():
             object.__setattr__(self, name, whole_number(getattr(self, name), name, low, high))
         if self.out is not None: object.__setattr__(self, "out", expanded(self.out))
-        if self.free_encoders and self.sample_every:
-            raise UserError("Samples during training need the encoders that free_encoders=True drops: set "
-                            "sample_every=0, or free_encoders=False.")
+        if self.memory is not None and not isinstance(self.memory, Memory):
+            raise UserError(f"memory is {self.memory!r:.60}, and must be a Memory, such as "
+                            "Memory(checkpointing=True).")
+        if self.memory and self.memory.apart and self.sample_every:
+            raise UserError("Samples during training need the encoders that apart=True drops: set "
+                            "sample_every=0, or apart=False.")

@@ -45,6 +45,7 @@ class Trainer:
     kept:str|None=field(default=None, init=False)        # the name of the data in the run's folder
     def __post_init__(self):
         _check(self)
+        if self.run.memory is not None: self.dit.memory = self.run.memory
         self.seeds = self.seeds or [self.stage.seed]*self.adapter.n
         self.generators = Generators(torch.Generator().manual_seed(s) for s in self.seeds)
         self.started = _start_word(self) # the word, if it began here
@@ -124,7 +125,7 @@ def losses(self:Trainer, batch:Batch)->Tensor: # (B,)
 def groups(self:Trainer)->list[range]:
     "The concepts, in groups whose samples fit into one pass; about as many in each."
     n = self.adapter.n
-    passes = -(-n//max(1, self.run.at_once//self.stage.batch))
+    passes = -(-n//max(1, self.dit.memory.at_once//self.stage.batch))
     size = -(-n//passes)
     return [range(i, min(i+size, n)) for i in range(0, n, size)]
 
@@ -174,7 +175,7 @@ def _part(trainer, members:range, part:int, appearance:float)->tuple[Tensor, Ten
 # %% ../nbs/06_train.ipynb #fa7f60bb
 def _passes(trainer, batch:Batch, members:range)->list[Batch]:
     "One concept's batch can be cut; several concepts' samples stay together."
-    return batch.pieces(trainer.run.at_once) if len(members) == 1 else [batch]
+    return batch.pieces(trainer.dit.memory.at_once) if len(members) == 1 else [batch]
 
 def _backward(trainer, batch:Batch, members:range)->Tensor:
     """The gradient of a pass. Raises `UserError` naming the concept whose loss is not finite; no weight
@@ -251,14 +252,15 @@ def _train(trainer):
     number = 1 if s.name == "appearance" else 2
     about = dict(desc=f"stage {number} of 2, {s.name}", disable=not trainer.run.progress)
     log = Log(trainer.run.out, s.name, trainer.step)
-    if trainer.run.checkpointing: transformer.enable_gradient_checkpointing()
+    again = trainer.dit.memory.checkpointing
+    if again: transformer.enable_gradient_checkpointing()
     try:
         with (tqdm(total=s.steps, initial=trainer.step, **about) as bar, stop_gently() as stopped,
               compiled(trainer.dit) if s.compile else nullcontext()):
             _steps(trainer, log, bar, stopped)
     finally:
         log.close()
-        if trainer.run.checkpointing: transformer.disable_gradient_checkpointing()
+        if again: transformer.disable_gradient_checkpointing()
 
 # %% ../nbs/06_train.ipynb #f28df908
 def _steps(trainer, log, bar, stopped):

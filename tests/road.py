@@ -2,10 +2,12 @@
 from dataclasses import fields, replace
 from sas_nb.adapter import SharedLoRA
 from sas_nb.data import StageData
+from sas_nb.memory import Memory
 from sas_nb.recipe import Recipe, Run
 from sas_nb.train import Trainer
 
-RUN = {f.name for f in fields(Run)}
+MEMORY = {f.name for f in fields(Memory)}
+RUN = {f.name for f in fields(Run)} | MEMORY
 
 
 def stage(name="appearance", **changes):
@@ -22,6 +24,12 @@ def recipe(stage1=None, stage2=None, both=None, **changes):
 def split(numbers):
     "Numbers of a stage, and those of a run."
     return {k: v for k, v in numbers.items() if k not in RUN}, {k: v for k, v in numbers.items() if k in RUN}
+
+
+def run(**given):
+    "A quiet run; what is of `Memory` goes there."
+    memory = Memory(**{k: v for k, v in given.items() if k in MEMORY})
+    return Run(**dict(progress=False, memory=memory) | {k: v for k, v in given.items() if k not in MEMORY})
 
 
 _on = {}
@@ -51,10 +59,10 @@ def new(dit, *args, **kwargs):
     return put_on(SharedLoRA(dit, *args, **kwargs))
 
 
-def trainer(adapter, data, stage, prior=None, prompts=("",), seeds=None, **run):
+def trainer(adapter, data, stage, prior=None, prompts=("",), seeds=None, **given):
     "A trainer over examples, or over those of several concepts."
     data = StageData(data if isinstance(data, list) else [data], prior, list(prompts))
-    return Trainer(adapter.dit, adapter, data, stage, Run(**dict(progress=False) | run), seeds)
+    return Trainer(adapter.dit, adapter, data, stage, run(**given), seeds)
 
 
 def tensors(adapter, i=0): return adapter.member(i)[0]

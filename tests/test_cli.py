@@ -17,6 +17,7 @@ from sas_nb import __version__, cli
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.prompt import Prompts
+from sas_nb.memory import Memory
 from sas_nb.recipe import Recipe, Run
 from sas_nb.running import Stopped
 
@@ -141,7 +142,7 @@ def test_every_training_option_arrives(given, dancer, tmp_path):
     assert (len(clip), clip.fps, clip.report.start, given["model"]) == (9, 6, .5, "tiny")
     assert given["prompts"] == Prompts(LOOK, MOVE)
     assert given["run"] == Run(out=tmp_path / "run", progress=False, sample_every=6, save_every=7,
-                               checkpointing=True, at_once=8)
+                               memory=Memory(checkpointing=True, at_once=8))
     both = dict(lr=.01, batch=2, seed=5, frozen=True, betas=(.8, .9), times="uniform")
     assert recipe == Recipe.paper().with_(
         both=both, stage1=dict(steps=11, dropout=.1), stage2=dict(steps=12, counterfactuals=.25), rank=3,

@@ -21,6 +21,7 @@ from sas_nb.lab.world import heldout_spec
 from sas_nb.learning import learn
 from sas_nb.log import plot_history
 from sas_nb.lowrank import delta
+from sas_nb.memory import Memory
 from sas_nb.recipe import Recipe, Run
 from sas_nb.train import Trainer
 
@@ -125,7 +126,7 @@ def test_a_concept_holds_its_recipe_and_it_repeats_the_run(dit, clip, tmp_path):
 def test_free_encodes_then_frees_then_trains(clip, monkeypatch):
     own, held, fit = VideoDiT.load("tiny", device="cpu"), [], Trainer.fit
     monkeypatch.setattr(Trainer, "fit", lambda self: held.append(self.dit.loaded & {"vae", "text_encoder"}) or fit(self))
-    freed = quick(clip, own, free_encoders=True, steps=1)
+    freed = quick(clip, own, memory=Memory(apart=True), steps=1)
     assert held == [set()]*2 and not own.adapted
     assert len(freed.generate(steps=1, num_frames=5)) == 5 and {"vae", "text_encoder"} <= own.loaded
 
@@ -158,7 +159,7 @@ def test_learn_refuses(dit, clip, monkeypatch, wrong, says):
     with pytest.raises(UserError, match=says): learn(**(dict(clip=clip, prompts=(STATIC, DYNAMIC), model=dit, run=Run(progress=False)) | wrong))
 
 def test_samples_need_the_encoders():
-    with pytest.raises(UserError, match="sample_every=0"): Run(free_encoders=True, sample_every=5)
+    with pytest.raises(UserError, match="sample_every=0"): Run(memory=Memory(apart=True), sample_every=5)
 
 def test_learn_refuses_a_still(dit, clip):
     with pytest.raises(UserError, match="one frame"): quick(clip[:1], dit)

@@ -48,7 +48,7 @@ def load(folder, dtype=torch.float32):
 
 def teach(dit, clip, **run):
     recipe = road.recipe(both=dict(steps=2, batch=4, lr=1e-2), rank=2)
-    return learn(clip, (APPEARANCE, MOTION), dit, recipe, Run(progress=False, **run))
+    return learn(clip, (APPEARANCE, MOTION), dit, recipe, road.run(**run))
 
 
 # The folder is what it says it is
@@ -364,7 +364,7 @@ def test_a_second_run_asks_no_encoder(folder, clip, calls):
 
 def test_free_drops_the_encoders_before_training(folder, clip):
     dit = load(folder)
-    freed, kept = teach(dit, clip, free_encoders=True), teach(load(folder), clip)
+    freed, kept = teach(dit, clip, apart=True), teach(load(folder), clip)
     assert not dit.loaded & {"vae", "text_encoder"}
     own = VideoDiT(load(folder).pipe)
     own.free("vae", "text_encoder")

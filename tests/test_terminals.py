@@ -121,7 +121,7 @@ def test_a_stage_keeps_what_was_given():
     ("choose a part between cuts with start= and num_frames=", "inspect", "choose a part between cuts with --start and --frames"),
     ("steps=0 must be a whole number", "generate", "--steps 0 must be a whole number"), ("steps=-1 must be", "train", "--steps1 or --steps2 -1 must be"),
     ("the model's own: train with token_init=0 and 'a (v) steps=3'", "train", "the model's own: train with --set both.token_init=0 and 'a (v) steps=3'"),
-    ("set sample_every=0, or free_encoders=False, or rank='x'", "train", "set --sample-every 0, or --no-free-encoders, or --rank 'x'"),
+    ("set sample_every=0, or apart=False, or rank='x'", "train", "set --sample-every 0, or --no-apart, or --rank 'x'"),
     ("--set stage1.prior=2 must be, and negative_scale=3", "train", "--set stage1.prior=2 must be, and --set sampling.negative_scale=3"), ("pass fps=.", "", "pass --fps.")])
 def test_advice_in_the_commands_own_words(words, command, says): assert terminal.as_options(words, command) == says
 
