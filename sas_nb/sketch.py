@@ -6,7 +6,7 @@
 __all__ = ['known_models', 'configuration_folder', 'Sketch', 'SketchedDiT', 'sketched']
 
 # %% ../nbs/parts/sketch.ipynb #79bdbbf0
-from contextlib import contextmanager
+from contextlib import contextmanager, ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 import json, weakref
@@ -21,7 +21,7 @@ from .family import GenerationConfig, known_family
 from .files import UserError
 from .hub import Checkpoint, model_folder
 from .memory import Memory
-from . import pipeline, streamed
+from . import clip, data, pipeline, streamed
 
 # %% ../nbs/parts/sketch.ipynb #52b1343b
 def _on_hub(name:str)->Path:
@@ -128,6 +128,7 @@ def pipeline(self:Sketch, vae_dtype:torch.dtype=torch.float32, **parts)->SimpleN
         if isinstance(part, torch.nn.Module): self.counted.add(*part.parameters(), *part.buffers())
     for half in ("encoder", "decoder"):
         if (module := getattr(built.get("vae"), half, None)) is not None: _repeating(self.counted, module)
+    for blend in ("blend_v", "blend_h") if "vae" in built else (): setattr(built["vae"], blend, lambda a, b, n: b)
     return SimpleNamespace(**built)
 
 @patch
@@ -191,32 +192,68 @@ class SketchedDiT(VideoDiT):
         defaults = GenerationConfig.read(sketch.home, sketch.family.defaults(*sketch.about))
         super().__init__(sketch, sketch.source, defaults)
         self._memory = memory
-        self.done = {} # what was run: what came out, and its operations
+        self.done = {} # what was run: what it needed and gave
+        self.live = {"embed", "encode", "denoise", "decode"}
+        self.during = None # what was in memory while something live was done
     def outline(self, name="transformer"):
         with self.checkpoint.counted.paused(): return super().outline(name)
     def check_words(self, prompt): "Every word is known."
     def too_long(self, prompt)->str: return ""
-    def encode(self, frames): return _once(self, "encode", super().encode, frames)
-    def decode(self, latents): return _once(self, "decode", super().decode, latents)
     def encode_once(self, frames)->Tensor: return self.encode(frames).cpu()
-    def embed_once(self, prompt)->Tensor: return torch.empty(1, _TOKENS, self.text_width, dtype=self.dtype)
+    def embed_once(self, prompt)->Tensor: return self.embed([prompt]).cpu()
 
 # %% ../nbs/parts/sketch.ipynb #e81985e3
-def _once(dit:SketchedDiT, name:str, run, x:Tensor)->Tensor:
-    counted = dit.checkpoint.counted
-    key = name, tuple(x.shape)
-    if key not in dit.done:
+@patch
+def embed(self:SketchedDiT, prompts, tokens=None)->Tensor: # (B, L, D)
+    prompts = prompts if isinstance(prompts, (list, tuple)) else [prompts]
+    shape = len(prompts), _TOKENS, self.text_width
+    return _once(self, "embed", "text_encoder", super(SketchedDiT, self).embed, shape, prompts)
+
+@patch
+def encode(self:SketchedDiT, frames)->Tensor: # (B, C, t, h, w)
+    B, T, _, H, W = frames.shape
+    c = self.configuration["transformer"]["in_channels"]
+    shape = B, c, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor
+    return _once(self, "encode", "vae", super(SketchedDiT, self).encode, shape, frames)
+
+@patch
+def decode(self:SketchedDiT, latents)->Tensor: # (B, T, 3, H, W)
+    B, _, t, h, w = latents.shape
+    shape = B, (t-1)*self.time_factor+1, 3, h*self.space_factor, w*self.space_factor
+    return _once(self, "decode", "vae", super(SketchedDiT, self).decode, shape, latents)
+
+# %% ../nbs/parts/sketch.ipynb #06f142ee
+@patch
+def denoise(self:SketchedDiT, x, text, steps, guidance, progress=False, velocity=None)->Tensor: # like x
+    def run(x):
+        counted, few = self.checkpoint.counted, min(steps, 3)
         before = dict(counted.operations)
-        out = run(x)
-        dit.done[key] = tuple(out.shape), counted.since(before)
+        out = super(SketchedDiT, self).denoise(x, text, few, guidance, False, velocity)
+        counted.again({}, counted.since(before), steps/few-1)
         return out
-    shape, operations = dit.done[key]
-    counted.again({}, operations)
+    return _once(self, "denoise", "transformer", run, tuple(x.shape), x)
+
+# %% ../nbs/parts/sketch.ipynb #4b433b72
+def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # of this shape, on the card
+    "Run it the first time; count it again after that; only its result where it is not `live`."
+    counted, key = dit.checkpoint.counted, (name, len(x), *getattr(x, "shape", ()))
+    if name in dit.live:
+        dit._part(part)
+        if key in dit.done: counted.again(*dit.done[key])
+        else:
+            before = dict(counted.operations)
+            with counted.watched() as moment: run(x)
+            dit.done[key] = moment, counted.since(before)
+        dit.during = dit.loaded
     return torch.empty(shape, device=dit.device)
 
-# %% ../nbs/parts/sketch.ipynb #f30608e8
+# %% ../nbs/parts/sketch.ipynb #1346bafc
 @contextmanager
 def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=None):
     "Inside, there is a model without values on a card; gives a `SketchedDiT`. Raises `UserError`."
-    with pretended() as counted, standing_in(pipeline, "fingerprint", lambda module: "no weights"):
+    with pretended() as counted, ExitStack() as stack:
+        for where, function, new in _UNKNOWN: stack.enter_context(standing_in(where, function, new))
         yield SketchedDiT(Sketch(name, card, counted, layers), memory)
+
+_UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"), (data, "fingerprint", lambda module: "no weights"),
+            (data, "cached", lambda make, *words: make()), (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]
