@@ -102,7 +102,7 @@ def _fresh(adapter:SharedLoRA)->dict[str, nn.Parameter]:
     "A as peft starts it, and B at zero: at first nothing has changed."
     generator = torch.Generator().manual_seed(checked_seed(adapter.seed))
     weights = {}
-    for name, layer in linear_layers(adapter.dit.transformer, adapter.layers).items():
+    for name, layer in linear_layers(adapter.dit.outline(), adapter.layers).items():
         A = torch.empty(adapter.rank, layer.in_features)
         weights[f"{name}.A"] = nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         B = torch.zeros(adapter.n, layer.out_features, adapter.rank)

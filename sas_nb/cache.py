@@ -13,7 +13,7 @@ from .files import expanded, UserError
 from .writing import atomic
 
 # %% auto #0
-__all__ = ['data_path', 'named_folder', 'cache_folder', 'cached']
+__all__ = ['data_path', 'named_folder', 'cache_folder', 'found', 'cached']
 
 # %% ../nbs/parts/cache.ipynb #d2c25cc9
 _PACKAGE = Path(str(files("sas_nb")))
@@ -76,6 +76,11 @@ def _kept(path:Path) -> dict|None:
     return tensors if about.get("checksum") == _checksum(tensors) else None
 
 # %% ../nbs/parts/cache.ipynb #0074684c
+def found(*what) -> dict|None: # as for `cached`
+    "What `cached` has kept, or None."
+    path = _cache_file(what)
+    return path and _kept(path)
+
 def cached(
     make, # () -> dict of tensors
     *what, # everything the result depends on: strings, numbers, tensors

@@ -202,17 +202,14 @@ def generate(self:Concept,
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
     for words in self.advice(prompt): warnings.warn(words, Advice, stacklevel=2)
     size = _size(self) | dict(fps=self.fps if fps is None else fps)
-    with self.attached() as adapter:
-        velocity = self.velocity(adapter, 1. if guidance == 1 else negative_scale, motion_guidance)
-        return self.dit.sample(
-            self.prompt if prompt is None else prompt,
-            seed,
-            steps,
-            guidance,
-            tokens=self.tokens,
-            velocity=velocity,
-            **size | kwargs,
-        )
+    prompt = self.prompt if prompt is None else prompt
+    with self.dit.lock: # text, then the transformer, then the autoencoder
+        self.dit.embed([*checked_prompts(prompt), kwargs.get("negative") or self.dit.defaults.negative])
+        with self.attached() as adapter:
+            velocity = self.velocity(adapter, 1. if guidance == 1 else negative_scale, motion_guidance)
+            how = dict(tokens=self.tokens, velocity=velocity, latents=True) | size | kwargs
+            latents = self.dit.sample(prompt, seed, steps, guidance, **how)
+        return latents if kwargs.get("latents") else self.dit.clips(latents, prompt, seed, how["fps"])
 
 # %% ../nbs/08_concept.ipynb #afb5f470
 def _guidance(concept, guidance, negative_scale)->tuple[float, float]:

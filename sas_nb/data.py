@@ -17,7 +17,6 @@ from .clip import Clip
 from .dit import checked_seed, checked_steps, VideoDiT
 from .files import real_number, UserError, whole_number
 from .flow import sample_times
-from .hub import fingerprint
 from .prompt import Prompt
 from .recipe import Stage
 from .text import add_tokens, join_texts
@@ -133,7 +132,7 @@ def prior_examples(dit:VideoDiT,           # the base model, no adapter on it
     batch = whole_number(batch, "batch", 1, 10**4)
     def make(): return _generate(dit, used, batch=batch, progress=progress, **how)
     z = from_base(dit, "prior", make, used, *how.values())
-    texts = {p: dit.embed_once(p) for p in dict.fromkeys(used)}
+    texts = dict(zip(prompts, dit.embed_once(prompts)))
     examples = Examples(z, [texts[p] for p in used], [list(Prompt.of(p).placeholders) for p in used])
     return examples.made_of(prompts=list(texts), n=n, negative=dit.defaults.negative, **how)
 
@@ -167,7 +166,7 @@ def from_base(dit:VideoDiT,
     if dit.adapted:
         raise UserError(f"The {name} must come from the base model, and an adapter is on it: "
                         "leave its `with ...attached()` block first.")
-    who = fingerprint(dit.transformer), str(dit.dtype), fingerprint(dit.text_encoder)
+    who = dit.print_of("transformer"), str(dit.dtype), dit.print_of("text_encoder")
     how = dit.defaults.negative, repr(dit.scheduler.config)
     return cached(lambda: dict(z=make()), name, *who, *words, *how)["z"]
 

@@ -15,17 +15,16 @@ from torch.nn import functional as F
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .cache import cached
 from .clip import Clip
 from .family import GenerationConfig
-from .fast import quick_convolutions
 from .files import Advice, real_number, UserError, whole_number
 from .flow import guided
-from .hub import Checkpoint, fingerprint, lasting_name
+from .hub import Checkpoint, lasting_name
 from .memory import Memory
+from .passes import decoded_latents, encoded_frames, encoded_once
 from .pipeline import LazyPipeline
 from .prompt import beyond, check_vocabulary, checked_prompts, Prompt, several
-from .text import add_tokens, remembered
+from .text import add_tokens, read_once, remembered
 from .video import checked_fps
 
 # %% ../nbs/01_dit.ipynb #e5cb983e
@@ -37,6 +36,7 @@ class VideoDiT(LazyPipeline):
                  defaults:GenerationConfig|None=None, # sizes and settings that suit it
                 ):
         super().__init__(pipe, name, defaults)
+        self.memory_given = False     # whether somebody said at loading how it is fitted into the machine
         self.lock = threading.RLock() # for whoever puts something on the model
         self.texts = {}               # prompts read lately, and by which encoder; see `remembered`
         self.texts_by = weakref.ref(self)
@@ -66,7 +66,8 @@ def load(cls:VideoDiT,
     advice = GenerationConfig.read(checkpoint.folder, checkpoint.family.defaults(*checkpoint.about))
     dit = cls(checkpoint, str(name), advice)
     dit.lasting_name = lasting_name(name)
-    if memory is not None: dit.memory, dit.memory_given = memory, True
+    dit.memory_given = memory is not None
+    if memory: dit.memory = memory
     return dit
 
 # %% ../nbs/01_dit.ipynb #a7d1c00a
@@ -107,14 +108,8 @@ def encode(self:VideoDiT,
            frames:Tensor, # (B, T, 3, H, W) in [0, 1]; T = 4n+1, H and W multiples of 16
           )->Tensor:      # (B, C, t, h, w) latents of about unit variance, float32
     "Clips to latents. Images are clips with T = 1. Raises `UserError` for sizes that do not fit."
-    vae = self.vae
-    B, T, _, H, W = frames.shape
-    self.check_size(T, H, W)
-    x = frames.to(vae.device, vae.dtype).transpose(1, 2)*2-1
-    with quick_convolutions(x.device):
-        z = torch.cat([vae.encode(b).latent_dist.mode() for b in x.split(8)])
-    mean, std = self.family.statistics(vae, z)
-    return ((z-mean)/std).float()
+    self.check_size(frames.shape[1], *frames.shape[-2:])
+    return encoded_frames(self, frames)
 
 # %% ../nbs/01_dit.ipynb #35bdde90
 @patch
@@ -123,12 +118,7 @@ def decode(self:VideoDiT,
            latents:Tensor, # (B, C, t, h, w)
           )->Tensor:       # (B, T, 3, H, W) in [0, 1], float32
     "Latents to clips."
-    vae = self.vae
-    z = latents.to(vae.device, vae.dtype)
-    mean, std = self.family.statistics(vae, z)
-    with quick_convolutions(z.device):
-        x = torch.cat([self.family.decode(vae, b) for b in (z*std+mean).split(8)])
-    return (x.float().transpose(1, 2)/2+.5).clamp(0, 1)
+    return decoded_latents(self, latents)
 
 # %% ../nbs/01_dit.ipynb #5e1f0b04
 @patch
@@ -199,15 +189,15 @@ def prompt_embeds(self:VideoDiT,
 @patch
 def encode_once(self:VideoDiT, frames:Tensor)->Tensor:
     "`encode`, kept on disk by content; on the CPU."
-    def make(): return dict(z=self.encode(frames))
-    return cached(make, "latents", fingerprint(self.vae), str(self.vae.dtype), frames)["z"]
+    return encoded_once(self, frames)
 
 @patch
-def embed_once(self:VideoDiT, prompt:str|Prompt)->Tensor: # (1, L, D)
-    "`embed` of one prompt without placeholders' vectors, kept on disk by content; on the CPU."
-    def make(): return dict(text=self.embed(prompt))
-    plain = Prompt.of(prompt).plain
-    return cached(make, "text", fingerprint(self.text_encoder), str(self.dtype), plain)["text"]
+def embed_once(self:VideoDiT,
+               prompts:str|Prompt|list, # all are read in one pass
+              ):                        # (1, L, D), of a list a list of them
+    "`embed` of prompts without placeholders' vectors, kept on disk by content; on the CPU."
+    texts = read_once(self, [p.plain for p in checked_prompts(prompts)])
+    return texts if several(prompts) else texts[0]
 
 # %% ../nbs/01_dit.ipynb #7717faf4
 @patch
@@ -286,7 +276,8 @@ def sample(self:VideoDiT,
            fps:float|None=None,        # frames per second at which the clips play; the model's own when None
            tokens:dict|None=None,      # vectors for `[v]` and `[u]`
            progress:bool=False, velocity=None, # see `denoise`
-          )->Clip|list[Clip]:
+           latents:bool=False,         # give latents (B, C, t, h, w), for `clips`, and no clips
+          )->Clip|list[Clip]|Tensor:
     "Generate clips from prompts. Raises `UserError` for unknown words, and numbers that cannot be."
     r = self.defaults
     prompts, seeds = _pairs(prompt, seed)
@@ -296,5 +287,12 @@ def sample(self:VideoDiT,
     noise = self.noise(seeds, num_frames, height, width)
     negatives = [r.negative if negative is None else negative]*len(prompts) if guidance != 1 else []
     x = self.denoise(noise, self.embed(prompts + negatives, tokens), steps, guidance, progress, velocity)
-    clips = [Clip(f.cpu(), fps, p.text) for f, p in zip(self.decode(x), prompts)]
+    return x if latents else self.clips(x, prompt, seed, fps)
+
+@patch
+def clips(self:VideoDiT, latents:Tensor, prompt:str|Prompt|list, seed:int|list[int]=0,
+          fps:float|None=None)->Clip|list[Clip]:
+    "Decode what `sample` gave as latents. Raises `UserError`."
+    fps = checked_fps(self.defaults.fps if fps is None else fps)
+    clips = [Clip(f.cpu(), fps, p.text) for f, p in zip(self.decode(latents), _pairs(prompt, seed)[0])]
     return clips if several(prompt) or several(seed) else clips[0]

@@ -13,12 +13,12 @@ from .adapter import SharedLoRA
 from .clip import Clip
 from .concept import Concept
 from .concept_file import FILES
-from .counterfactual import add_counterfactuals
+from .counterfactual import add_counterfactuals, counterpart
 from .data import Examples, frame_set, prior_examples, sequence, StageData
 from .dit import VideoDiT
 from .files import UserError
 from .memory import Memory
-from .prompt import Prompts
+from .prompt import Prompt, Prompts
 from .recipe import Recipe, Run
 from .running import check_folder, only_run, stoppable
 from .self_conditioning import SelfConditioning
@@ -40,9 +40,9 @@ def learn(clip:Clip|str|Path,        # one video of the subject: a file, a folde
     recipe, A = _over(basis, recipe)
     _fit(dit, run)
     clip = fit_clip(dit, clip)
-    _check(dit, [prompts], recipe, run, A)
+    adapter = _checked(dit, [prompts], recipe, run, A)
     if run.progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
-    return _learn(dit, [clip], [prompts], recipe, run, A)[0]
+    return _learn(adapter, [clip], [prompts], recipe, run)[0]
 
 # %% ../nbs/09_learning.ipynb #6b136664
 def _fit(dit, run):
@@ -67,23 +67,31 @@ def set_caption(prompts:Prompts, full:bool)->str:
 
 # %% ../nbs/09_learning.ipynb #7c3e66cd
 def build(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe:Recipe,
-          progress:bool=False)->dict[str, StageData]: # by the stage's name
-    """Each clip as the two stages see it, as a set and as a sequence, and what each stage has beside it:
-    all that needs the encoders."""
+          progress:bool=False,
+          also:tuple=(), # more prompts that will be asked for, such as that of samples during training
+         )->dict[str, StageData]: # by the stage's name
+    """Each clip as the two stages see it, as a set and as a sequence, and what each stage has beside it: all
+    that needs the encoders. Text encoder, autoencoder and DiT are needed one after another."""
     captions = [set_caption(p, recipe.stage1.full_caption) for p in prompts]
+    dit.embed_once(_words(dit, captions, prompts, recipe, also))
     sets = [frame_set(dit, c, text, recipe.stage1.frozen) for c, text in zip(clips, captions)]
-    films = [_film(dit, c, p, recipe) for c, p in zip(clips, prompts)]
+    films = [sequence(dit, c, p.both) for c, p in zip(clips, prompts)]
+    if recipe.stage2.counterfactuals:
+        films = [add_counterfactuals(dit, f, p.both, recipe.counterfactual) for f, p in zip(films, prompts)]
     priors = [_prior(dit, clips[0], stage, recipe, progress) for stage in recipe.stages]
     whole = [p.both.text for p in prompts]
     return dict(appearance=StageData(sets, priors[0], captions, clips[0].fps),
                 motion=StageData(films, priors[1], whole, clips[0].fps))
 
 # %% ../nbs/09_learning.ipynb #b078d3cc
-def _film(dit, clip, prompts, recipe)->Examples:
-    "The sequence, with its counterfactual pairs where the recipe has some."
-    whole = sequence(dit, clip, prompts.both)
-    if not recipe.stage2.counterfactuals: return whole
-    return add_counterfactuals(dit, whole, prompts.both, recipe.counterfactual)
+def _words(dit, captions, prompts, recipe, also)->list[str]:
+    """Every prompt that a run reads, once. Raises `UserError` where there is no counterfactual, and no person
+    to exchange for one."""
+    whole = [p.both.plain for p in prompts]
+    words = [*captions, *whole]
+    if recipe.stage2.counterfactuals: words += [recipe.counterfactual or counterpart(p) for p in whole]
+    if any(s.prior for s in recipe.stages): words += recipe.prior_prompts or dit.defaults.prior
+    return list(dict.fromkeys(Prompt.of(w).plain for w in (*words, *filter(None, also), dit.defaults.negative)))
 
 def _prior(dit, clip, stage, recipe, progress)->Examples|None:
     """What the base shows for its own prompts, in the size of a clip, as images or clips like the data of
@@ -94,17 +102,18 @@ def _prior(dit, clip, stage, recipe, progress)->Examples|None:
     return prior_examples(dit, images, recipe.prior_prompts, progress=progress, **size)
 
 # %% ../nbs/09_learning.ipynb #631462ef
-def _check(dit, prompts, recipe, run, A):
-    """All that can fail is seen to before anything is computed: words, rank and layers, the basis, room on
-    the disk."""
+def _checked(dit, prompts, recipe, run, A)->SharedLoRA: # not on the model yet
+    """All that can fail is seen to before anything is computed or loaded: words, rank and layers, the basis,
+    room on the disk."""
     for p in prompts: dit.check_words(p.both)
-    adapter = SharedLoRA(dit, recipe.rank, recipe.layers, len(prompts), A=A)
-    if run.out is None: return
+    adapter = _adapter(dit, recipe, len(prompts), A)
+    if run.out is None: return adapter
     for i in range(len(prompts)):
         check_place(concept_place(run.out, i, len(prompts)), FILES["names"], **FILES)
     size = 4*sum(p.numel() for p in adapter.weights.values())
     # two checkpoints with Adam's moments, each twice while being replaced, and the concept
     check_folder(run.out, 10*size)
+    return adapter
 
 def concept_place(out:Path, i:int, n:int)->Path:
     "Where a run keeps a concept: `concept`, or of many `concepts/000` and so on."
@@ -121,11 +130,11 @@ def _over(basis, recipe)->tuple[Recipe, dict|None]:
     return recipe.with_(rank=len(next(iter(basis.values())))), basis
 
 # %% ../nbs/09_learning.ipynb #213c95ba
-def _learn(dit, clips, prompts, recipe, run, A, data=None)->list[Concept]:
+def _learn(adapter, clips, prompts, recipe, run, data=None)->list[Concept]:
     "*Set*, then *Sequence*, for all clips at once."
+    dit = adapter.dit
     with stoppable(), only_run(run.out):
-        data = data or build(dit, clips, prompts, recipe, run.progress)
-        adapter = _adapter(dit, recipe, len(clips), A)
+        data = data or build(dit, clips, prompts, recipe, run.progress, (run.sample_prompt,))
         if dit.memory.apart: dit.free("vae", "text_encoder")
         with adapter.attached(): # appearance: A (unless given), B1, [v]; motion: B2, [u]
             history = {s.name: Trainer(dit, adapter, data[s.name], s, run).fit() for s in recipe.stages}
@@ -170,9 +179,11 @@ def learn_many(clips:list[Clip|str|Path],
     recipe, A = _over(basis, recipe)
     _fit(dit, run)
     clips = [fit_clip(dit, c) for c in clips]
-    _check(dit, prompts, recipe, run, A)
+    adapter = _checked(dit, prompts, recipe, run, A)
     with stoppable(), only_run(run.out):
         data = build(dit, clips, prompts, recipe, run.progress)
         where = replace(run, out=run.out/"basis") if run.out else run
-        A = A or universal_basis(dit, data["appearance"], recipe, where)
-        return _learn(dit, clips, prompts, recipe, run, A, data)
+        if A is None:
+            A = universal_basis(dit, data["appearance"], recipe, where)
+            adapter = _adapter(dit, recipe, len(clips), A)
+        return _learn(adapter, clips, prompts, recipe, run, data)

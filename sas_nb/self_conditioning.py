@@ -18,7 +18,7 @@ class SelfConditioning(nn.Module):
     3.4; after Chen et al., arXiv 2208.04202)."""
     def __init__(self, dit:VideoDiT): # the model it is for
         super().__init__()
-        embedding = dit.transformer.patch_embedding
+        embedding = dit.outline().patch_embedding
         shape = embedding.in_channels, embedding.out_channels, embedding.kernel_size, embedding.stride
         self.project = nn.Conv3d(*shape, bias=False).to(dit.device, torch.float32)
         nn.init.zeros_(self.project.weight)

@@ -5,7 +5,7 @@ import pytest, torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 import road
 import wan_folder as wan
-from sas_nb import hub, checkpoint
+from sas_nb import checkpoint, stored
 from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
@@ -185,7 +185,7 @@ def test_weights_in_several_files_have_the_same_name(folder, tmp_path, name):
     part = "text_encoder" if name == "model" else "transformer"
     getattr(dit.pipe, part).save_pretrained(tmp_path/part, max_shard_size="20KB")
     assert len(list((tmp_path/part).glob("*.safetensors"))) > 1
-    assert hub._hash_weights(hub._stored(tmp_path/part).items()) == dit.weights_names(part)[0]
+    assert stored.hash_weights(stored.stored_tensors(tmp_path/part).items()) == dit.weights_names(part)[0]
 
 def test_weights_changed_in_memory_have_another_name(folder):
     dit = load(folder, torch.float16)
