@@ -143,15 +143,20 @@ def _on_card(own, stock):
     return choose
 
 def _apply(module, change, recurse=True):
-    "What `Module.to` calls: fake parameters cannot be changed in place, so they are replaced."
-    for child in module.children() if recurse else (): _apply(child, change)
-    for name, p in module._parameters.items():
-        if p is None: continue
-        with torch.no_grad(): new = change(p)
-        if new is not p: module._parameters[name] = torch.nn.Parameter(new, p.requires_grad)
-    for name, b in module._buffers.items():
-        if b is not None: module._buffers[name] = change(b)
+    "What `Module.to` calls: fake parameters cannot be changed in place, so they are replaced; shared ones once."
+    new = {}
+    def changed(p):
+        if id(p) not in new: new[id(p)] = p, change(p) # `p` is kept, so that its id stays its own
+        return new[id(p)][1]
+    for m in module.modules() if recurse else [module]:
+        for name, p in m._parameters.items():
+            if p is None: continue
+            with torch.no_grad(): m._parameters[name] = _parameter(p, changed(p))
+        for name, b in m._buffers.items():
+            if b is not None: m._buffers[name] = changed(b)
     return module
+
+def _parameter(old, new): return old if new is old else torch.nn.Parameter(new, old.requires_grad)
 
 # %% ../nbs/parts/fake.ipynb #d080ed36
 def _changes()->list[tuple]: # object, name, what stands there inside `pretended`

@@ -52,6 +52,7 @@ class LazyPipeline:
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self.stored = {} # see `weights_names`
+        self.memory_given = False # whether it was told how to fit into the machine
         self._loading = threading.RLock()
     memory = property(lambda self: self._memory, lambda self, memory: _refit(self, memory),
                       doc="How it is fitted into the machine; what was read in another way is read again.")

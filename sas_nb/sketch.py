@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import json, weakref
 import torch, transformers, diffusers
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from fastcore.basics import patch
 from .cache import data_path
 from .cards import Card
@@ -86,18 +87,23 @@ def _built(sketch:Sketch, name:str, dtype:torch.dtype):
     if name == "tokenizer": return _tokenizer
     kind, config = sketch.kind(name), sketch.configurations[name]
     if name == "scheduler": return _from_start(kind).from_config(config)
-    if name == "text_encoder": return _cast(kind(kind.config_class(**config)), dtype, name)
     if name == "transformer" and sketch.layers: config = config | dict(num_layers=sketch.layers)
-    return _cast(kind.from_config(config), dtype, name)
+    always = name == "transformer" # transformers' list of exact weights is for fp16 alone
+    exact = set(kind._keep_in_fp32_modules or ()) if always or dtype == torch.float16 else set()
+    return _on_host(_outline(kind, config), dtype, exact)
+
+def _outline(kind:type, config:dict)->torch.nn.Module:
+    "A module whose tensors have shapes alone."
+    with unset_fake_temporarily(), torch.device("meta"):
+        if hasattr(kind, "config_class") and hasattr(kind.config_class, "from_pretrained"): return kind(kind.config_class(**config))
+        return kind.from_config(config)
 
 # %% ../nbs/parts/sketch.ipynb #df83cc06
-def _cast(module, dtype:torch.dtype, name:str):
-    "In the precision in which the libraries read it: some weights stay exact."
-    always = name == "transformer" # transformers' list is for fp16 alone
-    exact = set(module._keep_in_fp32_modules or ()) if always or dtype == torch.float16 else set()
-    for path, p in module.named_parameters():
-        if not exact & set(path.split(".")): p.data = p.data.to(dtype)
-    return module
+def _on_host(module:torch.nn.Module, dtype:torch.dtype, exact:set)->torch.nn.Module:
+    "In the precision in which the libraries read it: some weights stay exact, and so do buffers."
+    own = dict(module.named_parameters(remove_duplicate=False))
+    types = {id(p): torch.float32 if exact & set(name.split(".")) else dtype for name, p in own.items()}
+    return module._apply(lambda p: torch.empty(p.shape, dtype=types.get(id(p), p.dtype)))
 
 _TOKENS = 64 # of a prompt: more than most have
 
@@ -141,8 +147,8 @@ def part(self:Sketch, name:str, memory:Memory=Memory()):
     if name != "text_encoder" or not (memory.apart or memory.text_bits != 16):
         return super(Sketch, self).part(name, memory)
     with self.counted.paused():
-        kind, config = self.kind(name), self.configurations[name]
-        stored = kind(kind.config_class(**config)).state_dict()
+        kind = self.kind(name)
+        stored = _on_host(_outline(kind, self.configurations[name]), torch.float32, set()).state_dict()
         folder = self.home/"text_encoder"
         with standing_in(streamed, "stored_tensors", lambda folder: stored):
             return streamed.StreamedEncoder(kind, folder, self.device, self.dtype, memory.text_bits, not memory.apart)
@@ -200,7 +206,9 @@ class SketchedDiT(VideoDiT):
     def check_words(self, prompt): "Every word is known."
     def too_long(self, prompt)->str: return ""
     def encode_once(self, frames)->Tensor: return self.encode(frames).cpu()
-    def embed_once(self, prompt)->Tensor: return self.embed([prompt]).cpu()
+    def embed_once(self, prompts):
+        texts = [t[None].cpu() for t in self.embed(prompts)]
+        return texts if isinstance(prompts, (list, tuple)) else texts[0]
 
 # %% ../nbs/parts/sketch.ipynb #e81985e3
 @patch

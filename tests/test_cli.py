@@ -199,7 +199,7 @@ def refused(dancer, tmp_path, *options):
     (["--recipe", "ours"], "default or paper"), (["--recipe", "no/such"], "default or paper"),
     (["--recipe", "zoo.json"], "recipe"), (["--no-regularize", "--recipe", "run"], "--no-regularize goes with"),
     (["--counterfactual", "a man. he is running"], "--set stage2.counterfactuals=0.25"),
-    (["--free-encoders", "--sample-every", 2], "--free-encoders drops: set --sample-every 0, or --no-free-encoders"),
+    (["--apart", "--sample-every", 2], "--apart drops: set --sample-every 0, or --no-apart"),
 ])
 def test_a_recipe_that_cannot_be(options, says, dancer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
