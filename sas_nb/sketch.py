@@ -7,12 +7,14 @@ __all__ = ['known_models', 'configuration_folder', 'Sketch', 'SketchedDiT', 'ske
 
 # %% ../nbs/parts/sketch.ipynb #79bdbbf0
 from contextlib import contextmanager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 import json, weakref
 import torch, transformers, diffusers
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._pytree import tree_map
 from fastcore.basics import patch
 from .cache import data_path
 from .cards import Card
@@ -132,9 +134,6 @@ def pipeline(self:Sketch, vae_dtype:torch.dtype=torch.float32, **parts)->SimpleN
                  for n in self.family.parts if n not in parts}
     for part in built.values():
         if isinstance(part, torch.nn.Module): self.counted.add(*part.parameters(), *part.buffers())
-    for half in ("encoder", "decoder"):
-        if (module := getattr(built.get("vae"), half, None)) is not None: _repeating(self.counted, module)
-    for blend in ("blend_v", "blend_h") if "vae" in built else (): setattr(built["vae"], blend, lambda a, b, n: b)
     return SimpleNamespace(**built)
 
 @patch
@@ -144,54 +143,74 @@ def names(self:Sketch, part:str)->list[str]: return ["no weights"]
 @patch
 def part(self:Sketch, name:str, memory:Memory=Memory()):
     "A part without values, on its device."
-    if name != "text_encoder" or not (memory.apart or memory.text_bits != 16):
-        return super(Sketch, self).part(name, memory)
-    with self.counted.paused():
-        kind = self.kind(name)
-        stored = _on_host(_outline(kind, self.configurations[name]), torch.float32, set()).state_dict()
-        folder = self.home/"text_encoder"
+    streams = name == "text_encoder" and (memory.apart or memory.text_bits != 16)
+    part = _streamed(self, memory) if streams else super(Sketch, self).part(name, memory)
+    if not isinstance(part, torch.nn.Module): return part
+    for modules in _alike(part): _repeating(self.counted, modules)
+    for blend in ("blend_v", "blend_h"): # of tiles: row after row, in place
+        if hasattr(part, blend): setattr(part, blend, lambda a, b, n: b)
+    return part
+
+def _streamed(sketch, memory):
+    with sketch.counted.paused():
+        kind = sketch.kind("text_encoder")
+        stored = _on_host(_outline(kind, sketch.configurations["text_encoder"]), torch.float32, set()).state_dict()
         with standing_in(streamed, "stored_tensors", lambda folder: stored):
-            return streamed.StreamedEncoder(kind, folder, self.device, self.dtype, memory.text_bits, not memory.apart)
+            return streamed.StreamedEncoder(kind, sketch.home/"text_encoder", sketch.device, sketch.dtype,
+                                            memory.text_bits, not memory.apart)
 
 # %% ../nbs/parts/sketch.ipynb #7341abfc
-def _repeating(counted:Counted, module:torch.nn.Module):
-    "Let passes of a module with shapes that it has seen be counted, and not run."
-    seen, stock = {}, module.forward
-    def forward(x, feat_cache=None, feat_idx=None, **kwargs):
-        cache, index = feat_cache or [], feat_idx or [0]
-        key = _shape(x), tuple(map(_shape, cache)), index[0], str(kwargs)
-        words = kwargs | (dict(feat_cache=feat_cache, feat_idx=index) if feat_cache else {})
-        if key not in seen: seen[key] = _watched(counted, lambda: stock(x, **words), cache, index)
-        else: counted.again(seen[key].moment, seen[key].operations)
-        return _left(seen[key], cache, index)
-    module.forward = forward
+def _repeating(counted:Counted, modules:list):
+    "Let passes of modules that are alike be counted and not run where shapes were seen before."
+    seen = {}
+    def wrap(stock):
+        def forward(*args, **kwargs):
+            if torch.is_grad_enabled(): return stock(*args, **kwargs)
+            cache, index = (kwargs.get(name) or [] for name in ("feat_cache", "feat_idx"))
+            key = repr(tree_map(_shape, (args, kwargs)))
+            if key not in seen: seen[key], out = _watched(counted, lambda: stock(*args, **kwargs), cache, index)
+            else: out = _again(counted, seen[key], cache, index)
+            return out
+        return forward
+    for m in modules: m.forward = wrap(m.forward)
 
-def _shape(x): return (tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x
+def _shape(x): return (_Shape(tuple(x.shape), x.dtype, x.device)) if isinstance(x, Tensor) else x
+def _empty(x): return torch.empty(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, _Shape) else x
 
 # %% ../nbs/parts/sketch.ipynb #338b814a
-def _watched(counted:Counted, run, cache:list, index:list)->SimpleNamespace:
-    "What a pass needed and left."
+@dataclass(frozen=True)
+class _Shape:
+    shape:tuple
+    dtype:torch.dtype
+    device:torch.device
+
+def _watched(counted:Counted, run, cache:list, index:list)->tuple: # what it needed and left; what came out
     before, operations = [_weak(c) for c in cache], dict(counted.operations)
     with counted.watched() as moment: out = run()
     changed = {i: _shape(c) for i, c in enumerate(cache) if c is not before[i]()}
-    return SimpleNamespace(out=_shape(out), changed=changed, index=index[0], moment=moment,
-                           operations=counted.since(operations), fresh=out)
+    needed = moment, counted.since(operations), changed, list(index), tree_map(_shape, out)
+    return needed, out
 
 def _weak(x): # a reference that keeps nothing alive
     return weakref.ref(x) if isinstance(x, Tensor) else lambda: x
 
-def _left(pass_:SimpleNamespace, cache:list, index:list)->Tensor:
-    "The output and the changed memory of a pass, as the first one left them."
-    if (out := pass_.fresh) is not None:
-        pass_.fresh = None
-        return out
-    for i, kept in pass_.changed.items(): cache[i] = _empty(kept)
-    index[0] = pass_.index
-    return _empty(pass_.out)
+def _again(counted:Counted, needed:tuple, cache:list, index:list):
+    moment, operations, changed, at, out = needed
+    counted.again(moment, operations)
+    for i, kept in changed.items(): cache[i] = _empty(kept)
+    index[:] = at
+    return tree_map(_empty, out)
 
-def _empty(shape): return torch.empty(shape[0], dtype=shape[1], device=shape[2]) if isinstance(shape, tuple) else shape
+# %% ../nbs/parts/sketch.ipynb #f63c795c
+def _alike(part:torch.nn.Module)->list[list]: # of modules
+    "Groups of modules of a part that do the same to the same shapes."
+    if isinstance(part, streamed.StreamedEncoder): return [[part.stock[0]]]
+    if hasattr(part, "decoder") and hasattr(part, "encoder"): return [[part.encoder], [part.decoder]]
+    lists = {name: m for name, m in part.named_modules() if isinstance(m, torch.nn.ModuleList)}
+    outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    return [list(m) for m in outer if len({type(block) for block in m}) == 1]
 
-# %% ../nbs/parts/sketch.ipynb #4af4b336
+# %% ../nbs/parts/sketch.ipynb #e81985e3
 class SketchedDiT(VideoDiT):
     "A model without weights, whose repetitions are counted and not run."
     def __init__(self, sketch:Sketch, memory:Memory=Memory()):
@@ -210,7 +229,7 @@ class SketchedDiT(VideoDiT):
         texts = [t[None].cpu() for t in self.embed(prompts)]
         return texts if isinstance(prompts, (list, tuple)) else texts[0]
 
-# %% ../nbs/parts/sketch.ipynb #e81985e3
+# %% ../nbs/parts/sketch.ipynb #f30608e8
 @patch
 def embed(self:SketchedDiT, prompts, tokens=None)->Tensor: # (B, L, D)
     prompts = prompts if isinstance(prompts, (list, tuple)) else [prompts]
@@ -230,7 +249,7 @@ def decode(self:SketchedDiT, latents)->Tensor: # (B, T, 3, H, W)
     shape = B, (t-1)*self.time_factor+1, 3, h*self.space_factor, w*self.space_factor
     return _once(self, "decode", "vae", super(SketchedDiT, self).decode, shape, latents)
 
-# %% ../nbs/parts/sketch.ipynb #06f142ee
+# %% ../nbs/parts/sketch.ipynb #4b433b72
 @patch
 def denoise(self:SketchedDiT, x, text, steps, guidance, progress=False, velocity=None)->Tensor: # like x
     def run(x):
@@ -241,7 +260,7 @@ def denoise(self:SketchedDiT, x, text, steps, guidance, progress=False, velocity
         return out
     return _once(self, "denoise", "transformer", run, tuple(x.shape), x)
 
-# %% ../nbs/parts/sketch.ipynb #4b433b72
+# %% ../nbs/parts/sketch.ipynb #1346bafc
 def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # of this shape, on the card
     "Run it the first time; count it again after that; only its result where it is not `live`."
     counted, key = dit.checkpoint.counted, (name, len(x), *getattr(x, "shape", ()))
@@ -255,7 +274,7 @@ def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # o
         dit.during = dit.loaded
     return torch.empty(shape, device=dit.device)
 
-# %% ../nbs/parts/sketch.ipynb #1346bafc
+# %% ../nbs/parts/sketch.ipynb #9d326016
 @contextmanager
 def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=None):
     "Inside, there is a model without values on a card; gives a `SketchedDiT`. Raises `UserError`."
