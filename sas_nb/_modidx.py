@@ -649,6 +649,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sas_nb.fake._attention': ('parts/fake.html#_attention', 'sas_nb/fake.py'),
                              'sas_nb.fake._changes': ('parts/fake.html#_changes', 'sas_nb/fake.py'),
                              'sas_nb.fake._drop': ('parts/fake.html#_drop', 'sas_nb/fake.py'),
+                             'sas_nb.fake._has_values': ('parts/fake.html#_has_values', 'sas_nb/fake.py'),
                              'sas_nb.fake._is_mask': ('parts/fake.html#_is_mask', 'sas_nb/fake.py'),
                              'sas_nb.fake._on_card': ('parts/fake.html#_on_card', 'sas_nb/fake.py'),
                              'sas_nb.fake._parameter': ('parts/fake.html#_parameter', 'sas_nb/fake.py'),

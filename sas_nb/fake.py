@@ -6,13 +6,13 @@
 __all__ = ['Counted', 'standing_in', 'pretended']
 
 # %% ../nbs/parts/fake.ipynb #d45eb7f7
-from contextlib import contextmanager, ExitStack
+from contextlib import contextmanager, ExitStack, nullcontext
 import gc, importlib, weakref
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -31,7 +31,7 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if (answer := _answer(f, args)) is not None: return answer
-        out = f(*args, **kwargs)
+        with unset_fake_temporarily() if _has_values(args, kwargs) else nullcontext(): out = f(*args, **kwargs)
         if self.on: self.note(f, args, kwargs, out)
         return out
 
@@ -113,6 +113,11 @@ def again(self:Counted, moment:dict, operations:dict, times:float=1):
     for bits, n in operations.items(): self.operations[bits] = self.operations.get(bits, 0)+times*n
 
 # %% ../nbs/parts/fake.ipynb #1aa5e8c6
+def _has_values(args, kwargs)->bool: # small ones, such as a tokenizer's: they are computed
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    stays = torch.device(kwargs.get("device") or "cpu").type == "cpu"
+    return bool(tensors) and stays and all(type(x) is Tensor and x.device.type == "cpu" for x in tensors)
+
 def _is_mask(index)->bool: # all of it counts as true
     return len(index) == 1 and index[0] is not None and index[0].dtype == torch.bool
 

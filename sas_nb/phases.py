@@ -54,9 +54,9 @@ def _clip(job)->Clip:
     T, H, W = job.shape
     return Clip(torch.empty(T, 3, H, W))
 
-def _data(job, dit, *live)->dict[str, StageData]:
-    dit.live = set(live)
-    return build(dit, [_clip(job)], [_PROMPTS], job.recipe)
+def _data(job, dit, *live)->tuple[Clip, dict[str, StageData]]: # all of it stays to the end
+    dit.live, clip = set(live), _clip(job)
+    return clip, build(dit, [clip], [_PROMPTS], job.recipe)
 
 def _adapter(job, dit)->SharedLoRA:
     adapter = SharedLoRA(dit, job.recipe.rank, job.recipe.layers)
@@ -83,16 +83,16 @@ def _few_passes(counted):
 def _stage(job, dit, number:int):
     stage = job.recipe.stages[number]
     few = replace(stage, steps=2, bf16=False, compile=False)
-    data = _data(job, dit)[stage.name]
+    clip, data = _data(job, dit)
     adapter, counted = _adapter(job, dit), dit.checkpoint.counted
     with adapter.attached(), standing_in(train, "_backward", _few_passes(counted)):
-        Trainer(dit, adapter, data, few, Run(progress=False)).fit()
+        Trainer(dit, adapter, data[stage.name], few, Run(progress=False)).fit()
     dit.during = dit.loaded
     counted.again({}, dict(counted.operations), stage.steps/2-1)
 
 def _sample(job, dit, live:str):
     adapter = _adapter(job, dit)
-    dit.live = {live}
+    dit.live, clip = {live}, _clip(job)
     T, H, W = job.shape
     with adapter.attached(): latents = dit.sample(_PROMPTS.both, num_frames=T, height=H, width=W, latents=True)
     dit.clips(latents, _PROMPTS.both) # as `Concept.generate` does

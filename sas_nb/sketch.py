@@ -108,9 +108,10 @@ def _on_host(module:torch.nn.Module, dtype:torch.dtype, exact:set)->torch.nn.Mod
 
 _TOKENS = 64 # of a prompt: more than most have
 
-def _tokenizer(prompts, **_):
-    ids = torch.ones(len(prompts), _TOKENS, dtype=torch.long)
-    return SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids))
+def _tokenizer(prompts, max_length=512, **_):
+    with unset_fake_temporarily():
+        mask = (torch.arange(max_length) < _TOKENS).long().repeat(len(prompts), 1)
+    return SimpleNamespace(input_ids=mask, attention_mask=mask)
 
 def _from_start(kind:type)->type: # it cannot look for a time without values
     return type(kind.__name__, (kind,), dict(index_for_timestep=lambda self, *_, **__: 0))
