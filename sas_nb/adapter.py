@@ -51,7 +51,7 @@ class SharedLinear(nn.Module, BaseTunerLayer):
     def forward(self, x:Tensor, *args, **kwargs)->Tensor: # (batch, ..., in) -> (batch, ..., out)
         y = self.base_layer(x, *args, **kwargs)
         B = None if self.disable_adapters else self.shared.coefficients(self.name)
-        return y if B is None else y + _update(x, self.lora_A, B, self.shared.each)
+        return y if B is None else y + _update(x, self.lora_A, *self.shared.in_pass(B))
 
 # %% ../nbs/04_adapter.ipynb #dc568070
 def _update(x:Tensor,         # (batch, ..., in)
@@ -154,6 +154,15 @@ def coefficients(self:SharedLoRA, layer:str)->Tensor|None: # (members, out, r); 
         if scale != 1: B = B*scale
         total = B if total is None else total + B
     return total
+
+# %% ../nbs/04_adapter.ipynb #30867158
+@patch
+def in_pass(self:SharedLoRA, B:Tensor)->tuple[Tensor, Tensor|None]:
+    "Coefficients and scales for those samples of a batch that are in this pass of the model."
+    rows = self.dit.rows
+    if rows is None: return B, self.each
+    if len(B) > 1: B = B.repeat_interleave(rows.of//len(B), 0)[rows.piece]
+    return B, self.each if self.each is None else self.each[rows.piece]
 
 # %% ../nbs/04_adapter.ipynb #a303481c
 TRAINS = dict(appearance=("A", "B1"), motion=("B2",)) # what each stage trains (eq. 3 and 6)

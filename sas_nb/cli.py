@@ -197,6 +197,7 @@ def _memory(**given):
     known = {k: v for k, v in given.items() if v is not None}
     return Memory(**known) if known else None
 
+# %% ../nbs/parts/cli.ipynb #af5a9db1
 def _learn(clip, prompts, model, recipe, run, sheet):
     from sas_nb.learning import learn
     for words in clip.report.warnings: caution(as_options(f"{words}."))

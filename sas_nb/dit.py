@@ -34,9 +34,9 @@ class VideoDiT(LazyPipeline):
                  pipe:DiffusionPipeline|Checkpoint, # a loaded pipeline of a known family; or see `load`
                  name:str="",                       # where it came from
                  defaults:GenerationConfig|None=None, # sizes and settings that suit it
+                 memory:Memory|None=None,           # how it is fitted into the machine
                 ):
-        super().__init__(pipe, name, defaults)
-        self.memory_given = False     # whether somebody said at loading how it is fitted into the machine
+        super().__init__(pipe, name, defaults, memory)
         self.lock = threading.RLock() # for whoever puts something on the model
         self.texts = {}               # prompts read lately, and by which encoder; see `remembered`
         self.texts_by = weakref.ref(self)
@@ -64,10 +64,8 @@ def load(cls:VideoDiT,
     "Any checkpoint of a known family; its parts are read when asked for. Raises `UserError`."
     checkpoint = Checkpoint(name, device, dtype)
     advice = GenerationConfig.read(checkpoint.folder, checkpoint.family.defaults(*checkpoint.about))
-    dit = cls(checkpoint, str(name), advice)
+    dit = cls(checkpoint, str(name), advice, memory)
     dit.lasting_name = lasting_name(name)
-    dit.memory_given = memory is not None
-    if memory: dit.memory = memory
     return dit
 
 # %% ../nbs/01_dit.ipynb #a7d1c00a
@@ -208,7 +206,7 @@ def velocity(self:VideoDiT,
             )->Tensor:    # (B, C, t, h, w), estimate of noise - clean
     "The DiT's estimate of the velocity, in its own precision."
     x, text = (v.to(self.device, self.dtype) for v in (x, text))
-    return self.family.velocity(self.transformer, x, t.to(self.device), text)
+    return self.answer(x, t.to(self.device), text)
 
 @patch
 def noise(self:VideoDiT,

@@ -31,6 +31,7 @@ class GenerationConfig:
     height:int=480
     width:int=832
     num_frames:int=81
+    frozen_frames:int=9 # of a clip in which nothing moves; 4n+1
     fps:float=16.
     steps:int=50
     guidance:float=5.

@@ -19,6 +19,7 @@ from .family import FAMILIES, known_family, GenerationConfig
 from .fast import best_device, best_dtype, channels_last
 from .files import expanded, UserError
 from .memory import Memory
+from .offload import fit
 from .stored import hash_weights, stored_tensors, weight_files
 from .streamed import StreamedEncoder
 
@@ -177,7 +178,9 @@ def part(self:Checkpoint, name:str, memory:Memory=Memory()): # a frozen module; 
     others = dict.fromkeys(set(self.family.parts)-{name})
     part = getattr(self.pipeline(self.precision("vae", memory), **others), name)
     if not isinstance(part, torch.nn.Module): return part
-    if name in self.family.transformers: self.family.prepare(part)
+    if name in self.family.transformers:
+        self.family.prepare(part)
+        fit(part.requires_grad_(False), memory, self.device)
     if name == "vae" and self.device.type == "cpu": channels_last(part)
     if name == "vae" and memory.tiled: part.enable_tiling()
     return part.requires_grad_(False).eval().to(self.device)

@@ -14,7 +14,7 @@ from .clip import Clip
 from .concept import Concept
 from .concept_file import FILES
 from .counterfactual import add_counterfactuals, counterpart
-from .data import Examples, frame_set, prior_examples, sequence, StageData
+from .data import Examples, frame_set, frozen_length, prior_examples, sequence, StageData
 from .dit import VideoDiT
 from .files import UserError
 from .memory import Memory
@@ -97,8 +97,10 @@ def _prior(dit, clip, stage, recipe, progress)->Examples|None:
     """What the base shows for its own prompts, in the size of a clip, as images or clips like the data of
     the stage."""
     if not stage.prior: return None
-    images = stage.name == "appearance" and not stage.frozen
-    size = dict(num_frames=len(clip), height=clip.shape[-2], width=clip.shape[-1])
+    first = stage.name == "appearance"
+    images = first and not stage.frozen
+    length = frozen_length(dit, clip) if first else len(clip)
+    size = dict(num_frames=length, height=clip.shape[-2], width=clip.shape[-1])
     return prior_examples(dit, images, recipe.prior_prompts, progress=progress, **size)
 
 # %% ../nbs/09_learning.ipynb #631462ef

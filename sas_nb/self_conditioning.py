@@ -32,7 +32,9 @@ def velocity(self:SelfConditioning,
             )->Tensor:                        # (B, C, t, h, w)
     "The DiT's velocity given an earlier estimate of the clean latents."
     def add(module, args, out):
-        return out + self.project(previous.to(self.project.weight.dtype)).to(out.dtype)
+        rows = self.dit[0].rows # of the batch, in this pass
+        guess = previous if rows is None else previous[rows.piece]
+        return out + self.project(guess.to(self.project.weight.dtype)).to(out.dtype)
 
     if previous is None: return self.dit[0].velocity(x, t, text)
     hook = self.dit[0].transformer.patch_embedding.register_forward_hook(add)
@@ -41,14 +43,9 @@ def velocity(self:SelfConditioning,
 
 # %% ../nbs/parts/self_conditioning.ipynb #036620f8
 @patch
-def guessing(self:SelfConditioning, x, t, text,
-             p:float,                   # probability of a guess
-             generator:torch.Generator)->Tensor:
-    """The velocity in training: with probability `p` the model sees its own first guess, made without
-    gradient."""
-    previous = None
-    if torch.rand((), generator=generator) < p:
-        with torch.no_grad(): previous = clean_estimate(x, self.velocity(x, t, text).float(), t)
+def guessing(self:SelfConditioning, x, t, text)->Tensor: # as `velocity`
+    "The velocity in training, where the model sees its own first guess, made without gradient."
+    with torch.no_grad(): previous = clean_estimate(x, self.velocity(x, t, text).float(), t)
     return self.velocity(x, t, text, previous)
 
 @patch

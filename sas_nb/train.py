@@ -8,7 +8,7 @@ __all__ = ['Trainer']
 # %% ../nbs/06_train.ipynb #7476885b
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,11 @@ from .files import UserError
 from .flow import interpolate, loss_per_sample, velocity_target
 from .log import Log
 from .monitor import not_finite_sentence, record, sample, stopped_sentence
+from .offload import checkpointed
 from .recipe import Run, Stage
 from .resume import facts, Generators, resume_run, save_run
 from .running import only_run, stop_gently, Stopped
+from .scaling import try_step
 
 # %% ../nbs/06_train.ipynb #82bb0feb
 @dataclass(eq=False, repr=False)
@@ -105,18 +107,19 @@ def _optimizer(trainer)->torch.optim.Optimizer:
 
 # %% ../nbs/06_train.ipynb #548df240
 @patch
-def velocity(self:Trainer, batch:Batch)->Tensor: # (B, C, t, h, w)
-    "The model's answer to a batch; where the recipe says so, given its own first guess."
+def velocity(self:Trainer, batch:Batch,
+             guess:bool=False, # give the model its own first guess
+            )->Tensor:         # (B, C, t, h, w)
+    "The model's answer to a batch."
     noisy = interpolate(batch.clean, batch.noise, batch.times)
-    conditioning, p = self.adapter.self_conditioning, self.stage.self_conditioning
+    answer = self.adapter.self_conditioning.guessing if guess else self.dit.velocity
     with bf16_products(self.dit.device) if self.stage.bf16 else nullcontext():
-        if conditioning is None or not p: return self.dit.velocity(noisy, batch.times, batch.text)
-        return conditioning.guessing(noisy, batch.times, batch.text, p, self.generators[0])
+        return answer(noisy, batch.times, batch.text)
 
 @patch
-def losses(self:Trainer, batch:Batch)->Tensor: # (B,)
+def losses(self:Trainer, batch:Batch, guess:bool=False)->Tensor: # (B,)
     "Flow matching (eq. 5 and 9): the squared error of each example's velocity."
-    v = self.velocity(batch)
+    v = self.velocity(batch, guess)
     v = v.to(torch.promote_types(v.dtype, torch.float32))
     return loss_per_sample(v, velocity_target(batch.clean, batch.noise))
 
@@ -163,28 +166,39 @@ def accumulate(self:Trainer)->tuple[Tensor, Tensor]: # times and losses of all e
 
 # %% ../nbs/06_train.ipynb #f98b17d7
 def _part(trainer, members:range, part:int, appearance:float)->tuple[Tensor, Tensor]:
-    "Times and losses of one part of some concepts' batches, with its gradient added."
+    """Times and losses of one part of some concepts' batches, with its gradient added. Raises `UserError`
+    naming the concept whose loss is not finite; no weight has changed then."""
     batch = trainer.draw(members, part)
     s = trainer.stage
     generators = trainer.generators[trainer.adapter.members]
     if appearance: trainer.adapter.draw_masks(s.name, s.dropout, generators, s.rescale)
-    with trainer.adapter.scaled(appearance=appearance):
-        losses = [_backward(trainer, piece, members) for piece in _passes(trainer, batch, members)]
-    return batch.times, torch.cat(losses)
+    losses = trainer.gradient(batch, appearance, _guesses(trainer))
+    bad = (~torch.isfinite(losses.view(len(members), -1)).all(1)).nonzero()
+    if len(bad): raise UserError(not_finite_sentence(trainer, members[int(bad[0])]))
+    return batch.times, losses
+
+# %% ../nbs/06_train.ipynb #774f0cd6
+def _guesses(trainer)->bool:
+    "Whether the model sees its own first guess of this batch: one draw, however many pieces it has."
+    if trainer.adapter.self_conditioning is None or not trainer.stage.self_conditioning: return False
+    return bool(torch.rand((), generator=trainer.generators[0]) < trainer.stage.self_conditioning)
 
 # %% ../nbs/06_train.ipynb #fa7f60bb
-def _passes(trainer, batch:Batch, members:range)->list[Batch]:
-    "One concept's batch can be cut; several concepts' samples stay together."
-    return batch.pieces(trainer.dit.memory.at_once) if len(members) == 1 else [batch]
+@patch
+def gradient(self:Trainer, batch:Batch, appearance:float=1., guess:bool=False)->Tensor: # losses (B,)
+    """Add the gradient of a batch, in pieces of at most `dit.memory.at_once` examples. Only one concept's
+    batch is ever larger: `groups` has no more concepts in a pass than fit."""
+    # all pieces share the words' part of the graph: it is walked once, at the end
+    text = batch.text.detach().requires_grad_(batch.text.requires_grad)
+    pieces = replace(batch, text=text).pieces(self.dit.memory.at_once)
+    with self.adapter.scaled(appearance=appearance):
+        losses = [_backward(self, piece, guess) for piece in pieces]
+    if text.requires_grad: batch.text.backward(text.grad)
+    return torch.cat(losses)
 
-def _backward(trainer, batch:Batch, members:range)->Tensor:
-    """The gradient of a pass. Raises `UserError` naming the concept whose loss is not finite; no weight
-    has changed then."""
-    losses = trainer.losses(batch)
-    bad = (~torch.isfinite(losses.detach().view(len(members), -1)).all(1)).nonzero()
-    if len(bad): raise UserError(not_finite_sentence(trainer, members[int(bad[0])]))
-    # all passes of a batch share the words' part of the graph; the rest of it goes when this function ends
-    trainer.scaler.scale(losses.sum()/trainer.stage.batch).backward(retain_graph=True)
+def _backward(trainer, batch:Batch, guess:bool)->Tensor:
+    losses = trainer.losses(batch, guess)
+    trainer.scaler.scale(losses.sum()/trainer.stage.batch).backward()
     return losses.detach()
 
 # %% ../nbs/06_train.ipynb #f3dcbc62
@@ -205,28 +219,7 @@ def clip_gradient(self:Trainer)->Tensor: # (N,), the norms before clipping
 @patch
 def train_step(self:Trainer):
     "One optimizer step. Raises `UserError` if a loss is not finite; no weight has changed then."
-    while not _try_step(self): pass
-
-# %% ../nbs/06_train.ipynb #d06129a7
-def _try_step(trainer)->bool: # False if the gradient was too large for fp16
-    times, losses = trainer.accumulate()
-    trainer.scaler.unscale_(trainer.optimizer)
-    norms = trainer.clip_gradient()
-    if finite := bool(torch.isfinite(norms).all()):
-        trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
-        trainer.step += 1
-        trainer.recent.append((times, losses, float(norms.mean())))
-    else: _lower_scale(trainer, norms)
-    trainer.optimizer.zero_grad(set_to_none=True)
-    return finite
-
-# %% ../nbs/06_train.ipynb #4dc71c1e
-def _lower_scale(trainer, norms):
-    "Halve the loss scale; raise where there is none to halve."
-    if not (trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1):
-        raise UserError(not_finite_sentence(trainer, int((~torch.isfinite(norms)).nonzero()[0])))
-    trainer.scaler.update(trainer.scaler.get_scale()/2)
+    while not try_step(self): pass
 
 # %% ../nbs/06_train.ipynb #31a2ac51
 @patch
@@ -248,19 +241,16 @@ def fit(self:Trainer)->list: # history: rows of step, loss, and the loss in four
 
 # %% ../nbs/06_train.ipynb #1d22027d
 def _train(trainer):
-    s, transformer = trainer.stage, trainer.dit.transformer
+    s = trainer.stage
     number = 1 if s.name == "appearance" else 2
     about = dict(desc=f"stage {number} of 2, {s.name}", disable=not trainer.run.progress)
     log = Log(trainer.run.out, s.name, trainer.step)
-    again = trainer.dit.memory.checkpointing
-    if again: transformer.enable_gradient_checkpointing()
     try:
         with (tqdm(total=s.steps, initial=trainer.step, **about) as bar, stop_gently() as stopped,
+              checkpointed(trainer.dit),
               compiled(trainer.dit) if s.compile else nullcontext()):
             _steps(trainer, log, bar, stopped)
-    finally:
-        log.close()
-        if again: transformer.disable_gradient_checkpointing()
+    finally: log.close()
 
 # %% ../nbs/06_train.ipynb #f28df908
 def _steps(trainer, log, bar, stopped):

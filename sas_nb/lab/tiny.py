@@ -226,7 +226,7 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking",
          "a woman in a white shirt and black trousers holding a ball in a park. she is kicking",
          "a man in a blue shirt and white trousers on a beach at sunset. he is dancing",
          "a woman in a red shirt and green trousers wearing a straw hat on a street. she is walking")
-DEFAULTS = dict(height=64, width=64, num_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3, negative="",
+DEFAULTS = dict(height=64, width=64, num_frames=17, frozen_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3, negative="",
                    prior=PRIOR, about="knows drawn figures only: a real film becomes a smear")
 
 # %% ../../nbs/lab/12_tiny.ipynb #ac4dccac
