@@ -87,6 +87,7 @@ def _answer(f, args):
     "What a fake tensor says where a program asks for its values; None for another question."
     if not (args and isinstance(args[0], FakeTensor)): return None
     x = args[0]
+    if f is _aten.copy_.default and args[1].device != x.device: return x # from the host to the card, or back
     if f is _aten.nonzero.default: return x.new_empty((0, x.ndim), dtype=torch.int64)
     if f is _aten.index.Tensor and _is_mask(args[1]): return x.new_empty((args[1][0].numel(), *x.shape[args[1][0].ndim:]))
     if f is not _aten._local_scalar_dense.default: return None
@@ -148,20 +149,23 @@ def _on_card(own, stock):
     return choose
 
 def _apply(module, change, recurse=True):
-    "What `Module.to` calls: fake parameters cannot be changed in place, so they are replaced; shared ones once."
-    new = {}
-    def changed(p):
-        if id(p) not in new: new[id(p)] = p, change(p) # `p` is kept, so that its id stays its own
-        return new[id(p)][1]
-    for m in module.modules() if recurse else [module]:
-        for name, p in m._parameters.items():
-            if p is None: continue
-            with torch.no_grad(): m._parameters[name] = _parameter(p, changed(p))
-        for name, b in m._buffers.items():
-            if b is not None: m._buffers[name] = changed(b)
+    "What `Module.to` calls: fake tensors cannot be changed in place, so they are replaced; shared ones once."
+    change = change if isinstance(change, _Once) else _Once(change)
+    for child in module.children() if recurse else (): child._apply(change)
+    for name, p in module._parameters.items():
+        if p is None: continue
+        with torch.no_grad(): new = change(p)
+        if new is not p: module._parameters[name] = torch.nn.Parameter(new, p.requires_grad)
+    for name, b in module._buffers.items():
+        if b is not None: module._buffers[name] = change(b)
     return module
 
-def _parameter(old, new): return old if new is old else torch.nn.Parameter(new, old.requires_grad)
+class _Once:
+    "A change of tensors that gives the same for the same."
+    def __init__(self, change): self.change, self.new = change, {}
+    def __call__(self, p):
+        if id(p) not in self.new: self.new[id(p)] = p, self.change(p) # `p` is kept, so that its id stays its own
+        return self.new[id(p)][1]
 
 # %% ../nbs/parts/fake.ipynb #d080ed36
 def _changes()->list[tuple]: # object, name, what stands there inside `pretended`

@@ -67,14 +67,14 @@ def _adapter(job, dit)->SharedLoRA:
 def _few_passes(counted):
     "Stands for the trainer's own pass: two are run in the first step, and one in the second."
     ran, moments, stock = {}, {}, train._backward
-    def backward(trainer, batch, members):
+    def backward(trainer, batch, *how):
         key = tuple(batch.clean.shape)
         n = ran[trainer.step, key] = ran.get((trainer.step, key), 0)+1
         if n+trainer.step > 2 and key in moments:
             counted.again(*moments[key])
             return torch.empty(len(batch.clean), device=batch.clean.device)
         before = dict(counted.operations)
-        with counted.watched() as moment: losses = stock(trainer, batch, members)
+        with counted.watched() as moment: losses = stock(trainer, batch, *how)
         moments[key] = moment, counted.since(before)
         return losses
     return backward

@@ -22,6 +22,7 @@ from .family import GenerationConfig, known_family
 from .files import UserError
 from .hub import Checkpoint, model_folder
 from .memory import Memory
+from .prompt import Prompt
 from .repeat import repeating
 from . import clip, data, pipeline, streamed
 
@@ -178,9 +179,9 @@ class SketchedDiT(VideoDiT):
     "A model without weights, whose repetitions are counted and not run."
     def __init__(self, sketch:Sketch, memory:Memory=Memory()):
         defaults = GenerationConfig.read(sketch.home, sketch.family.defaults(*sketch.about))
-        super().__init__(sketch, sketch.source, defaults)
-        self._memory = memory
-        self.done = {} # what was run: what it needed and gave
+        super().__init__(sketch, sketch.source, defaults, memory)
+        self.done = {} # what was run: what it needed, and its operations
+        self.read = {} # texts by prompt
         self.live = {"embed", "encode", "denoise", "decode"}
         self.during = None # what was in memory while something live was done
     def outline(self, name="transformer"):
@@ -188,16 +189,21 @@ class SketchedDiT(VideoDiT):
     def check_words(self, prompt): "Every word is known."
     def too_long(self, prompt)->str: return ""
     def encode_once(self, frames)->Tensor: return self.encode(frames).cpu()
-    def embed_once(self, prompts):
-        texts = [t[None].cpu() for t in self.embed(prompts)]
-        return texts if isinstance(prompts, (list, tuple)) else texts[0]
+    def embed_once(self, prompts): # in one pass where the encoder is streamed, as `read_once` does
+        if not isinstance(prompts, (list, tuple)): return self.embed([prompts]).cpu()
+        if self.memory.apart: return list(self.embed(prompts).cpu().split(1))
+        return [self.embed([p]).cpu() for p in prompts]
 
 # %% ../nbs/parts/sketch.ipynb #f63c795c
 @patch
 def embed(self:SketchedDiT, prompts, tokens=None)->Tensor: # (B, L, D)
-    prompts = prompts if isinstance(prompts, (list, tuple)) else [prompts]
-    shape = len(prompts), _TOKENS, self.text_width
-    return _once(self, "embed", "text_encoder", super(SketchedDiT, self).embed, shape, prompts)
+    "Each prompt is read once; what was read stays, with all its padding."
+    plain = [Prompt.of(p).plain for p in (prompts if isinstance(prompts, (list, tuple)) else [prompts])]
+    if new := [p for p in dict.fromkeys(plain) if p not in self.read]:
+        shape = len(new), self.family.text_length, self.text_width
+        rows = _once(self, "embed", "text_encoder", super(SketchedDiT, self).embed, shape, new).to(self.dtype)
+        self.read |= {p: row[0, :_TOKENS] for p, row in zip(new, rows.split(1))}
+    return torch.stack([self.read[p] for p in plain])
 
 @patch
 def encode(self:SketchedDiT, frames)->Tensor: # (B, C, t, h, w)
@@ -245,5 +251,5 @@ def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=N
         for where, function, new in _UNKNOWN: stack.enter_context(standing_in(where, function, new))
         yield SketchedDiT(Sketch(name, card, counted, layers), memory)
 
-_UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"), (data, "fingerprint", lambda module: "no weights"),
+_UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"), (data, "found", lambda *words: None),
             (data, "cached", lambda make, *words: make()), (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]

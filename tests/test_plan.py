@@ -17,12 +17,15 @@ from sas_nb.phases import Job, needed, PHASES, rehearsed
 from sas_nb.recipe import Recipe, Run
 from sas_nb.train import Trainer
 
-SHAPE = 9, 64, 64
+SHAPE = 5, 48, 48
 CPU = Card("this CPU", 1000., .1, .1, 1., bf16=False, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory): return wan_folder.write(tmp_path_factory.mktemp("wan"))
+def folder(tmp_path_factory):
+    folder = wan_folder.write(tmp_path_factory.mktemp("wan"))
+    (folder / "sas_nb.json").write_text(json.dumps(dict(steps=3)))
+    return folder
 
 
 def held(dit): return [t for name in dit.loaded if isinstance(m := dit._held(name), torch.nn.Module) for t in (*m.parameters(), *m.buffers())]
@@ -61,7 +64,8 @@ RECIPE = Recipe.default().with_(both=dict(steps=2, batch=4))
 
 
 @pytest.mark.parametrize("memory", [Memory(), Memory(apart=True, checkpointing=True, at_once=1)], ids=["plain", "sparing"])
-def test_a_plan_and_a_run_agree(folder, memory, monkeypatch, own_cache):
+def test_a_plan_and_a_run_agree(folder, memory, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path))
     real = live_peaks(folder, RECIPE, memory, monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(sketch, "_TOKENS", 10)
