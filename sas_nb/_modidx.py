@@ -1470,6 +1470,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'sas_nb.learning._over': ('learning.html#_over', 'sas_nb/learning.py'),
                                  'sas_nb.learning._prior': ('learning.html#_prior', 'sas_nb/learning.py'),
                                  'sas_nb.learning._save': ('learning.html#_save', 'sas_nb/learning.py'),
+                                 'sas_nb.learning._size': ('learning.html#_size', 'sas_nb/learning.py'),
                                  'sas_nb.learning._words': ('learning.html#_words', 'sas_nb/learning.py'),
                                  'sas_nb.learning.build': ('learning.html#build', 'sas_nb/learning.py'),
                                  'sas_nb.learning.concept_place': ('learning.html#concept_place', 'sas_nb/learning.py'),

@@ -138,7 +138,7 @@ def pipeline(self:Sketch, vae_dtype:torch.dtype=torch.float32, **parts)->SimpleN
     return SimpleNamespace(**built)
 
 @patch
-def names(self:Sketch, part:str)->list[str]: return ["no weights"]
+def names(self:Sketch, part:str)->list[str]: return ["no weights"]*2 # as they are, and in fp16
 
 # %% ../nbs/parts/sketch.ipynb #d6ae3c58
 @patch
@@ -252,4 +252,5 @@ def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=N
         yield SketchedDiT(Sketch(name, card, counted, layers), memory)
 
 _UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"), (data, "found", lambda *words: None),
-            (data, "cached", lambda make, *words: make()), (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]
+            (data, "cached", lambda make, *words: {k: v.cpu() for k, v in make().items()}),
+            (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]
