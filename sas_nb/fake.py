@@ -27,6 +27,7 @@ class Counted(TorchDispatchMode):
         self.live = {}   # bytes by kind of device
         self.peak = {}
         self.operations = {} # by the kind of number: bits
+        self.marks = []  # peaks of what was done so far, in pieces
         self.on = True
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -66,6 +67,12 @@ def restart(self:Counted):
     gc.collect()
     self.peak = dict(self.live)
     self.operations = {}
+
+@patch
+def mark(self:Counted):
+    "Note the peak so far, and begin a new one."
+    self.marks.append(dict(self.peak))
+    self.peak = dict(self.live)
 
 @patch
 def since(self:Counted, before:dict)->dict: # bits -> operations

@@ -42,6 +42,7 @@ class Phase:
     operations:dict
     loaded:tuple[str, ...]
     hours:float=0.
+    marks:tuple=() # card and host of its pieces
 
 # %% ../nbs/parts/phases.ipynb #5a7bdb5e
 CONTEXT = int(.8*GIB) # on the card
@@ -74,7 +75,9 @@ def _few_passes(counted):
             counted.again(*moments[key])
             return torch.empty(len(batch.clean), device=batch.clean.device)
         before = dict(counted.operations)
+        counted.mark()
         with counted.watched() as moment: losses = stock(trainer, batch, *how)
+        counted.mark()
         moments[key] = moment, counted.since(before)
         return losses
     return backward
@@ -84,8 +87,10 @@ def _stage(job, dit, number:int):
     stage = job.recipe.stages[number]
     few = replace(stage, steps=2, bf16=False, compile=False)
     clip, data = _data(job, dit)
+    dit.checkpoint.counted.mark()
     adapter, counted = _adapter(job, dit), dit.checkpoint.counted
     with adapter.attached(), standing_in(train, "_backward", _few_passes(counted)):
+        counted.mark()
         Trainer(dit, adapter, data[stage.name], few, Run(progress=False)).fit()
     dit.during = dit.loaded
     counted.again({}, dict(counted.operations), stage.steps/2-1)
@@ -120,8 +125,10 @@ def rehearsed(job:Job, memory:Memory, name:str, layers:int|None=None)->Phase:
         for part in () if memory.apart else before: dit._part(part)
         work(job, dit)
         loaded = tuple(part for part in dit.family.parts if part in (dit.during or ()) and part in _ALL)
-        card, host = (counted.peak.get(where, 0) for where in ("meta", "cpu"))
-        phase = Phase(name, card, host, dict(counted.operations), loaded)
+        counted.mark()
+        marks = tuple((m.get("meta", 0), m.get("cpu", 0)) for m in counted.marks)
+        card, host = map(max, zip(*marks))
+        phase = Phase(name, card, host, dict(counted.operations), loaded, marks=marks)
         del dit
     gc.collect()
     return phase
@@ -137,7 +144,9 @@ def needed(job:Job, memory:Memory, name:str)->Phase:
     a, b = (rehearsed(job, memory, name, n) for n in _DEPTHS)
     def line(x, y): return round(x + (depth-few)*(y-x))
     operations = {bits: line(n, b.operations[bits]) for bits, n in a.operations.items()}
-    return replace(a, card=line(a.card, b.card), host=line(a.host, b.host), operations=operations)
+    marks = tuple(tuple(map(line, x, y)) for x, y in zip(a.marks, b.marks)) # each piece on a line of its own
+    card, host = map(max, zip(*marks))
+    return replace(a, card=card, host=host, operations=operations, marks=marks)
 
 # %% ../nbs/parts/phases.ipynb #ff87275a
 def timed(job:Job, phase:Phase)->Phase:
