@@ -7,9 +7,7 @@ __all__ = ['Gpu', 'Host', 'Pixels', 'pixels', 'film_shape', 'plan_table', 'plan_
 
 # %% ../nbs/parts/planned.ipynb #7eb6b36c
 from pathlib import Path
-from typing import Annotated
 import re
-import typer
 from rich.table import Table
 from .files import UserError
 from .options import _option

@@ -1,5 +1,4 @@
 """A plan and a run agree, at small size to a few percent of live bytes; at full size what issues of memory promise holds."""
-from contextlib import contextmanager
 import json
 import pytest, torch
 from typer.testing import CliRunner
@@ -7,7 +6,6 @@ import wan_folder
 from sas_nb import sketch
 from sas_nb.cards import Card, card
 from sas_nb.clip import Clip
-from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.fake import Counted
 from sas_nb.files import UserError
@@ -77,7 +75,6 @@ def test_a_plan_and_a_run_agree(folder, memory, monkeypatch, tmp_path):
 
 def test_what_is_repeated_needs_the_same(folder, monkeypatch):
     "Blocks, frames and depths that are counted again, against all of them run."
-    from sas_nb import phases
     job, memory = Job(str(folder), (9, 48, 48), RECIPE, CARD), Memory(apart=True, checkpointing=True, at_once=1)
     short = {n: rehearsed(job, memory, n) for n in ("encoding", "sampling", "decoding")}
     rehearsed.cache_clear()
