@@ -652,6 +652,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sas_nb.fake._RMSNorm': ('parts/fake.html#_rmsnorm', 'sas_nb/fake.py'),
                              'sas_nb.fake._RMSNorm.backward': ('parts/fake.html#_rmsnorm.backward', 'sas_nb/fake.py'),
                              'sas_nb.fake._RMSNorm.forward': ('parts/fake.html#_rmsnorm.forward', 'sas_nb/fake.py'),
+                             'sas_nb.fake._all_of': ('parts/fake.html#_all_of', 'sas_nb/fake.py'),
                              'sas_nb.fake._answer': ('parts/fake.html#_answer', 'sas_nb/fake.py'),
                              'sas_nb.fake._apply': ('parts/fake.html#_apply', 'sas_nb/fake.py'),
                              'sas_nb.fake._attention': ('parts/fake.html#_attention', 'sas_nb/fake.py'),

@@ -34,7 +34,8 @@ _A100 = Card("A100", 39.4, 312, 156, .48)                 # NVIDIA A100 data she
 _H100 = Card("H100", 79.1, 989, 494, .4)                  # NVIDIA H100 SXM data sheet, without sparsity
 _H200 = replace(_H100, name="H200", gib=139.8)            # the same chip
 _A100_80 = replace(_A100, name="A100 80 GB", gib=79.1)
-CARDS = {"t4": _T4, "l4": _L4, "4090": _4090, "a100": _A100, "a100-80": _A100_80, "h100": _H100, "h200": _H200}
+CARDS = {"t4": _T4, "l4": _L4, "4090": _4090, "a100": _A100, "a100-80": _A100_80,
+         "h100": _H100, "h200": _H200}
 
 # %% ../nbs/parts/cards.ipynb #3ce46c61
 def card(name:str|float)->Card: # of `CARDS`, or GiB of memory
@@ -44,8 +45,8 @@ def card(name:str|float)->Card: # of `CARDS`, or GiB of memory
     size = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(gib|gb|g)?", known)
     gib = plain_number(float(size[1])) if size else None
     if gib is None or not .5 <= gib <= 10_000:
-        raise UserError(f"There is no card {str(name)!r}: choose {', '.join(CARDS)}, or give its memory in GiB, "
-                        "such as 12.")
+        raise UserError(f"There is no card {str(name)!r}: choose {', '.join(CARDS)}, or give its memory in "
+                        "GiB, such as 12.")
     like = max((c for c in CARDS.values() if c.gib <= gib), key=lambda c: c.gib, default=_T4)
     return replace(like, name=f"{gib:g} GiB", gib=gib, bf16=True)
 

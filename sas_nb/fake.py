@@ -32,7 +32,8 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if (answer := _answer(f, args)) is not None: return answer
-        with unset_fake_temporarily() if _has_values(args, kwargs) else nullcontext(): out = f(*args, **kwargs)
+        known = unset_fake_temporarily() if _has_values(args, kwargs) else nullcontext()
+        with known: out = f(*args, **kwargs)
         if self.on: self.note(f, args, kwargs, out)
         return out
 
@@ -42,13 +43,15 @@ def add(self:Counted, *tensors):
     "Count these storages, if they are new."
     for t in tensors:
         storage = t.untyped_storage()
-        key, where = storage._cdata, t.device.type
+        key = storage._cdata
+        where = t.device.type
         if key in self.sizes: continue
         self.sizes[key] = storage.nbytes()
         self.live[where] = self.live.get(where, 0)+storage.nbytes()
         self.peak[where] = max(self.peak.get(where, 0), self.live[where])
         weakref.finalize(storage, _drop, self, key, where)
 
+# %% ../nbs/parts/fake.ipynb #d26e4766
 def _drop(counted, key, where): counted.live[where] -= counted.sizes.pop(key, 0)
 
 # %% ../nbs/parts/fake.ipynb #bfeabe5f
@@ -61,6 +64,7 @@ def note(self:Counted, f, args, kwargs, out):
     bits = 8*tensors[0].element_size()
     self.operations[bits] = self.operations.get(bits, 0)+count(*args, **kwargs, out_val=out)
 
+# %% ../nbs/parts/fake.ipynb #521e4d0a
 @patch
 def restart(self:Counted):
     "Begin a new peak, and count operations from zero."
@@ -68,35 +72,40 @@ def restart(self:Counted):
     self.peak = dict(self.live)
     self.operations = {}
 
+# %% ../nbs/parts/fake.ipynb #7df61fc0
 @patch
 def mark(self:Counted):
     "Note the peak so far, and begin a new one."
     self.marks.append(dict(self.peak))
     self.peak = dict(self.live)
 
+# %% ../nbs/parts/fake.ipynb #7aae0a60
 @patch
 def since(self:Counted, before:dict)->dict: # bits -> operations
     "Operations since another count."
     return {bits: n-before.get(bits, 0) for bits, n in self.operations.items()}
 
+# %% ../nbs/parts/fake.ipynb #f0fcafaa
 @patch
 @contextmanager
 def paused(self:Counted):
     "Inside, nothing is counted."
-    self.on, before = False, self.on
+    self.on = False
+    before = self.on
     try: yield
     finally: self.on = before
 
 # %% ../nbs/parts/fake.ipynb #7d4fe9bd
 _aten = torch.ops.aten
 
+# %% ../nbs/parts/fake.ipynb #51495899
 def _answer(f, args):
     "What a fake tensor says where a program asks for its values; None for another question."
     if not (args and isinstance(args[0], FakeTensor)): return None
     x = args[0]
     if f is _aten.copy_.default and args[1].device != x.device: return x # from the host to the card, or back
     if f is _aten.nonzero.default: return x.new_empty((0, x.ndim), dtype=torch.int64)
-    if f is _aten.index.Tensor and _is_mask(args[1]): return x.new_empty((args[1][0].numel(), *x.shape[args[1][0].ndim:]))
+    if f is _aten.index.Tensor and _is_mask(args[1]): return _all_of(x, args[1][0])
     if f is not _aten._local_scalar_dense.default: return None
     if x.constant is not None: return x.constant.item()
     return True if x.dtype == torch.bool else 1. if x.is_floating_point() else 0
@@ -106,13 +115,16 @@ def _answer(f, args):
 @contextmanager
 def watched(self:Counted):
     "Gives what is needed inside for a moment, in bytes by kind of device, above what was alive before."
-    moment, before, live = {}, self.peak, dict(self.live)
+    moment = {}
+    before = self.peak
+    live = dict(self.live)
     self.peak = dict(live)
     try: yield moment
     finally:
         moment |= {where: n-live.get(where, 0) for where, n in self.peak.items()}
         self.peak = {w: max(self.peak.get(w, 0), before.get(w, 0)) for w in self.peak | before}
 
+# %% ../nbs/parts/fake.ipynb #cbe7518c
 @patch
 def again(self:Counted, moment:dict, operations:dict, times:float=1):
     "Count again what was `watched`, and operations that were counted before."
@@ -126,14 +138,18 @@ def _has_values(args, kwargs)->bool: # small ones, such as a tokenizer's: they a
     stays = torch.device(kwargs.get("device") or "cpu").type == "cpu"
     return bool(tensors) and stays and all(type(x) is Tensor and x.device.type == "cpu" for x in tensors)
 
+def _all_of(x, mask): return x.new_empty((mask.numel(), *x.shape[mask.ndim:]))
+
 def _is_mask(index)->bool: # all of it counts as true
     return len(index) == 1 and index[0] is not None and index[0].dtype == torch.bool
 
 # %% ../nbs/parts/fake.ipynb #7b00ff4a
-def _attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+def _attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None,
+               enable_gqa=False):
     attend = _aten._scaled_dot_product_efficient_attention
     return attend(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
+# %% ../nbs/parts/fake.ipynb #f3d11949
 class _RMSNorm(torch.autograd.Function):
     "What the fused kernel keeps for the backward pass."
     @staticmethod
@@ -145,6 +161,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x), None, None
 
+# %% ../nbs/parts/fake.ipynb #6cbd653b
 def _rms_norm(input, normalized_shape, weight=None, eps=None): return _RMSNorm.apply(input, weight, eps)
 
 # %% ../nbs/parts/fake.ipynb #20d9bb8e
@@ -155,6 +172,7 @@ def _on_card(own, stock):
         return (own if fake else stock)(*args, **kwargs)
     return choose
 
+# %% ../nbs/parts/fake.ipynb #ac914500
 def _apply(module, change, recurse=True):
     "What `Module.to` calls: fake tensors cannot be changed in place, so they are replaced; shared ones once."
     change = change if isinstance(change, _Once) else _Once(change)
@@ -167,11 +185,12 @@ def _apply(module, change, recurse=True):
         if b is not None: module._buffers[name] = change(b)
     return module
 
+# %% ../nbs/parts/fake.ipynb #5961429d
 class _Once:
     "A change of tensors that gives the same for the same."
     def __init__(self, change): self.change, self.new = change, {}
     def __call__(self, p):
-        if id(p) not in self.new: self.new[id(p)] = p, self.change(p) # `p` is kept, so that its id stays its own
+        if id(p) not in self.new: self.new[id(p)] = p, self.change(p) # `p` too, so that its id stays its own
         return self.new[id(p)][1]
 
 # %% ../nbs/parts/fake.ipynb #d080ed36
@@ -183,6 +202,7 @@ def _changes()->list[tuple]: # object, name, what stands there inside `pretended
             (FakeTensor, "numpy", lambda self, **_: np.zeros(1, np.float32)),
             (adam, "_device_dtype_check_for_fused", lambda *_, **__: None)]
 
+# %% ../nbs/parts/fake.ipynb #5f5ff4cc
 @contextmanager
 def standing_in(where, name:str, new):
     "Inside, a module or a class has something else under a name."
@@ -191,6 +211,7 @@ def standing_in(where, name:str, new):
     try: yield
     finally: delattr(where, name) if old is None else setattr(where, name, old)
 
+# %% ../nbs/parts/fake.ipynb #ca6ffbff
 @contextmanager
 def pretended():
     "Inside, tensors have no values, `meta` is a card and `cpu` its host; gives what is `Counted`."

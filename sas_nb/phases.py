@@ -33,9 +33,10 @@ class Job:
     recipe:Recipe
     card:Card
 
+# %% ../nbs/parts/phases.ipynb #46f3effe
 @dataclass(frozen=True)
 class Phase:
-    "What a phase needs: bytes on the card and on its host at the most, operations by bits, and what is loaded."
+    "What a phase needs: bytes on the card and on its host at the most, operations by bits, what is loaded."
     name:str
     card:int
     host:int
@@ -51,14 +52,18 @@ BASE = int(1.5*GIB)   # on the host
 # %% ../nbs/parts/phases.ipynb #5f6b6b76
 _PROMPTS = Prompts("a [v] person in a shirt", "they are [u] moving")
 
+# %% ../nbs/parts/phases.ipynb #cb01eb22
 def _clip(job)->Clip:
     T, H, W = job.shape
     return Clip(torch.empty(T, 3, H, W))
 
+# %% ../nbs/parts/phases.ipynb #bd8d7d5d
 def _data(job, dit, *live)->tuple[Clip, dict[str, StageData]]: # all of it stays to the end
-    dit.live, clip = set(live), _clip(job)
+    dit.live = set(live)
+    clip = _clip(job)
     return clip, build(dit, [clip], [_PROMPTS], job.recipe)
 
+# %% ../nbs/parts/phases.ipynb #e3b77d1c
 def _adapter(job, dit)->SharedLoRA:
     adapter = SharedLoRA(dit, job.recipe.rank, job.recipe.layers)
     if any(s.self_conditioning for s in job.recipe.stages): adapter.self_conditioning = SelfConditioning(dit)
@@ -67,7 +72,9 @@ def _adapter(job, dit)->SharedLoRA:
 # %% ../nbs/parts/phases.ipynb #87e92e22
 def _few_passes(counted):
     "Stands for the trainer's own pass: two are run in the first step, and one in the second."
-    ran, moments, stock = {}, {}, train._backward
+    ran = {}
+    moments = {}
+    stock = train._backward
     def backward(trainer, batch, *how):
         key = tuple(batch.clean.shape)
         n = ran[trainer.step, key] = ran.get((trainer.step, key), 0)+1
@@ -88,19 +95,24 @@ def _stage(job, dit, number:int):
     few = replace(stage, steps=2, bf16=False, compile=False)
     clip, data = _data(job, dit)
     dit.checkpoint.counted.mark()
-    adapter, counted = _adapter(job, dit), dit.checkpoint.counted
+    adapter = _adapter(job, dit)
+    counted = dit.checkpoint.counted
     with adapter.attached(), standing_in(train, "_backward", _few_passes(counted)):
         counted.mark()
         Trainer(dit, adapter, data[stage.name], few, Run(progress=False)).fit()
     dit.during = dit.loaded
     counted.again({}, dict(counted.operations), stage.steps/2-1)
 
+# %% ../nbs/parts/phases.ipynb #8def6e7e
 def _sample(job, dit, live:str):
     adapter = _adapter(job, dit)
-    dit.live, clip = {live}, _clip(job)
+    dit.live = {live}
+    clip = _clip(job)
     T, H, W = job.shape
-    with adapter.attached(): latents = dit.sample(_PROMPTS.both, num_frames=T, height=H, width=W, latents=True)
+    size = dict(num_frames=T, height=H, width=W)
+    with adapter.attached(): latents = dit.sample(_PROMPTS.both, latents=True, **size)
     dit.clips(latents, _PROMPTS.both) # as `Concept.generate` does
+    del clip # which a person has all the while
 
 # %% ../nbs/parts/phases.ipynb #c052d66b
 _ALL = "text_encoder", "vae", "transformer"
@@ -136,6 +148,7 @@ def rehearsed(job:Job, memory:Memory, name:str, layers:int|None=None)->Phase:
 # %% ../nbs/parts/phases.ipynb #50dc3077
 _DEPTHS = 3, 4
 
+# %% ../nbs/parts/phases.ipynb #9a6ea711
 def needed(job:Job, memory:Memory, name:str)->Phase:
     "A phase of the whole model. Raises `UserError`."
     depth = Sketch(job.model, job.card).depth

@@ -38,9 +38,11 @@ _VAE = (("", {}), ("the autoencoder in tiles", dict(tiled=True)),
         ("the autoencoder in tiles and 16 bits", dict(tiled=True, vae_bits=16)))
 _CODEC = "encoding", "decoding" # the phases of the autoencoder
 
+# %% ../nbs/parts/plan.ipynb #ceace1bb
 def _rungs(depth:int)->list[tuple[str, Memory]]:
     "Ways to fit, from the plainest to the most sparing."
-    memory, rungs = {}, []
+    memory = {}
+    rungs = []
     for words, change in LADDER:
         memory |= change
         blocks = min(depth-1, round(memory.get("swapped", 0)*depth))
@@ -63,6 +65,7 @@ class Plan:
     hours = property(lambda self: sum(p.hours for p in self.phases))
     fits = property(lambda self: all(_fits(p, self.job.card, self.host) for p in self.phases))
 
+# %% ../nbs/parts/plan.ipynb #b89a2557
 def _fits(phase:Phase, card:Card, host:float|None)->bool:
     return phase.card <= card.gib*GIB and (host is None or phase.host <= host*GIB)
 
@@ -73,28 +76,34 @@ def to_dict(self:Plan)->dict:
     def gib(n): return round(n/GIB, 2)
     phases = [dict(name=p.name, gpu_gib=gib(p.card), host_gib=gib(p.host), hours=round(p.hours, 3),
                    loaded=list(p.loaded)) for p in self.phases]
-    return dict(fits=self.fits, peak_gpu_gib=round(self.peak_gpu_gib, 2), peak_host_gib=round(self.peak_host_gib, 2),
+    return dict(fits=self.fits, peak_gpu_gib=round(self.peak_gpu_gib, 2),
+                peak_host_gib=round(self.peak_host_gib, 2),
                 disk_gib=gib(self.disk), hours=round(self.hours, 3), phases=phases, model=self.job.model,
                 frames=self.job.shape[0], height=self.job.shape[1], width=self.job.shape[2],
                 gpu=self.job.card.name, gpu_has_gib=round(self.job.card.gib, 2), host_has_gib=self.host,
                 recipe=self.job.recipe.name, memory=vars(self.memory), why=self.why, instead=self.instead)
 
+# %% ../nbs/parts/plan.ipynb #886ebde2
 @patch
 def __str__(self:Plan)->str:
     "In sentences."
-    (T, H, W), c = self.job.shape, self.job.card
+    (T, H, W) = self.job.shape
+    c = self.job.card
     what = f"{self.job.model} on {T} frames of {H}x{W}"
     if self.fits:
         return (f"{what} fits in {c.name} ({c.gib:.1f} GiB): it needs {self.peak_gpu_gib:.1f} GiB of it, "
                 f"{self.peak_host_gib:.1f} GiB of host memory and about {said_hours(self.hours)}. {self.why}")
     return f"{what} does not fit: {_worst(self)}. {self.instead}".strip()
 
+# %% ../nbs/parts/plan.ipynb #b5de4e6c
 def said_hours(hours:float)->str:
     if hours < 1/30: return "two minutes or less"
     return f"{hours*60:.0f} minutes" if hours < 1.5 else f"{hours:.1f} hours"
 
+# %% ../nbs/parts/plan.ipynb #92fd18b6
 def _worst(plan:Plan)->str: # the phase that needs the most of what there is
-    c, host = plan.job.card, plan.host or math.inf
+    c = plan.job.card
+    host = plan.host or math.inf
     p = max(plan.phases, key=lambda p: max(p.card/c.gib, p.host/host))
     if p.card > c.gib*GIB: return f"{p.name} needs {p.card/GIB:.1f} GiB of {c.name}, which has {c.gib:.1f}"
     return f"{p.name} needs {p.host/GIB:.1f} GiB of host memory, and there are {host:.1f}"
@@ -102,23 +111,26 @@ def _worst(plan:Plan)->str: # the phase that needs the most of what there is
 # %% ../nbs/parts/plan.ipynb #15bab374
 def _phase(job:Job, memory:Memory, name:str)->Phase: return timed(job, needed(job, memory, name))
 
+# %% ../nbs/parts/plan.ipynb #2ca74994
 def _all_fit(job, memory, names, host)->bool:
     return all(_fits(_phase(job, memory, name), job.card, host) for name in names)
 
+# %% ../nbs/parts/plan.ipynb #4d7b7a78
 def _chosen(job:Job, host:float|None)->tuple[Memory, str]:
     "The smallest change from plain that fits, else the most sparing; and why."
     others = [name for name in sorted(PHASES, key=lambda n: not n.startswith("stage")) if name not in _CODEC]
     rungs = _rungs(Sketch(job.model, job.card).depth)
     words, memory = next((r for r in rungs if _all_fit(job, r[1], others, host)), rungs[-1])
-    for tiles, change in _VAE:
-        fitted = replace(memory, **change)
-        if _all_fit(job, fitted, _CODEC, host): break
+    ways = [(tiles, replace(memory, **change)) for tiles, change in _VAE]
+    tiles, fitted = next((w for w in ways if _all_fit(job, w[1], _CODEC, host)), ways[-1])
     return fitted, _reason(words, tiles)
 
+# %% ../nbs/parts/plan.ipynb #83be0f13
 def _reason(words, tiles)->str:
     changes = [w for w in ([] if words == LADDER[0][0] else _before(words)) + [tiles] if w]
     return f"To fit: {'; '.join(changes)}." if changes else "Nothing has to be done to fit it."
 
+# %% ../nbs/parts/plan.ipynb #e7ba2423
 def _before(words)->list[str]: # this rung and those it stands on, of several for one thing the last
     names = [w for w, _ in LADDER]
     upto = names[1:names.index(words)+1]
@@ -131,11 +143,12 @@ def _planned(job:Job, host:float|None)->Plan:
     phases = tuple(_phase(job, memory, name) for name in PHASES)
     return Plan(job, memory, phases, disk_bytes(job), host, why)
 
+# %% ../nbs/parts/plan.ipynb #6f2cec93
 def plan(model:str|Path,             # as for `VideoDiT.load`; its weights need not be there
          shape:tuple[int, int, int]|None=None, # frames, height, width of the clip; the model's own when None
          recipe:Recipe=Recipe.default(),
          gpu:str|float|Card|None=None, # one of `CARDS`, GiB, or this machine's when None
-         host:float|None=None,       # GiB of host memory; this machine's with its own card, else as many as it takes
+         host:float|None=None,       # GiB of host memory; this machine's with its own card, else unlimited
         )->Plan:
     "What a run would need on a card, and what would fit if it does not. Raises `UserError`."
     where = _card(gpu)
@@ -150,15 +163,18 @@ def _card(gpu)->Card:
     if isinstance(gpu, Card): return gpu
     return card(gpu) if gpu is not None else this_card(best_device())
 
+# %% ../nbs/parts/plan.ipynb #0e34e37d
 def own_defaults(model:str|Path)->GenerationConfig:
     "What suits a model, by its configuration. Raises `UserError`."
     sketch = Sketch(model, CARDS["t4"])
     return GenerationConfig.read(sketch.home, sketch.family.defaults(*sketch.about))
 
+# %% ../nbs/parts/plan.ipynb #c4baaa47
 def _shape(model, where:Card, shape)->tuple[int, int, int]:
     "A clip's size that the model can hold. Raises `UserError`."
     r = own_defaults(model)
-    shape = tuple(b if a is None else a for a, b in zip(shape or (None,)*3, (r.num_frames, r.height, r.width)))
+    own = r.num_frames, r.height, r.width
+    shape = tuple(b if a is None else a for a, b in zip(shape or (None,)*3, own))
     VideoDiT(Sketch(model, where), str(model), r).check_size(*shape)
     return shape
 
@@ -171,24 +187,30 @@ def _nearest(plan:Plan)->str:
         if other.fits: return f"It would fit {words} ({other.peak_gpu_gib:.1f} GiB)."
     return "Nothing near it fits: choose a smaller model or a larger card."
 
+# %% ../nbs/parts/plan.ipynb #ad4739e6
 def _others(job:Job):
     "Other jobs, the nearest first."
-    (T, H, W), small = job.shape, (320, 512) if job.shape[1] <= job.shape[2] else (512, 320)
+    (T, H, W) = job.shape
+    small = (320, 512) if job.shape[1] <= job.shape[2] else (512, 320)
     lengths = [t for t in (49, 33, 17) if t < T]
     for t in lengths: yield f"with {t} frames", replace(job, shape=(t, H, W))
     if math.prod(small) < H*W:
-        for t in (T, *lengths): yield f"with {t} frames of {small[0]}x{small[1]}", replace(job, shape=(t, *small))
+        size = "x".join(map(str, small))
+        for t in (T, *lengths): yield f"with {t} frames of {size}", replace(job, shape=(t, *small))
     for model in known_models():
         if model != job.model: yield f"with {model}", replace(job, model=model)
     for c in sorted(CARDS.values(), key=lambda c: c.gib):
-        if c.gib > job.card.gib: yield f"on a card with {c.gib:.0f} GiB, such as {c.name}", replace(job, card=c)
+        words = f"on a card with {c.gib:.0f} GiB, such as {c.name}"
+        if c.gib > job.card.gib: yield words, replace(job, card=c)
 
 # %% ../nbs/parts/plan.ipynb #47adb4e2
 def disk_bytes(job:Job)->int:
     "What a run puts on the disk; a folder's weights that are there are no download."
     sketch = Sketch(job.model, job.card)
-    (T, H, W), about = job.shape, sketch.configurations
-    layers = linear_layers(part_outline(sketch, "transformer"), job.recipe.layers or sketch.family.lora_layers).values()
+    (T, H, W) = job.shape
+    about = sketch.configurations
+    names = job.recipe.layers or sketch.family.lora_layers
+    layers = linear_layers(part_outline(sketch, "transformer"), names).values()
     adapter = 4*job.recipe.rank*sum(m.in_features+2*m.out_features for m in layers)
     latents = 4*about["transformer"]["in_channels"]*(T//4+1)*(H//8)*(W//8)
     return sketch.download()+25*latents+11*adapter
@@ -200,7 +222,7 @@ def fitting(dit:VideoDiT,
             gib:float|None=None,        # of the card; what it has when None
             n:int=1,                    # concepts at once
            )->Memory:
-    "How to fit a run into this machine: plainly where that is safe. Raises `UserError` with the plan's words."
+    "How to fit a run into this machine: plainly where that is safe. Raises `UserError`."
     where = this_card(dit.device)
     where = where if gib is None else replace(where, gib=gib)
     if at_most(dit, shape, recipe, n) < where.gib*GIB/2: return Memory()
@@ -212,8 +234,11 @@ def fitting(dit:VideoDiT,
 # %% ../nbs/parts/plan.ipynb #54a097fe
 def at_most(dit:VideoDiT, shape:tuple[int, int, int], recipe:Recipe, n:int=1)->float: # bytes
     "What a run cannot need more than, without any saving."
-    (T, H, W), c, v = shape, dit.configuration["transformer"], dit.configuration["vae"]
-    d, heads = c["num_attention_heads"]*c["attention_head_dim"], c["num_attention_heads"]
+    (T, H, W) = shape
+    c = dit.configuration["transformer"]
+    v = dit.configuration["vae"]
+    d = c["num_attention_heads"]*c["attention_head_dim"]
+    heads = c["num_attention_heads"]
     tokens = ((T-1)//dit.time_factor+1)*(H//dit.space_factor)*(W//dit.space_factor)/math.prod(c["patch_size"])
     samples = min(Memory().at_once, n*max(s.batch for s in recipe.stages), )
     samples = max(samples, 16) # of a prior
@@ -222,7 +247,10 @@ def at_most(dit:VideoDiT, shape:tuple[int, int, int], recipe:Recipe, n:int=1)->f
     clips = 8*T*H*W*v["base_dim"]*4*16
     return 3*_weights(dit)+max(blocks+scores, clips)
 
+# %% ../nbs/parts/plan.ipynb #6ccc2eee
 def _weights(dit:VideoDiT)->float: # bytes in files or in memory
-    if dit.checkpoint is None: return sum(p.nbytes for m in map(dit._held, dit.loaded) if hasattr(m, "parameters") for p in m.parameters())
+    if dit.checkpoint is None:
+        parts = [m for m in map(dit._held, dit.loaded) if hasattr(m, "parameters")]
+        return sum(p.nbytes for m in parts for p in m.parameters())
     folder = dit.checkpoint.folder
     return sum(f.stat().st_size for f in folder.rglob("*.safetensors")) if folder else math.inf

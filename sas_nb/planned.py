@@ -46,9 +46,11 @@ def plan_table(plan)->Table:
         table.add_row(p["name"], f"{p['gpu_gib']:.1f}", f"{p['host_gib']:.1f}", hours, ", ".join(p["loaded"]))
     return table
 
+# %% ../nbs/parts/planned.ipynb #8dffbe15
 def plan_words(plan)->str:
     "What goes with the table."
-    changed = {k: v for k, v in vars(plan.memory).items() if v != type(plan.memory).__dataclass_fields__[k].default}
+    plain = vars(type(plan.memory)())
+    changed = {k: v for k, v in vars(plan.memory).items() if v != plain[k]}
     memory = f"Memory({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
     disk = f"The disk needs {plan.to_dict()['disk_gib']:.1f} GiB, the download among it."
     return "\n".join([str(plan), *[f"In Python: {memory}."]*plan.fits, disk])

@@ -30,26 +30,30 @@ def _repeating(counted:Counted, modules:list):
             if torch.is_grad_enabled(): return stock(*args, **kwargs)
             cache, index = (kwargs.get(name) or [] for name in ("feat_cache", "feat_idx"))
             key = repr(tree_map(_shape, (args, kwargs)))
-            if key not in seen: seen[key], out = _watched(counted, lambda: stock(*args, **kwargs), cache, index)
-            else: out = _again(counted, seen[key], cache, index)
+            if key in seen: return _again(counted, seen[key], cache, index)
+            seen[key], out = _watched(counted, lambda: stock(*args, **kwargs), cache, index)
             return out
         return forward
     for m in modules: m.forward = wrap(m.forward)
 
+# %% ../nbs/parts/repeat.ipynb #2f612f44
 def _shape(x): return (_Shape(tuple(x.shape), x.dtype, x.device)) if isinstance(x, Tensor) else x
 def _empty(x): return torch.empty(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, _Shape) else x
 
 # %% ../nbs/parts/repeat.ipynb #2813983e
 def _watched(counted:Counted, run, cache:list, index:list)->tuple: # what it needed and left; what came out
-    before, operations = [_weak(c) for c in cache], dict(counted.operations)
+    before = [_weak(c) for c in cache]
+    operations = dict(counted.operations)
     with counted.watched() as moment: out = run()
     changed = {i: _shape(c) for i, c in enumerate(cache) if c is not before[i]()}
     needed = moment, counted.since(operations), changed, list(index), tree_map(_shape, out)
     return needed, out
 
+# %% ../nbs/parts/repeat.ipynb #d02b8585
 def _weak(x): # a reference that keeps nothing alive
     return weakref.ref(x) if isinstance(x, Tensor) else lambda: x
 
+# %% ../nbs/parts/repeat.ipynb #95e0dba6
 def _again(counted:Counted, needed:tuple, cache:list, index:list):
     moment, operations, changed, at, out = needed
     counted.again(moment, operations)

@@ -33,14 +33,16 @@ def _on_hub(name:str)->Path:
     try: return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/*config.json"]))
     except Exception as e: # whatever the network, a proxy or the offline mode says
         reason = " ".join(str(e).split())[:100]
-        raise UserError(f"What {name!r} is cannot be read from the hub ({reason}): connect to the network, or "
-                        f"choose of {', '.join(known_models())}, or give a folder.") from e
+        raise UserError(f"What {name!r} is cannot be read from the hub ({reason}): connect to the "
+                        f"network, or choose of {', '.join(known_models())}, or give a folder.") from e
 
+# %% ../nbs/parts/sketch.ipynb #5b75213c
 def known_models()->list[str]:
     "Models whose configurations are shipped."
     root = data_path("models")
     return sorted(str(p.parent.relative_to(root)) for p in root.glob("*/*/model_index.json"))
 
+# %% ../nbs/parts/sketch.ipynb #84af2904
 def configuration_folder(name:str|Path)->Path:
     "Where a model's configurations lie; its weights need not be there. Raises `UserError`."
     if folder := model_folder(name): return folder
@@ -51,8 +53,8 @@ def _read(folder:Path, name:str, part:str)->dict:
     file = folder/part
     try: return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as e:
-        raise UserError(f"{str(name)!r} cannot be planned for, since its {part} is missing or damaged: give a "
-                        "folder with the configurations of a model in diffusers' layout.") from e
+        raise UserError(f"{str(name)!r} cannot be planned for, since its {part} is missing or damaged: "
+                        "give a folder with the configurations of a model in diffusers' layout.") from e
 
 _FILES = dict(transformer="transformer/config.json", vae="vae/config.json",
               text_encoder="text_encoder/config.json", scheduler="scheduler/scheduler_config.json")
@@ -76,9 +78,12 @@ class Sketch(Checkpoint):
         self.family.check(*self.about, self.source)
         self.device = torch.device(card.device)
         self.dtype = _precision(card)
-        self.offline, self.counted, self.layers = True, counted, layers
+        self.offline = True
+        self.counted = counted
+        self.layers = layers
     depth = property(lambda self: self.configurations["transformer"].get("num_layers", 40))
 
+# %% ../nbs/parts/sketch.ipynb #00aafcca
 def _precision(card:Card)->torch.dtype: # as `best_dtype` says on such a card
     if card.device == "cpu": return torch.float32
     return torch.bfloat16 if card.bf16 else torch.float16
@@ -87,17 +92,19 @@ def _precision(card:Card)->torch.dtype: # as `best_dtype` says on such a card
 def _built(sketch:Sketch, name:str, dtype:torch.dtype):
     "A part as it would be read from files, in host memory."
     if name == "tokenizer": return _tokenizer
-    kind, config = sketch.kind(name), sketch.configurations[name]
+    kind = sketch.kind(name)
+    config = sketch.configurations[name]
     if name == "scheduler": return _from_start(kind).from_config(config)
     if name == "transformer" and sketch.layers: config = config | dict(num_layers=sketch.layers)
     always = name == "transformer" # transformers' list of exact weights is for fp16 alone
     exact = set(kind._keep_in_fp32_modules or ()) if always or dtype == torch.float16 else set()
     return _on_host(_outline(kind, config), dtype, exact)
 
+# %% ../nbs/parts/sketch.ipynb #9a6ad4d9
 def _outline(kind:type, config:dict)->torch.nn.Module:
     "A module whose tensors have shapes alone."
     with unset_fake_temporarily(), torch.device("meta"):
-        if hasattr(kind, "config_class") and hasattr(kind.config_class, "from_pretrained"): return kind(kind.config_class(**config))
+        if issubclass(kind, transformers.PreTrainedModel): return kind(kind.config_class(**config))
         return kind.from_config(config)
 
 # %% ../nbs/parts/sketch.ipynb #df83cc06
@@ -107,13 +114,16 @@ def _on_host(module:torch.nn.Module, dtype:torch.dtype, exact:set)->torch.nn.Mod
     types = {id(p): torch.float32 if exact & set(name.split(".")) else dtype for name, p in own.items()}
     return module._apply(lambda p: torch.empty(p.shape, dtype=types.get(id(p), p.dtype)))
 
+# %% ../nbs/parts/sketch.ipynb #f55acd8d
 _TOKENS = 64 # of a prompt: more than most have
 
+# %% ../nbs/parts/sketch.ipynb #8b69c518
 def _tokenizer(prompts, max_length=512, **_):
     with unset_fake_temporarily():
         mask = (torch.arange(max_length) < _TOKENS).long().repeat(len(prompts), 1)
     return SimpleNamespace(input_ids=mask, attention_mask=mask)
 
+# %% ../nbs/parts/sketch.ipynb #60108325
 def _from_start(kind:type)->type: # it cannot look for a time without values
     return type(kind.__name__, (kind,), dict(index_for_timestep=lambda self, *_, **__: 0))
 
@@ -124,9 +134,10 @@ def kind(self:Sketch, name:str)->type:
     library, kind = (self.about[0].get(name) or [None, None])[:2]
     module = dict(diffusers=diffusers, transformers=transformers).get(library)
     if isinstance(kind, str) and hasattr(module, kind): return getattr(module, kind)
-    raise UserError(f"The {name} of {self.source!r} is {kind!r}, which {library or 'no library'} here does not "
-                    "have: check its model_index.json, or update the library.")
+    raise UserError(f"The {name} of {self.source!r} is {kind!r}, which {library or 'no library'} here "
+                    "does not have: check its model_index.json, or update the library.")
 
+# %% ../nbs/parts/sketch.ipynb #3a3fe8cd
 @patch
 def pipeline(self:Sketch, vae_dtype:torch.dtype=torch.float32, **parts)->SimpleNamespace:
     "Its parts, but for those that are given."
@@ -137,6 +148,7 @@ def pipeline(self:Sketch, vae_dtype:torch.dtype=torch.float32, **parts)->SimpleN
         if isinstance(part, torch.nn.Module): self.counted.add(*part.parameters(), *part.buffers())
     return SimpleNamespace(**built)
 
+# %% ../nbs/parts/sketch.ipynb #62e95e33
 @patch
 def names(self:Sketch, part:str)->list[str]: return ["no weights"]*2 # as they are, and in fp16
 
@@ -150,10 +162,12 @@ def part(self:Sketch, name:str, memory:Memory=Memory()):
     repeating(self.counted, part)
     return part
 
+# %% ../nbs/parts/sketch.ipynb #30767432
 def _streamed(sketch, memory):
     with sketch.counted.paused():
         kind = sketch.kind("text_encoder")
-        stored = _on_host(_outline(kind, sketch.configurations["text_encoder"]), torch.float32, set()).state_dict()
+        outline = part_outline(sketch, "text_encoder")
+        stored = _on_host(outline, torch.float32, set()).state_dict()
         with standing_in(streamed, "stored_tensors", lambda folder: stored):
             return streamed.StreamedEncoder(kind, sketch.home/"text_encoder", sketch.device, sketch.dtype,
                                             memory.text_bits, not memory.apart)
@@ -163,15 +177,18 @@ def part_outline(sketch:Sketch, name:str)->torch.nn.Module:
     "A part whose tensors have shapes alone."
     return _outline(sketch.kind(name), sketch.configurations[name])
 
+# %% ../nbs/parts/sketch.ipynb #f9d15370
 _BYTES = dict(float32=4, bfloat16=2, float16=2) # of a weight, by the name of its type in a configuration
 
+# %% ../nbs/parts/sketch.ipynb #cbf18f41
 @patch
 def download(self:Sketch)->int:
     "Bytes to be downloaded: none of a folder that holds weights; of the others what their weights take."
     if any(self.home.rglob("*.safetensors")): return 0
     parts = [p for p in ("text_encoder", "vae", *self.family.transformers)]
     sizes = {p: sum(w.numel() for w in part_outline(self, p).parameters()) for p in parts}
-    types = {p: self.configurations[p].get("dtype") or self.configurations[p].get("torch_dtype") for p in parts}
+    said = {p: self.configurations[p] for p in parts}
+    types = {p: c.get("dtype") or c.get("torch_dtype") for p, c in said.items()}
     return sum(n*_BYTES.get(types[p], 4) for p, n in sizes.items())
 
 # %% ../nbs/parts/sketch.ipynb #338b814a
@@ -205,6 +222,7 @@ def embed(self:SketchedDiT, prompts, tokens=None)->Tensor: # (B, L, D)
         self.read |= {p: row[0, :_TOKENS] for p, row in zip(new, rows.split(1))}
     return torch.stack([self.read[p] for p in plain])
 
+# %% ../nbs/parts/sketch.ipynb #056411e0
 @patch
 def encode(self:SketchedDiT, frames)->Tensor: # (B, C, t, h, w)
     B, T, _, H, W = frames.shape
@@ -212,6 +230,7 @@ def encode(self:SketchedDiT, frames)->Tensor: # (B, C, t, h, w)
     shape = B, c, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor
     return _once(self, "encode", "vae", super(SketchedDiT, self).encode, shape, frames)
 
+# %% ../nbs/parts/sketch.ipynb #78adef4a
 @patch
 def decode(self:SketchedDiT, latents)->Tensor: # (B, T, 3, H, W)
     B, _, t, h, w = latents.shape
@@ -222,7 +241,8 @@ def decode(self:SketchedDiT, latents)->Tensor: # (B, T, 3, H, W)
 @patch
 def denoise(self:SketchedDiT, x, text, steps, guidance, progress=False, velocity=None)->Tensor: # like x
     def run(x):
-        counted, few = self.checkpoint.counted, min(steps, 3)
+        counted = self.checkpoint.counted
+        few = min(steps, 3)
         before = dict(counted.operations)
         out = super(SketchedDiT, self).denoise(x, text, few, guidance, False, velocity)
         counted.again({}, counted.since(before), steps/few-1)
@@ -232,7 +252,8 @@ def denoise(self:SketchedDiT, x, text, steps, guidance, progress=False, velocity
 # %% ../nbs/parts/sketch.ipynb #f30608e8
 def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # of this shape, on the card
     "Run it the first time; count it again after that; only its result where it is not `live`."
-    counted, key = dit.checkpoint.counted, (name, len(x), *getattr(x, "shape", ()))
+    counted = dit.checkpoint.counted
+    key = (name, len(x), *getattr(x, "shape", ()))
     if name in dit.live:
         dit._part(part)
         if key in dit.done: counted.again(*dit.done[key])
