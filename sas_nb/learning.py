@@ -20,7 +20,6 @@ from .counterfactual import add_counterfactuals, counterpart
 from .data import Examples, frame_set, prior_examples, sequence, StageData, frozen_length
 from .dit import VideoDiT
 from .files import UserError
-from .memory import Memory
 from .prompt import Prompt, Prompts
 from .recipe import Recipe, Run
 from .running import check_folder, only_run, stoppable
@@ -41,17 +40,24 @@ def learn(clip:Clip|str|Path,        # one video of the subject: a file, a folde
     prompts = Prompts.of(prompts)
     dit = VideoDiT.of(model)
     recipe, A = _over(basis, recipe)
-    _fit(dit, run)
     clip = fit_clip(dit, clip)
+    _fit(dit, run, [clip], recipe)
     adapter = _checked(dit, [prompts], recipe, run, A)
     if dit.defaults.untested: print(f"The recipe for {dit.name!r} is {UNTESTED}: see scripts/first_run.py.")
     if run.progress: print(f"encoding {len(clip)} frames, as a set and as a sequence")
     return _learn(adapter, [clip], [prompts], recipe, run)[0]
 
 # %% ../nbs/09_learning.ipynb #6b136664
-def _fit(dit, run):
-    "The run says how the model is fitted into the machine; without a word of it, as it was loaded."
-    if run.memory is not None or not dit.memory_given: dit.memory = run.memory or Memory()
+def _fit(dit, run, clips, recipe):
+    """The run says how the model is fitted into the machine, or whoever loaded it; else the plan does, which
+    raises `UserError` if it cannot be."""
+    from sas_nb.plan import fitting # it rehearses what is here
+    if run.memory is not None: dit.memory = run.memory
+    elif not dit.memory_given: dit.memory = fitting(dit, _size(clips[0]), recipe, n=len(clips))
+
+def _size(clip)->tuple[int, int, int]: # frames, height, width
+    T, _, H, W = clip.shape
+    return T, H, W
 
 def fit_clip(dit:VideoDiT, clip:Clip|str|Path)->Clip:
     "A path is loaded in the size and length that suit the model; a clip is checked. Raises `UserError`."
@@ -189,8 +195,8 @@ def learn_many(clips:list[Clip|str|Path],
                         "and at least one.")
     dit, prompts = VideoDiT.of(model), [Prompts.of(p) for p in prompts]
     recipe, A = _over(basis, recipe)
-    _fit(dit, run)
     clips = [fit_clip(dit, c) for c in clips]
+    _fit(dit, run, clips, recipe)
     adapter = _checked(dit, prompts, recipe, run, A)
     with stoppable(), only_run(run.out):
         data = build(dit, clips, prompts, recipe, run.progress)

@@ -23,7 +23,7 @@ from .flow import interpolate, loss_per_sample, velocity_target
 from .log import Log
 from .monitor import not_finite_sentence, record, sample, stopped_sentence
 from .offload import checkpointed
-from .rates import expert_of, experts_of, gradient_norms, move, start_word
+from .rates import expert_of, experts_of, start_word
 from .recipe import Run, Stage
 from .resume import facts, Generators, resume_run, save_run
 from .running import only_run, stop_gently, Stopped

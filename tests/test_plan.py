@@ -1,0 +1,179 @@
+"""A plan and a run agree, at small size to a few percent of live bytes; at full size what issues of memory promise holds."""
+import json
+import pytest, torch
+from typer.testing import CliRunner
+import wan_folder
+from sas_nb import sketch
+from sas_nb.cards import Card, card
+from sas_nb.clip import Clip
+from sas_nb.dit import VideoDiT
+from sas_nb.fake import Counted
+from sas_nb.files import UserError
+from sas_nb.learning import learn
+from sas_nb.memory import Memory
+from sas_nb.phases import Job, needed, PHASES, rehearsed
+from sas_nb.recipe import Recipe, Run
+from sas_nb.train import Trainer
+
+SHAPE = 5, 48, 48
+CPU = Card("this CPU", 1000., .1, .1, 1., bf16=False, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = wan_folder.write(tmp_path_factory.mktemp("wan"))
+    (folder / "sas_nb.json").write_text(json.dumps(dict(steps=3)))
+    return folder
+
+
+def held(dit): return [t for name in dit.loaded if isinstance(m := dit._held(name), torch.nn.Module) for t in (*m.parameters(), *m.buffers())]
+
+
+def live_peaks(folder, recipe, memory, monkeypatch):
+    "Peaks of live bytes in each phase of a real run."
+    peaks, counted, dit = {}, Counted(), VideoDiT.load(folder, "cpu", memory=memory)
+
+    def watch(owner, method, name):
+        stock = getattr(owner, method)
+
+        def watched(self, *args, **kwargs):
+            phase = name(self) if callable(name) else name
+            counted.add(*held(dit))
+            counted.restart()
+            out = stock(self, *args, **kwargs)
+            counted.add(*held(dit))
+            peaks[phase] = max(peaks.get(phase, 0), counted.peak["cpu"])
+            return out
+        monkeypatch.setattr(owner, method, watched)
+
+    watch(VideoDiT, "embed", "text")
+    watch(VideoDiT, "encode", "encoding")
+    watch(VideoDiT, "denoise", lambda d: "sampling" if d.adapted else "prior")
+    watch(VideoDiT, "decode", "decoding")
+    watch(Trainer, "fit", lambda t: "stage 1" if t.stage.name == "appearance" else "stage 2")
+    with counted:
+        clip = Clip(torch.rand(SHAPE[0], 3, *SHAPE[1:]), 8.)
+        concept = learn(clip, ("a [v] man in a red shirt", "he is [u] dancing"), dit, recipe, Run(progress=False, memory=memory))
+        concept.generate(seed=0)
+    return peaks
+
+
+RECIPE = Recipe.default().with_(both=dict(steps=2, batch=4))
+
+
+SPARING = Memory(apart=True, checkpointing=True, at_once=1)
+# How far plan and run are from each other at most, so far. To be brought to .05 for all phases.
+NEAR = {"encoding": .05, "stage 1": .05, "stage 2": .05, "prior": .1, "sampling": .1, "decoding": .1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory, near", [(Memory(), NEAR), (SPARING, {"encoding": .05, "stage 1": .1, "stage 2": .1, "decoding": .1})], ids=["plain", "sparing"])
+def test_a_plan_and_a_run_agree(folder, memory, near, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path))
+    real = live_peaks(folder, RECIPE, memory, monkeypatch)
+    monkeypatch.undo()
+    monkeypatch.setattr(sketch, "_TOKENS", 10)
+    job = Job(str(folder), SHAPE, RECIPE, CPU)
+    planned = {name: needed(job, memory, name).host for name in PHASES}
+    assert real.keys() == planned.keys()
+    assert {k: round(planned[k]/real[k], 2) for k, most in near.items() if abs(planned[k]/real[k]-1) > most} == {}
+
+
+def test_what_is_repeated_needs_the_same(folder, monkeypatch):
+    "Blocks, frames and depths that are counted again, against all of them run."
+    job, memory = Job(str(folder), (9, 48, 48), RECIPE, CARD), Memory(apart=True, checkpointing=True, at_once=1)
+    short = {n: rehearsed(job, memory, n) for n in ("encoding", "sampling", "decoding")}
+    rehearsed.cache_clear()
+    monkeypatch.setattr(sketch, "repeating", lambda counted, part: None)
+    assert {n: (p.card, p.host, p.operations) for n, p in short.items()} == {n: (p.card, p.host, p.operations) for n in short for p in [rehearsed(job, memory, n)]}
+    rehearsed.cache_clear()
+
+
+CARD = Card("small", 1000., 1., 1., 1.)
+
+
+def test_a_straight_line_over_depths(tmp_path, monkeypatch):
+    "What is told from three and four blocks is what seven blocks need."
+    root = tmp_path / "deep"
+    for part, file in {"": "model_index.json", **sketch._FILES}.items():
+        from sas_nb.cache import data_path
+        source = data_path("models/Wan-AI/Wan2.1-T2V-1.3B-Diffusers") / file
+        config = json.loads(source.read_text())
+        if part == "transformer": config |= dict(num_layers=7, num_attention_heads=2, ffn_dim=512)
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(json.dumps(config))
+    job, memory = Job(str(root), (9, 64, 64), RECIPE, CARD), Memory(apart=True, checkpointing=True, at_once=1)
+    line, whole = needed(job, memory, "stage 2"), rehearsed(job, memory, "stage 2")
+    assert abs(line.card/whole.card-1) < .005 and abs(line.host/whole.host-1) < .005
+    assert line.operations[16] == pytest.approx(whole.operations[16], rel=.001)
+
+
+def run(*args): return CliRunner().invoke(__import__("sas_nb.cli", fromlist=["app"]).app, ["plan", *map(str, args)])
+
+
+DANCER = "data/clips/dancer.mp4"
+
+
+@pytest.mark.parametrize("args, words", [
+    ((DANCER, "--gpu", "voodoo"), "There is no card 'voodoo'"),
+    ((DANCER, "--gpu", "0"), "There is no card '0'"),
+    ((DANCER, "--gpu", "-4"), "There is no card '-4'"),
+    ((DANCER, "--host", "0"), "host"),
+    ((DANCER, "--size", "big"), "no height and width"),
+    ((DANCER, "--model", "nobody/nothing"), "cannot be read from the hub"),
+    ((DANCER, "--model", "no folder"), "There is no model folder"),
+    (("nowhere.mp4",), "nowhere.mp4"),
+], ids=lambda x: " ".join(map(str, x[1:])) if isinstance(x, tuple) else "")
+def test_bad_input_is_one_sentence(args, words, root, monkeypatch):
+    monkeypatch.chdir(root)
+    result = run(*args)
+    assert result.exit_code == 1 and words in " ".join(result.output.split())
+
+
+def test_a_folder_without_configurations(tmp_path):
+    with pytest.raises(UserError, match="cannot be planned for"): sketch.Sketch(tmp_path, CARD)
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be planned for"): sketch.Sketch(tmp_path, CARD)
+
+
+def test_known_models_are_read_offline():
+    from sas_nb.plan import own_defaults
+    assert len(sketch.known_models()) == 4
+    assert own_defaults("Wan-AI/Wan2.2-TI2V-5B-Diffusers").num_frames == 121
+    sizes = {name: sketch.Sketch(name, CARD).download()/1e9 for name in sketch.known_models() if "A14B" not in name}
+    assert {k.split("-")[-2]: round(v) for k, v in sizes.items()} == {"1.3B": 29, "14B": 80, "5B": 34}
+
+
+def test_two_experts_are_refused_until_they_are_known():
+    with pytest.raises(UserError, match="two transformers"): sketch.Sketch("Wan-AI/Wan2.2-T2V-A14B-Diffusers", CARD)
+
+
+def test_a_small_model_is_not_planned_for(monkeypatch):
+    from sas_nb import plan
+    monkeypatch.setattr(plan, "plan", lambda *args: pytest.fail("the bound says that all fits"))
+    assert plan.fitting(VideoDiT.of("tiny"), (17, 64, 64)) == Memory()
+
+
+def test_learn_refuses_with_the_plans_words(monkeypatch):
+    from sas_nb import plan
+    small = lambda device: Card("toy", .01, .1, .1, 1., device="cpu")
+    monkeypatch.setattr(plan, "this_card", small)
+    monkeypatch.setattr(plan, "plan", lambda *args: type("P", (), dict(fits=False, __str__=lambda self: "It does not fit."))())
+    with pytest.raises(UserError, match="does not fit"):
+        learn(Clip(torch.rand(17, 3, 64, 64), 12.), ("a [v] man", "he is [u] dancing"), "tiny", run=Run(progress=False))
+
+
+TILED = Memory(apart=True, tiled=True, checkpointing=True, at_once=1, inputs_on_host=True)
+SIZES = [("Wan2.1-T2V-1.3B", (81, 480, 832), TILED, "4090", 10., 64.), ("Wan2.1-T2V-1.3B", (33, 320, 512), TILED, "t4", 14., 11.),
+         ("Wan2.1-T2V-14B", (33, 480, 832), TILED.__class__(**vars(TILED) | dict(weights="fp8")), "4090", 22.5, 64.),
+         ("Wan2.2-TI2V-5B", (81, 480, 832), TILED, "4090", 14., 64.)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model, shape, memory, gpu, most, host", SIZES, ids=[f"{s[0]} {s[1][0]}" for s in SIZES])
+def test_at_full_size(model, shape, memory, gpu, most, host):
+    from sas_nb.phases import timed
+    job = Job(f"Wan-AI/{model}-Diffusers", shape, Recipe.default(), card(gpu))
+    for name in PHASES:
+        phase = timed(job, needed(job, memory, name))
+        assert phase.card < most*2**30 and phase.host < host*2**30, name
