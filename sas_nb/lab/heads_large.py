@@ -132,7 +132,7 @@ def _laugh(canvas, x, w, y, lips):
 
 # %% ../../nbs/lab/08_heads_large.ipynb #c6a058c3
 def _mouth(canvas, p, i, x, skin):
-    w = .24+.22*i["mouth"]
+    w = .2+.32*i["mouth"]
     s = i["smile"]
     y = .64
     lips = (206, 36, 72) if p.kind == "woman" else mix(skin, (96, 16, 20), .72)
