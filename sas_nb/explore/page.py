@@ -64,11 +64,10 @@ def _furnish(e):
     e.view = _layout(e)
 
 def _pad(of_part)->Pad:
-    "A map of one part to drag on; the name of the average, which comes last, stands above it."
-    *_, average = of_part.places
-    marks = [dict(name=name, x=x, y=y, above=name == average) for name, (x, y) in of_part.places.items()]
-    return Pad(span=of_part.span, step=of_part.step, axes=list(of_part.axes), marks=marks,
-               label=f"map of {of_part.part}, in norms of the update")
+    "A map of one part to drag on."
+    marks = [dict(name=name, x=of_part.places[name][0], y=of_part.places[name][1], group=group)
+             for group in of_part.groups for name in of_part.marks(group)]
+    return Pad(span=of_part.span, step=of_part.step, marks=marks, label=f"map of {of_part.part}")
 
 # %% ../../nbs/explore/04_page.ipynb #8c5f7e98
 _LABEL = dict(description_width="5em")
@@ -104,6 +103,7 @@ def _link_part(e, part:str):
     _link(e, pad, "point", of_part.move, of_part.point, of_part.near)
     _link(e, e.strength[part], "value", *_field(part))
     tr.dlink((e, "position"), (pad, "here"), lambda p: p.of(part)[0])
+    tr.dlink((e, "position"), (pad, "words"), partial(e.studio.who, part=part))
     pad.on_msg(lambda w, message, _: e.go(e.position.put(part, message["go"])) if "go" in message else None)
     for held in (pad, e.strength[part]): held.observe(lambda change: change.new or e.refresh(), "dragging")
 
