@@ -126,9 +126,9 @@ def _show(e, p, asked:float, stale, quick:bool):
     kept = e.studio.ready(p, quick)
     if not kept: e.screen.note = "making a preview" if quick else "preview; making the full video"
     video = e.studio.render(p, quick, watch)
-    e.screen.show(video, not quick, f"{p.describe()}. {p.prompt or e.studio.own_prompt(p)}")
+    e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
     e.screen.details = _took(e.studio, time.perf_counter()-asked, quick, kept)
-    e.screen.note = ". ".join([f"{'preview' if quick else 'full video'}: {p.describe()}", *e.studio.advice(p)])
+    e.screen.note = ". ".join([f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}", *e.studio.advice(p)])
 
 # %% ../../nbs/explore/04_page.ipynb #64fe31a9
 def _took(studio, seconds:float, quick:bool, kept:bool)->str:
@@ -174,8 +174,8 @@ def export(self:Explorer)->Path:
     return self.studio.concept(self.position).export(_target(self, f"-{kind}"), kind)[0]
 
 # %% ../../nbs/explore/04_page.ipynb #d0ae3f45
-def _caption(p)->iw.HTML:
-    return iw.HTML("<br>".join(map(html.escape, filter(None, (p.describe(), p.prompt, f"seed {p.seed}")))))
+def _caption(e, p)->iw.HTML:
+    return iw.HTML("<br>".join(map(html.escape, filter(None, (e.studio.describe(p), p.prompt, f"seed {p.seed}")))))
 
 # %% ../../nbs/explore/04_page.ipynb #e51284f3
 @patch
@@ -186,7 +186,7 @@ def pin(self:Explorer):
     film = Screen(film=self.screen.film, data=self.screen.data, label=self.screen.label, shape=self.screen.shape)
     def unpin(): self.pins.children = tuple(c for c in self.pins.children if c is not card)
     buttons = box("row", button("Go there", "", partial(self.go, p)), button("Unpin", "", unpin))
-    card = box("pin", film, _caption(p), buttons)
+    card = box("pin", film, _caption(self, p), buttons)
     card.position = p
     self.pins.children = (*self.pins.children, card)
     self.views.titles = self.views.titles | dict(pins=f"Pinned ({len(self.pins.children)})")
@@ -204,7 +204,7 @@ def picture(self:Explorer, clip=None)->Image.Image: # with the frames of a `Clip
     "What the widgets show, to look at without them: both maps with the point."
     p = self.position
     titles = {f"{self.words_of[part]}, how strong: {getattr(p, part):g}": pad for part, pad in self.pad.items()}
-    return draw(titles, f"{p.describe()}\n{p.prompt or self.studio.own_prompt(p)}", clip)
+    return draw(titles, f"{self.studio.describe(p)}\n{p.prompt or self.studio.own_prompt(p)}", clip)
 
 @patch
 def _repr_mimebundle_(self:Explorer, **kwargs):

@@ -35,14 +35,19 @@ class Pad(Live):
     "A map with marks and a point to drag or move by arrow keys. A click on a mark sends `{go: name}`."
     _esm = STATIC/"pad.js"
     _css = STATIC/"pad.css"
-    point = tr.List([0., 0.]).tag(sync=True)   # where, in norms of the update
+    point = tr.List([0., 0.]).tag(sync=True)   # where, in units of the map
     dragging = tr.Bool(False).tag(sync=True)   # is it held just now?
     span = tr.Float(1.).tag(sync=True)         # how far the map reaches from its middle
     step = tr.Float(.025).tag(sync=True)       # of the arrow keys
-    marks = tr.List([]).tag(sync=True)         # each a name, x, y, above (is its name?), maybe an image
-    here = tr.Unicode("").tag(sync=True)       # the mark to start from
+    marks = tr.List([]).tag(sync=True)         # each a name, x, y, group, maybe an image
+    here = tr.Unicode("").tag(sync=True)       # the mark to start from; its group is shown
     label = tr.Unicode("map").tag(sync=True)   # for screen readers
-    axes = tr.List(["", ""]).tag(sync=True)    # what x and y mean; y is empty where there is one dimension
+    words = tr.Unicode("").tag(sync=True)      # who is at the point
+    @property
+    def shown(self)->list:
+        "The marks of the group that is shown."
+        group = next((m.get("group") for m in self.marks if m["name"] == self.here), None)
+        return [m for m in self.marks if m.get("group") == group]
 
 # %% ../../nbs/explore/03_widgets.ipynb #ff28c2eb
 @dataclass(frozen=True)
@@ -186,13 +191,13 @@ def _name_marks(ax, names:list, marks:np.ndarray, inch:float): # marks (N, 2); i
 # %% ../../nbs/explore/03_widgets.ipynb #9874e0c3
 def _draw_map(ax, pad:Pad, title:str):
     span = 1.15*max(pad.span, *map(abs, pad.point))
-    marks = np.array([(m["x"], m["y"]) for m in pad.marks])
+    marks = np.array([(m["x"], m["y"]) for m in pad.shown])
     ax.plot(*marks.T, "D", color=".85", markeredgecolor="black")
-    _name_marks(ax, [m["name"] for m in pad.marks], marks, 2*span/3.2) # a map is about 3.2 inches wide
+    _name_marks(ax, [m["name"] for m in pad.shown], marks, 2*span/3.2) # a map is about 3.2 inches wide
     ax.plot(*pad.point, "o", markersize=13, fillstyle="none", color="#b00", markeredgewidth=2)
     ax.plot(*pad.point, "+", markersize=9, color="#b00")
     limits = (-span, span)
-    ax.set(title=title, xlabel=pad.axes[0], ylabel=pad.axes[1], xlim=limits, ylim=limits, aspect="equal")
+    ax.set(title=title, xlabel=pad.words, xticks=[], yticks=[], xlim=limits, ylim=limits, aspect="equal")
 
 # %% ../../nbs/explore/03_widgets.ipynb #ec12cd88
 def _draw_frames(ax, clip):
