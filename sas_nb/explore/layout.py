@@ -26,7 +26,9 @@ def _stage(e)->iw.Box:
     beside = [box("part", e.start[part], e.beside[part], e.strength[part]) for part in e.start]
     return box("show", e.screen, box("beside", *beside))
 
-def _maps(e)->list[iw.Box]: return [box("map", e.pad[part], *e.sliders[part]) for part in e.pad]
+def _maps(e)->list[iw.Box]:
+    titles = {part: iw.HTML(f"<h2>whose {word}</h2>") for part, word in e.words_of.items()}
+    return [box("map", titles[part], e.pad[part], *e.sliders[part]) for part in e.pad]
 
 def _views(e)->list[iw.Box]:
     keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.code]
@@ -38,7 +40,5 @@ def layout(e)->iw.Box:
     "The whole page of an explorer."
     style = iw.HTML(f"<style>{(STATIC/'page.css').read_text()}</style>")
     acts = box("row", e.buttons["pin"], e.buttons["cancel"], e.clock, e.seed)
-    left = box("left", _stage(e), acts, e.prompt)
-    right = box("right", e.views, *_views(e), e.message)
-    page = box("explorer", style, e.head, box("page", left, right))
-    return page
+    side = box("side", e.views, *_views(e), e.message)
+    return box("explorer", style, e.head, box("page", _stage(e), acts, side, box("edit", e.prompt)))

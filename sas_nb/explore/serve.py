@@ -58,8 +58,8 @@ _TEMPLATE = """{%- extends "voila/templates/lab/index.html.j2" -%}
 {{ super.super() }}
 <style>
   :root { color-scheme: light dark }
-  body.jp-Notebook { background: light-dark(#fff, #14171b); color: light-dark(#1b1f24, #e8eaed) }
-  body.jp-Notebook { margin: 0; padding: 10px 16px; overflow: auto; height: auto }
+  html, body.jp-Notebook { background: light-dark(#fff, #14171b) !important }
+  body.jp-Notebook { color: light-dark(#1b1f24, #e8eaed); margin: 0; padding: 10px; overflow: visible; height: auto }
   .jp-mod-noOutputs.jp-mod-noInput, .jp-OutputPrompt { display: none }
   #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output { padding: 0; margin: 0; overflow: visible }
 </style>
