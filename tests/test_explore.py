@@ -10,7 +10,7 @@ from sas_nb.atlas.places import load_zoo
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.concepts import lasting_places, named_concepts
-from sas_nb.explore.page import Explorer, offers
+from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import AVERAGE, known_words, Position, Studio
 from sas_nb.explore.serve import explorer_page, site
 from sas_nb.explore.widgets import Pad
@@ -228,7 +228,7 @@ def test_errands_wait_for_wishes():
 # The widgets, by their traits
 
 def test_it_opens_on_the_first_concept(explorer):
-    assert explorer.position == Position("ann", "ann") and explorer.screen.film and explorer.screen.note.startswith("full video, 3 steps")
+    assert explorer.position == Position("ann", "ann") and explorer.screen.film and explorer.screen.note.startswith("full video") and explorer.screen.details.startswith("3 steps")
     assert explorer.screen.progress == -1 and "look of ann" in explorer.screen.label
     assert explorer.prompt.placeholder == "a [v] man in a park. he is [u] dancing" # the shirt is in the weights
 
@@ -357,18 +357,19 @@ def test_the_same_video_is_not_played_again(explorer):
     screen.show(b"another", True, ""); assert screen.turn == turn+1
 
 
-def test_prompt_offers_words_and_says_what_it_does_not_know(explorer):
-    explorer.prompt.value = "a [v] man in the sn"; explorer.worker.wait()
-    assert explorer.prompt.options == ("a [v] man in the snow",) and "does not know 'sn'" in explorer.screen.note
+def test_prompt_marks_words_and_says_what_it_does_not_know(explorer):
     before = explorer.screen.data
+    explorer.prompt.value = "a [v] man in the sn"; explorer.worker.wait()
+    assert explorer.prompt.unknown == [dict(word="sn", near=["snow"])] and "does not know 'sn'" in explorer.screen.note and len(explorer.screen.note) < 80
+    assert explorer.screen.data == before and explorer.screen.old == "still the video before" # it stays, and says so
     explorer.prompt.value = "a [v] man in the snow"; explorer.worker.wait()
     assert explorer.screen.note.startswith("full") and explorer.screen.data != before and explorer.position.prompt == "a [v] man in the snow"
+    assert explorer.screen.old == "" and explorer.prompt.unknown == []
 
 
 def test_vocabulary(dit):
     words = known_words(dit)
-    assert {"[v]", "[u]", "dancing", "snow"} <= set(words) and not [w for w in words if "▁" in w]
-    assert offers("", words) == [] and offers("snow", words) == [] and "[v]" in offers("[", words)
+    assert {"[v]", "[u]", "dancing", "snow"} <= set(words) and not [w for w in words if "\u2581" in w]
 
 
 def test_pins(explorer):

@@ -60,8 +60,8 @@ def _moved(e, p):
     "The same position, after chips came along from the one before."
     before = e.position
     if before is None or not p.prompt or p.prompt != before.prompt: return p
-    own, new = map(e.studio.own_prompt, (before, p))
-    return e.studio.snap(replace(p, prompt=carried(p.prompt, own, new, e.chips))) if own != new else p
+    text = carried(p.prompt, *map(e.studio.own_prompt, (before, p)), e.chips)
+    return p if text == p.prompt else e.studio.snap(replace(p, prompt=text))
 
 # %% ../../nbs/explore/04_page.ipynb #7b4e6d87
 def _studio(concepts, options:dict):

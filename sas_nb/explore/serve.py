@@ -95,7 +95,7 @@ def _check_port(host:str, port:int):
 def _check_site(named:dict, host:str, port:int):
     "Raise `UserError` for what would fail later."
     if not importlib.util.find_spec("voila"):
-        raise UserError(f"The page needs Voila, which is not installed: run {needs('notebooks')}, "
+        raise UserError(f"The page needs Voila, which is not installed: run {needs('explore')}, "
                         "or use Explorer in a notebook.")
     for name, place in named.items():
         if isinstance(place, Concept) or not is_saved(place):
