@@ -10,7 +10,7 @@ import numpy as np
 from .components import pca_of
 from .plots import spread
 
-# %% ../../nbs/atlas/10_layout.ipynb #74861032
+# %% ../../nbs/atlas/10_layout.ipynb #3b12e4cd
 STEP = .025             # of the grid that all places are on
 _EDGE = .85             # how far from the middle a mark may be; the map reaches to 1
 _MARK = np.array([.27, .33]) # width and height of a picture with its name below
@@ -28,14 +28,14 @@ def _plane(G)->np.ndarray: # (N, 2); zeros for components that are not there
 
 def _as_components(G, middle:bool)->np.ndarray: # (N, 2)
     "Places by two components."
-    points = _plane(G)
+    points = np.concatenate([_plane(G), np.zeros((int(middle), 2))])
     points = points*_EDGE/max(np.abs(points).max(), 1e-12)
-    if not middle: return np.clip(spread(points, np.tile(_MARK, (len(points), 1))), -_EDGE, _EDGE)
-    free = np.concatenate([points, [[0, 0]]])
-    *points, centre = spread(free, np.tile(_MARK, (len(free), 1)))
-    return np.clip(points - centre, -_EDGE, _EDGE)
+    for _ in range(40):
+        points = spread(points, np.tile(_MARK, (len(points), 1)), rounds=10)
+        points = np.clip(points - middle*points[-1], -_EDGE, _EDGE)
+    return points[:len(G)]
 
-# %% ../../nbs/atlas/10_layout.ipynb #e0d8e3a7
+# %% ../../nbs/atlas/10_layout.ipynb #7ca443cd
 def _ranks(points)->np.ndarray: # from -1 to 1 along each axis
     return points.argsort(0, kind="stable").argsort(0)/max(len(points)-1, 1)*2 - 1
 
@@ -43,8 +43,9 @@ def _as_lattice(G, middle:bool)->tuple[np.ndarray, float]: # (N, 2) and the step
     "Places in the cells of a square nearest to its middle; members that resemble each other stand near."
     from scipy.optimize import linear_sum_assignment
     reach = next(n for n in range(1, len(G)+1) if (2*n+1)**2 >= len(G)+middle)
-    step = min(STEP, (1-STEP)/reach/6)
-    pitch = np.floor(.92/reach/step + 1e-9)*step
+    pitch = max(_EDGE/reach, 1.02/(reach + .465)) # the outermost marks lie inside, however small they are
+    step = min(STEP, pitch/6)
+    pitch = np.floor(pitch/step + 1e-9)*step
     cells = np.stack(np.meshgrid(*[np.arange(-reach, reach+1)]*2), -1).reshape(-1, 2)
     order = np.lexsort([cells[:, 0], cells[:, 1], (cells**2).sum(1)])[int(middle):]
     cells = cells[order[:len(G)]]*pitch
