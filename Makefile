@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Extra arguments for pip: PIP_ARGS="--extra-index-url <the CPU-only index named in PyTorch's install guide>" fetches a small torch.
 PIP_ARGS ?=
-# What `make explore` shows: runs, concepts or zoos.
-CONCEPTS ?= zoo
+# What `make explore` shows: runs, concepts or zoos; the zoo and your own concepts when empty.
+CONCEPTS ?=
 # Arguments for the script of `demo`, `bench`, `report` or `pretrain`, such as ARGS="--help".
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -13,7 +13,7 @@ METADATA := settings.ini setup.py pyproject.toml constraints.txt
 # Where `make lowest` installs, and the Python it uses: the oldest that a wheel of torch is at hand for.
 LOWEST ?= .venv-lowest
 
-EXTRAS_run := [lab,tensorboard]
+EXTRAS_run := [explore,lab,tensorboard]
 EXTRAS_dev := [dev,all]
 EXTRAS_explore := [explore,lab]
 EXTRAS_docs := [docs]
@@ -27,7 +27,7 @@ help: ## list the targets
 demo: $(VENV)/.stamp-run ## learn a concept from one clip and edit it; writes out/demo/
 	$(PY) scripts/demo.py $(ARGS)
 
-explore: $(VENV)/.stamp-explore ## open the page with maps and sliders over the shipped zoo; CONCEPTS="out/demo zoo" for others
+explore: $(VENV)/.stamp-explore ## open the page of faces, maps and sliders: the shipped zoo and your own concepts; CONCEPTS="out/demo" for some
 	$(VENV)/bin/sas-nb explore $(CONCEPTS) $(ARGS)
 
 test: check ## run every notebook and every test, and try the wheel in a clean environment

@@ -312,18 +312,24 @@ def export(concept:ConceptFolder, out:Annotated[Path, _TO],
 
 # %% ../nbs/parts/cli.ipynb #b7d24e90
 _MANY = typer.Argument(metavar="CONCEPTS...", show_default=False,
-                       help="Folders that train wrote, saved concepts, or zoos; `zoo` is the shipped one.")
+                       help="Folders that train wrote, saved concepts, or zoos; `zoo` is the shipped one. "
+                            "The zoo and your own concepts below this folder when not given.")
 _HOST = typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
 
-@command("sas-nb explore run-of-ann run-of-bob run-of-cleo", "sas-nb explore zoo",
+@command("sas-nb explore", "sas-nb explore run-of-ann run-of-bob run-of-cleo", "sas-nb explore zoo",
          "sas-nb explore runs/* --port 9000 --no-browser")
-def explore(concepts:Annotated[list[Path], _MANY],
+def explore(concepts:Annotated[Optional[list[Path]], _MANY]=None,
             port:Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)]=8866,
             host:Annotated[str, _HOST]="127.0.0.1",
             browser:Annotated[bool, typer.Option(help="Open the page in a browser.")]=True,
             out:Annotated[Path, typer.Option(help="Folder for what is saved on the page.")]=Path("explored")):
-    "Open a page with maps and sliders over concepts: mix looks and dances, compare, save."
-    from sas_nb.explore.serve import serve
+    "Open a page of faces, maps and sliders over concepts: mix looks and dances, compare, save."
+    from sas_nb.explore.serve import at_hand, serve
+    if not concepts:
+        concepts, others = at_hand()
+        own = ", ".join(str(p) for p in concepts[:-1])
+        say(f"Your own concepts and the zoo: {own}." if own else "The zoo; what you train joins it here.")
+        if others: say(f"Left out, of another base or older: {', '.join(map(str, others))}.")
     serve(concepts, browser, host=host, port=port, out=out)
 
 # %% ../nbs/parts/cli.ipynb #0ca130c6

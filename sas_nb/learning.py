@@ -20,6 +20,7 @@ from .counterfactual import add_counterfactuals, counterpart
 from .data import Examples, frame_set, prior_examples, sequence, StageData, frozen_length
 from .dit import VideoDiT
 from .files import UserError
+from .memory import Memory
 from .prompt import Prompt, Prompts
 from .recipe import Recipe, Run
 from .running import check_folder, only_run, stoppable

@@ -147,7 +147,7 @@ def main(
     if report(written, seconds): raise typer.Exit(1)
     edit = f"{command()} generate {out} \"{EDITS['in the snow']}\" --out edit.mp4"
     say(f"Look at {out / 'sheet.png'} first. More edits: {edit}")
-    say("Mix looks and dances with the mouse: make explore")
+    say(f"See it dance beside 72 others, mix looks and dances with the mouse: {command()} explore")
 
 
 if __name__ == "__main__": typer.run(main)

@@ -119,9 +119,10 @@ class TestWhatTheyDo:
     pytestmark = needs_chromium
 
     def test_the_map(self, page):
-        marks = [dict(name="ann", x=.5, y=0, above=False), dict(name="the average", x=0, y=0, above=True)]
-        ran = drawn(page, "pad", marks=marks, here="ann", axes=["across", "up"], span=1., step=.025)
-        for words in ("ann (start)", "across", "norm of the update"): assert words in ran["text"]
+        marks = [dict(name=n, x=x, y=.5, group=g) for n, x, g in (("ann", .5, "people"), ("the average", 0, "people"), ("flag", .2, "things"))]
+        ran = drawn(page, "pad", marks=marks, here="ann", words="ann 90%", point=[0, 0], span=1., step=.025)
+        for words in ("ann", "ann 90%", "people", "things"): assert words in ran["text"]
+        assert ran["text"].count("flag") == 0  # on a map of its own
         for message in ({"drawn": True}, {"go": "ann"}, {"go": "the average"}): assert message in ran["sent"]
         assert ran["saved"][-1]["point"] == pytest.approx([.025, 0])
 

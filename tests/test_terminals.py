@@ -167,7 +167,8 @@ def test_a_word_that_says_nothing_is_not_missed(concept):
 
 
 def test_the_page_says_it(trained):
-    from sas_nb.explore.renderer import Position, Studio
+    from sas_nb.explore.maps import Position
+    from sas_nb.explore.renderer import Studio
     studio = Studio([trained], steps=1, preview=1, num_frames=5)
     p = Position(studio.names[0], studio.names[0], prompt="in the snow")
     assert "has no [v]" in studio.advice(p)[0] and studio.advice(Position(p.look, p.dance)) == []

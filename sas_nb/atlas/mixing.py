@@ -7,11 +7,12 @@ __all__ = []
 
 # %% ../../nbs/atlas/06_mixing.ipynb #01ca135e
 from collections.abc import Sequence
+from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from .geometry import Atlas, layers_of, share_a
+from .geometry import Atlas, by_basis, layers_of, share_a
 from .members import CONCEPT_PARTS, Lora, LORA_PARTS, Member
 from .probes import Direction
 from ..concept import Concept
@@ -185,19 +186,25 @@ def sample(self:Atlas, seed:int=0,
     return self.mix(drawn("appearance", appearance), drawn("motion", motion), **kwargs)
 
 # %% ../../nbs/atlas/06_mixing.ipynb #ff6f1b11
+def _as_long(A, Bs)->torch.Tensor:
+    "Rows as long as these members' updates in every direction of the inputs."
+    return torch.linalg.qr(torch.cat([B.double() for B in Bs]))[1] @ A.double()
+
 def _onto_best(pairs, rank)->tuple: # A, per member its Bs, squared loss, squared norm
     "One layer of all members over the best common A of this rank."
-    def as_long(A, *Bs): # rows as long as the update in every direction of the inputs
-        return torch.linalg.qr(torch.cat([B.double() for B in Bs]))[1] @ A.double()
-    _, S, Vh = torch.linalg.svd(torch.cat([as_long(*p) for p in pairs]), full_matrices=False)
+    groups = by_basis(pairs)
+    bases = [pairs[g[0]][0] for g in groups]
+    stack = torch.cat([_as_long(A, [B for i in g for B in pairs[i][1:]]) for A, g in zip(bases, groups)])
+    _, S, Vh = torch.linalg.svd(stack, full_matrices=False)
     Q = torch.nn.functional.pad(Vh[:rank], (0, 0, 0, max(0, rank-len(Vh)))) # zeros where a layer is narrower
-    Bs = [[(B.double() @ (p[0].double() @ Q.mT)).float() for B in p[1:]] for p in pairs]
+    turns = {i: A.double() @ Q.mT for A, g in zip(bases, groups) for i in g}
+    Bs = [[(B.double() @ turns[i]).float() for B in p[1:]] for i, p in enumerate(pairs)]
     return Q.float(), Bs, float((S[rank:]**2).sum()), float((S**2).sum())
 
 def _full_rank(members)->int:
     "The rank at which nothing is lost in any layer."
-    sizes = members[0].sizes
-    return max(min(sizes[l][1], sum(m.sizes[l][2] for m in members)) for l in sizes)
+    def spanned(pairs): return sum(len(pairs[g[0]][0]) for g in by_basis(pairs))
+    return max(min(pairs[0][0].shape[1], spanned(pairs)) for _, pairs in layers_of(members))
 
 # %% ../../nbs/atlas/06_mixing.ipynb #3860bff4
 def _projected(members, rank, progress)->tuple[list[dict], float]:
@@ -217,16 +224,18 @@ def _with_weights(weights:dict, state:dict, rank:int)->Concept:
 # %% ../../nbs/atlas/06_mixing.ipynb #de269d80
 @patch
 def project_onto(self:Atlas,
-                 rank:int|None=None, # of the common basis; all ranks together, which loses nothing, when None
+                 rank:int|None=None, # of the common basis; where nothing is lost when None
                 )->Atlas: # of concepts in memory; `truncation_error` is the lost share of the norm
     """The same population of concepts projected onto one shared basis, the best of this rank.
     Raises `UserError` for LoRAs."""
     if self.parts == LORA_PARTS:
         raise UserError("A LoRA does not say what is appearance and what is motion: only an atlas of "
                         "concepts can be projected onto one basis.")
-    rank = min(rank or _full_rank(self.members), _full_rank(self.members))
+    full = _full_rank(self.members)
+    rank = min(rank or full, full)
     weights, error = _projected(self.members, rank, self.progress)
     concepts = [_with_weights(w, m.state(), rank) for w, m in zip(weights, self.members)]
     shared = Atlas(dict(zip(self.names, concepts)), self.device)
     shared.truncation_error = error
+    if rank == full: shared._inner = replace(self._inner, one_basis=True, pcas={}) # nothing changed
     return shared

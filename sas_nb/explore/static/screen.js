@@ -1,62 +1,101 @@
 // A video, a progress bar and a line of text. The model's traits are those of `Screen` in widgets.py.
 // The next video is loaded out of sight and swapped in when it can play, at the same moment of the dance.
 
-function makeFilm(label, loaded) {
+const TYPES = { true: "video/mp4", false: "image/webp" }
+
+function makeFilm(url, label) {
   const video = document.createElement("video")
-  const autoplay = !matchMedia("(prefers-reduced-motion: reduce)").matches
-  Object.assign(video, { muted: true, loop: true, controls: true, playsInline: true, autoplay })
+  Object.assign(video, { muted: true, loop: true, playsInline: true, className: "sas-film", src: url })
   video.setAttribute("aria-label", label)
-  video.onloadeddata = () => loaded(video)
-  return video
+  return new Promise((resolve, reject) => {
+    video.onloadeddata = () => {
+      const at = globalThis.sasClock ? performance.now()/1000 - globalThis.sasClock.lost : 0
+      if (!(video.duration > 0)) return resolve(video)
+      video.onseeked = () => resolve(video)
+      video.currentTime = at % video.duration
+    }
+    video.onerror = reject
+  })
 }
 
-function makePreview(label, loaded) {
+function makePicture(url, label) {
   const image = document.createElement("img")
   image.alt = label
-  image.onload = () => loaded(image)
-  return image
+  return new Promise((resolve, reject) => {
+    image.onload = () => resolve(image)
+    image.onerror = reject
+    image.src = url
+  })
+}
+
+// A preview's frames on a canvas can be played in step; where a browser cannot take it apart it plays alone.
+async function makePreview(url, label, data) {
+  if (!globalThis.ImageDecoder) return makePicture(url, label)
+  const decoder = new ImageDecoder({ data: new Uint8Array(data).slice(), type: "image/webp" })
+  await decoder.tracks.ready
+  const frames = []
+  for (let i = 0; i < decoder.tracks.selectedTrack.frameCount; i++) {
+    const { image } = await decoder.decode({ frameIndex: i })
+    frames.push(image)
+  }
+  const [first] = frames
+  const canvas = document.createElement("canvas")
+  Object.assign(canvas, { width: first.displayWidth, height: first.displayHeight, className: "sas-strip" })
+  canvas.getContext("2d").drawImage(first, 0, 0)
+  canvas.dataset.fps = 1e6/(first.duration || 1e5)
+  canvas.frames = await Promise.all(frames.map(frame => createImageBitmap(frame)))
+  for (const frame of frames) frame.close()
+  canvas.setAttribute("role", "img")
+  canvas.setAttribute("aria-label", label)
+  return canvas
 }
 
 function render({ model, el }) {
   const stage = document.createElement("div")
+  const note = document.createElement("strong")
   const bar = document.createElement("progress")
   const words = document.createElement("div")
+  let url
 
-  const swap = element => {
-    const before = stage.firstChild
-    if (element.tagName == "VIDEO" && before?.currentTime) element.currentTime = before.currentTime
-    stage.replaceChildren(element)
-    if (before) URL.revokeObjectURL(before.src)
-    el.dataset.shown = +(el.dataset.shown || 0) + 1 // for tests: how many videos were shown
-  }
-  const play = () => {
+  const play = async () => {
     const data = model.get("data")
     if (!data?.byteLength) return
     const turn = model.get("turn")
     const isFilm = model.get("film")
-    const url = URL.createObjectURL(new Blob([data], { type: isFilm ? "video/mp4" : "image/webp" }))
+    const next = URL.createObjectURL(new Blob([data], { type: TYPES[isFilm] }))
     const make = isFilm ? makeFilm : makePreview
-    const element = make(model.get("label"), loaded => {
-      if (turn == model.get("turn")) swap(loaded)
-      else URL.revokeObjectURL(loaded.src) // a newer one is on its way
-    })
-    element.onerror = () => { words.textContent = "This browser cannot play the video." }
-    element.src = url
+    const element = await make(next, model.get("label"), data).catch(() => null)
+    if (!element || turn != model.get("turn")) URL.revokeObjectURL(next) // a newer one is on its way
+    if (turn != model.get("turn")) return
+    if (!element) {
+      words.textContent = "This browser cannot play the video."
+      return
+    }
+    stage.replaceChildren(element, note)
+    if (url) URL.revokeObjectURL(url)
+    url = next
+    el.dataset.shown = +(el.dataset.shown || 0) + 1 // for tests: how many videos were shown
   }
   const tell = () => {
     const progress = model.get("progress")
+    const old = model.get("old")
+    stage.classList.toggle("sas-old", Boolean(old))
+    stage.style.setProperty("--shape", model.get("shape"))
+    note.textContent = old
     bar.style.visibility = progress < 0 ? "hidden" : "visible"
     bar.value = Math.max(progress, 0)
     words.textContent = model.get("note")
+    words.title = model.get("details")
   }
 
+  stage.className = "sas-stage"
+  stage.append(note)
   bar.setAttribute("aria-label", "progress of the video")
   words.setAttribute("role", "status")
   el.append(stage, bar, words)
   el.classList.add("sas-screen")
   model.on("change:turn", play)
-  model.on("change:progress", tell)
-  model.on("change:note", tell)
+  for (const trait of ["progress", "note", "old", "shape", "details"]) model.on(`change:${trait}`, tell)
   play()
   tell()
   model.send({ drawn: true })

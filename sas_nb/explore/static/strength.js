@@ -1,32 +1,55 @@
-// A named slider from 0 to 2. The model's traits are those of `Strength` in widgets.py.
+// A named slider, maybe with a picture at each end. The model's traits are those of `Strength` in widgets.py.
+
+function makeEnd(strip, name) { // of { url, frames, fps }, or nothing
+  if (!strip?.url) return []
+  const picture = document.createElement("span")
+  picture.className = `sas-strip sas-end ${name}`
+  picture.style.backgroundImage = `url(${strip.url})`
+  picture.style.backgroundSize = `${100*strip.frames}% 100%`
+  picture.dataset.frames = strip.frames
+  picture.dataset.fps = strip.fps
+  return [picture]
+}
 
 function render({ model, el }) {
   const label = document.createElement("label")
   const words = document.createElement("span")
+  const line = document.createElement("div")
   const slider = document.createElement("input")
 
   const show = () => {
-    slider.value = model.get("value")
-    words.textContent = `${model.get("label")}: ${model.get("value").toFixed(2)}`
+    const value = model.get("value")
+    slider.min = model.get("least")
+    slider.max = model.get("most")
+    slider.step = model.get("step")
+    slider.value = value
+    slider.setAttribute("aria-label", model.get("label"))
+    words.textContent = `${model.get("shown") || model.get("label")}: ${value.toFixed(2)}`
   }
+  const showEnds = () => line.replaceChildren(
+    ...makeEnd(model.get("low"), "low"), slider, ...makeEnd(model.get("high"), "high"))
   const set = (trait, value) => {
     model.set(trait, value)
     show()
     model.save_changes()
   }
 
-  Object.assign(slider, { type: "range", min: 0, max: 2, step: .05 })
-  slider.setAttribute("aria-label", model.get("label"))
+  slider.type = "range"
   slider.addEventListener("input", () => set("value", +slider.value))
   slider.addEventListener("pointerdown", () => set("dragging", true))
   slider.addEventListener("pointerup", () => set("dragging", false))
   slider.addEventListener("pointercancel", () => set("dragging", false))
-  label.append(words, slider)
+  line.className = "sas-line"
+  label.append(words, line)
   el.append(label)
   el.classList.add("sas-strength")
   el.dataset.lmSuppressShortcuts = "true"
-  model.on("change:value", show)
+  for (const trait of ["value", "least", "most", "step", "label", "shown"]) model.on(`change:${trait}`, show)
+  model.on("change:low", showEnds)
+  model.on("change:high", showEnds)
+  showEnds()
   show()
+  model.send({ drawn: true })
 }
 
 export default { render }

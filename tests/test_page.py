@@ -1,0 +1,237 @@
+"The page without a browser: words and chips, small clips, the table, the line, and what is at hand."
+import json, threading
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+import numpy as np
+import pytest
+from PIL import Image
+from sas_nb.atlas.places import load_zoo
+from sas_nb.dit import VideoDiT
+from sas_nb.explore.maps import Position
+from sas_nb.explore.page import Explorer
+from sas_nb.explore.renderer import Studio
+from sas_nb.explore.serve import at_hand, explorer_page, own_concepts
+from sas_nb.explore.sights import between, cell_position, filmed, strip, strip_of
+from sas_nb.explore.widgets import Clips, Strip
+from sas_nb.explore.words import (carried, chips_of, chosen_chips, toggled, unknown_words, with_chips,
+                                  without_chips)
+
+SMALL = dict(steps=2, preview=1, guidance=1, num_frames=5)
+WOMAN, MAN = "a [v] woman in a park. she is [u] dancing", "a [v] man in a park. he is [u] dancing"
+
+
+@pytest.fixture(scope="module")
+def dit(): return VideoDiT.load("tiny", "cpu")
+
+@pytest.fixture(scope="module")
+def zoo(dit): return load_zoo("zoo", ["woman-00", "man-02", "man-04", "bonfire-01"], dit)
+
+@pytest.fixture(scope="module")
+def studio(zoo): return Studio(zoo, **SMALL)
+
+@pytest.fixture(scope="module")
+def chips(dit): return chips_of(dit)
+
+@pytest.fixture
+def explorer(studio, tmp_path):
+    e = Explorer(studio, out=tmp_path/"out", faces=0)
+    assert e.worker.wait()
+    yield e
+    e.close(); e.worker.wait()
+
+
+# Words
+
+@pytest.mark.parametrize("text, unknown", [
+    ("a [v] woman in the sn", {"sn": "snow"}), ("a [v] woman, da", {"da": "dancing"}), ("v woman", {"v": "[v]"}), ("a womann. trouserz!", {"womann": "woman", "trouserz": "trousers"}),
+    (WOMAN, {}), ("", {}), ("[v] [u]", {})])
+def test_unknown_words_and_near_ones(studio, text, unknown):
+    told = unknown_words(text, studio.dit.tokenizer, studio.words)
+    assert {u["word"]: u["near"][0] for u in told} == unknown
+
+
+def test_nothing_near_is_no_offer(studio): assert unknown_words("zzzzzz", studio.dit.tokenizer, studio.words)[0]["near"] == []
+
+
+def test_chips_are_those_that_the_base_knows(dit, chips, tmp_path, monkeypatch):
+    assert "in the snow" in chips["Place"] and "dancing" in chips["Movement"]
+    for phrases in chips.values():
+        for p in phrases: assert not unknown_words(p, dit.tokenizer, [])
+    (tmp_path/"sas_nb.json").write_text(json.dumps(dict(chips=dict(Place=["in the forest", "on the moon"], Weather=["in fog"]))))
+    monkeypatch.setattr(dit, "checkpoint", replace(dit.checkpoint, folder=tmp_path))
+    assert chips_of(dit) == dict(Place=["in the forest"]) # its own, but no word that it lacks
+
+
+@pytest.mark.parametrize("chip, text", [
+    ("in the snow", "a [v] woman in the snow. she is [u] dancing"), ("at night", "a [v] woman in a park at night. she is [u] dancing"), ("waving", "a [v] woman in a park. she is [u] waving"),
+    ("wearing a cap", "a [v] woman wearing a cap in a park. she is [u] dancing"), ("in a park", "a [v] woman. she is [u] dancing"), ("dancing", "a [v] woman in a park. she is [u]")])
+def test_a_chip_goes_in_and_out(chips, chip, text):
+    assert toggled(WOMAN, chip, chips) == text
+    again = toggled(text, chip, chips)
+    if chip in WOMAN: assert again == WOMAN
+    else: assert chip not in chosen_chips(again, chips) and without_chips(again, chips) == without_chips(WOMAN, chips)
+
+
+def test_a_word_that_only_begins_like_a_chip_is_none(): assert chosen_chips("a cat in the snowfall", dict(Place=["in the snow"])) == []
+
+
+def test_chips_come_along_and_own_texts_stay(chips):
+    assert carried(toggled(WOMAN, "in the snow", chips), WOMAN, MAN, chips) == "a [v] man in the snow. he is [u] dancing"
+    assert carried("a [v] tree in the snow", WOMAN, MAN, chips) == "a [v] tree in the snow" and carried("", WOMAN, MAN, chips) == "" and carried(WOMAN, WOMAN, MAN, chips) == ""
+    assert with_chips("a [v] flag in the wind. [u]", ["at night"], chips) == "a [v] flag in the wind at night. [u]"
+
+
+def test_the_prompt_is_a_text_that_follows_the_concept_until_it_is_edited(explorer):
+    own = explorer.prompt.value
+    assert own == explorer.studio.own_prompt(explorer.position) and "woman" in own and explorer.position.prompt == ""
+    explorer.start["appearance"].value = "man-02"
+    assert explorer.prompt.value.startswith("a [v] man") and explorer.position.prompt == ""
+    explorer.prompt._handle_custom_msg(dict(chip="in the snow"), [])
+    assert "in the snow" in explorer.prompt.value and explorer.position.prompt == explorer.prompt.value and "in the snow" in explorer.prompt.chosen
+    explorer.start["appearance"].value = "woman-00"
+    assert explorer.prompt.value.startswith("a [v] woman in the snow")
+    explorer.prompt.value = own
+    assert explorer.position.prompt == ""
+    explorer.worker.wait()
+
+
+# Small clips
+
+def test_a_strip_holds_all_frames_in_a_row():
+    frames = np.zeros((30, 40, 80, 3), np.uint8); frames[0] = 255
+    s = strip(frames, 10., side=20, most=15)
+    picture = np.asarray(Image.open(BytesIO(s.data)).convert("L"))
+    assert (s.frames, s.fps, s.shape, picture.shape) == (15, 5., 2., (20, 600)) and picture[:, :38].min() > 200 and picture[:, 44:].max() < 60
+
+
+def test_a_strip_of_a_preview_and_of_a_film(studio):
+    p = studio.start
+    for quick in (True, False):
+        s = strip_of(studio.render(p, quick))
+        assert (s.frames, s.shape) == (5, 1.) and s.fps == pytest.approx(12, rel=.02)
+
+
+def test_what_was_filmed(studio, zoo, tmp_path):
+    assert filmed(zoo["bonfire-01"].info, None, studio.dit).frames == 17
+    assert filmed(dict(clip=dict(fps=8.)), tmp_path, studio.dit) is None
+    import torch
+    from safetensors.torch import save_file
+    save_file({"0/latents": torch.zeros(1, 16, 2, 8, 8)[:, :studio.dit.vae.config.z_dim]}, tmp_path/"motion.data.safetensors")
+    for place in (tmp_path, tmp_path/"concept"): assert filmed(dict(clip=dict(fps=8.)), place, studio.dit).fps == 8.
+
+
+def test_strips_are_sent_once_each_and_again_when_drawn(monkeypatch):
+    clips, sent = Clips(), []
+    monkeypatch.setattr(clips, "send", lambda message, buffers=None: sent.append((message["strip"], buffers)))
+    monkeypatch.setattr(clips, "send_state", lambda keys=None: None)
+    one = Strip(b"1", 2, 3., 1.)
+    clips.put("ann", one); clips.put("ann", one)
+    assert sent == [("ann", [b"1"])]
+    clips._handle_custom_msg(dict(drawn=True), [])
+    assert sent == [("ann", [b"1"])]*2
+
+
+def test_faces_and_references(studio, tmp_path):
+    e = Explorer(studio, out=tmp_path); assert e.worker.wait()
+    assert not e.gaps and set(e.faces.strips) == {"woman-00", "man-02", "man-04", "bonfire-01"} and all(e.filmed.values())
+    for pad in e.pad.values(): assert all(m["image"].startswith("data:image/webp") for m in pad.marks if m["name"] in e.strips)
+    e.faces._handle_custom_msg(dict(go="man-04"), [])
+    assert e.position == Position("man-04", "man-04") and e.faces.chosen == ["man-04"] and e.beside["motion"].cells[0]["key"] == "man-04" and "man-04" in e.beside["motion"].strips
+    e.takes.value = "motion"; e.faces._handle_custom_msg(dict(go="man-02"), [])
+    assert e.position == Position("man-04", "man-02")
+    e.beside["motion"]._handle_custom_msg(dict(go="man-02"), [])
+    e.close(); e.worker.wait()
+
+
+def test_a_face_that_cannot_be_made_leaves_a_gap(studio, tmp_path, monkeypatch):
+    import sas_nb.explore.sights as sights
+    monkeypatch.setattr(sights, "filmed", lambda info, *args: None if "woman" in info["appearance"] else 1/0)
+    e = Explorer(studio, out=tmp_path); assert e.worker.wait()
+    assert list(e.faces.strips) == ["woman-00"] and len(e.gaps) == 3 and e.filmed["woman-00"] is False
+    e.close(); e.worker.wait()
+
+
+# Places of their own
+
+def test_the_table_is_made_when_somebody_looks(explorer):
+    e = explorer
+    assert e.table.rows == e.table.columns == ["woman-00", "man-02", "man-04", "bonfire-01"] and not e.table.strips
+    for kind, trait in (("look", "rows"), ("dance", "columns")): setattr(e.table, trait, ["woman-00", "man-02"])
+    e.views.chosen = "table"; e.worker.wait()
+    assert set(e.table.strips) == {f"{a}|{b}" for a in ("woman-00", "man-02") for b in ("woman-00", "man-02")}
+    assert e.table.strips["man-02|woman-00"] == strip_of(e.studio.render(cell_position(e, "man-02", "woman-00")))
+    e.table._handle_custom_msg(dict(head="dance", at=1, name="man-04"), []); e.worker.wait()
+    assert e.table.columns == ["woman-00", "man-04"] and "man-02|man-04" in e.table.strips
+    e.table._handle_custom_msg(dict(go="man-02|man-04"), [])
+    assert e.position == Position("man-02", "man-04") and e.table.chosen == ["man-02|man-04"]
+    before = e.table.strips["man-02|man-04"]
+    e.seed.value = 5; e.worker.wait()
+    assert e.table.strips["man-02|man-04"] != before and cell_position(e, "woman-00", "woman-00").seed == 5
+
+
+def test_the_line_begins_at_one_and_ends_at_the_other(explorer):
+    e, s = explorer, explorer.studio
+    weigh = lambda share, other="man-04": [s.weights(between(e, "man-02", other, share), part).round(6).tolist() for part in ("appearance", "motion")]
+    for share, name in ((0, "man-02"), (1, "man-04")): assert weigh(share) == [np.eye(4)[s.atlas.index(name)].tolist()]*2
+    assert all(0 < max(w) < 1 for w in weigh(.5))
+    for share, name in ((.4, "man-02"), (.6, "bonfire-01")): assert weigh(share, "bonfire-01")[0] == np.eye(4)[s.atlas.index(name)].tolist() # no map in common
+    e.ends[0].value, e.ends[1].value = "man-02", "man-04"
+    e.views.chosen = "line"; e.worker.wait()
+    assert set(e.way.strips) == {"0", "0.25", "0.5", "0.75", "1"}
+    e.way._handle_custom_msg(dict(go="1"), [])
+    assert e.line.value == 1 and e.position == Position("man-04", "man-04")
+    e.worker.wait()
+
+
+def test_examples_are_places_here(explorer):
+    labels = explorer.head.examples
+    assert len(labels) == 3 and labels[0].startswith("woman-00 dances like ")
+    for i, label in enumerate(labels):
+        explorer.head._handle_custom_msg(dict(example=i), [])
+        assert explorer.position.dance in label or explorer.position.prompt.split(" in ")[-1].split(".")[0] in label
+    explorer.worker.wait()
+
+
+def test_pins_show_their_seed(explorer):
+    explorer.seed.value = 7; explorer.worker.wait(); explorer.pin()
+    assert "seed 7" in explorer.pins.children[0].children[1].value and explorer.views.titles["pins"] == "Pinned (1)"
+
+
+# What is served
+
+def test_a_page_in_store_waits_until_somebody_looks(studio, tmp_path):
+    e = Explorer(studio, out=tmp_path, waits=True); assert e.worker.wait()
+    assert not e.screen.data and not e.strips
+    e.screen._handle_custom_msg(dict(drawn=True), []); e.worker.wait()
+    assert e.screen.data and e.strips
+    e.close(); e.worker.wait()
+
+
+def test_only_the_first_page_is_made_ahead(studio, tmp_path):
+    first, second = (explorer_page(studio, str(tmp_path), out=tmp_path/"out") for _ in range(2))
+    assert first.worker.wait() and second.worker.wait() and first.screen.data and not second.screen.data and (tmp_path/"ready").exists()
+    for e in (first, second): e.close(); e.worker.wait()
+
+
+def test_what_is_at_hand(zoo, tmp_path, monkeypatch):
+    for i, (place, name) in enumerate({"out/demo/concept": "man-02", "explored/mix": "woman-00", "runs/many/concepts/000": "man-04", ".hidden/concept": "man-04"}.items()):
+        zoo[name].save(tmp_path/place)
+        import os
+        os.utime(tmp_path/place/"concept.json", (i, i))
+    (tmp_path/"out/other/concept").mkdir(parents=True)
+    (tmp_path/"out/other/concept/concept.json").write_text('{"fingerprint": "another"}')
+    monkeypatch.chdir(tmp_path)
+    own, others = at_hand()
+    assert own == [Path("runs/many/concepts/000"), Path("explored/mix"), Path("out/demo"), "zoo"] and others == [Path("out/other")]
+    assert at_hand(most=1)[0] == [Path("runs/many/concepts/000"), "zoo"] and own_concepts("explored") == [Path("explored/mix")]
+
+
+def test_the_command_without_names_shows_what_is_at_hand(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+    from sas_nb import cli
+    given = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sas_nb.explore.serve.serve", lambda concepts, browser, **kwargs: given.update(concepts=concepts))
+    done = CliRunner().invoke(cli.app, ["explore"])
+    assert done.exit_code == 0 and given == dict(concepts=["zoo"]) and "zoo" in done.output
