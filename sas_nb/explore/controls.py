@@ -38,7 +38,8 @@ def _add_choices(e):
     "What leads to a place."
     names = e.studio.names
     few = concept_names(e.studio)[:4]
-    e.views = Views(titles=TITLES, chosen="faces")
+    between = ("maps", "table", "line")
+    e.views = Views(titles={k: v for k, v in TITLES.items() if len(few) > 1 or k not in between}, chosen="faces")
     e.faces = Clips(label="faces", cells=[dict(key=name, label=name) for name in concept_names(e.studio)])
     e.takes = iw.Dropdown(options=list(TAKES.items()), description="A click takes")
     e.table = Clips(label="looks by dances", names=names, rows=few, columns=few)
@@ -49,7 +50,8 @@ def _add_choices(e):
 
 def concept_names(studio)->list[str]:
     "All starts but the average, which is nobody's."
-    return [m.name for m in studio.atlas.members]
+    known = {name for names in studio.groups.values() for name in names}
+    return [name for name in studio.names if name in known]
 
 # %% ../../nbs/explore/03_controls.ipynb #7d701039
 def button(label:str, tip:str, action)->iw.Button:

@@ -1,5 +1,5 @@
-// Small clips in rows, each a button; a table has heads to choose from. The model's traits are those of `Clips`
-// in widgets.py. Strips come one by one as messages: { strip: key, frames, fps } with their bytes.
+// Small clips in rows, each a button; a table has heads to choose from. The model's traits are those of
+// `Clips` in widgets.py. Strips come one by one as messages: { strip: key, frames, fps } with their bytes.
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }
 

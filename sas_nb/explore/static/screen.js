@@ -1,5 +1,5 @@
-// A video, a progress bar and a line of text. The model's traits are those of `Screen` in widgets.py.
-// The next video is loaded out of sight and swapped in when it can play, at the same moment of the dance.
+// A video, a progress bar and a line of text. The model's traits are those of `Screen` in widgets.py. The
+// next video is loaded out of sight and swapped in when it can play, at the same moment of the dance.
 
 const TYPES = { true: "video/mp4", false: "image/webp" }
 

@@ -1,5 +1,5 @@
-// The prompt, unknown words marked as one types, near ones to click, and chips. The model's traits are those of
-// `Words` in widgets.py. All rooms are reserved: nothing moves while one types.
+// The prompt, unknown words marked as one types, near ones to click, and chips. The model's traits are
+// those of `Words` in widgets.py. All rooms are reserved: nothing moves while one types.
 
 const WAIT = 250 // ms after the last key
 
