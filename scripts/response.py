@@ -1,22 +1,40 @@
-"""What every slider does, measured: response curves of the zoo's concepts, by the oracles. Writes data/zoo/response.csv, which the notebook nbs/analysis/motion_and_appearance.ipynb draws.
+"""What every slider does, measured by the oracles on the zoo's concepts, and by the pixels on any.
 
-    python scripts/response.py                 # 16 people of the shipped zoo; under a minute each on a free core
+    python scripts/response.py                 # 16 people of the shipped zoo; under a minute each, free core
     python scripts/response.py --concepts 3 --steps 8 --out small.csv   # a rehearsal
+    python scripts/response.py --sliders       # the explorer's sliders, ten minutes: writes controls.json
 
-Each clip is asked for in the snow, where nobody was filmed, so that one clip answers four questions: is it still the same person, the same dance, the same words, and did the edit happen. Sliders:
+The first writes data/zoo/response.csv, which nbs/analysis/motion_and_appearance.ipynb draws. Each clip is
+asked for in the snow, where nobody was filmed, so that one clip answers four questions: is it still the same
+person, the same dance, the same words, and did the edit happen. Sliders:
   appearance, motion       strength of A1 B1, of A1 B2; rest 1
-  look PC 1, dance PC 1    along the first component of either part, in standard deviations from where the concept lies; rest 0
+  look PC 1, dance PC 1    along the first component of either part, in standard deviations from where the
+                           concept lies; rest 0
   look to other, dance to other   towards another person's look, or dance; rest 0, the other at 1
 A run that was stopped goes on; rows of another zoo or of other settings are thrown away first.
+
+The second writes controls.json beside a zoo. All its numbers are in effects of another seed: `effect` of both
+ends on the pixels, `leak` into the other part (of a look into what moves, of a dance into what stays), and
+`safe`, the stretch around rest where the leak is below 1. For drawn people the oracles add `identity` and
+`joints`.
 """
-import csv, hashlib, time
+import csv
+import hashlib
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
-import numpy as np, torch, typer
+import numpy as np
+import torch
+import typer
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.places import load_zoo, zoo_folder
 from sas_nb.concept import Concept
+from sas_nb.explore.maps import Position
+from sas_nb.explore.renderer import FARTHEST, Studio
+from sas_nb.explore.sliders import bases, effect, frames_of, tried
+from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.controls import adherence
 from sas_nb.lab.draw import render
@@ -24,67 +42,178 @@ from sas_nb.lab.motion import pose_correlation
 from sas_nb.lab.oracle_nets import seen_joints, words_of
 from sas_nb.lab.oracles import named_answers, Oracles
 from sas_nb.lab.specs import edit, SCENES
-from sas_nb.lab.world import Person
 from sas_nb.lab.zoo import spec_of
+from sas_nb.writing import atomic
 
-SLIDERS = {"appearance": (0, .5, .75, 1, 1.25, 1.5, 2, 3), "motion": (0, .5, .75, 1, 1.25, 1.5, 2, 3), "look PC 1": (-4, -2, -1, 0, 1, 2, 4), "dance PC 1": (-4, -2, -1, 0, 1, 2, 4),
-           "look to other": (0, .25, .5, .75, 1), "dance to other": (0, .25, .5, .75, 1)}
+STRENGTHS = (0, .5, .75, 1, 1.25, 1.5, 2, 3)
+DEVIATIONS = (-4, -2, -1, 0, 1, 2, 4)
+SHARES = (0, .25, .5, .75, 1)
+SLIDERS = {"appearance": STRENGTHS, "motion": STRENGTHS, "look PC 1": DEVIATIONS, "dance PC 1": DEVIATIONS,
+           "look to other": SHARES, "dance to other": SHARES}
 WORDS = ("kind", "shirt", "trousers", "hat", "held", "motion")
-COLUMNS = ("run", "concept", "other", "slider", "value", "seed", "identity", "identity_other", "pose", "pose_other", "swing", "words", "scene")
+COLUMNS = ("run", "concept", "other", "slider", "value", "seed", "identity", "identity_other", "pose",
+           "pose_other", "swing", "words", "scene")
 FPS = 12.
 
 
+# Response curves
+
 def moved(atlas: Atlas, who: str, other: str, slider: str, value: float) -> Concept:
     "The concept with one slider at a value."
-    i, j, n = atlas.index(who), atlas.index(other), np.eye(len(atlas))
+    i = atlas.index(who)
+    n = np.eye(len(atlas))
     if slider in ("appearance", "motion"): return atlas.mix(n[i]).at(**{slider: float(value)})
+    look = slider.startswith("look")
     if slider.endswith("PC 1"):
-        look = slider.startswith("look")
         p = atlas.pca("appearance" if look else "motion")
         there = n[i] + value * p.std[0] * p.axes[0]
         return atlas.mix(there, n[i]) if look else atlas.mix(n[i], there)
-    return atlas.interpolate(who, other, *((value, 0.) if slider.startswith("look") else (0., value)))
+    return atlas.interpolate(who, other, *((value, 0.) if look else (0., value)))
 
 
-def judged(oracles: Oracles, frames: torch.Tensor, mine, others) -> list[dict]:
-    "What the oracles say of clips (B, T, 3, H, W) of one concept. `mine` and `others` are a spec, its oracle embedding, and its joints."
+def answers(said: dict) -> list[dict]:
+    "The oracles' words for each clip."
+    named = named_answers(said)
+    return [dict(zip(named, row)) for row in zip(*(words for words, _ in named.values()))]
+
+
+def judged(oracles: Oracles, frames: torch.Tensor, own, others) -> list[dict]:
+    """What the oracles say of clips (B, T, 3, H, W) of one concept. `own` and `others` are a spec, its oracle
+    embedding, and its joints."""
     said = oracles.look(frames)
-    seen = [dict(zip(words, row)) for words, row in ((list(named_answers(said)), r) for r in zip(*(w for w, _ in named_answers(said).values())))]
-    (spec, face, steps), (_, other_face, other_steps) = mine, others
+    (spec, face, steps), (_, other_face, other_steps) = own, others
     wanted = {k: v for k, v in words_of(edit(spec, scene="snow")).items() if k in WORDS}
     path = said["joints"] - said["joints"].mean(1, keepdim=True)
-    poses = lambda s: pose_correlation(said["joints"], torch.as_tensor(s).float().expand_as(said["joints"]))
-    rows = zip(said["identity"] @ face, said["identity"] @ other_face, poses(steps), poses(other_steps), path.square().sum(-1).mean((1, 2)).sqrt(), seen)
-    return [dict(identity=float(a), identity_other=float(b), pose=float(c), pose_other=float(d), swing=float(e), words=adherence(s, wanted), scene=float(s["scene"] == "snow")) for a, b, c, d, e, s in rows]
+    joints = said["joints"]
+    def poses(s): return pose_correlation(joints, torch.as_tensor(s).float().expand_as(joints))
+    numbers = dict(identity=said["identity"] @ face, identity_other=said["identity"] @ other_face,
+                   pose=poses(steps), pose_other=poses(other_steps),
+                   swing=path.square().sum(-1).mean((1, 2)).sqrt())
+    return [{k: float(v[i]) for k, v in numbers.items()}
+            | dict(words=adherence(words, wanted), scene=float(words["scene"] == "snow"))
+            for i, words in enumerate(answers(said))]
 
 
 def reference(oracles: Oracles, c: Concept):
-    "A concept's truth: its spec, how the oracle sees the one who was filmed, and where the joints really were."
+    "A concept's truth: its spec, how the oracle sees who was filmed, and where the joints really were."
     spec = spec_of(c)
     return spec, oracles.identity(render(spec, fps=FPS))[0], seen_joints(spec, fps=FPS)
 
 
-def one_concept(zoo: dict, atlas: Atlas, oracles: Oracles, who: str, other: str, sliders: dict, seeds: int, steps: int, run: str) -> list[dict]:
+def rest_of(slider: str) -> float: return 1. if slider in ("appearance", "motion") else 0.
+
+
+def one_concept(zoo: dict, atlas: Atlas, oracles: Oracles, who: str, other: str, sliders: dict, seeds: int,
+                steps: int, run: str) -> list[dict]:
     "All rows of one concept. Rest is the same clip for every slider, so it is made once."
-    mine, others, prompt = reference(oracles, zoo[who]), reference(oracles, zoo[other]), zoo[who].prompt.replace(SCENES["park"], SCENES["snow"])
-    rest = lambda slider: 1. if slider in ("appearance", "motion") else 0.
-    made, rows = {}, []
-    for slider, values in sliders.items():
-        for v in values:
-            key = "rest" if v == rest(slider) else (slider, v)
-            if key not in made:
-                c = moved(atlas, who, other, slider, v); c.dit = zoo[who].base()
-                frames = torch.stack([x.frames for x in c.generate([prompt] * seeds, list(range(seeds)), steps=steps)])
-                made[key] = judged(oracles, frames, mine, others)
-            rows += [dict(run=run, concept=who, other=other, slider=slider, value=float(v), seed=s) | r for s, r in enumerate(made[key])]
-    return rows
+    truth = [reference(oracles, zoo[name]) for name in (who, other)]
+    prompt = zoo[who].prompt.replace(SCENES["park"], SCENES["snow"])
+    known = {}
+
+    def judge(slider, value):
+        key = "rest" if value == rest_of(slider) else (slider, value)
+        if key not in known:
+            c = moved(atlas, who, other, slider, value)
+            c.dit = zoo[who].base()
+            clips = c.generate([prompt] * seeds, list(range(seeds)), steps=steps)
+            known[key] = judged(oracles, torch.stack([x.frames for x in clips]), *truth)
+        return known[key]
+
+    return [dict(run=run, concept=who, other=other, slider=slider, value=float(v), seed=s) | r
+            for slider, values in sliders.items() for v in values for s, r in enumerate(judge(slider, v))]
 
 
 def read(path: Path) -> list[dict]:
     "Rows with numbers as numbers."
-    number = lambda k, v: v if k in COLUMNS[:4] else float(v)
+    def number(k, v): return v if k in COLUMNS[:4] else float(v)
     if not path.exists(): return []
-    with open(path, newline="") as f: return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
+    with open(path, newline="") as f:
+        return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
+
+
+def write_curves(zoo: str, concepts: int, seeds: int, steps: int, out: Path | None):
+    "Concept after concept; those of an earlier run stay."
+    people = {n: c for n, c in load_zoo(zoo).items() if not c.info["truth"]["thing"]}
+    folder = zoo_folder(zoo)
+    out = out or folder / "response.csv"
+    names = list(people)
+    settings = (folder / "zoo.json").read_bytes() + repr((SLIDERS, seeds, steps)).encode()
+    run = hashlib.sha256(settings).hexdigest()[:12]
+    rows = [r for r in read(out) if r["run"] == run]
+    done = {r["concept"] for r in rows}
+    atlas = Atlas(people)
+    oracles = Oracles.load()
+    for k, who in enumerate(names[:concepts]):
+        if who in done: continue
+        began = time.time()
+        other = names[(k + 1) % len(names)]
+        rows += one_concept(people, atlas, oracles, who, other, SLIDERS, seeds, steps, run)
+        save_table(rows, out, COLUMNS)
+        count = len({r["concept"] for r in rows})
+        print(f"{who}: {time.time() - began:.0f} s; {count} of {min(concepts, len(names))} done", flush=True)
+
+
+# The explorer's sliders
+
+def change(frames: np.ndarray, rest: np.ndarray, oracles: Oracles | None) -> dict[str, float]:
+    "What differs between two clips (T, H, W, 3): all pixels, what stays, what moves; identity and joints."
+    stays = frames.mean(0) - rest.mean(0)
+    numbers = dict(pixels=frames - rest, stays=stays, moves=frames - rest - stays)
+    found = {k: float(np.abs(v).mean()) for k, v in numbers.items()}
+    if oracles is None: return found
+    said = oracles.look(torch.tensor(np.stack([frames, rest])).permute(0, 1, 4, 2, 3))
+    joints = (said["joints"][0] - said["joints"][1]).norm(dim=-1).mean()
+    return found | dict(identity=1 - float(said["identity"][0] @ said["identity"][1]), joints=float(joints))
+
+
+def slider_curve(studio: Studio, slider, oracles: Oracles | None) -> dict[float, dict]:
+    "Value -> what it changes, in effects of another seed, the mean over the places where sliders are tried."
+    def frames(p): return frames_of(studio.render(p, True))
+    curve = {}
+    for base in bases(studio, slider.group):
+        rest = Position(base, base)
+        def from_rest(p, still=frames(rest)): return change(frames(p), still, oracles)
+        seeds = [from_rest(replace(rest, seed=seed)) for seed in (1, 2)]
+        unit = {k: max(np.mean([s[k] for s in seeds]), 1e-6) for k in seeds[0]}
+        for value in np.arange(-FARTHEST, FARTHEST + 1):
+            found = from_rest(slider.end(float(value), base))
+            curve.setdefault(float(value), []).append({k: v / unit[k] for k, v in found.items()})
+    return {v: {k: float(np.mean([r[k] for r in rows])) for k in rows[0]} for v, rows in curve.items()}
+
+
+def safe(curve: dict, leak: str) -> list[float]:
+    "The stretch around rest in which a leak is below another seed's."
+    ends = []
+    for sign in (-1, 1):
+        values = [sign * v for v in range(1, int(FARTHEST) + 1)]
+        within = [v for i, v in enumerate(values) if all(curve[float(w)][leak] <= 1 for w in values[:i + 1])]
+        ends.append(float([0, *within][-1]))
+    return ends
+
+
+def about_slider(studio: Studio, slider, oracles: Oracles | None) -> dict:
+    curve = slider_curve(studio, slider, oracles)
+    ends = [curve[-float(FARTHEST)], curve[float(FARTHEST)]]
+    leak = "moves" if slider.part == "appearance" else "stays"
+    means = {k: round(float(np.mean([e[k] for e in ends])), 3) for k in ends[0]}
+    return dict(effect=round(effect(studio, slider), 3), leak=means[leak], safe=safe(curve, leak)) | means
+
+
+def write_sliders(zoo: str, out: Path | None):
+    "controls.json beside a zoo."
+    folder = zoo_folder(zoo)
+    studio = Studio([folder], most=10_000)
+    drawn = all("truth" in c.state()["info"] for c in studio.atlas.members)
+    about = {}
+    for group, names in studio.groups.items():
+        oracles = Oracles.load() if drawn and group == "people" else None
+        known = {}
+        for s in tried(studio, group):
+            known[s.label] = about_slider(studio, s, oracles)
+            print(f"{group}, {s.label}: {known[s.label]}", flush=True)
+        about[group] = dict(base=fingerprint(studio.dit.transformer), preview=studio.preview, members=names,
+                            sliders=known)
+    with atomic(out or folder / "controls.json") as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def main(
@@ -92,22 +221,13 @@ def main(
     concepts: Annotated[int, typer.Option(help="How many people to measure.")] = 16,
     seeds: Annotated[int, typer.Option(help="Clips in each place.")] = 1,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 12,
-    out: Annotated[Path, typer.Option(help="The table; data/zoo/response.csv when not given.")] = None,
+    out: Annotated[Path, typer.Option(help="The file to write; in the zoo's folder when not given.")] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0 leaves them alone.")] = 0,
+    sliders: Annotated[bool, typer.Option(help="Measure the explorer's sliders instead.")] = False,
 ):
     if threads: torch.set_num_threads(threads)
-    people = {n: c for n, c in load_zoo(zoo).items() if not c.info["truth"]["thing"]}
-    folder = zoo_folder(zoo)
-    out, names = out or folder / "response.csv", list(people)
-    run = hashlib.sha256((folder / "zoo.json").read_bytes() + repr((SLIDERS, seeds, steps)).encode()).hexdigest()[:12]
-    rows, atlas, oracles = [r for r in read(out) if r["run"] == run], Atlas(people), Oracles.load()
-    done = {r["concept"] for r in rows}
-    for k, who in enumerate(names[:concepts]):
-        if who in done: continue
-        began = time.time()
-        rows += one_concept(people, atlas, oracles, who, names[(k + 1) % len(names)], SLIDERS, seeds, steps, run)
-        save_table(rows, out, COLUMNS)
-        print(f"{who}: {time.time() - began:.0f} s; {len({r['concept'] for r in rows})} of {min(concepts, len(names))} done", flush=True)
+    if sliders: write_sliders(zoo, out)
+    else: write_curves(zoo, concepts, seeds, steps, out)
 
 
 if __name__ == "__main__": typer.run(main)

@@ -1,21 +1,30 @@
-"""Make a zoo: a population of concepts over one universal basis, each with its truth, small enough to ship. The shipped one is
+"""Make a zoo: a population of concepts over one universal basis, each with its truth, small enough to ship.
 
-    python scripts/zoo.py                                               # 64 people and 8 things into data/zoo; about half an hour on two cores; a large GPU trains them in three minutes
+    python scripts/zoo.py                                               # the shipped one, into data/zoo
     python scripts/zoo.py --people 1000 --out big --fast                # a thousand, compiled
     python scripts/zoo.py --people 5 --things 1 --share .2 --out small  # a rehearsal
 
-People have an identity and a dance that no word names, and clothes that the caption does name; all are filmed in the park, so that nothing differs but them. Everyone is trained with the same chance (noise,
-times, dropout), so that what differs between two concepts is what differs between their clips. Ctrl-C, a kill or `--minutes` stop it cleanly, and the same command goes on. It writes
+The shipped one has 64 people and 8 things: about half an hour on two cores; a large GPU trains them in
+three minutes. People have an identity and a dance that no word names, and clothes that the caption does name;
+all are filmed in the park, so that nothing differs but them. Everyone is trained with the same chance (noise,
+times, dropout), so that what differs between two concepts is what differs between their clips. Ctrl-C, a kill
+or `--minutes` stop it cleanly, and the same command goes on. It writes
   zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.lab.zoo.load_zoo` reads
   truth.csv     who is who: words, seed, identity and gait vectors
   packing.json  what eight bits cost: coefficients, PCA, loss, pixels
   sheet.png     everyone: as filmed, as learned, and in the snow
 """
-import json, os, signal, threading, time
+import json
+import os
+import signal
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
-import numpy as np, torch, typer
+import numpy as np
+import torch
+import typer
 from bench_fleet import own_loss
 from PIL import Image, ImageDraw
 from sas_nb.atlas.geometry import Atlas
@@ -35,34 +44,43 @@ from sas_nb.prompt import Prompts
 from sas_nb.recipe import Recipe, Run
 from sas_nb.writing import atomic, check_place
 
-BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"), sign=("packing.json", '"coefficients_relative_error"')) # what lies beside the zoo
+BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"),
+              sign=("packing.json", '"coefficients_relative_error"'))  # what lies beside the zoo
 FIRST = 1000  # held-out people and things from this number on: the benchmark's come before
 SCENE = "park"
 
 
 def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
     "Name -> case: who is in the zoo. The same number is always the same subject."
-    drawn = [case(FIRST + i, fps=fps) for i in range(people)] + [case(FIRST + i, True, fps) for i in range(things)]
+    drawn = [case(FIRST + i, fps=fps) for i in range(people)]
+    drawn += [case(FIRST + i, True, fps) for i in range(things)]
     numbers = [*range(people), *range(things)]
-    return {f"{c.spec.subjects[0].kind}-{i:02d}": replace(c, spec=replace(c.spec, scene=SCENE), edits={}) for i, c in zip(numbers, drawn)}
+    return {
+        f"{c.spec.subjects[0].kind}-{i:02d}": replace(c, spec=replace(c.spec, scene=SCENE), edits={})
+        for i, c in zip(numbers, drawn)
+    }
 
 
 def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> tuple[Recipe, Recipe]:
-    """The recipe of the basis and that of the members, at a share of the full number of steps: ours in batches of 2, and so at half its rate,
-    with a set whose caption is of looks alone and with words that start at zero, so that a concept is its weights. The basis is everyone's, so
-    it is trained longest."""
+    """The recipe of the basis and that of the members, at a share of the full number of steps: ours in
+    batches of 2, and so at half its rate, with a set whose caption is of looks alone and with words
+    that start at zero, so that a concept is its weights. The basis is everyone's, so it is trained
+    longest."""
     def steps(n): return dict(steps=max(1, round(n * share)))
     both = dict(batch=2, lr_factor=4., token_init=0., full_caption=False, bf16=bf16, compile=fast)
     members = Recipe.default().with_(both=both, stage1=steps(105), stage2=steps(105))
     return members.with_(stage1=steps(175)), members
 
 
-def learned_zoo(who: dict[str, Case], dit: VideoDiT, plans: tuple[Recipe, Recipe], folder: Path) -> list[Concept]:
+def learned_zoo(who: dict[str, Case], dit: VideoDiT, plans: tuple[Recipe, Recipe],
+                folder: Path) -> list[Concept]:
     "The basis from all, then all members over it; a run found in the folder goes on."
-    clips, prompts = [c.clip() for c in who.values()], [Prompts.of(c.prompts()) for c in who.values()]
+    clips = [c.clip() for c in who.values()]
+    prompts = [Prompts.of(c.prompts()) for c in who.values()]
     first, recipe = plans
     run = Run(out=folder, save_every=25)
-    A = universal_basis(dit, build(dit, clips, prompts, first)["appearance"], first, replace(run, out=folder / "basis"))
+    looks = build(dit, clips, prompts, first)["appearance"]
+    A = universal_basis(dit, looks, first, replace(run, out=folder / "basis"))
     return learn_many(clips, prompts, dit, recipe, run, A)
 
 
@@ -74,23 +92,40 @@ def known(number: int, c: Case) -> dict:
 # Stopping
 
 def stop_cleanly(minutes: float):
-    "Let a kill and the clock do what Ctrl-C does: the running step ends, a checkpoint is written, and the program stops."
+    """Let a kill and the clock do what Ctrl-C does: the running step ends, a checkpoint is written, and
+    the program stops."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if minutes:
         clock = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
-        clock.daemon = True; clock.start()
+        clock.daemon = True
+        clock.start()
 
 
 # What the files say
 
 def truth_table(zoo: dict[str, Concept]) -> list[dict]:
-    "One flat row for each concept, all with the same columns; what only people or only things have is empty for the others."
+    """One flat row for each concept, all with the same columns; what only people or only things have is
+    empty for the others."""
     def row(name, c):
-        spec = spec_of(c); s = spec.subjects[0]; t = c.info["truth"]
+        spec = spec_of(c)
+        s = spec.subjects[0]
+        t = c.info["truth"]
         words = {k: getattr(s, k, "") for k in ("kind", "shirt", "trousers", "hat", "held", "motion")}
-        about = dict(name=name, seed=t["number"], **words, scene=spec.scene, appearance=c.info["appearance"], movement=c.info["motion"])
+        about = dict(
+            name=name,
+            seed=t["number"],
+            **words,
+            scene=spec.scene,
+            appearance=c.info["appearance"],
+            movement=c.info["motion"],
+        )
         if t["thing"]: return about | {f"shape_{i}": v for i, v in enumerate(s.shape)}
-        return about | {f"identity_{k}": v for k, v in zip(IDENTITY, s.identity)} | {f"gait_{i}": v for i, v in enumerate(s.gait.vector)}
+        return (
+            about
+            | {f"identity_{k}": v for k, v in zip(IDENTITY, s.identity)}
+            | {f"gait_{i}": v for i, v in enumerate(s.gait.vector)}
+        )
+
     rows = [row(n, c) for n, c in zoo.items()]
     columns = dict.fromkeys(k for r in rows for k in r)
     return [{k: r.get(k, "") for k in columns} for r in rows]
@@ -98,20 +133,43 @@ def truth_table(zoo: dict[str, Concept]) -> list[dict]:
 
 # What eight bits cost
 
+def _moved_components(p, q) -> dict:
+    "How far storing moved the first five components, and the members along them."
+    same = len(p.axes) == len(q.axes)
+    units = [x.axes / np.linalg.norm(x.axes, axis=1, keepdims=True) for x in (p, q)]
+    cos = (units[0] * units[1]).sum(1)[:5] if same else np.zeros(1)
+    moved = [np.abs(p.scores[:, k] * np.sign(c) - q.scores[:, k]).max() / p.std[k] for k, c in enumerate(cos)]
+    return dict(worst_coordinate_of_first_five=float(max(moved)),
+                least_cosine_of_first_five=float(np.abs(cos).min()))
+
+
 def packing(exact: dict[str, Concept], stored: dict[str, Concept], some: int = 4) -> dict:
     "What storing changed, as numbers."
-    coefficients = [float((stored[n].weights[k] - w).norm() / w.norm()) for n, c in exact.items() for k, w in c.weights.items() if not k.endswith(".A") and w.any()]
-    a, b, pca = Atlas(exact), Atlas(stored), {}
-    for part in ("appearance", "motion"):
-        p, q = a.pca(part), b.pca(part)
-        cos = np.sum((p.axes / np.linalg.norm(p.axes, axis=1, keepdims=True)) * (q.axes / np.linalg.norm(q.axes, axis=1, keepdims=True)), 1)[:5] if len(p.axes) == len(q.axes) else np.zeros(1)
-        pca[part] = dict(worst_coordinate_of_first_five=float(max(np.abs(p.scores[:, k] * np.sign(cos[k]) - q.scores[:, k]).max() / p.std[k] for k in range(len(cos)))), least_cosine_of_first_five=float(np.abs(cos).min()))
+    coefficients = [
+        float((stored[n].weights[k] - w).norm() / w.norm())
+        for n, c in exact.items()
+        for k, w in c.weights.items()
+        if not k.endswith(".A") and w.any()
+    ]
+    atlases = Atlas(exact), Atlas(stored)
+    pca = {part: _moved_components(*(a.pca(part) for a in atlases)) for part in ("appearance", "motion")}
+
     def own(c, clip):
         with c.attached() as adapter: return own_loss(adapter, sequence(c.dit, clip, c.prompt), c.tokens)
-    losses = {n: [own(z[n], render(spec_of(exact[n]), fps=12.)) for z in (exact, stored)] for n in list(exact)[:some]}
+
+    losses = {
+        n: [own(z[n], render(spec_of(exact[n]), fps=12.0)) for z in (exact, stored)]
+        for n in list(exact)[:some]
+    }
     clips = {n: [z[n].generate(seed=1, steps=10).frames for z in (exact, stored)] for n in list(exact)[:some]}
     psnr = {n: float(-10 * (x - y).square().mean().log10()) for n, (x, y) in clips.items()}
-    return dict(bits=8, coefficients_relative_error=dict(median=float(np.median(coefficients)), worst=max(coefficients)), pca_in_standard_deviations=pca, loss_on_own_clip_exact_and_stored=losses, pixels_psnr_db=psnr)
+    return dict(
+        bits=8,
+        coefficients_relative_error=dict(median=float(np.median(coefficients)), worst=max(coefficients)),
+        pca_in_standard_deviations=pca,
+        loss_on_own_clip_exact_and_stored=losses,
+        pixels_psnr_db=psnr,
+    )
 
 
 # Everyone
@@ -120,11 +178,13 @@ def sheet(zoo: dict[str, Concept], columns: int = 12, steps: int = 12, side: int
     "For each: a frame of the clip, the same moment as learned, and in the snow; above its name."
     rows = -(-len(zoo) // columns)
     picture = Image.new("RGB", (columns * (side + 4), rows * (3 * side + 18)), "white")
-    draw, shown = ImageDraw.Draw(picture), lambda x: Image.fromarray((x.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
+    draw = ImageDraw.Draw(picture)
+    def shown(x): return Image.fromarray((x.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
     for i, (name, c) in enumerate(zoo.items()):
         x, y = i % columns * (side + 4) + 2, i // columns * (3 * side + 18)
-        made = c.generate([c.prompt, c.prompt.replace(SCENES[SCENE], SCENES["snow"])], [0, 0], steps=steps)
-        for k, frames in enumerate((render(spec_of(c), fps=12.).frames, *(m.frames for m in made))): picture.paste(shown(frames[8]), (x, y + k * side))
+        films = c.generate([c.prompt, c.prompt.replace(SCENES[SCENE], SCENES["snow"])], [0, 0], steps=steps)
+        for k, frames in enumerate((render(spec_of(c), fps=12.0).frames, *(f.frames for f in films))):
+            picture.paste(shown(frames[8]), (x, y + k * side))
         draw.text((x, y + 3 * side + 2), name, "black")
     return picture
 
@@ -133,13 +193,16 @@ def main(
     people: Annotated[int, typer.Option(help="How many people.")] = 64,
     things: Annotated[int, typer.Option(help="How many dynamic things.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder of the zoo.")] = Path("data/zoo"),
-    work: Annotated[Path, typer.Option(help="Folder for checkpoints; one in it for each base and plan.")] = Path("out/zoo"),
+    work: Annotated[Path, typer.Option(
+        help="Folder for checkpoints; one in it for each base and plan.")] = Path("out/zoo"),
     model: Annotated[str, typer.Option(help="The base: a name or folder.")] = "tiny",
-    share: Annotated[float, typer.Option(help="Share of the full number of steps, for a rehearsal.")] = 1.,
+    share: Annotated[float, typer.Option(help="Share of the full number of steps, for a rehearsal.")] = 1.0,
     rank: Annotated[int, typer.Option(help="Rank of the basis.")] = 8,
-    minutes: Annotated[float, typer.Option(help="Stop cleanly after so many; 0 for never.")] = 0.,
+    minutes: Annotated[float, typer.Option(help="Stop cleanly after so many; 0 for never.")] = 0.0,
     bf16: Annotated[bool, typer.Option(help="Products with frozen weights in bfloat16.")] = True,
-    fast: Annotated[bool, typer.Option("--fast", help="Compile: a minute or two at first, then steps of two thirds of the time. Needs a C++ compiler.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help=(
+        "Compile: a minute or two at first, then steps of two thirds of the time. Needs a C++ compiler."
+    ))] = False,
     threads: Annotated[int, typer.Option(help="Threads; 0 leaves them alone.")] = 0,
 ):
     if threads: torch.set_num_threads(threads)
@@ -147,14 +210,22 @@ def main(
     out, work = out.expanduser(), work.expanduser()
     check_place(out, BESIDE["names"], **BESIDE)
     check_place(out, ZOO["names"][:2], **ZOO)
-    began, dit, who = time.time(), VideoDiT.load(model), cast(people, things)
-    say = lambda text: print(f"[{(time.time() - began) / 60:5.1f} min] {text}", flush=True)
-    folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{'' if bf16 else '-fp32'}{'-fast' if fast else ''}"
+    began = time.time()
+    dit = VideoDiT.load(model)
+    who = cast(people, things)
+    def say(text): print(f"[{(time.time() - began) / 60:5.1f} min] {text}", flush=True)
+    way = ("" if bf16 else "-fp32") + ("-fast" if fast else "")
+    folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{way}"
     plans = tuple(r.with_(rank=rank) for r in plan(share, bf16, fast))
-    say(f"{people} people and {things} things, steps {', '.join(str(s.steps) for s in (plans[0].stage1, *plans[1].stages))}, checkpoints in {folder}")
-    try: learned = learned_zoo(who, dit, plans, folder)
-    except KeyboardInterrupt as e: say(str(e) or "Stopped; the same command goes on."); raise typer.Exit(130) from None
-    for (name, c), concept, number in zip(who.items(), learned, [*range(people), *range(things)]): concept.info["truth"] = known(number, c)
+    say(f"{people} people and {things} things, steps "
+        f"{', '.join(str(s.steps) for s in (plans[0].stage1, *plans[1].stages))}, checkpoints in {folder}")
+    try:
+        learned = learned_zoo(who, dit, plans, folder)
+    except KeyboardInterrupt as e:
+        say(str(e) or "Stopped; the same command goes on.")
+        raise typer.Exit(130) from None
+    for c, concept, number in zip(who.values(), learned, [*range(people), *range(things)]):
+        concept.info["truth"] = known(number, c)
     zoo = dict(zip(who, learned))
     say("trained; writing")
     save_zoo(zoo, out)

@@ -16,8 +16,10 @@ import json, re
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
+import torch
 from ..atlas.components import pca_of
 from ..atlas.geometry import Atlas
+from ..cache import cached
 from ..clip import Clip
 from ..concept import Concept
 from ..counterfactual import about
@@ -50,7 +52,8 @@ class Studio:
                  guidance:float|None=None, # the concept's own when None
                  **size):             # num_frames, height, width, fps; the training clip's when not given
         concepts = listed(concepts)
-        opened = open_concepts(named_concepts(concepts))
+        self.places = named_concepts(concepts)
+        opened = open_concepts(self.places)
         self.written = lasting_places(concepts)
         self.atlas = _comparable(opened)
         self.groups = grouped({name: c.info for name, c in opened.items()})
@@ -63,6 +66,7 @@ class Studio:
         self.sampling = dict(guidance=guidance, **size)
         self.kept = OrderedDict() # (position, is it a preview?) -> video
         self.known = {}           # (part, group) -> its components, once asked for
+        self.effects = {}         # group -> what its sliders do, once tried
 
 # %% ../../nbs/explore/01_renderer.ipynb #c3a9e5b7
 @patch
@@ -242,9 +246,20 @@ def ready(self:Studio, p:Position, quick:bool=False)->bool:
 
 # %% ../../nbs/explore/01_renderer.ipynb #f7c0b5d3
 @patch
+def thumbnail(self:Studio, p:Position, watch=lambda share: None)->bytes: # animated WebP
+    "The preview of a position, which is kept on disk for the next time."
+    p = self.snap(p)
+    prompt = p.prompt or self.own_prompt(p)
+    c = self.concept(p)
+    def make(): return dict(webp=torch.tensor(list(self.render(p, True, watch)), dtype=torch.uint8))
+    how = (c.info["fingerprint"], prompt, p.seed, c.appearance, c.motion, self.preview, self.sampling)
+    tensors = [t for _, t in sorted((c.weights | c.tokens).items())]
+    return bytes(cached(make, "preview", repr(how), *tensors)["webp"].tolist())
+
+@patch
 def face(self:Studio, name:str, side:int=64)->bytes:
     "A square thumbnail of a concept as WebP: the middle frame of its preview."
-    frames = Image.open(BytesIO(self.render(Position(name, name), quick=True)))
+    frames = Image.open(BytesIO(self.thumbnail(Position(name, name))))
     frames.seek(frames.n_frames//2)
     out = BytesIO()
     frames.convert("RGB").resize((side, side)).save(out, "webp")

@@ -8,7 +8,8 @@ __all__ = ['Cancelled', 'Worker']
 # %% ../../nbs/explore/02_worker.ipynb #7b6c5d43
 from collections import deque
 from functools import partial
-import threading
+from weakref import WeakSet
+import atexit, threading
 from fastcore.basics import patch
 
 # %% ../../nbs/explore/02_worker.ipynb #53c884ee
@@ -23,7 +24,11 @@ class Worker:
         self.turn = 0            # another with every request
         self.busy = False
         self.closed = False
-        threading.Thread(target=_work_on, args=[self], daemon=True).start()
+        self.thread = threading.Thread(target=_work_on, args=[self], daemon=True)
+        self.thread.start()
+        _at_work.add(self)
+
+_at_work = WeakSet()
 
 # %% ../../nbs/explore/02_worker.ipynb #b5ecec83
 def _next_job(worker):
@@ -72,3 +77,9 @@ def close(self:Worker):
         self.closed = True
         self.background.clear()
         self.ask()
+
+# %% ../../nbs/explore/02_worker.ipynb #b50f983b
+@atexit.register
+def _stop_all():
+    for worker in list(_at_work): worker.close()
+    for worker in list(_at_work): worker.thread.join(60)
