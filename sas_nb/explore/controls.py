@@ -26,7 +26,7 @@ def _add_position(e):
     e.start = {part: pick(description=f"{word.title()} of") for part, word in WORDS.items()}
     e.pad = {part: _pad(of_part) for part, of_part in e.studio.maps.items()}
     e.strength = {part: Strength(label=f"{word}: {strong}", shown="how strong") for part, word in WORDS.items()}
-    e.sliders = {part: [] for part in WORDS}
+    e.sliders = {part: iw.Box() for part in WORDS} # which there are depends on the place
     e.prompt = Words(chips=e.chips)
     e.seed = iw.BoundedIntText(0, 0, 2**31-1, description="Seed", tooltip="Another number, another take")
 

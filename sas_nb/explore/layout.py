@@ -28,7 +28,7 @@ def _stage(e)->iw.Box:
 
 def _maps(e)->list[iw.Box]:
     titles = {part: iw.HTML(f"<h2>whose {word}</h2>") for part, word in e.words_of.items()}
-    return [box("map", titles[part], e.pad[part], *e.sliders[part]) for part in e.pad]
+    return [box("map", titles[part], e.pad[part], box("sliders", e.sliders[part])) for part in e.pad]
 
 def _views(e)->list[iw.Box]:
     keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.code]

@@ -11,6 +11,7 @@ from functools import partial
 from operator import eq
 import traitlets as tr
 from .controls import concept_names, WORDS
+from .offered import show_sliders, try_sliders
 from .sights import between, show_references, show_table, show_way
 from .words import chosen_chips, MOVEMENT, toggled, unknown_words
 
@@ -122,11 +123,13 @@ def link_all(e):
     for w in e.held: w.observe(lambda change: change.new or e.refresh(), "dragging")
     e.observe(lambda change: _follow(e), "position")
     show_where(e)
+    show_sliders(e)
 
 def show_view(e):
     "What the side of the page shows, if it has to be made."
     show_table(e)
     show_way(e)
+    try_sliders(e)
 
 def show_where(e):
     "Who is chosen, wherever there is a clip of them."
@@ -138,5 +141,6 @@ def show_where(e):
 def _follow(e):
     "What shows a position without changing it, then its video."
     show_where(e)
+    show_sliders(e)
     e.refresh()
     show_view(e)

@@ -15,7 +15,6 @@ import ipywidgets as iw
 import traitlets as tr
 from fastcore.basics import patch
 from PIL import Image
-from .concepts import named_concepts
 from .controls import add_controls, button
 from .layout import box, layout
 from .links import link_all
@@ -40,13 +39,15 @@ class Explorer(tr.HasTraits):
                  **options):                    # of `Studio`
         super().__init__()
         self.studio = _studio(concepts, options)
-        self.places = named_concepts(self.studio.written) if self.studio.written else {}
+        self.places = {name: x for name, x in self.studio.places.items() if isinstance(x, Path)}
         self.chips = chips_of(self.studio.dit)
         self.out = expanded(out).resolve()
         self.worker = Worker()
         self.strips = {} # name -> small clip
         self.filmed = {} # name -> is it what was filmed?
         self.gaps = []   # what went wrong in the background
+        self.made = {}   # part, group and number of a slider -> its widget
+        self.tried = set() # groups whose sliders were tried, or are about to be
         self.position = self.studio.start
         _furnish(self)
         self.begins = [self.refresh, partial(ask_for_faces, self, faces)]
@@ -65,9 +66,8 @@ def _moved(e, p):
 
 # %% ../../nbs/explore/04_page.ipynb #7b4e6d87
 def _studio(concepts, options:dict):
-    if hasattr(concepts, "render"): return concepts
-    from sas_nb.explore.renderer import Studio # torch and the models come along
-    return Studio(concepts, **options)
+    from sas_nb.explore import sliders # torch and the models come along; gives a studio its sliders
+    return concepts if hasattr(concepts, "render") else sliders.Studio(concepts, **options)
 
 def _furnish(e):
     "All widgets, linked and in their places."

@@ -3,7 +3,9 @@
 // in widgets.py.
 
 const CALM = "(prefers-reduced-motion: reduce)"
-const shared = globalThis.sasClock ??= { paused: matchMedia(CALM).matches, lost: 0, since: 0, buttons: new Set() }
+const shared = globalThis.sasClock ??= {
+  paused: matchMedia(CALM).matches, lost: 0, since: 0, buttons: new Set(),
+}
 
 function played() { // seconds, without those that the page was paused
   const now = performance.now()/1000
