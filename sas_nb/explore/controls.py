@@ -32,8 +32,10 @@ def _add_position(e):
 
 # %% ../../nbs/explore/03_controls.ipynb #517236ab
 TITLES = dict(faces="Faces", maps="Maps", table="Look \u00d7 dance", line="A to B", pins="Pinned", keep="Keep")
+
 TAKES = {"the whole person": "both", "only the look": "appearance", "only the dance": "motion"}
 
+# %% ../../nbs/explore/03_controls.ipynb #bee0895f
 def _add_choices(e):
     "What leads to a place."
     names = e.studio.names
@@ -48,6 +50,7 @@ def _add_choices(e):
     e.way = Clips(label="on the way from A to B")
     e.beside = {part: Clips(label=f"whose {word}") for part, word in WORDS.items()}
 
+# %% ../../nbs/explore/03_controls.ipynb #1be08b30
 def concept_names(studio)->list[str]:
     "All starts but the average, which is nobody's."
     known = {name for names in studio.groups.values() for name in names}
@@ -56,9 +59,9 @@ def concept_names(studio)->list[str]:
 # %% ../../nbs/explore/03_controls.ipynb #7d701039
 def button(label:str, tip:str, action)->iw.Button:
     "A button that calls `action()`."
-    made = iw.Button(description=label, tooltip=tip, layout=dict(width="auto"))
-    made.on_click(lambda _: action())
-    return made
+    b = iw.Button(description=label, tooltip=tip, layout=dict(width="auto"))
+    b.on_click(lambda _: action())
+    return b
 
 def _shape(studio)->float:
     "Width by height of the videos."
@@ -66,6 +69,7 @@ def _shape(studio)->float:
     height, width = (studio.sampling.get(k) or size[i] for k, i in (("height", 2), ("width", 3)))
     return width/height
 
+# %% ../../nbs/explore/03_controls.ipynb #5acd8dbb
 def _add_results(e):
     e.screen = Screen(shape=_shape(e.studio))
     e.clock = Clock()

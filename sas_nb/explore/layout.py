@@ -12,9 +12,9 @@ from .widgets import STATIC
 # %% ../../nbs/explore/03_layout.ipynb #c9a28b9d
 def box(name:str, *widgets)->iw.Box:
     "Widgets in a box that the page's styles know by this name."
-    made = iw.Box(widgets)
-    made.add_class(f"sas-{name}")
-    return made
+    b = iw.Box(widgets)
+    b.add_class(f"sas-{name}")
+    return b
 
 def _view(name:str, *widgets)->iw.Box:
     view = box("view", *widgets)

@@ -13,22 +13,26 @@ from .widgets import Strength
 # %% ../../nbs/explore/03_offered.ipynb #c2984ea4
 def _key(slider)->tuple: return slider.part, slider.group, slider.number
 
+# %% ../../nbs/explore/03_offered.ipynb #3b881cbb
 def _widget(e, slider)->Strength:
     "A slider's widget, made once."
-    if _key(slider) in e.made: return e.made[_key(slider)]
-    word = slider.label
+    if _key(slider) not in e.of_slider:
+        e.of_slider[_key(slider)] = w = _new_widget(e, slider)
+        for side, value in (("low", slider.least), ("high", slider.most)):
+            when_idle(e, partial(_show_end, e, slider, w, side, value))
+    return e.of_slider[_key(slider)]
+
+def _new_widget(e, slider)->Strength:
     w = Strength(value=slider.value(e.position), least=slider.least, most=slider.most, step=slider.step,
-                 label=f"{word}, in standard deviations", shown=word)
+                 label=f"{slider.label}, in standard deviations", shown=slider.label)
     def take(change):
         if change.new != slider.value(e.position): e.position = slider.put(e.position, change.new)
     w.observe(take, "value")
     w.observe(lambda change: change.new or e.refresh(), "dragging")
     e.held.append(w)
-    e.made[_key(slider)] = w
-    for side, value in (("low", slider.least), ("high", slider.most)):
-        when_idle(e, partial(_show_end, e, slider, w, side, value))
     return w
 
+# %% ../../nbs/explore/03_offered.ipynb #eb982680
 def _show_end(e, slider, widget, side:str, value:float, watch):
     "What an end of a slider means, at the average or somebody of its group."
     from sas_nb.explore.sliders import bases # torch comes along
@@ -44,6 +48,7 @@ def show_sliders(e):
         if room.children != widgets: room.children = widgets
         for slider, w in zip(offered, widgets): w.value = slider.value(e.position)
 
+# %% ../../nbs/explore/03_offered.ipynb #1a5aceb6
 def try_sliders(e):
     "Measure what is not known yet, once somebody looks."
     if e.views.chosen != "maps": return

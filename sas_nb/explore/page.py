@@ -39,20 +39,26 @@ class Explorer(tr.HasTraits):
                  **options):                    # of `Studio`
         super().__init__()
         self.studio = _studio(concepts, options)
-        self.places = {name: x for name, x in self.studio.places.items() if isinstance(x, Path)}
-        self.chips = chips_of(self.studio.dit)
         self.out = expanded(out).resolve()
         self.worker = Worker()
-        self.strips = {} # name -> small clip
-        self.filmed = {} # name -> is it what was filmed?
-        self.gaps = []   # what went wrong in the background
-        self.made = {}   # part, group and number of a slider -> its widget
-        self.tried = set() # groups whose sliders were tried, or are about to be
+        _remember(self)
         self.position = self.studio.start
         _furnish(self)
         self.begins = [self.refresh, partial(ask_for_faces, self, faces)]
         if not waits: _begin(self)
 
+# %% ../../nbs/explore/04_page.ipynb #82dcccaf
+def _remember(e):
+    "Everything that the page keeps, still empty."
+    e.chips = chips_of(e.studio.dit)
+    e.places = {name: x for name, x in e.studio.places.items() if isinstance(x, Path)}
+    e.strips = {}    # name -> small clip
+    e.filmed = {}    # name -> is it what was filmed?
+    e.of_slider = {} # part, group and number of a slider -> its widget
+    e.tried = set()  # groups whose sliders were tried, or are about to be
+    e.gaps = []      # what went wrong in the background
+
+# %% ../../nbs/explore/04_page.ipynb #0fbef890
 def _begin(e):
     "The first video and the faces, once."
     while e.begins: e.begins.pop(0)()
@@ -106,6 +112,7 @@ def _work(e, p, asked:float, stale):
     except Exception as error: _say_why(e, f"This place could not be shown ({type(error).__name__}: {error}).")
     finally: e.screen.progress = -1.
 
+# %% ../../nbs/explore/04_page.ipynb #a09271e5
 def _say_why(e, why:str):
     "There is no new video: the old one stays, and says that it is old."
     e.screen.note = why

@@ -76,6 +76,7 @@ def _decoded(info:dict, place:Path, dit): # a clip, or None
     with safe_open(path, "pt") as f: latents = f.get_tensor("0/latents")
     return dit.decode(latents[:1])[0]
 
+# %% ../../nbs/explore/03_sights.ipynb #ec7e2ff2
 def filmed(info:dict,          # a concept's
            place:Path|str|None,# where it was read from
            dit)->Strip|None:
@@ -115,6 +116,7 @@ def ask_for_faces(e, most:int):
     for name in e.studio.names[:most]: when_idle(e, partial(_show_face, e, name))
     when_idle(e, lambda watch: _put_on_maps(e))
 
+# %% ../../nbs/explore/03_sights.ipynb #06a42445
 def _put_on_maps(e):
     "All faces at once: a map's marks are sent together."
     stills = {name: _still(s) for name, s in e.strips.items()}
@@ -155,6 +157,7 @@ def _show_cell(e, look:str, dance:str, p, quick:bool, watch):
     video = e.studio.thumbnail(p, watch) if quick else e.studio.render(p, False, watch)
     e.table.put(f"{look}|{dance}", strip_of(video))
 
+# %% ../../nbs/explore/03_sights.ipynb #05b77591
 def show_table(e):
     "The table of the chosen looks and dances."
     pairs = [(look, dance) for look in e.table.rows for dance in e.table.columns]
@@ -180,6 +183,7 @@ def _show_stop(e, share:float, p, watch):
     if e.views.chosen != "line" or p != between(e, *(w.value for w in e.ends), share): return
     e.way.put(f"{share:g}", strip_of(e.studio.thumbnail(p, watch)))
 
+# %% ../../nbs/explore/03_sights.ipynb #31a3f380
 def show_way(e, stops=(0, .25, .5, .75, 1)):
     "Some places on the line, playing in step."
     one, other = (w.value for w in e.ends)
