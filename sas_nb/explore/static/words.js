@@ -62,8 +62,12 @@ function render({ model, el }) {
     save()
     box.focus()
   }
+  let shown
   const showNear = () => {
     showMarks()
+    const now = JSON.stringify([model.get("unknown"), model.get("hint")])
+    if (shown == now) return // a button under a hand stays the same button
+    shown = now
     box.setAttribute("aria-invalid", model.get("unknown").length > 0)
     near.replaceChildren(...model.get("unknown").flatMap(({ word, near }) => {
       const says = document.createElement("span")
