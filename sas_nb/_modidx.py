@@ -659,6 +659,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sas_nb.explore.sights._pictures': ('explore/sights.html#_pictures', 'sas_nb/explore/sights.py'),
                                        'sas_nb.explore.sights._put_on_maps': ( 'explore/sights.html#_put_on_maps',
                                                                                'sas_nb/explore/sights.py'),
+                                       'sas_nb.explore.sights._rate': ('explore/sights.html#_rate', 'sas_nb/explore/sights.py'),
                                        'sas_nb.explore.sights._show_cell': ('explore/sights.html#_show_cell', 'sas_nb/explore/sights.py'),
                                        'sas_nb.explore.sights._show_face': ('explore/sights.html#_show_face', 'sas_nb/explore/sights.py'),
                                        'sas_nb.explore.sights._show_stop': ('explore/sights.html#_show_stop', 'sas_nb/explore/sights.py'),

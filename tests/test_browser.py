@@ -111,6 +111,7 @@ def test_point_by_keyboard(page):
 
 
 def test_drag(page, shots):
+    view(page, "Maps")
     before, at, box = shown(page), where(page, 0), page.locator(".sas-pad .board").first.bounding_box()
     inside = lambda x, y: (box["x"]+x*box["width"], box["y"]+y*box["height"])
     page.mouse.move(*inside(.6, .35)); page.mouse.down()
@@ -124,6 +125,7 @@ def test_drag(page, shots):
 
 
 def test_a_mark(page):
+    view(page, "Maps")
     page.get_by_role("button", name=re.compile("^dan: start from here")).nth(1).press("Enter")
     page.wait_for_function("document.querySelector('.sas-code pre').textContent.includes(\"dance='dan'\")")
     assert not page.errors

@@ -45,7 +45,12 @@ def _pictures(data:bytes): # (frames, fps) of an animated picture
     for i in range(film.n_frames):
         film.seek(i)
         frames.append(np.asarray(film.convert("RGB")))
-    return np.stack(frames), 1000/(film.info.get("duration") or 100)
+    return np.stack(frames), _rate(film.info.get("duration") or 100)
+
+def _rate(duration:int)->float: # of a frame, in whole milliseconds
+    "Frames per second, before they were rounded to milliseconds: clips that drift apart are not in step."
+    whole = max(round(1000/duration), 1)
+    return float(whole) if round(1000/whole) == duration else 1000/duration
 
 def _film(data:bytes): # (frames, fps) of a video
     import av

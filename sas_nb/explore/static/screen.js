@@ -43,7 +43,8 @@ async function makePreview(url, label, data) {
   const canvas = document.createElement("canvas")
   Object.assign(canvas, { width: first.displayWidth, height: first.displayHeight, className: "sas-strip" })
   canvas.getContext("2d").drawImage(first, 0, 0)
-  canvas.dataset.fps = 1e6/(first.duration || 1e5)
+  const rate = Math.round(1e6/(first.duration || 1e5)) // before it was rounded to milliseconds
+  canvas.dataset.fps = Math.max(rate, 1)
   canvas.frames = await Promise.all(frames.map(frame => createImageBitmap(frame)))
   for (const frame of frames) frame.close()
   canvas.setAttribute("role", "img")
