@@ -244,6 +244,7 @@ def test_every_screen(served, chromium, shots, name, size, options):
                 page.locator(start).first.scroll_into_view_if_needed()
                 box, at = page.locator(start).first.bounding_box(), page.evaluate(f"{SCROLLER}.scrollTop")
                 page.context.new_cdp_session(page).send("Input.synthesizeScrollGesture", dict(x=box["x"]+6, y=min(box["y"]+20, 800), yDistance=150 if at > 200 else -150, gestureSourceType="touch"))
+                page.wait_for_timeout(500)
                 assert page.evaluate(f"{SCROLLER}.scrollTop") != at  # a swipe scrolls
             assert page.evaluate("document.querySelector('.sas-screen').getBoundingClientRect().top") < 200  # and the video stays
         assert not page.errors and not strangers

@@ -25,13 +25,15 @@ def _add_position(e):
     strong = "how strong; 1 is as learned"
     e.start = {part: pick(description=f"{word.title()} of") for part, word in WORDS.items()}
     e.pad = {part: _pad(of_part) for part, of_part in e.studio.maps.items()}
-    e.strength = {part: Strength(label=f"{word}: {strong}", shown="how strong") for part, word in WORDS.items()}
+    e.strength = {part: Strength(label=f"{word}: {strong}", shown="how strong")
+                  for part, word in WORDS.items()}
     e.sliders = {part: iw.Box() for part in WORDS} # which there are depends on the place
     e.prompt = Words(chips=e.chips)
     e.seed = iw.BoundedIntText(0, 0, 2**31-1, description="Seed", tooltip="Another number, another take")
 
 # %% ../../nbs/explore/03_controls.ipynb #517236ab
-TITLES = dict(faces="Faces", maps="Maps", table="Look \u00d7 dance", line="A to B", pins="Pinned", keep="Keep")
+TITLES = dict(faces="Faces", maps="Maps", table="Look \u00d7 dance", line="A to B", pins="Pinned",
+              keep="Keep")
 
 TAKES = {"the whole person": "both", "only the look": "appearance", "only the dance": "motion"}
 
@@ -41,7 +43,8 @@ def _add_choices(e):
     names = e.studio.names
     few = concept_names(e.studio)[:4]
     between = ("maps", "table", "line")
-    e.views = Views(titles={k: v for k, v in TITLES.items() if len(few) > 1 or k not in between}, chosen="faces")
+    titles = {k: v for k, v in TITLES.items() if len(few) > 1 or k not in between}
+    e.views = Views(titles=titles, chosen="faces")
     e.faces = Clips(label="faces", cells=[dict(key=name, label=name) for name in concept_names(e.studio)])
     e.takes = iw.Dropdown(options=list(TAKES.items()), description="A click takes")
     e.table = Clips(label="looks by dances", names=names, rows=few, columns=few)
@@ -90,8 +93,8 @@ HELP = ["Click a face: it dances. Choose beside the video whose look and whose d
 
 def _add_head(e):
     e.head = Head(title="Whose look, whose dance?", help=HELP,
-                  sentence="Every face was learned from one short video. Give it another's dance, another place, "
-                           "another light: the page shows what becomes of it.")
+                  sentence="Every face was learned from one short video. Give it another's dance, another "
+                           "place, another light: the page shows what becomes of it.")
 
 def add_controls(e):
     "All widgets of an explorer, none of them linked."

@@ -109,7 +109,8 @@ def _work(e, p, asked:float, stale):
         if e.studio.ready(p) or not e.dragging: _show(e, p, asked, stale, quick=False)
     except Cancelled: e.screen.note = "stopped"
     except UserError as error: _say_why(e, _short(error))
-    except Exception as error: _say_why(e, f"This place could not be shown ({type(error).__name__}: {error}).")
+    except Exception as error:
+        _say_why(e, f"This place could not be shown ({type(error).__name__}: {error}).")
     finally: e.screen.progress = -1.
 
 # %% ../../nbs/explore/04_page.ipynb #a09271e5
@@ -135,7 +136,8 @@ def _show(e, p, asked:float, stale, quick:bool):
     video = e.studio.render(p, quick, watch)
     e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
     e.screen.details = _took(e.studio, time.perf_counter()-asked, quick, kept)
-    e.screen.note = ". ".join([f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}", *e.studio.advice(p)])
+    what = f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}"
+    e.screen.note = ". ".join([what, *e.studio.advice(p)])
 
 # %% ../../nbs/explore/04_page.ipynb #64fe31a9
 def _took(studio, seconds:float, quick:bool, kept:bool)->str:
@@ -182,7 +184,8 @@ def export(self:Explorer)->Path:
 
 # %% ../../nbs/explore/04_page.ipynb #d0ae3f45
 def _caption(e, p)->iw.HTML:
-    return iw.HTML("<br>".join(map(html.escape, filter(None, (e.studio.describe(p), p.prompt, f"seed {p.seed}")))))
+    lines = filter(None, (e.studio.describe(p), p.prompt, f"seed {p.seed}"))
+    return iw.HTML("<br>".join(map(html.escape, lines)))
 
 # %% ../../nbs/explore/04_page.ipynb #e51284f3
 @patch
@@ -190,7 +193,7 @@ def pin(self:Explorer):
     "Keep the present video to compare."
     if not self.screen.data: return
     p = self.position
-    film = Screen(film=self.screen.film, data=self.screen.data, label=self.screen.label, shape=self.screen.shape)
+    film = Screen(**{k: getattr(self.screen, k) for k in ("film", "data", "label", "shape")})
     def unpin(): self.pins.children = tuple(c for c in self.pins.children if c is not card)
     buttons = box("row", button("Go there", "", partial(self.go, p)), button("Unpin", "", unpin))
     card = box("pin", film, _caption(self, p), buttons)
@@ -210,7 +213,7 @@ def close(self:Explorer):
 def picture(self:Explorer, clip=None)->Image.Image: # with the frames of a `Clip` if given
     "What the widgets show, to look at without them: both maps with the point."
     p = self.position
-    titles = {f"{self.words_of[part]}, how strong: {getattr(p, part):g}": pad for part, pad in self.pad.items()}
+    titles = {f"{self.words_of[k]}, how strong: {getattr(p, k):g}": pad for k, pad in self.pad.items()}
     return draw(titles, f"{self.studio.describe(p)}\n{p.prompt or self.studio.own_prompt(p)}", clip)
 
 @patch
