@@ -491,3 +491,52 @@ def test_command(concepts, tmp_path, monkeypatch):
     assert done.exit_code == 0 and given == dict(concepts=[Path("ann"), Path("bob")], browser=False, host="127.0.0.1", port=9001, out=tmp_path)
     done = CliRunner().invoke(cli.app, ["explore", str(tmp_path)])
     assert done.exit_code == 1 and "is not the folder of a saved concept" in done.output and "Traceback" not in done.output
+
+
+# Sliders, prompts, and the end
+
+def test_sliders_are_offered_by_what_they_do(dit, monkeypatch):
+    s = Studio(made(dit, 4), **SMALL)
+    start = s.start
+    assert s.sliders(start, "appearance") == []  # before they were tried
+    s.effects["people"] = {"look 1": .9, "look 2": 1.2, "look 3": 2., "dance 1": .2}
+    assert [x.label for x in s.sliders(start, "appearance")] == ["look 3", "look 2"] and s.sliders(start, "motion") == []
+    slider = s.sliders(start, "appearance")[0]
+    p = slider.put(replace(start, look_along=(1.,)), -2.)
+    assert p.look_along == (1., 0., -2.) and slider.value(p) == -2 and slider.value(start) == 0
+    assert slider.end(3., AVERAGE) == Position(look_along=(0., 0., 3.))
+
+
+def test_effects_are_measured_in_those_of_another_seed(dit, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path))
+    sliders = importlib.import_module("sas_nb.explore.sliders")
+    monkeypatch.setattr(sliders, "TRIED", 1)
+    s = Studio(made(dit, 3), **SMALL)
+    s.try_sliders("people")
+    assert list(s.effects["people"]) == ["look 1", "dance 1"] and all(x > 0 for x in s.effects["people"].values())
+
+
+def test_a_thumbnail_is_drawn_once_for_all_studios(concepts, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path))
+    s = Studio(concepts, **SMALL)
+    first = s.thumbnail(Position("bob", "bob"))
+    assert first == s.render(Position("bob", "bob"), quick=True)
+    other = Studio(concepts, **SMALL)
+    assert other.thumbnail(Position("bob", "bob")) == first and not other.kept and other.thumbnail(Position("ann", "ann")) != first
+
+
+def test_render_begins_at_the_first(studio): assert studio.render(quick=True) == studio.render(studio.start, quick=True)
+
+
+def test_python_ends_cleanly_while_the_worker_is_in_the_model(tmp_path):
+    import subprocess, sys
+    script = """import torch, threading
+from sas_nb.explore.worker import Worker
+begun = threading.Event()
+def job(stale):
+    x = torch.ones(200, 200); begun.set()
+    while not stale(): x = torch.tanh(x @ x)
+    print("left the model", flush=True)
+Worker().ask(job); begun.wait(60)"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stdout) == (0, "left the model\n"), run.stderr

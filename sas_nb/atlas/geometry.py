@@ -55,6 +55,7 @@ def share_a(pairs:list)->bool:
     "Do all members have the same A in this layer?"
     return len(by_basis(pairs)) == 1
 
+# %% ../../nbs/atlas/03_geometry.ipynb #0a9f3400
 def isometric_coordinates(pairs:list, device="cpu")->list[Tensor]: # one (N, out*k) per part, float64
     "Isometric coordinates of members over few bases: plain PCA of them is PCA of B A."
     groups = by_basis(pairs)

@@ -26,6 +26,7 @@ def _overlaps(points)->bool:
 def _plane(G)->np.ndarray: # (N, 2); zeros for components that are not there
     return np.pad(pca_of(G).scores[:, :2], [(0, 0), (0, 2)])[:, :2]
 
+# %% ../../nbs/atlas/10_layout.ipynb #521d2a31
 def _as_components(G, middle:bool)->np.ndarray: # (N, 2)
     "Places by two components."
     points = np.concatenate([_plane(G), np.zeros((int(middle), 2))])
@@ -91,6 +92,7 @@ def _land(x, sites)->tuple[np.ndarray, list[int]]: # polygon (V, 2), and who gav
         land = smaller
     return land, givers
 
+# %% ../../nbs/atlas/10_layout.ipynb #bf618b7a
 def natural_neighbours(sites:np.ndarray, # (N, 2) between -1 and 1, no two the same
                        x,                # (2,) where; outside the square, the nearest place in it
                       )->np.ndarray:     # (N,) at least 0, sums to 1

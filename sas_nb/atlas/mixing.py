@@ -220,7 +220,7 @@ def _with_weights(weights:dict, state:dict, rank:int)->Concept:
 # %% ../../nbs/atlas/06_mixing.ipynb #de269d80
 @patch
 def project_onto(self:Atlas,
-                 rank:int|None=None, # of the common basis; that of all bases together, which loses nothing, when None
+                 rank:int|None=None, # of the common basis; where nothing is lost when None
                 )->Atlas: # of concepts in memory; `truncation_error` is the lost share of the norm
     """The same population of concepts projected onto one shared basis, the best of this rank.
     Raises `UserError` for LoRAs."""

@@ -64,7 +64,8 @@ def as_dict(self:Position)->dict:
     return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
 # %% ../../nbs/explore/01_maps.ipynb #4dc057a3
-_PEOPLE = {*COUNTERPARTS, *"they their person people child children baby lady guy dancer figure somebody".split()}
+_PEOPLE = {*COUNTERPARTS, "they", "their", "person", "people", "child", "children", "baby", "lady", "guy",
+           "dancer", "somebody"}
 
 def kind_of(info:dict)->str: # a concept's
     "'people' or 'things', by the words of the prompts."

@@ -9,20 +9,21 @@ __all__ = ['without_clothes']
 import re
 
 # %% ../../nbs/explore/00_prompts.ipynb #1a77be41
-_BEGINS = r"in|on|at|with|wearing|wears|dressed|holding|carrying|under|near|by|beside|behind|before|among|against"
-_WORN = re.compile(r"\b(shirts?|t-shirts?|blouse|top|sweater|pullover|hoodie|jacket|coat|suit|tuxedo|vest|cardigan|"
-                   r"trousers|pants|jeans|shorts|leggings|tights|skirt|dress|gown|kimono|robe|uniform|costume|outfit|"
-                   r"clothes|clothing|garments?|tie|scarf|gloves?|belt|apron|socks?|shoes?|boots|sneakers|sandals|"
-                   r"heels|hats?|cap|beanie|helmet|hood|glasses|sunglasses|hair|hairs|ponytail|braids?|curls|bun|"
-                   r"beard|moustache|mustache)\b")
-_COLOUR = (r"(?:red|blue|green|yellow|orange|purple|violet|pink|white|black|brown|grey|gray|beige|navy|gold|golden|"
-           r"silver|turquoise|denim|leather)")
-_HAIR = re.compile(r"\b(blond|blonde|brunette|redheaded|red-haired|(long|short|curly|dark|fair|grey|gray)-haired|"
-                   r"bearded|bald)\s+", re.I)
+_BEGINS = r"in|on|at|with|wearing|dressed|holding|carrying|under|near|by|beside|behind|before|among|against"
+_WORN = re.compile(
+    r"\b(t-)?(shirt|blouse|top|sweater|pullover|hoodie|jacket|coat|suit|tuxedo|vest|cardigan|trouser|pant|jean|"
+    r"legging|skirt|dress|gown|kimono|robe|uniform|costume|outfit|cloth|clothing|garment|tie|scarf|glove|belt|"
+    r"apron|sock|shoe|boot|sneaker|sandal|heel|hat|cap|beanie|helmet|hood|glass|sunglass|hair|ponytail|braid|curl|"
+    r"bun|beard|moustache|mustache)(e?s)?\b|\bshorts\b")
+_COLOUR = (r"(red|blue|green|yellow|orange|purple|violet|pink|white|black|brown|grey|gray|beige|navy|gold|"
+           r"golden|silver|turquoise|denim|leather)")
+_HAIR = re.compile(r"\b(blonde?|brunette|redheaded|bearded|bald|(red|long|short|curly|dark|fair)-haired)\s+",
+                   re.I)
 
 def _is_worn(phrase:str)->bool:
     "Does this phrase speak of what somebody wears?"
-    return bool(_WORN.search(phrase.lower()) or re.fullmatch(rf"in (?:\w+ )?{_COLOUR}", phrase.lower().strip(" ,.")))
+    text = phrase.lower().strip(" ,.")
+    return bool(_WORN.search(text) or re.fullmatch(rf"dressed|wearing|in (\w+ )?{_COLOUR}", text))
 
 # %% ../../nbs/explore/00_prompts.ipynb #839c3d60
 def without_clothes(caption:str)->str: # as in `Concept.info["appearance"]`

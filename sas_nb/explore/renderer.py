@@ -51,14 +51,7 @@ class Studio:
                  most:int=200,        # videos to keep
                  guidance:float|None=None, # the concept's own when None
                  **size):             # num_frames, height, width, fps; the training clip's when not given
-        concepts = listed(concepts)
-        self.places = named_concepts(concepts)
-        opened = open_concepts(self.places)
-        self.written = lasting_places(concepts)
-        self.atlas = _comparable(opened)
-        self.groups = grouped({name: c.info for name, c in opened.items()})
-        self.maps = {part: map_of(self.atlas, part, self.groups) for part in PARTS}
-        self.names = [*opened, *([AVERAGE] if len(next(iter(self.groups.values()))) > 1 else [])]
+        opened = _opened(self, listed(concepts))
         self.dit = next(iter(opened.values())).base()
         self.steps = checked_steps(self.dit.defaults.steps if steps is None else steps)
         self.preview = checked_steps(preview)
@@ -67,6 +60,19 @@ class Studio:
         self.kept = OrderedDict() # (position, is it a preview?) -> video
         self.known = {}           # (part, group) -> its components, once asked for
         self.effects = {}         # group -> what its sliders do, once tried
+
+# %% ../../nbs/explore/01_renderer.ipynb #76365660
+def _opened(studio, concepts)->dict: # name -> concept
+    "Read the concepts, and lay out their maps."
+    studio.written = lasting_places(concepts)
+    studio.places = named_concepts(concepts)
+    opened = open_concepts(studio.places)
+    studio.atlas = _comparable(opened)
+    studio.groups = grouped({name: c.info for name, c in opened.items()})
+    studio.maps = {part: map_of(studio.atlas, part, studio.groups) for part in PARTS}
+    has_average = len(next(iter(studio.groups.values()))) > 1
+    studio.names = [*opened, AVERAGE] if has_average else [*opened]
+    return opened
 
 # %% ../../nbs/explore/01_renderer.ipynb #c3a9e5b7
 @patch
@@ -101,6 +107,7 @@ def _snapped_part(studio, p, part:str)->Position:
     most = len(studio.components(part, studio.maps[part].group(start))[1].std) if along else 0
     return p.put(part, start, tuple(_nearest(x, step) for x in (*offset, 0, 0)[:2]), _cut(along, most))
 
+# %% ../../nbs/explore/01_renderer.ipynb #1f93f8dd
 @patch
 def snap(self:Studio, p:Position)->Position:
     "The nearest position on the grid: `p` itself if it is there. Raises `UserError` for unknown names."
@@ -129,6 +136,7 @@ def components(self:Studio, part:str, group:str)->tuple: # numbers of the member
         self.known[part, group] = at, pca_of(self.atlas.gram(part)[np.ix_(at, at)])
     return self.known[part, group]
 
+# %% ../../nbs/explore/01_renderer.ipynb #2967fee8
 @patch
 def weights(self:Studio, p:Position, part:str)->np.ndarray: # (N,), sums to 1
     "How much of every concept is in this place."
@@ -170,6 +178,7 @@ def describe(self:Studio, p:Position)->str:
     look, dance = (f"{self.who(p, part)}{times(getattr(p, part))}" for part in PARTS)
     return f"look of {look}; dance of {dance}"
 
+# %% ../../nbs/explore/01_renderer.ipynb #a6dd5f39
 @patch
 def own_prompt(self:Studio, p:Position)->str:
     "What a place is called by itself: the words of whoever weighs most in each part, without clothes."

@@ -27,7 +27,9 @@ class Slider:
     group:str   # whose component it is
     number:int  # of the component, counted from 1
     effect:float=np.nan # of its ends on the pictures, in effects of another seed
-    least, most, step = -FARTHEST, FARTHEST, .25 # no fields
+    least = -FARTHEST # no fields, these three
+    most = FARTHEST
+    step = .25
     @property
     def label(self)->str: return f"{'look' if self.part == 'appearance' else 'dance'} {self.number}"
     def value(self, p:Position)->float:
@@ -62,16 +64,20 @@ def bases(studio, group:str)->list[str]:
     average = [name for name in studio.maps["appearance"].marks(group) if name == AVERAGE]
     return [*average, *dict.fromkeys((names[0], names[-1]))]
 
+# %% ../../nbs/explore/02_sliders.ipynb #ed765c02
+def _far(studio, base:str, positions, watch)->float:
+    "How far the pictures at these positions are from those of a base at rest, in the mean."
+    def frames(p): return frames_of(studio.render(p, True, watch))
+    rest = frames(Position(base, base))
+    return float(np.mean([np.abs(frames(p) - rest).mean() for p in positions]))
+
 def effect(studio, slider:Slider, watch=lambda share: None)->float:
     "What both ends change in the pictures, in effects of another seed; the mean over a few places."
-    def frames(p): return frames_of(studio.render(p, True, watch))
     ratios = []
     for base in bases(studio, slider.group):
-        rest = Position(base, base)
-        still = frames(rest)
-        def far(positions): return np.mean([np.abs(frames(p) - still).mean() for p in positions])
-        ends = far(slider.end(x, base) for x in (-FARTHEST, FARTHEST))
-        ratios.append(ends/max(far(replace(rest, seed=seed) for seed in (1, 2)), 1e-6))
+        ends = _far(studio, base, [slider.end(x, base) for x in (-FARTHEST, FARTHEST)], watch)
+        seeds = _far(studio, base, [replace(Position(base, base), seed=seed) for seed in (1, 2)], watch)
+        ratios.append(ends/max(seeds, 1e-6))
     return float(np.mean(ratios))
 
 # %% ../../nbs/explore/02_sliders.ipynb #e69648eb
@@ -90,6 +96,7 @@ def _shipped(studio, group:str)->dict|None: # label -> effect
     same = about.get("members") == names and about.get("base") == fingerprint(studio.dit.transformer)
     return {label: x["effect"] for label, x in about["sliders"].items()} if same else None
 
+# %% ../../nbs/explore/02_sliders.ipynb #19ce0bd4
 def _measured(studio, group:str, watch)->dict: # label -> effect
     "The same, tried now or in an earlier run."
     sliders = tried(studio, group)

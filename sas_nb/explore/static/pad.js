@@ -75,23 +75,25 @@ function drawMark({ name, image }, [x, y], size, isStart) {
 
 function drawNames(marks, places, size, here) {
   const boxes = places.map(([x, y]) => [x, y, size, size])
-  const isFree = ([x, y, w, h]) => Math.abs(x) + w/2 <= 100 && boxes.every(
+  const isFree = ([x, y, w, h]) => boxes.every(
     ([u, v, s, t]) => Math.abs(x - u) >= (w + s)/2 || Math.abs(y - v) >= (h + t)/2)
   const order = marks.map((mark, i) => i).sort((i, j) => (marks[j].name == here) - (marks[i].name == here))
   return order.flatMap(i => {
-    const [x, y] = places[i]
-    const box = [x, y + size/2 + 5.5, 4.8*marks[i].name.length, 9]
+    const width = 4.8*marks[i].name.length
+    const x = Math.max(width/2 - 100, Math.min(100 - width/2, places[i][0]))
+    const box = [x, places[i][1] + size/2 + 5.5, width, 9]
     if (!isFree(box)) return []
     boxes.push(box)
     return [draw("text", { x, y: box[1] + 2.5, class: marks[i].name == here ? "here" : "" }, marks[i].name)]
   })
 }
 
-function listenToMarks(marks, tip, start) {
+function listenToMarks({ marks, names, tip }, start) {
   const markAt = event => event.target.closest(".mark")
   const show = event => {
     const mark = markAt(event)
     if (!mark) return
+    if ([...names.children].some(name => name.textContent == mark.dataset.name)) return
     const [x, y] = mark.getAttribute("transform").match(/-?[\d.e-]+/g).map(Number)
     tip.textContent = mark.dataset.name
     tip.setAttribute("x", Math.max(-70, Math.min(70, x)))
@@ -213,7 +215,7 @@ function drawTabs(groups, group, start) {
 
 function render({ model, el }) {
   const parts = drawBoard(model.get("label"))
-  const { board, marks, names, point, tip, resize } = parts
+  const { board, marks, names, point, resize } = parts
   const tabs = document.createElement("div")
   const words = document.createElement("output")
   let saved = 0
@@ -264,7 +266,7 @@ function render({ model, el }) {
   for (const name of ["marks", "here"]) model.on(`change:${name}`, showMarks)
   showPoint()
   showMarks()
-  listenToMarks(marks, tip, start)
+  listenToMarks(parts, start)
   listenToPointer(model, parts, move, start)
   listenToKeys(model, point, move, start)
   model.send({ drawn: true })
