@@ -208,6 +208,16 @@ SCROLLER = "document.querySelector('#rendered_cells')" # Voila's own
 AXE = importlib.util.find_spec("axe_playwright_python")
 
 
+def swipe(page, x, y, by):
+    "As a finger does it."
+    session = page.context.new_cdp_session(page)
+    touch = lambda kind, *points: session.send("Input.dispatchTouchEvent", dict(type=kind, touchPoints=[dict(x=x, y=p) for p in points]))
+    touch("touchStart", y)
+    for k in range(1, 9): touch("touchMove", y + by*k/8)
+    touch("touchEnd")
+    page.wait_for_timeout(500)
+
+
 def serious(page):
     "What axe-core finds that keeps people out."
     if not AXE: pytest.skip("needs axe-playwright-python")
@@ -243,8 +253,7 @@ def test_every_screen(served, chromium, shots, name, size, options):
             for start in (".sas-view-maps .board", ".sas-chips"):
                 page.locator(start).first.scroll_into_view_if_needed()
                 box, at = page.locator(start).first.bounding_box(), page.evaluate(f"{SCROLLER}.scrollTop")
-                page.context.new_cdp_session(page).send("Input.synthesizeScrollGesture", dict(x=box["x"]+6, y=min(box["y"]+20, 800), yDistance=150 if at > 200 else -150, gestureSourceType="touch"))
-                page.wait_for_timeout(500)
+                swipe(page, box["x"]+6, min(max(box["y"]+20, 420), 800), 150 if at > 200 else -150)
                 assert page.evaluate(f"{SCROLLER}.scrollTop") != at  # a swipe scrolls
             assert page.evaluate("document.querySelector('.sas-screen').getBoundingClientRect().top") < 200  # and the video stays
         assert not page.errors and not strangers
