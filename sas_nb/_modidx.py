@@ -577,6 +577,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sas_nb.explore.page._target': ('explore/page.html#_target', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._tell': ('explore/page.html#_tell', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._took': ('explore/page.html#_took', 'sas_nb/explore/page.py'),
+                                     'sas_nb.explore.page._watch': ('explore/page.html#_watch', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._work': ('explore/page.html#_work', 'sas_nb/explore/page.py')},
             'sas_nb.explore.prompts': { 'sas_nb.explore.prompts._is_worn': ('explore/prompts.html#_is_worn', 'sas_nb/explore/prompts.py'),
                                         'sas_nb.explore.prompts.without_clothes': ( 'explore/prompts.html#without_clothes',

@@ -147,6 +147,7 @@ def test_typing_moves_nothing_and_marks_what_is_unknown(page, shots):
     box.press_sequentially("a [v] womn in a red shirt in the sn", delay=60)
     page.wait_for_function("document.querySelectorAll('.sas-words mark').length == 2")
     assert words.locator("mark").all_inner_texts() == ["womn", "sn"]
+    assert page.evaluate("getComputedStyle(document.querySelector('.sas-words textarea')).backgroundColor") == "rgba(0, 0, 0, 0)"  # or the marks behind it could not be seen
     page.wait_for_function("document.querySelector('.sas-show strong').textContent == 'still the video before'")
     page.screenshot(path=shots/"typing.png")
     for near in ("woman", "snow"): words.locator(".sas-near").get_by_role("button", name=near, exact=True).click()

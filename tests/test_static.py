@@ -159,7 +159,7 @@ class TestWhatTheyDo:
     def test_words(self, page):
         ran = drawn(page, "words", value="a sn man", unknown=[dict(word="sn", near=["snow"])], chips=dict(Place=["in the snow", "in a park"]), chosen=["in a park"])
         words = page.locator(".sas-words").last
-        assert words.locator("mark").all_inner_texts() == ["sn"] and "does not know" in ran["text"]
+        assert words.locator("mark").all_inner_texts() == ["sn"] and "is unknown; near:" in ran["text"]
         assert words.locator("[aria-pressed=true]").all_inner_texts() == ["in a park"]
         words.get_by_role("button", name="snow", exact=True).click()
         assert words.get_by_label("Prompt").input_value() == "a snow man"

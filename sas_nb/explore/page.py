@@ -124,16 +124,19 @@ def _short(error)->str:
     first, cut, _ = str(error).partition(": use words of its vocabulary")
     return f"{first}." if cut else first
 
+# %% ../../nbs/explore/04_page.ipynb #75372909
+def _watch(e, stale, quick:bool, share:float):
+    "Told of every step; a preview gives way to Stop alone."
+    if stale() and not (quick and e.worker.request): raise Cancelled
+    e.screen.progress = share
+
 # %% ../../nbs/explore/04_page.ipynb #7a44980f
 def _show(e, p, asked:float, stale, quick:bool):
     "Make one video, and put it on the screen with how long it took."
     if stale(): return
-    def watch(share):
-        if stale() and not (quick and e.worker.request): raise Cancelled # a preview gives way to Stop alone
-        e.screen.progress = share
     kept = e.studio.ready(p, quick)
     if not kept: e.screen.note = "making a preview" if quick else "preview; making the full video"
-    video = e.studio.render(p, quick, watch)
+    video = e.studio.render(p, quick, partial(_watch, e, stale, quick))
     e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
     e.screen.details = _took(e.studio, time.perf_counter()-asked, quick, kept)
     what = f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}"

@@ -71,7 +71,7 @@ function render({ model, el }) {
     box.setAttribute("aria-invalid", model.get("unknown").length > 0)
     near.replaceChildren(...model.get("unknown").flatMap(({ word, near }) => {
       const says = document.createElement("span")
-      says.textContent = `The model does not know \u201c${word}\u201d${near.length ? "; near:" : "."}`
+      says.textContent = `\u201c${word}\u201d is unknown${near.length ? "; near:" : "."}`
       return [says, ...near.map(n => makeButton(n, () => put(word, n)))]
     }))
     if (!near.childNodes.length) near.append(model.get("hint"))
