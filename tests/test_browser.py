@@ -53,9 +53,9 @@ def chromium():
 
 
 @contextmanager
-def window(chromium):
+def window(chromium, width=1150, height=950, **options):
     "A page that remembers what went wrong in it."
-    page = chromium.new_page(viewport=dict(width=1150, height=950))
+    page = chromium.new_page(viewport=dict(width=width, height=height), **options)
     page.errors = []
     page.on("pageerror", lambda e: page.errors.append(str(e)))
     page.set_default_timeout(PATIENCE)
@@ -78,6 +78,7 @@ def page(served, chromium, shots):
         yield page
 
 
+def view(page, name): page.get_by_role("group", name="ways to choose").get_by_role("button", name=re.compile(name)).click()
 def shown(page): return int(page.locator(".sas-screen").first.get_attribute("data-shown"))
 def point(page, k): return page.locator(".sas-pad .point").nth(k)
 def where(page, k): return point(page, k).get_attribute("aria-valuetext")
@@ -90,7 +91,7 @@ def until_new(page, before):
 
 
 def test_slider_by_keyboard(page, shots):
-    handle, before = page.get_by_role("slider", name=re.compile("appearance strength")), shown(page)
+    handle, before = page.get_by_role("slider", name=re.compile("look: how strong")), shown(page)
     handle.focus(); page.keyboard.press("ArrowRight"); page.keyboard.press("ArrowRight")
     until_new(page, before)
     page.wait_for_function("document.querySelector('.sas-code pre').textContent.includes('appearance=1.1,')")
@@ -99,6 +100,7 @@ def test_slider_by_keyboard(page, shots):
 
 
 def test_point_by_keyboard(page):
+    view(page, "Maps")
     before, at = shown(page), where(page, 1)
     point(page, 1).focus(); page.keyboard.press("ArrowRight"); page.keyboard.press("Shift+ArrowUp")
     until_new(page, before)
@@ -109,11 +111,12 @@ def test_point_by_keyboard(page):
 
 
 def test_drag(page, shots):
+    view(page, "Maps")
     before, at, box = shown(page), where(page, 0), page.locator(".sas-pad .board").first.bounding_box()
     inside = lambda x, y: (box["x"]+x*box["width"], box["y"]+y*box["height"])
     page.mouse.move(*inside(.6, .35)); page.mouse.down()
     for k in range(5): page.mouse.move(*inside(.6+.03*k, .35-.02*k))
-    page.wait_for_selector(".sas-screen img")             # a preview while it is held
+    page.wait_for_selector(".sas-screen canvas")          # a preview while it is held
     page.screenshot(path=shots/"drag.png", full_page=True)
     page.mouse.up()
     until_new(page, before)                               # the full video after it is let go
@@ -121,24 +124,75 @@ def test_drag(page, shots):
     assert not page.errors
 
 
-def test_mark_and_words(page):
+def test_a_mark(page):
+    view(page, "Maps")
     page.get_by_role("button", name=re.compile("^dan: start from here")).nth(1).press("Enter")
     page.wait_for_function("document.querySelector('.sas-code pre').textContent.includes(\"dance='dan'\")")
-    box = page.get_by_label("Prompt")
-    box.fill("a [v] woman in the sn")
-    page.wait_for_function("[...document.querySelectorAll('datalist option')].some(o => o.value == 'a [v] woman in the snow')")
+    assert not page.errors
+
+
+SHIFTS = """() => {
+  globalThis.shifts = []
+  new PerformanceObserver(list => shifts.push(...list.getEntries().map(e => e.value))).observe({ type: "layout-shift" })
+}"""
+
+
+def test_typing_moves_nothing_and_marks_what_is_unknown(page, shots):
+    box, words = page.get_by_label("Prompt"), page.locator(".sas-words")
+    assert box.input_value().startswith("a [v] ")  # a text to edit, no placeholder
+    box.fill("")
+    page.wait_for_timeout(700)
+    page.evaluate(SHIFTS)
+    before, film = shown(page), page.locator(".sas-show .sas-screen video, .sas-show .sas-screen canvas").bounding_box()
+    box.press_sequentially("a [v] womn in a red shirt in the sn", delay=60)
+    page.wait_for_function("document.querySelectorAll('.sas-words mark').length == 2")
+    assert words.locator("mark").all_inner_texts() == ["womn", "sn"]
+    assert page.evaluate("getComputedStyle(document.querySelector('.sas-words textarea')).backgroundColor") == "rgba(0, 0, 0, 0)"  # or the marks behind it could not be seen
+    page.wait_for_function("document.querySelector('.sas-show strong').textContent == 'still the video before'")
+    page.screenshot(path=shots/"typing.png")
+    for near in ("woman", "snow"): words.locator(".sas-near").get_by_role("button", name=near, exact=True).click()
+    assert box.input_value() == "a [v] woman in a red shirt in the snow"
+    until_new(page, before)
+    page.wait_for_function("document.querySelector('.sas-show strong').textContent == ''")
+    page.wait_for_timeout(600)
+    assert page.evaluate("shifts") == [] and page.locator(".sas-show .sas-screen video").bounding_box() == film
+    assert not page.errors
+
+
+def test_chips(page):
     before = shown(page)
-    box.fill("a [v] woman in the snow"); until_new(page, before)
+    page.locator(".sas-chips").get_by_role("button", name="at night").click()
+    until_new(page, before)
+    assert "at night" in page.get_by_label("Prompt").input_value()
+    assert page.locator(".sas-chips").get_by_role("button", name="at night").get_attribute("aria-pressed") == "true"
+    page.locator(".sas-chips").get_by_role("button", name="at night").click()
+
+
+def test_faces_table_and_line_play_in_step(page, shots):
+    view(page, "Faces")
+    assert page.locator(".sas-view-faces .sas-cell").count() == 3
+    page.locator(".sas-view-faces [data-key=bea]").click()
+    page.wait_for_function("['look', 'dance'].every(k => document.querySelector('.sas-code pre').textContent.includes(`${k}='bea'`))")
+    for name, cells in (("dance", 9), ("A to B", 5)):
+        view(page, name)
+        page.wait_for_function("n => [...document.querySelectorAll('.sas-view .sas-strip')].filter(c => c.offsetParent && c.dataset.frames).length >= n", arg=cells)
+        page.wait_for_timeout(300)
+        places = page.evaluate("[...document.querySelectorAll('.sas-view .sas-strip')].filter(c => c.offsetParent).map(c => c.style.backgroundPositionX)")
+        assert len(places) >= cells and len(set(places)) == 1, places
+        page.screenshot(path=shots/f"{name.split()[0]}.png")
     assert not page.errors
 
 
 def test_pin_and_save(page, served, shots):
+    view(page, "Maps")
     page.get_by_role("button", name=re.compile("^dan: ")).nth(1).press("Enter")
-    page.get_by_role("slider", name=re.compile("appearance strength")).fill("1.1")
+    page.get_by_role("slider", name=re.compile("look: how strong")).fill("1.1")
     page.wait_for_function("['appearance=1.1,', \"dance='dan'\"].every(t => document.querySelector('.sas-code pre').textContent.includes(t))")
     page.wait_for_function("document.querySelector('.sas-screen [role=status]').textContent.startsWith('full')")
     page.get_by_role("button", name="Pin", exact=True).click()
-    page.wait_for_selector(".sas-small video")
+    view(page, "Pinned")
+    page.wait_for_selector(".sas-pin video")
+    view(page, "Keep")
     name = page.get_by_label("Name"); name.fill("found here"); name.press("Enter")
     page.get_by_role("button", name="Save as concept").click()
     page.get_by_text("Wrote").wait_for()
@@ -146,6 +200,76 @@ def test_pin_and_save(page, served, shots):
     concept = Concept.load(served[1]/"found here")
     assert concept.info["position"]["dance"] == "dan" and concept.appearance == pytest.approx(1.1) and concept.generate(steps=1, guidance=1).frames.shape[0] == 5
     assert not page.errors
+
+
+VIEWS = ("Faces", "Maps", "dance", "A to B", "Pinned", "Keep")
+TAB_STOPS = """[...document.querySelectorAll("a[href], button, input, select, textarea, summary, [tabindex]")].filter(
+  e => e.tabIndex >= 0 && !e.disabled && e.checkVisibility())"""
+SCROLLER = "document.querySelector('#rendered_cells')" # Voila's own
+AXE = importlib.util.find_spec("axe_playwright_python")
+
+
+def swipe(page, x, y, by):
+    "As a finger does it."
+    session = page.context.new_cdp_session(page)
+    touch = lambda kind, *points: session.send("Input.dispatchTouchEvent", dict(type=kind, touchPoints=[dict(x=x, y=p) for p in points]))
+    touch("touchStart", y)
+    for k in range(1, 9): touch("touchMove", y + by*k/8)
+    touch("touchEnd")
+    page.wait_for_timeout(500)
+
+
+def serious(page):
+    "What axe-core finds that keeps people out."
+    if not AXE: pytest.skip("needs axe-playwright-python")
+    page.evaluate((Path(AXE.submodule_search_locations[0])/"axe.min.js").read_text() + "; undefined")
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    return [(v["id"], [n["html"][:150] for n in v["nodes"][:3]]) for v in found if v["impact"] in ("serious", "critical")]
+
+
+@pytest.mark.parametrize("name, size, options", [("desk", (1280, 800), {}), ("dark", (1280, 800), dict(color_scheme="dark")), ("phone", (390, 844), dict(has_touch=True, is_mobile=True))])
+def test_every_screen(served, chromium, shots, name, size, options):
+    with window(chromium, *size, **options) as page:
+        strangers = []
+        page.on("request", lambda r: strangers.append(r.url) if not re.match(r"(http|ws)://127\.0\.0\.1|blob:|data:", r.url) else None)
+        page.goto(served[0])
+        page.wait_for_selector(".sas-screen video")
+        page.wait_for_function("document.querySelectorAll('.sas-view-faces .sas-strip[data-frames]').length == 3")
+        page.screenshot(path=shots/f"{name}.png")
+        video = page.locator(".sas-screen video").bounding_box()
+        assert video["y"] < 200 and video["x"] + video["width"] <= size[0] and video["width"] >= 330
+        before = page.evaluate(f"{TAB_STOPS}.filter(e => e.compareDocumentPosition(document.querySelector('.sas-screen')) & 4).length")
+        assert 3 <= before <= 20 and page.evaluate(f"{TAB_STOPS}.length") < 90
+        assert page.locator("h1").inner_text() and len(page.locator(".sas-examples button").all()) == 3
+        for v in VIEWS:
+            view(page, v)
+            wide, tall = page.evaluate(f"[{SCROLLER}.scrollWidth, {SCROLLER}.scrollHeight]")
+            assert wide <= size[0] and (name == "phone" or tall <= size[1]), (v, wide, tall)
+            if name == "phone": page.screenshot(path=shots/f"phone-{v.split()[0]}.png", full_page=True)
+            if v == "Maps" or name != "dark" and v in ("Faces", "Keep"): assert not serious(page), v
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(20, 23, 27)" if name == "dark" else "rgb(255, 255, 255)")
+        if name == "phone":
+            view(page, "Maps")
+            for start in (".sas-view-maps .board", ".sas-chips"):
+                page.locator(start).first.scroll_into_view_if_needed()
+                box, at = page.locator(start).first.bounding_box(), page.evaluate(f"{SCROLLER}.scrollTop")
+                swipe(page, box["x"]+6, min(max(box["y"]+20, 420), 800), 150 if at > 200 else -150)
+                assert page.evaluate(f"{SCROLLER}.scrollTop") != at  # a swipe scrolls
+            assert page.evaluate("document.querySelector('.sas-screen').getBoundingClientRect().top") < 200  # and the video stays
+        assert not page.errors and not strangers
+
+
+def test_two_pages_at_once_and_a_reload(served, chromium, page):
+    with window(chromium) as other:
+        other.goto(served[0])
+        other.wait_for_selector(".sas-screen video")
+        other.get_by_role("slider", name=re.compile("dance: how strong")).fill("0.5")
+        other.wait_for_function("document.querySelector('.sas-code pre').textContent.includes('motion=0.5')")
+        assert "motion=0.5" not in page.locator(".sas-code pre").text_content()
+        other.reload()
+        other.wait_for_selector(".sas-screen video")
+        assert not other.errors and not page.errors
 
 
 @pytest.mark.parametrize("path", ["voila/files/explore.ipynb", "voila/files/voila.json", "voila/files/log", "voila/files/..%2f..%2fetc/passwd", "voila/static/..%2f..%2f..%2fetc/passwd",
@@ -191,6 +315,7 @@ def test_in_jupyterlab(lab, chromium, shots):
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
         page.keyboard.press("Shift+Enter")
         page.wait_for_selector(".sas-screen video")
+        view(page, "Maps")
         before = shown(page)
         point(page, 0).focus(); page.keyboard.press("ArrowRight")
         until_new(page, before)
@@ -203,6 +328,7 @@ def test_command_serves_until_it_is_told_to_stop(folders, tmp_path):
     port = free_port()
     server = subprocess.Popen([sys.executable, "-m", "sas_nb.cli", "explore", *map(str, folders), "--port", str(port), "--no-browser"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
+        assert "Loading" in server.stdout.readline()
         line = server.stdout.readline()
         assert f"http://127.0.0.1:{port}/?token=" in line, line
         assert "/login" in urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).url

@@ -25,20 +25,26 @@ def _add_position(e):
     strong = "how strong; 1 is as learned"
     e.start = {part: pick(description=f"{word.title()} of") for part, word in WORDS.items()}
     e.pad = {part: _pad(of_part) for part, of_part in e.studio.maps.items()}
-    e.strength = {part: Strength(label=f"{word}: {strong}", shown="how strong") for part, word in WORDS.items()}
-    e.sliders = {part: [] for part in WORDS}
+    e.strength = {part: Strength(label=f"{word}: {strong}", shown="how strong")
+                  for part, word in WORDS.items()}
+    e.sliders = {part: iw.Box() for part in WORDS} # which there are depends on the place
     e.prompt = Words(chips=e.chips)
     e.seed = iw.BoundedIntText(0, 0, 2**31-1, description="Seed", tooltip="Another number, another take")
 
 # %% ../../nbs/explore/03_controls.ipynb #517236ab
-TITLES = dict(faces="Faces", maps="Maps", table="Look \u00d7 dance", line="A to B", pins="Pinned", keep="Keep")
+TITLES = dict(faces="Faces", maps="Maps", table="Look \u00d7 dance", line="A to B", pins="Pinned",
+              keep="Keep")
+
 TAKES = {"the whole person": "both", "only the look": "appearance", "only the dance": "motion"}
 
+# %% ../../nbs/explore/03_controls.ipynb #bee0895f
 def _add_choices(e):
     "What leads to a place."
     names = e.studio.names
     few = concept_names(e.studio)[:4]
-    e.views = Views(titles=TITLES, chosen="faces")
+    between = ("maps", "table", "line")
+    titles = {k: v for k, v in TITLES.items() if len(few) > 1 or k not in between}
+    e.views = Views(titles=titles, chosen="faces")
     e.faces = Clips(label="faces", cells=[dict(key=name, label=name) for name in concept_names(e.studio)])
     e.takes = iw.Dropdown(options=list(TAKES.items()), description="A click takes")
     e.table = Clips(label="looks by dances", names=names, rows=few, columns=few)
@@ -47,16 +53,18 @@ def _add_choices(e):
     e.way = Clips(label="on the way from A to B")
     e.beside = {part: Clips(label=f"whose {word}") for part, word in WORDS.items()}
 
+# %% ../../nbs/explore/03_controls.ipynb #1be08b30
 def concept_names(studio)->list[str]:
     "All starts but the average, which is nobody's."
-    return [m.name for m in studio.atlas.members]
+    known = {name for names in studio.groups.values() for name in names}
+    return [name for name in studio.names if name in known]
 
 # %% ../../nbs/explore/03_controls.ipynb #7d701039
 def button(label:str, tip:str, action)->iw.Button:
     "A button that calls `action()`."
-    made = iw.Button(description=label, tooltip=tip, layout=dict(width="auto"))
-    made.on_click(lambda _: action())
-    return made
+    b = iw.Button(description=label, tooltip=tip, layout=dict(width="auto"))
+    b.on_click(lambda _: action())
+    return b
 
 def _shape(studio)->float:
     "Width by height of the videos."
@@ -64,6 +72,7 @@ def _shape(studio)->float:
     height, width = (studio.sampling.get(k) or size[i] for k, i in (("height", 2), ("width", 3)))
     return width/height
 
+# %% ../../nbs/explore/03_controls.ipynb #5acd8dbb
 def _add_results(e):
     e.screen = Screen(shape=_shape(e.studio))
     e.clock = Clock()
@@ -84,8 +93,8 @@ HELP = ["Click a face: it dances. Choose beside the video whose look and whose d
 
 def _add_head(e):
     e.head = Head(title="Whose look, whose dance?", help=HELP,
-                  sentence="Every face was learned from one short video. Give it another's dance, another place, "
-                           "another light: the page shows what becomes of it.")
+                  sentence="Every face was learned from one short video. Give it another's dance, another "
+                           "place, another light: the page shows what becomes of it.")
 
 def add_controls(e):
     "All widgets of an explorer, none of them linked."

@@ -12,9 +12,9 @@ from .widgets import STATIC
 # %% ../../nbs/explore/03_layout.ipynb #c9a28b9d
 def box(name:str, *widgets)->iw.Box:
     "Widgets in a box that the page's styles know by this name."
-    made = iw.Box(widgets)
-    made.add_class(f"sas-{name}")
-    return made
+    b = iw.Box(widgets)
+    b.add_class(f"sas-{name}")
+    return b
 
 def _view(name:str, *widgets)->iw.Box:
     view = box("view", *widgets)
@@ -28,7 +28,7 @@ def _stage(e)->iw.Box:
 
 def _maps(e)->list[iw.Box]:
     titles = {part: iw.HTML(f"<h2>whose {word}</h2>") for part, word in e.words_of.items()}
-    return [box("map", titles[part], e.pad[part], *e.sliders[part]) for part in e.pad]
+    return [box("map", titles[part], e.pad[part], box("sliders", e.sliders[part])) for part in e.pad]
 
 def _views(e)->list[iw.Box]:
     keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.code]

@@ -11,6 +11,7 @@ from functools import partial
 from operator import eq
 import traitlets as tr
 from .controls import concept_names, WORDS
+from .offered import show_sliders, try_sliders
 from .sights import between, show_references, show_table, show_way
 from .words import chosen_chips, MOVEMENT, toggled, unknown_words
 
@@ -59,22 +60,24 @@ def _link_words(e):
     _link(e, e.prompt, "value", put, get, same)
 
 # %% ../../nbs/explore/03_links.ipynb #7a03550c
-def _link_choices(e):
+def _link_clips(e):
     def face(w, message, _):
         if "go" in message: e.go(_at(e, {part: message["go"] for part in _taken(e)}))
     def cell(w, message, _):
         if "go" in message: e.go(_at(e, dict(zip(WORDS, message["go"].split("|")))))
         if "head" in message: _set_head(w, **message)
-    def along(change): e.position = between(e, *(w.value for w in e.ends), change.new)
     e.faces.on_msg(face)
     e.table.on_msg(cell)
+
+# %% ../../nbs/explore/03_links.ipynb #fd73895f
+def _link_line(e):
+    def along(change): e.position = between(e, *(w.value for w in e.ends), change.new)
     e.line.observe(along, "value")
     e.held.append(e.line)
     e.way.on_msg(lambda w, message, _: setattr(e.line, "value", float(message.get("go", e.line.value))))
     for w in e.ends: w.observe(lambda change: show_way(e), "value")
-    e.views.observe(lambda change: show_view(e), "chosen")
-    e.table.observe(lambda change: show_table(e), ["rows", "columns"])
 
+# %% ../../nbs/explore/03_links.ipynb #80b049a0
 def _taken(e)->list[str]: return list(WORDS) if e.takes.value == "both" else [e.takes.value]
 
 def _at(e, starts:dict): # part -> name
@@ -91,17 +94,18 @@ def _set_head(table, head:str, at:int, name:str):
 # %% ../../nbs/explore/03_links.ipynb #651ba568
 def _examples(e)->list[tuple]: # (label, where it leads)
     first, *others = concept_names(e.studio)
-    found = []
+    examples = []
     start = e.studio.start
     if others:
         other = others[len(others)//2 if len(others) < 4 else 3]
-        found.append((f"{first} dances like {other}", start.put("motion", other)))
+        examples.append((f"{first} dances like {other}", start.put("motion", other)))
     for kind in ("Place", "Light", MOVEMENT):
         phrase = next((p for p in e.chips.get(kind, ()) if p not in e.studio.own_prompt(start)), None)
         prompt = phrase and toggled(e.studio.own_prompt(start), phrase, e.chips)
-        if prompt: found.append((f"{first} {phrase}", replace(start, prompt=prompt)))
-    return found[:3]
+        if prompt: examples.append((f"{first} {phrase}", replace(start, prompt=prompt)))
+    return examples[:3]
 
+# %% ../../nbs/explore/03_links.ipynb #6efb6bcf
 def _link_examples(e):
     examples = _examples(e)
     def go(w, message, _):
@@ -116,17 +120,27 @@ def link_all(e):
     for part in WORDS: _link_part(e, part)
     _link_words(e)
     _link(e, e.seed, "value", *_field("seed"))
-    _link_choices(e)
+    _link_clips(e)
+    _link_line(e)
     _link_examples(e)
     tr.dlink((e, "position"), (e.code, "text"), e.studio.code)
     for w in e.held: w.observe(lambda change: change.new or e.refresh(), "dragging")
-    e.observe(lambda change: _follow(e), "position")
-    show_where(e)
+    _link_followers(e)
 
+# %% ../../nbs/explore/03_links.ipynb #def6eb4b
+def _link_followers(e):
+    e.observe(lambda change: _follow(e), "position")
+    e.views.observe(lambda change: show_view(e), "chosen")
+    e.table.observe(lambda change: show_table(e), ["rows", "columns"])
+    show_where(e)
+    show_sliders(e)
+
+# %% ../../nbs/explore/03_links.ipynb #158d1307
 def show_view(e):
     "What the side of the page shows, if it has to be made."
     show_table(e)
     show_way(e)
+    try_sliders(e)
 
 def show_where(e):
     "Who is chosen, wherever there is a clip of them."
@@ -138,5 +152,6 @@ def show_where(e):
 def _follow(e):
     "What shows a position without changing it, then its video."
     show_where(e)
+    show_sliders(e)
     e.refresh()
     show_view(e)

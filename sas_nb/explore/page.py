@@ -15,7 +15,6 @@ import ipywidgets as iw
 import traitlets as tr
 from fastcore.basics import patch
 from PIL import Image
-from .concepts import named_concepts
 from .controls import add_controls, button
 from .layout import box, layout
 from .links import link_all
@@ -40,18 +39,26 @@ class Explorer(tr.HasTraits):
                  **options):                    # of `Studio`
         super().__init__()
         self.studio = _studio(concepts, options)
-        self.places = named_concepts(self.studio.written) if self.studio.written else {}
-        self.chips = chips_of(self.studio.dit)
         self.out = expanded(out).resolve()
         self.worker = Worker()
-        self.strips = {} # name -> small clip
-        self.filmed = {} # name -> is it what was filmed?
-        self.gaps = []   # what went wrong in the background
+        _remember(self)
         self.position = self.studio.start
         _furnish(self)
         self.begins = [self.refresh, partial(ask_for_faces, self, faces)]
         if not waits: _begin(self)
 
+# %% ../../nbs/explore/04_page.ipynb #82dcccaf
+def _remember(e):
+    "Everything that the page keeps, still empty."
+    e.chips = chips_of(e.studio.dit)
+    e.places = {name: x for name, x in e.studio.places.items() if isinstance(x, Path)}
+    e.strips = {}    # name -> small clip
+    e.filmed = {}    # name -> is it what was filmed?
+    e.of_slider = {} # part, group and number of a slider -> its widget
+    e.tried = set()  # groups whose sliders were tried, or are about to be
+    e.gaps = []      # what went wrong in the background
+
+# %% ../../nbs/explore/04_page.ipynb #0fbef890
 def _begin(e):
     "The first video and the faces, once."
     while e.begins: e.begins.pop(0)()
@@ -65,9 +72,8 @@ def _moved(e, p):
 
 # %% ../../nbs/explore/04_page.ipynb #7b4e6d87
 def _studio(concepts, options:dict):
-    if hasattr(concepts, "render"): return concepts
-    from sas_nb.explore.renderer import Studio # torch and the models come along
-    return Studio(concepts, **options)
+    from sas_nb.explore import sliders # torch and the models come along; gives a studio its sliders
+    return concepts if hasattr(concepts, "render") else sliders.Studio(concepts, **options)
 
 def _furnish(e):
     "All widgets, linked and in their places."
@@ -103,9 +109,11 @@ def _work(e, p, asked:float, stale):
         if e.studio.ready(p) or not e.dragging: _show(e, p, asked, stale, quick=False)
     except Cancelled: e.screen.note = "stopped"
     except UserError as error: _say_why(e, _short(error))
-    except Exception as error: _say_why(e, f"This place could not be shown ({type(error).__name__}: {error}).")
+    except Exception as error:
+        _say_why(e, f"This place could not be shown ({type(error).__name__}: {error}).")
     finally: e.screen.progress = -1.
 
+# %% ../../nbs/explore/04_page.ipynb #a09271e5
 def _say_why(e, why:str):
     "There is no new video: the old one stays, and says that it is old."
     e.screen.note = why
@@ -116,19 +124,23 @@ def _short(error)->str:
     first, cut, _ = str(error).partition(": use words of its vocabulary")
     return f"{first}." if cut else first
 
+# %% ../../nbs/explore/04_page.ipynb #75372909
+def _watch(e, stale, quick:bool, share:float):
+    "Told of every step; a preview gives way to Stop alone."
+    if stale() and not (quick and e.worker.request): raise Cancelled
+    e.screen.progress = share
+
 # %% ../../nbs/explore/04_page.ipynb #7a44980f
 def _show(e, p, asked:float, stale, quick:bool):
     "Make one video, and put it on the screen with how long it took."
     if stale(): return
-    def watch(share):
-        if stale() and not (quick and e.worker.request): raise Cancelled # a preview gives way to Stop alone
-        e.screen.progress = share
     kept = e.studio.ready(p, quick)
     if not kept: e.screen.note = "making a preview" if quick else "preview; making the full video"
-    video = e.studio.render(p, quick, watch)
+    video = e.studio.render(p, quick, partial(_watch, e, stale, quick))
     e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
     e.screen.details = _took(e.studio, time.perf_counter()-asked, quick, kept)
-    e.screen.note = ". ".join([f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}", *e.studio.advice(p)])
+    what = f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}"
+    e.screen.note = ". ".join([what, *e.studio.advice(p)])
 
 # %% ../../nbs/explore/04_page.ipynb #64fe31a9
 def _took(studio, seconds:float, quick:bool, kept:bool)->str:
@@ -175,7 +187,8 @@ def export(self:Explorer)->Path:
 
 # %% ../../nbs/explore/04_page.ipynb #d0ae3f45
 def _caption(e, p)->iw.HTML:
-    return iw.HTML("<br>".join(map(html.escape, filter(None, (e.studio.describe(p), p.prompt, f"seed {p.seed}")))))
+    lines = filter(None, (e.studio.describe(p), p.prompt, f"seed {p.seed}"))
+    return iw.HTML("<br>".join(map(html.escape, lines)))
 
 # %% ../../nbs/explore/04_page.ipynb #e51284f3
 @patch
@@ -183,7 +196,7 @@ def pin(self:Explorer):
     "Keep the present video to compare."
     if not self.screen.data: return
     p = self.position
-    film = Screen(film=self.screen.film, data=self.screen.data, label=self.screen.label, shape=self.screen.shape)
+    film = Screen(**{k: getattr(self.screen, k) for k in ("film", "data", "label", "shape")})
     def unpin(): self.pins.children = tuple(c for c in self.pins.children if c is not card)
     buttons = box("row", button("Go there", "", partial(self.go, p)), button("Unpin", "", unpin))
     card = box("pin", film, _caption(self, p), buttons)
@@ -203,7 +216,7 @@ def close(self:Explorer):
 def picture(self:Explorer, clip=None)->Image.Image: # with the frames of a `Clip` if given
     "What the widgets show, to look at without them: both maps with the point."
     p = self.position
-    titles = {f"{self.words_of[part]}, how strong: {getattr(p, part):g}": pad for part, pad in self.pad.items()}
+    titles = {f"{self.words_of[k]}, how strong: {getattr(p, k):g}": pad for k, pad in self.pad.items()}
     return draw(titles, f"{self.studio.describe(p)}\n{p.prompt or self.studio.own_prompt(p)}", clip)
 
 @patch

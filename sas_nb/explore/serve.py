@@ -25,6 +25,7 @@ def _is_first(folder:Path)->bool:
         return True
     return False
 
+# %% ../../nbs/explore/05_serve.ipynb #29c8b74f
 def explorer_page(concepts, folder:str|None=None, # where to write that the first page is ready
                   **options): # of `Explorer`
     "An `Explorer`, or a sentence that says why there is none."
@@ -59,7 +60,8 @@ _TEMPLATE = """{%- extends "voila/templates/lab/index.html.j2" -%}
 <style>
   :root { color-scheme: light dark }
   html, body.jp-Notebook { background: light-dark(#fff, #14171b) !important }
-  body.jp-Notebook { color: light-dark(#1b1f24, #e8eaed); margin: 0; padding: 10px; overflow: visible; height: auto }
+  body.jp-Notebook { color: light-dark(#1b1f24, #e8eaed); margin: 0; padding: 10px; overflow: visible }
+  #rendered_cells :has(.sas-explorer) { overflow: visible !important; contain: none !important }
   .jp-mod-noOutputs.jp-mod-noInput, .jp-OutputPrompt { display: none }
   #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output { padding: 0; margin: 0; overflow: visible }
 </style>
@@ -160,15 +162,17 @@ def site(concepts, host:str="127.0.0.1", port:int=8866, out:str|Path="explored",
 # %% ../../nbs/explore/05_serve.ipynb #b28de66c
 def own_concepts(folder:str|Path=".", depth:int=4)->list[Path]:
     "Runs and saved concepts in a folder and in `out` and other folders in it, the newest first."
-    found, level = {}, [Path(folder)]
+    files = {}
+    level = [Path(folder)]
     for _ in range(depth):
         level = [p for f in level for p in _folders(f)]
         for p in level:
-            if (p/"concept.json").is_file() and p.name != "concept": found[p] = p/"concept.json"
-            if (p/"concept"/"concept.json").is_file(): found[p] = p/"concept"/"concept.json"
-        level = [p for p in level if p not in found]
-    return sorted(found, key=lambda p: -found[p].stat().st_mtime)
+            if (p/"concept.json").is_file() and p.name != "concept": files[p] = p/"concept.json"
+            if (p/"concept"/"concept.json").is_file(): files[p] = p/"concept"/"concept.json"
+        level = [p for p in level if p not in files]
+    return sorted(files, key=lambda p: -files[p].stat().st_mtime)
 
+# %% ../../nbs/explore/05_serve.ipynb #dc18b5b9
 def _folders(folder:Path)->list[Path]:
     with suppress(OSError):
         return [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith((".", "_"))]

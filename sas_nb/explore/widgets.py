@@ -62,6 +62,7 @@ class Strip:
         return dict(url=f"data:image/webp;base64,{base64.b64encode(self.data).decode()}", **self.about())
     def about(self)->dict: return dict(frames=self.frames, fps=self.fps, shape=self.shape)
 
+# %% ../../nbs/explore/03_widgets.ipynb #69495bba
 class Strength(Live):
     "A named slider that knows whether it is held, maybe with a clip at each end."
     _esm = STATIC/"strength.js"
@@ -108,12 +109,12 @@ class Clips(Live):
     send `{head: "look" or "dance", at: number, name: name}`."""
     _esm = STATIC/"clips.js"
     _css = STATIC/"clips.css"
-    cells = tr.List([]).tag(sync=True)       # each a key, a label, maybe a title for screen readers
-    chosen = tr.List([]).tag(sync=True)      # keys
-    names = tr.List([]).tag(sync=True)       # to choose heads from
-    rows = tr.List([]).tag(sync=True)        # names
-    columns = tr.List([]).tag(sync=True)     # names
-    label = tr.Unicode("clips").tag(sync=True)
+    cells:list = tr.List([]).tag(sync=True)   # each a key, a label, maybe a title for screen readers
+    chosen:list = tr.List([]).tag(sync=True)  # keys
+    names:list = tr.List([]).tag(sync=True)   # to choose heads from
+    rows:list = tr.List([]).tag(sync=True)    # names
+    columns:list = tr.List([]).tag(sync=True) # names
+    label:str = tr.Unicode("clips").tag(sync=True)
     def __init__(self, **state):
         self.strips = {}                     # key -> `Strip`
         super().__init__(**state)

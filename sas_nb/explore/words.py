@@ -11,7 +11,7 @@ import re
 from ..files import read_about
 
 # %% ../../nbs/explore/03_words.ipynb #00745c4d
-def _near(word:str, known:list[str], most:int=4)->list[str]:
+def _near(word:str, known:list[str], most:int=3)->list[str]:
     "Known words that begin like this one, else those that are spelt alike."
     if word.lower() in ("v", "u"): return [f"[{word.lower()}]"]
     begins = [w for w in known if w.startswith(word.lower())]

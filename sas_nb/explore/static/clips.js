@@ -1,6 +1,7 @@
-// Small clips in rows, each a button; a table has heads to choose from. The model's traits are those of `Clips`
-// in widgets.py. Strips come one by one as messages: { strip: key, frames, fps } with their bytes.
+// Small clips in rows, each a button; a table has heads to choose from. The model's traits are those of
+// `Clips` in widgets.py. Strips come one by one as messages: { strip: key, frames, fps } with their bytes.
 
+const TILES = [[12, 140], [40, 88], [Infinity, 58]] // up to so many cells, each at least so wide, in pixels
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }
 
 function make(tag, className, text = "") {
@@ -62,6 +63,7 @@ function render({ model, el }) {
     const made = model.get("cells").map(cell => makeCell(cell, model.get("chosen"), go))
     board.classList.toggle("sas-table", rows.length > 0)
     board.style.setProperty("--columns", columns.length || 1)
+    board.style.setProperty("--tile", `${TILES.find(([most]) => made.length <= most)[1]}px`)
     if (rows.length) {
       const corner = make("span", "sas-corner", "look \u2193 dance \u2192")
       const across = columns.map((_, i) => head("dance", columns, i))

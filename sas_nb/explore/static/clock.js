@@ -1,8 +1,11 @@
-// Plays all clips of the page in step, and a button that stops them. A clip is a strip of frames (`.sas-strip`),
-// a canvas that holds its frames, or a video (`.sas-film`). The model's trait is that of `Clock` in widgets.py.
+// Plays all clips of the page in step, and a button that stops them. A clip is a strip of frames (`.sas-
+// strip`), a canvas that holds its frames, or a video (`.sas-film`). The model's trait is that of `Clock`
+// in widgets.py.
 
 const CALM = "(prefers-reduced-motion: reduce)"
-const shared = globalThis.sasClock ??= { paused: matchMedia(CALM).matches, lost: 0, since: 0, buttons: new Set() }
+const shared = globalThis.sasClock ??= {
+  paused: matchMedia(CALM).matches, lost: 0, since: 0, buttons: new Set(),
+}
 
 function played() { // seconds, without those that the page was paused
   const now = performance.now()/1000

@@ -1,4 +1,5 @@
-// Title, one sentence, examples to click, and help behind a fold. The model's traits are those of `Head` in widgets.py.
+// Title, one sentence, examples to click, and help behind a fold. The model's traits are those of `Head` in
+// widgets.py.
 
 function render({ model, el }) {
   const title = document.createElement("h1")

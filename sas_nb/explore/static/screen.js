@@ -1,5 +1,5 @@
-// A video, a progress bar and a line of text. The model's traits are those of `Screen` in widgets.py.
-// The next video is loaded out of sight and swapped in when it can play, at the same moment of the dance.
+// A video, a progress bar and a line of text. The model's traits are those of `Screen` in widgets.py. The
+// next video is loaded out of sight and swapped in when it can play, at the same moment of the dance.
 
 const TYPES = { true: "video/mp4", false: "image/webp" }
 
@@ -31,8 +31,9 @@ function makePicture(url, label) {
 // A preview's frames on a canvas can be played in step; where a browser cannot take it apart it plays alone.
 async function makePreview(url, label, data) {
   if (!globalThis.ImageDecoder) return makePicture(url, label)
-  const decoder = new ImageDecoder({ data: new Uint8Array(data).slice(), type: "image/webp" })
-  await decoder.tracks.ready
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice()
+  const decoder = new ImageDecoder({ data: bytes, type: "image/webp" })
+  await Promise.all([decoder.tracks.ready, decoder.completed])
   const frames = []
   for (let i = 0; i < decoder.tracks.selectedTrack.frameCount; i++) {
     const { image } = await decoder.decode({ frameIndex: i })
@@ -42,7 +43,8 @@ async function makePreview(url, label, data) {
   const canvas = document.createElement("canvas")
   Object.assign(canvas, { width: first.displayWidth, height: first.displayHeight, className: "sas-strip" })
   canvas.getContext("2d").drawImage(first, 0, 0)
-  canvas.dataset.fps = 1e6/(first.duration || 1e5)
+  const rate = Math.round(1e6/(first.duration || 1e5)) // before it was rounded to milliseconds
+  canvas.dataset.fps = Math.max(rate, 1)
   canvas.frames = await Promise.all(frames.map(frame => createImageBitmap(frame)))
   for (const frame of frames) frame.close()
   canvas.setAttribute("role", "img")
@@ -63,8 +65,9 @@ function render({ model, el }) {
     const turn = model.get("turn")
     const isFilm = model.get("film")
     const next = URL.createObjectURL(new Blob([data], { type: TYPES[isFilm] }))
-    const make = isFilm ? makeFilm : makePreview
-    const element = await make(next, model.get("label"), data).catch(() => null)
+    const label = model.get("label")
+    const first = isFilm ? makeFilm(next, label) : makePreview(next, label, data)
+    const element = await first.catch(() => isFilm ? null : makePicture(next, label)).catch(() => null)
     if (!element || turn != model.get("turn")) URL.revokeObjectURL(next) // a newer one is on its way
     if (turn != model.get("turn")) return
     if (!element) {

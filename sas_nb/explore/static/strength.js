@@ -1,4 +1,5 @@
-// A named slider, maybe with a picture at each end. The model's traits are those of `Strength` in widgets.py.
+// A named slider, maybe with a picture at each end. The model's traits are those of `Strength` in
+// widgets.py.
 
 function makeEnd(strip, name) { // of { url, frames, fps }, or nothing
   if (!strip?.url) return []

@@ -1,5 +1,5 @@
-// Buttons that choose what the side of the page shows. The model's traits are those of `Views` in widgets.py.
-// The page's styles show the box of the view that is named at its root.
+// Buttons that choose what the side of the page shows. The model's traits are those of `Views` in
+// widgets.py. The page's styles show the box of the view that is named at its root.
 
 function render({ model, el }) {
   const buttons = new Map()

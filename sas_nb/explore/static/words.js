@@ -1,5 +1,5 @@
-// The prompt, unknown words marked as one types, near ones to click, and chips. The model's traits are those of
-// `Words` in widgets.py. All rooms are reserved: nothing moves while one types.
+// The prompt, unknown words marked as one types, near ones to click, and chips. The model's traits are
+// those of `Words` in widgets.py. All rooms are reserved: nothing moves while one types.
 
 const WAIT = 250 // ms after the last key
 
@@ -62,12 +62,16 @@ function render({ model, el }) {
     save()
     box.focus()
   }
+  let shown
   const showNear = () => {
     showMarks()
+    const now = JSON.stringify([model.get("unknown"), model.get("hint")])
+    if (shown == now) return // a button under a hand stays the same button
+    shown = now
     box.setAttribute("aria-invalid", model.get("unknown").length > 0)
     near.replaceChildren(...model.get("unknown").flatMap(({ word, near }) => {
       const says = document.createElement("span")
-      says.textContent = `The model does not know \u201c${word}\u201d${near.length ? "; near:" : "."}`
+      says.textContent = `\u201c${word}\u201d is unknown${near.length ? "; near:" : "."}`
       return [says, ...near.map(n => makeButton(n, () => put(word, n)))]
     }))
     if (!near.childNodes.length) near.append(model.get("hint"))
