@@ -6,7 +6,6 @@
 __all__ = ['Concept', 'plot_history']
 
 # %% ../nbs/08_concept.ipynb #c3673471
-import html
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from .advice import checked_guidance
 from .clip import Clip
 from .concept_file import (as_json, base_name, check_shapes, concept_folder, FILES, made_with,
                                  provenance, read_info, readable)
+from .concept_words import advice_of, as_html, as_markdown, summary_of
 from .dit import VideoDiT
 from .export import write_loras
 from .files import Advice, check_names, expanded, real_number, UserError
@@ -79,32 +79,13 @@ def norms(self:Concept)->dict[str, tuple[float, float]]: # layer -> (|A B1|, |A 
 @patch
 def summary(self:Concept)->dict[str, str]:
     "What a person wants to know of a concept, as label and text."
-    total = [sum(n[i]**2 for n in self.norms().values())**.5 for i in (0, 1)]
-    recipe = self.info.get("recipe", {})
-    steps = [str(recipe[k]["steps"]) for k in ("stage1", "stage2") if k in recipe]
-    return {
-        "appearance prompt": self.info["appearance"],
-        "motion prompt": self.info["motion"],
-        "base model": self.info["base"],
-        "rank": f"{self.rank}, in {len(self.layers)} layers",
-        "appearance, A B1": f"norm {total[0]:.3g}, scale {self.appearance:g}",
-        "motion, A B2": f"norm {total[1]:.3g}, scale {self.motion:g}",
-        "steps": " + ".join(steps),
-        "recipe": ", ".join(filter(None, (recipe.get("name"), self.info.get("untested")))),
-        "made": self.info.get("made", ""),
-    }
-
-# %% ../nbs/08_concept.ipynb #9e7adaf5
-@patch
-def _repr_html_(self:Concept):
-    row = '<tr><th scope="row" style="text-align:left">{}</th><td style="text-align:left">{}</td></tr>'
-    rows = "".join(row.format(k, html.escape(v)) for k, v in self.summary().items())
-    return f"<table><caption>Dynamic concept</caption>{rows}</table>"
+    return summary_of(self)
 
 @patch
-def _repr_markdown_(self:Concept):
-    return "| dynamic concept | |\n|---|---|\n" + "".join(f"| {k} | {v} "
-                                                          "|\n" for k, v in self.summary().items())
+def _repr_html_(self:Concept): return as_html(self.summary())
+
+@patch
+def _repr_markdown_(self:Concept): return as_markdown(self.summary())
 
 # %% ../nbs/08_concept.ipynb #2376d1a8
 @patch
@@ -175,19 +156,7 @@ def _with_weaker_negatives(velocity, adapter, scale):
 def advice(self:Concept, prompt:str|list[str]|None)->list[str]:
     """A sentence for each prompt that forgets a word of this concept; none where the word says nothing or
     its part is turned off."""
-    scales = {"[v]": self.appearance, "[u]": self.motion}
-    speaking = [w for w, scale in scales.items() if scale and w in self.tokens and self.tokens[w].any()]
-    sentences = []
-    for p in dict.fromkeys([] if prompt is None else checked_prompts(prompt)):
-        gone = [w for w in speaking if w in self.prompts.missing(p)]
-        if gone: sentences.append(_forgets(p, gone, self.prompts))
-    return sentences
-
-def _forgets(prompt, words, prompts):
-    means = {"[v]": "who it is", "[u]": "how it moves"}
-    what = " and no ".join(f"{w} (the new word for {means[w]})" for w in words)
-    result = "it may show somebody else" if "[v]" in words else "it may move as the base model would"
-    return f"The prompt {prompt.text!r} has no {what}, so {result}: type {prompts.completed(prompt)!r}."
+    return advice_of(self, prompt)
 
 # %% ../nbs/08_concept.ipynb #0ee0cf95
 @patch
@@ -212,15 +181,16 @@ def generate(self:Concept,
     for words in self.advice(prompt): warnings.warn(words, Advice, stacklevel=2)
     prompt = self.prompt if prompt is None else prompt
     how = dict(seed=seed, steps=steps, guidance=guidance, fps=self.fps if fps is None else fps)
-    how = _size(self) | how | kwargs
     scales = 1. if guidance == 1 else negative_scale, motion_guidance
-    with self.dit.lock: return self.dit.clips(_latents(self, prompt, scales, how), prompt, seed, how["fps"])
+    with self.dit.lock:
+        return self.dit.clips(_latents(self, prompt, scales, how | kwargs), prompt, seed, how["fps"])
 
 # %% ../nbs/08_concept.ipynb #1c7b080a
 def _latents(concept, prompt, scales, how)->Tensor: # (B, C, t, h, w)
     "Text is read before the transformer, and the adapter is gone before the autoencoder comes."
     dit = concept.dit
     dit.embed([*checked_prompts(prompt), how.get("negative") or dit.defaults.negative])
+    how = _size(concept) | how
     with concept.attached() as adapter:
         velocity = concept.velocity(adapter, *scales)
         return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, latents=True, **how)

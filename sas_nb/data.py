@@ -8,6 +8,7 @@ __all__ = ['Examples', 'StageData', 'frozen_length', 'frame_set', 'sequence', 'h
 
 # %% ../nbs/05_data.ipynb #88e38a8b
 from dataclasses import dataclass, field, replace
+from functools import partial
 import hashlib
 import torch
 from torch import Tensor
@@ -163,7 +164,7 @@ def _each_kept(dit, prompts, batch, progress, **how)->Tensor: # (N, C, t, h, w),
     batch = max(1, min(batch, dit.memory.at_once//passes))
     for some in (missing[k:k+batch] for k in range(0, len(missing), batch)):
         for i, z in zip(some, _generate(dit, prompts, some, progress=progress, **how)):
-            latents[i] = cached(lambda: dict(z=z), *what[i])["z"]
+            latents[i] = cached(partial(dict, z=z), *what[i])["z"]
     return torch.stack(latents)
 
 # %% ../nbs/05_data.ipynb #71842866

@@ -14,7 +14,7 @@ from .files import UserError, whole_number
 class Memory:
     """How a model and its training are fitted into a machine: where things are computed, not what comes out.
     Raises `UserError` for a value that cannot be."""
-    apart:bool=False          # text encoder, autoencoder and DiT are in memory one after another; text streamed
+    apart:bool=False          # text encoder, autoencoder and DiT are in memory in turn; text streamed
     text_bits:int=16          # of the text encoder's weights: 16, 8 or 4 (own precision at 16)
     tiled:bool=False          # the autoencoder works in tiles and slices
     vae_bits:int=32           # of the autoencoder's weights: 32 or 16

@@ -62,8 +62,8 @@ def stopped_sentence(trainer)->str:
 
 def overflow_sentence(trainer)->str:
     "That fp16 is too narrow, and what to do."
-    return (f"The gradient of stage {trainer.stage.name!r} is NaN or infinite at step {trainer.step+1} at every "
-            "loss scale down to 1, so fp16 is too narrow for this training: load the model with dtype "
+    return (f"The gradient of stage {trainer.stage.name!r} is NaN or infinite at step {trainer.step+1} at "
+            "every loss scale down to 1, so fp16 is too narrow for this training: load the model with dtype "
             "torch.bfloat16 where the GPU has it, or torch.float32.")
 
 def not_finite_sentence(trainer, member:int)->str:

@@ -142,8 +142,8 @@ def held(transformer:nn.Module)->str: # "own", "fp8" or "int8"
 
 def _check_fit(blocks:list, memory:Memory, device:torch.device):
     if memory.swapped > len(blocks):
-        raise UserError(f"swapped={memory.swapped} is more than the {len(blocks)} blocks of this model: set at "
-                        f"most {len(blocks)}.")
+        raise UserError(f"swapped={memory.swapped} is more than the {len(blocks)} blocks of this model: set "
+                        f"at most {len(blocks)}.")
     if not blocks and memory.weights != "own":
         raise UserError(f"This model has no repeated blocks that could be held in {memory.weights}: set "
                         "weights='own'.")

@@ -45,8 +45,7 @@ def decoded_latents(dit, latents:Tensor)->Tensor: # as for `VideoDiT.decode`
         z = some.to(vae.device, vae.dtype)
         mean, std = dit.family.statistics(vae, z)
         return (dit.family.decode(vae, z*std+mean).float().transpose(1, 2)/2+.5).clamp(0, 1)
-    t, h, w = latents.shape[2:]
-    size = (t-1)*dit.time_factor+1, h*dit.space_factor, w*dit.space_factor
+    size = dit.family.clip_of(dit.configuration, *latents.shape[2:]).values() # frames, height, width
     return _results(dit, latents.split(clips_at_once(dit, *size)), frames)
 
 # %% ../nbs/parts/passes.ipynb #786f7651

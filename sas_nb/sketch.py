@@ -150,7 +150,8 @@ def pipeline(self:Sketch, vae_dtype:torch.dtype=torch.float32, **parts)->SimpleN
 
 # %% ../nbs/parts/sketch.ipynb #62e95e33
 @patch
-def names(self:Sketch, part:str)->list[str]: return ["no weights"]*2 # as they are, and in fp16
+def names(self:Sketch, part:str, loaded:bool=False)->list[str]: # as they are, and in fp16
+    return ["no weights"]*2
 
 # %% ../nbs/parts/sketch.ipynb #d6ae3c58
 @patch
@@ -226,15 +227,15 @@ def embed(self:SketchedDiT, prompts, tokens=None)->Tensor: # (B, L, D)
 @patch
 def encode(self:SketchedDiT, frames)->Tensor: # (B, C, t, h, w)
     B, T, _, H, W = frames.shape
-    c = self.configuration["transformer"]["in_channels"]
-    shape = B, c, (T-1)//self.time_factor+1, H//self.space_factor, W//self.space_factor
+    shape = B, *self.family.latents_of(self.configuration, T, H, W)
     return _once(self, "encode", "vae", super(SketchedDiT, self).encode, shape, frames)
 
 # %% ../nbs/parts/sketch.ipynb #78adef4a
 @patch
 def decode(self:SketchedDiT, latents)->Tensor: # (B, T, 3, H, W)
     B, _, t, h, w = latents.shape
-    shape = B, (t-1)*self.time_factor+1, 3, h*self.space_factor, w*self.space_factor
+    T, H, W = self.family.clip_of(self.configuration, t, h, w).values()
+    shape = B, T, 3, H, W
     return _once(self, "decode", "vae", super(SketchedDiT, self).decode, shape, latents)
 
 # %% ../nbs/parts/sketch.ipynb #e81985e3

@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = "requirements", "lab_requirements", "metrics_requirements", "explore_requirements"
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "nbformat", "onnx"]
-TESTS = """adapter atlas bad_input clip cli concept data dit extras flow front_door lowrank many metrics places
-    prompt real_checkpoint rooms terminals training world writing zoo""".split()
+TESTS = """adapter atlas bad_input clip cli concept data dit extras flow front_door lowrank many metrics
+    places prompt real_checkpoint rooms terminals training world writing zoo""".split()
 
 
 def uv(*arguments) -> None: subprocess.run([sys.executable, "-m", "uv", *map(str, arguments)], check=True)
