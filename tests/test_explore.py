@@ -32,7 +32,7 @@ def made(dit, n, seed=0, A=None):
     start, _ = SharedLoRA(dit, 2, LAYERS).member()
     g = torch.Generator().manual_seed(seed)
     draw = lambda k, v: v if k.endswith(".A") and not A else torch.randn(v.shape, generator=g)*(.3 if k.endswith(".A") else .15)
-    info = lambda i: dict(format=1, base="tiny", family="WanPipeline", fingerprint=fingerprint(dit.transformer), appearance=PROMPT[0].replace("red", ("red", "blue", "green", "white")[i]),
+    info = lambda i: dict(format=1, base="tiny", family=dit.family.name, fingerprint=fingerprint(dit.transformer), appearance=PROMPT[0].replace("red", ("red", "blue", "green", "white")[i]),
                           motion=PROMPT[1], rank=2, layers=LAYERS, clip=dict(name="c", shape=[5, 3, 64, 64], fps=12.), versions={})
     return {n_: Concept({k: draw(k, v) for k, v in start.items()}, {t: torch.randn(dit.text_width, generator=g)*.1 for t in ("[v]", "[u]")}, info(i), dit=dit) for i, n_ in enumerate(("ann", "bob", "cleo", "dan")[:n])}
 
@@ -69,7 +69,7 @@ def test_a_slider_moves_one_part_by_its_standard_deviation(studio):
 
 
 def test_a_slider_moves_every_mixture_alike(studio):
-    (at, pca), here = studio.components("motion", "people"), Position("ann", "ann")
+    (_, pca), here = studio.components("motion", "people"), Position("ann", "ann")
     for p in (here, replace(here, dance_by=(.2, -.1)), replace(here, dance=AVERAGE)):
         change = studio.weights(replace(p, dance_along=(-1.5, 0, .5)), "motion") - studio.weights(p, "motion")
         assert change @ pca.scores == pytest.approx([-1.5*pca.std[0], 0, .5*pca.std[2]], abs=1e-9) and change.sum() == pytest.approx(0, abs=1e-12)
