@@ -13,9 +13,8 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from fastcore.basics import patch
 from PIL import Image
-from .widgets import Clips, Strip
+from .widgets import Strip
 from .words import carried
 from .worker import Cancelled
 from ..files import expanded, UserError
