@@ -741,6 +741,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sas_nb.fast.bf16_products': ('parts/fast.html#bf16_products', 'sas_nb/fast.py'),
                              'sas_nb.fast.channels_last': ('parts/fast.html#channels_last', 'sas_nb/fast.py'),
                              'sas_nb.fast.compiled': ('parts/fast.html#compiled', 'sas_nb/fast.py'),
+                             'sas_nb.fast.goes_back': ('parts/fast.html#goes_back', 'sas_nb/fast.py'),
                              'sas_nb.fast.in_two_pieces': ('parts/fast.html#in_two_pieces', 'sas_nb/fast.py'),
                              'sas_nb.fast.mixed_precision': ('parts/fast.html#mixed_precision', 'sas_nb/fast.py'),
                              'sas_nb.fast.one_pad': ('parts/fast.html#one_pad', 'sas_nb/fast.py'),

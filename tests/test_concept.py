@@ -160,8 +160,14 @@ def test_learn_refuses(dit, clip, monkeypatch, wrong, says):
     monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
     with pytest.raises(UserError, match=says): learn(**(dict(clip=clip, prompts=(STATIC, DYNAMIC), model=dit, run=Run(progress=False)) | wrong))
 
-def test_samples_need_the_encoders():
-    with pytest.raises(UserError, match="sample_every=0"): Run(memory=Memory(apart=True), sample_every=5)
+def test_samples_need_encoders_that_can_be_read_again(dit, clip, tmp_path, monkeypatch):
+    run = dict(memory=Memory(apart=True), sample_every=2)
+    handed = VideoDiT(VideoDiT.load("tiny", device="cpu").pipe, "tiny")
+    with monkeypatch.context() as m, pytest.raises(UserError, match="sample_every=0"):
+        m.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
+        quick(clip, handed, tmp_path/"handed", **run)
+    quick(clip, VideoDiT.load("tiny", device="cpu"), tmp_path/"run", **run)
+    assert len(list((tmp_path/"run"/"samples").iterdir())) == 2
 
 def test_learn_refuses_a_still(dit, clip):
     with pytest.raises(UserError, match="one frame"): quick(clip[:1], dit)
