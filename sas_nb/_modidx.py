@@ -1858,6 +1858,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'sas_nb.sketch._read': ('parts/sketch.html#_read', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._streamed': ('parts/sketch.html#_streamed', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._tokenizer': ('parts/sketch.html#_tokenizer', 'sas_nb/sketch.py'),
+                               'sas_nb.sketch._tokens': ('parts/sketch.html#_tokens', 'sas_nb/sketch.py'),
                                'sas_nb.sketch.configuration_folder': ('parts/sketch.html#configuration_folder', 'sas_nb/sketch.py'),
                                'sas_nb.sketch.known_models': ('parts/sketch.html#known_models', 'sas_nb/sketch.py'),
                                'sas_nb.sketch.part_outline': ('parts/sketch.html#part_outline', 'sas_nb/sketch.py'),
