@@ -24,7 +24,7 @@ from .writing import check_place
 def fit_memory(dit:VideoDiT, run:Run, clips:list[Clip], recipe:Recipe):
     """The run says how the model is fitted into the machine, or whoever loaded it; else the plan does. Raises
     `UserError` if it cannot be."""
-    from sas_nb.plan import fitting # it rehearses a run
+    from sas_nb.plan import fitting # only where nobody has said how
     if run.memory is not None: dit.memory = run.memory
     elif not dit.memory_given: dit.memory = fitting(dit, _size(clips[0]), recipe, n=len(clips))
     if dit.memory.apart and run.sample_every and dit.checkpoint is None:

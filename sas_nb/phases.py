@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 import gc
 import torch
+from . import train
 from .adapter import SharedLoRA
 from .cards import Card, GIB
 from .clip import Clip
 from .data import StageData
 from .fake import standing_in
-from .learning import build
 from .memory import Memory
 from .prompt import Prompts
 from .recipe import Recipe, Run
 from .self_conditioning import SelfConditioning
 from .sketch import Sketch, sketched
-from . import train
+from .stages import build
 from .train import Trainer
 
 # %% ../nbs/parts/phases.ipynb #0d66541f

@@ -8,7 +8,7 @@ from diffusers import WanPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from sas_nb import learning
+from sas_nb import stages
 from sas_nb.advice import GenerationConfig
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
@@ -67,7 +67,7 @@ def test_the_prior_of_each_stage_is_made_like_its_data(dit, clip, monkeypatch):
     def prior(dit, images, prompts, **size):
         asked.append((images, prompts, size.pop("progress"), size))
         return Examples(torch.zeros(1, dit.transformer.config.in_channels, 1 if images else 2, 8, 8), [dit.embed_once("a man in a park")], [[]])
-    monkeypatch.setattr(learning, "prior_examples", prior)
+    monkeypatch.setattr(stages, "prior_examples", prior)
     prompts = ("a man in a park. he is walking",)
     quick(clip, dit, recipe=Recipe.paper().with_(both=few(steps=1, prior=.5), prior_prompts=prompts, rank=2))
     assert asked == [(images, prompts, False, TINY) for images in (True, False)]
