@@ -13,6 +13,7 @@ from .clip import Clip
 from .concept import Concept
 from .concept_file import FILES
 from .dit import VideoDiT
+from .files import UserError
 from .prompt import Prompts
 from .recipe import Recipe, Run
 from .running import check_folder
@@ -21,11 +22,14 @@ from .writing import check_place
 
 # %% ../nbs/parts/beforehand.ipynb #663e1556
 def fit_memory(dit:VideoDiT, run:Run, clips:list[Clip], recipe:Recipe):
-    """The run says how the model is fitted into the machine, or whoever loaded it; else the plan does, which
-    raises `UserError` if it cannot be."""
-    from sas_nb.plan import fitting # it rehearses a run
+    """The run says how the model is fitted into the machine, or whoever loaded it; else the plan does. Raises
+    `UserError` if it cannot be."""
+    from sas_nb.plan import fitting # only where nobody has said how
     if run.memory is not None: dit.memory = run.memory
     elif not dit.memory_given: dit.memory = fitting(dit, _size(clips[0]), recipe, n=len(clips))
+    if dit.memory.apart and run.sample_every and dit.checkpoint is None:
+        raise UserError("Samples during training need the encoders that apart=True drops, and a pipeline "
+                        "that was handed over cannot read them again: set sample_every=0, or apart=False.")
 
 def _size(clip)->tuple[int, int, int]: # frames, height, width
     T, _, H, W = clip.shape

@@ -90,8 +90,8 @@ def since(self:Counted, before:dict)->dict: # bits -> operations
 @contextmanager
 def paused(self:Counted):
     "Inside, nothing is counted."
-    self.on = False
     before = self.on
+    self.on = False
     try: yield
     finally: self.on = before
 

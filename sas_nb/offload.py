@@ -14,6 +14,7 @@ from torch import nn, Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import checkpoint
 from fastcore.basics import patch
+from .fast import goes_back
 from .files import UserError
 from .lowbit import check_kind, FrozenLinear
 from .memory import Memory
@@ -91,7 +92,7 @@ def bring(self:Swap, block:int, busy:int|None=None)->int: # the place where it i
 @patch
 def after(self:Swap, block:int)->int: # the block that will be asked for next
     last = len(self.host)-1
-    if torch._C._current_graph_task_id() != -1: return block-1 if block else min(1, last) # a backward pass
+    if goes_back(): return block-1 if block else min(1, last)
     if block < last: return block+1
     return max(0, last-1) if torch.is_grad_enabled() else 0 # training turns round here, sampling starts again
 

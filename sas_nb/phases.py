@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 import gc
 import torch
+from . import train
 from .adapter import SharedLoRA
 from .cards import Card, GIB
 from .clip import Clip
 from .data import StageData
 from .fake import standing_in
-from .learning import build
 from .memory import Memory
 from .prompt import Prompts
 from .recipe import Recipe, Run
 from .self_conditioning import SelfConditioning
 from .sketch import Sketch, sketched
-from . import train
+from .stages import build
 from .train import Trainer
 
 # %% ../nbs/parts/phases.ipynb #0d66541f
@@ -105,20 +105,20 @@ def _stage(job, dit, number:int):
 
 # %% ../nbs/parts/phases.ipynb #8def6e7e
 def _sample(job, dit, live:str):
+    clip = _data(job, dit)[0] # the texts that were read stay
     adapter = _adapter(job, dit)
     dit.live = {live}
-    clip = _clip(job)
     T, H, W = job.shape
     size = dict(num_frames=T, height=H, width=W)
     with adapter.attached(): latents = dit.sample(_PROMPTS.both, latents=True, **size)
-    dit.clips(latents, _PROMPTS.both) # as `Concept.generate` does
+    if live == "decode": dit.clips(latents, _PROMPTS.both) # as `Concept.generate` does
     del clip # which a person has all the while
 
 # %% ../nbs/parts/phases.ipynb #c052d66b
 _ALL = "text_encoder", "vae", "transformer"
 # what is done, and what was read before and stays where parts are not apart
 PHASES = {
-    "text": (lambda job, dit: _data(job, dit, "embed"), ("vae", "text_encoder")),
+    "text": (lambda job, dit: _data(job, dit, "embed"), ("text_encoder",)),
     "encoding": (lambda job, dit: _data(job, dit, "encode"), ("vae", "text_encoder")),
     "prior": (lambda job, dit: _data(job, dit, "denoise"), _ALL),
     "stage 1": (lambda job, dit: _stage(job, dit, 0), _ALL),

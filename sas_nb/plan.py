@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 import math
 from fastcore.basics import patch
-from .adapter import linear_layers
 from .advice import GenerationConfig
 from .cards import Card, card, CARDS, GIB, host_gib, this_card
 from .dit import VideoDiT
 from .fast import best_device
 from .files import real_number, UserError
+from .layers import linear_layers
 from .memory import Memory
 from .phases import Job, needed, Phase, PHASES, timed
 from .recipe import Recipe

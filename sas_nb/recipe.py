@@ -262,15 +262,10 @@ class Run:
     # how it is fitted into the machine; what the model was loaded with, or needs, when None
     memory:Memory|None=None
     def __post_init__(self):
-        limits = dict(
-            log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7)
-        )
+        limits = dict(log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7))
         for name, (low, high) in limits.items():
             object.__setattr__(self, name, whole_number(getattr(self, name), name, low, high))
         if self.out is not None: object.__setattr__(self, "out", expanded(self.out))
         if self.memory is not None and not isinstance(self.memory, Memory):
             raise UserError(f"memory is {self.memory!r:.60}, and must be a Memory, such as "
                             "Memory(checkpointing=True).")
-        if self.memory and self.memory.apart and self.sample_every:
-            raise UserError("Samples during training need the encoders that apart=True drops: set "
-                            "sample_every=0, or apart=False.")

@@ -115,12 +115,13 @@ def _on_host(module:torch.nn.Module, dtype:torch.dtype, exact:set)->torch.nn.Mod
     return module._apply(lambda p: torch.empty(p.shape, dtype=types.get(id(p), p.dtype)))
 
 # %% ../nbs/parts/sketch.ipynb #f55acd8d
-_TOKENS = 64 # of a prompt: more than most have
+def _tokens(prompt:str)->int: # more than most have
+    return min(500, max(64, len(prompt.encode())//3))
 
 # %% ../nbs/parts/sketch.ipynb #8b69c518
 def _tokenizer(prompts, max_length=512, **_):
     with unset_fake_temporarily():
-        mask = (torch.arange(max_length) < _TOKENS).long().repeat(len(prompts), 1)
+        mask = torch.stack([torch.arange(max_length) < _tokens(p) for p in prompts]).long()
     return SimpleNamespace(input_ids=mask, attention_mask=mask)
 
 # %% ../nbs/parts/sketch.ipynb #60108325
@@ -220,8 +221,8 @@ def embed(self:SketchedDiT, prompts, tokens=None)->Tensor: # (B, L, D)
     if new := [p for p in dict.fromkeys(plain) if p not in self.read]:
         shape = len(new), self.family.text_length, self.text_width
         rows = _once(self, "embed", "text_encoder", super(SketchedDiT, self).embed, shape, new).to(self.dtype)
-        self.read |= {p: row[0, :_TOKENS] for p, row in zip(new, rows.split(1))}
-    return torch.stack([self.read[p] for p in plain])
+        self.read |= {p: row[:, :_tokens(p)+1] for p, row in zip(new, rows.split(1))}
+    return self.family.text.join([self.read[p] for p in plain])
 
 # %% ../nbs/parts/sketch.ipynb #056411e0
 @patch

@@ -222,11 +222,12 @@ import resource, sys, tempfile, torch
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
 from sas_nb.learning import learn
+from sas_nb.memory import Memory
 from sas_nb.recipe import Recipe, Run
 n = int(sys.argv[1])
 clip = Clip.load(data_path("clips/dancer.mp4"), num_frames=17, fps=float(sys.argv[2]), size=(64, 64))
 recipe = Recipe.paper().with_(both=dict(steps=n, prior=0.))
-learn(clip, sys.argv[3:5], recipe=recipe, run=Run(free_encoders=True, progress=False))
+learn(clip, sys.argv[3:5], recipe=recipe, run=Run(memory=Memory(apart=True), progress=False))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 """
 

@@ -18,13 +18,13 @@ import numpy as np
 import torch, typer
 from rich.console import Console
 from rich.table import Table
-from sas_nb.adapter import linear_layers
 from sas_nb.atlas.members import synthetic
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.maps import Position
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
 from sas_nb.hub import fingerprint
+from sas_nb.layers import linear_layers
 from sas_nb.terminal import spell_out
 from sas_nb.writing import atomic
 

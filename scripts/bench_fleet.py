@@ -35,9 +35,9 @@ from sas_nb.lab.draw import render
 from sas_nb.lab.motion import pose_correlation
 from sas_nb.lab.oracle_nets import seen_joints
 from sas_nb.lab.oracles import Oracles
-from sas_nb.learning import build
 from sas_nb.prompt import Prompts
 from sas_nb.recipe import Recipe, Run, Stage
+from sas_nb.stages import build
 from sas_nb.text import add_tokens
 from sas_nb.train import Trainer
 from sas_nb.writing import atomic

@@ -11,11 +11,12 @@ from dataclasses import replace
 from sas_nb.adapter import SharedLoRA
 from sas_nb.advice import split_name
 from sas_nb.dit import VideoDiT
-from sas_nb.learning import build, fit_clip
+from sas_nb.learning import fit_clip
 from sas_nb.lowrank import norm
 from sas_nb.prompt import Prompts
 from sas_nb.rates import word_lengths
 from sas_nb.recipe import Recipe, Run
+from sas_nb.stages import build
 from sas_nb.train import Trainer
 
 HINTS = ("the word is within a few times the length of the others: above 5 of them it drowns them, below .05 "

@@ -39,9 +39,10 @@ from sas_nb.lab.draw import render
 from sas_nb.lab.specs import SCENES
 from sas_nb.lab.world import IDENTITY, Person
 from sas_nb.lab.zoo import save_zoo, spec_of, ZOO
-from sas_nb.learning import build, learn_many, universal_basis
+from sas_nb.learning import learn_many, universal_basis
 from sas_nb.prompt import Prompts
 from sas_nb.recipe import Recipe, Run
+from sas_nb.stages import build
 from sas_nb.writing import atomic, check_place
 
 BESIDE = dict(marker="packing.json", names=("packing.json", "truth.csv", "sheet.png"),

@@ -224,9 +224,9 @@ def recipe(**changes): return road.recipe(both=dict(steps=2, batch=4, prior=.5),
 
 def quick(monkeypatch):
     "Priors and counterfactual pairs in few steps."
-    from sas_nb import data, learning
-    monkeypatch.setattr(learning, "prior_examples", lambda *a, **k: data.prior_examples(*a, **k | dict(n=2, steps=1)))
-    monkeypatch.setattr(learning, "add_counterfactuals", lambda *a, **k: add_counterfactuals(*a, **k | dict(n=1, steps=1, draws=1)))
+    from sas_nb import data, stages
+    monkeypatch.setattr(stages, "prior_examples", lambda *a, **k: data.prior_examples(*a, **k | dict(n=2, steps=1)))
+    monkeypatch.setattr(stages, "add_counterfactuals", lambda *a, **k: add_counterfactuals(*a, **k | dict(n=1, steps=1, draws=1)))
 
 def test_a_whole_run_reads_each_part_once(folder, clip, tmp_path, monkeypatch, reads):
     quick(monkeypatch)
@@ -406,7 +406,7 @@ def test_a_shard_of_the_transformer_is_missed_at_once(folder, tmp_path):
 @pytest.fixture
 def from_hub(folder, tmp_path, monkeypatch):
     "A hub id, as far as the hub's client has downloaded it."
-    monkeypatch.setattr(hub, "_offline", lambda name: False)
+    monkeypatch.setattr(hub, "_offline", lambda name, revision=None: False)
     configuration = hub._configuration
     monkeypatch.setattr(hub, "_configuration", lambda source, **k: configuration(str(folder)))
     asked = []

@@ -472,9 +472,9 @@ def test_figures_say_what_they_show(atlas, people, strangers):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    from sas_nb.adapter import linear_layers
     from sas_nb.dit import VideoDiT
     from sas_nb.hub import fingerprint
+    from sas_nb.layers import linear_layers
     with pytest.MonkeyPatch.context() as m:
         m.setenv("SAS_NB_CACHE", str(tmp_path_factory.mktemp("cache"))); torch.manual_seed(0)
         dit = VideoDiT.load("tiny", device="cpu")

@@ -8,7 +8,7 @@ from diffusers import WanPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from sas_nb import learning
+from sas_nb import stages
 from sas_nb.advice import GenerationConfig
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
@@ -67,7 +67,7 @@ def test_the_prior_of_each_stage_is_made_like_its_data(dit, clip, monkeypatch):
     def prior(dit, images, prompts, **size):
         asked.append((images, prompts, size.pop("progress"), size))
         return Examples(torch.zeros(1, dit.transformer.config.in_channels, 1 if images else 2, 8, 8), [dit.embed_once("a man in a park")], [[]])
-    monkeypatch.setattr(learning, "prior_examples", prior)
+    monkeypatch.setattr(stages, "prior_examples", prior)
     prompts = ("a man in a park. he is walking",)
     quick(clip, dit, recipe=Recipe.paper().with_(both=few(steps=1, prior=.5), prior_prompts=prompts, rank=2))
     assert asked == [(images, prompts, False, TINY) for images in (True, False)]
@@ -160,8 +160,14 @@ def test_learn_refuses(dit, clip, monkeypatch, wrong, says):
     monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
     with pytest.raises(UserError, match=says): learn(**(dict(clip=clip, prompts=(STATIC, DYNAMIC), model=dit, run=Run(progress=False)) | wrong))
 
-def test_samples_need_the_encoders():
-    with pytest.raises(UserError, match="sample_every=0"): Run(memory=Memory(apart=True), sample_every=5)
+def test_samples_need_encoders_that_can_be_read_again(dit, clip, tmp_path, monkeypatch):
+    run = dict(memory=Memory(apart=True), sample_every=2)
+    handed = VideoDiT(VideoDiT.load("tiny", device="cpu").pipe, "tiny")
+    with monkeypatch.context() as m, pytest.raises(UserError, match="sample_every=0"):
+        m.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
+        quick(clip, handed, tmp_path/"handed", **run)
+    quick(clip, VideoDiT.load("tiny", device="cpu"), tmp_path/"run", **run)
+    assert len(list((tmp_path/"run"/"samples").iterdir())) == 2
 
 def test_learn_refuses_a_still(dit, clip):
     with pytest.raises(UserError, match="one frame"): quick(clip[:1], dit)

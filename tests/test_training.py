@@ -10,7 +10,7 @@ from torch import nn
 
 import road
 from road import stage as stage_of
-from sas_nb import checkpoint, counterfactual, learning, train
+from sas_nb import checkpoint, counterfactual, stages, train
 from sas_nb.adapter import SharedLoRA
 from sas_nb.counterfactual import add_counterfactuals, counterpart
 from sas_nb.data import batch_parts, Examples, frame_set, prior_examples, sequence
@@ -19,12 +19,13 @@ from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
 from sas_nb.lab.draw import render
 from sas_nb.lab.world import heldout_spec
-from sas_nb.learning import build, learn
+from sas_nb.learning import learn
 from sas_nb.log import Log, plot_history, read_log
 from sas_nb.prompt import Prompts
 from sas_nb.recipe import Recipe, Run, WORD
 from sas_nb.running import check_folder, only_run, stop_gently, stoppable, Stopped
 from sas_nb.self_conditioning import SelfConditioning
+from sas_nb.stages import build
 from sas_nb.train import Trainer
 from sas_nb.writing import atomic
 
@@ -183,7 +184,7 @@ def test_checkpointed_activations_are_made_again_with_the_identity_off_too(dit):
 
 def test_learn_makes_twins_where_stage_two_wants_them(dit, clip, monkeypatch):
     made, prompts = [], Prompts(STATIC, DYNAMIC)
-    monkeypatch.setattr(learning, "add_counterfactuals", lambda dit, data, *words: made.append(words) or data)
+    monkeypatch.setattr(stages, "add_counterfactuals", lambda dit, data, *words: made.append(words) or data)
     for share in (0., .25): build(dit, [clip], [prompts], road.recipe(stage2=dict(counterfactuals=share), both=dict(prior=0.), counterfactual="a woman"))
     assert made == [(prompts.both, "a woman")]
 
@@ -618,7 +619,7 @@ def test_anothers_own_handler_stays_and_hears_the_second(monkeypatch):
 def test_a_signal_before_training_leaves_nothing_half_written(tmp_path, dit, clip, monkeypatch, s, where):
     def killed(*args, **kwargs):
         with atomic(tmp_path/"run"/"half.bin") as tmp: tmp.write_bytes(b"half"); signal.raise_signal(s)
-    monkeypatch.setattr(learning, where, killed)
+    monkeypatch.setattr(stages, where, killed)
     before = signal.getsignal(s)
     with pytest.raises(Stopped) as e: learn(clip, (STATIC, DYNAMIC), dit, run=Run(out=tmp_path/"run", progress=False))
     assert e.value.signum == s and [p.name for p in (tmp_path/"run").iterdir()] == ["run.lock"] and signal.getsignal(s) == before

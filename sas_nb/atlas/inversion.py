@@ -18,9 +18,9 @@ from ..concept import Concept
 from ..data import StageData
 from ..dit import VideoDiT
 from ..files import UserError
-from ..learning import build
 from ..prompt import Prompts
 from ..recipe import Recipe, Run, Stage
+from ..stages import build
 from ..train import Trainer
 
 # %% ../../nbs/atlas/08_inversion.ipynb #e1fbfb11
