@@ -94,9 +94,9 @@ def _stage(job, dit, number:int):
     stage = job.recipe.stages[number]
     few = replace(stage, steps=2, bf16=False, compile=False)
     clip, data = _data(job, dit)
-    dit.checkpoint.counted.mark()
-    adapter = _adapter(job, dit)
     counted = dit.checkpoint.counted
+    counted.restart() # what that took is told by other phases
+    adapter = _adapter(job, dit)
     with adapter.attached(), standing_in(train, "_backward", _few_passes(counted)):
         counted.mark()
         Trainer(dit, adapter, data[stage.name], few, Run(progress=False)).fit()
@@ -106,13 +106,15 @@ def _stage(job, dit, number:int):
 # %% ../nbs/parts/phases.ipynb #8def6e7e
 def _sample(job, dit, live:str):
     clip = _data(job, dit)[0] # the texts that were read stay
+    dit.checkpoint.counted.restart() # what it took is told by other phases
     adapter = _adapter(job, dit)
+    concept = adapter.member() # as a `Concept` keeps it
     dit.live = {live}
     T, H, W = job.shape
     size = dict(num_frames=T, height=H, width=W)
     with adapter.attached(): latents = dit.sample(_PROMPTS.both, latents=True, **size)
     if live == "decode": dit.clips(latents, _PROMPTS.both) # as `Concept.generate` does
-    del clip # which a person has all the while
+    del clip, concept # which a person has all the while
 
 # %% ../nbs/parts/phases.ipynb #c052d66b
 _ALL = "text_encoder", "vae", "transformer"

@@ -170,6 +170,7 @@ def _streamed(sketch, memory):
         kind = sketch.kind("text_encoder")
         outline = part_outline(sketch, "text_encoder")
         stored = _on_host(outline, torch.float32, set()).state_dict()
+        sketch.counted.leave_out(*stored.values())
         with standing_in(streamed, "stored_tensors", lambda folder: stored):
             return streamed.StreamedEncoder(kind, sketch.home/"text_encoder", sketch.device, sketch.dtype,
                                             memory.text_bits, not memory.apart)
