@@ -57,11 +57,12 @@ def leave_out(self:Counted, *tensors):
     "Do not count these storages: files that are mapped."
     for t in tensors:
         storage = t.untyped_storage()
+        _drop(self, storage._cdata, t.device.type) # what was counted as it was mapped
         self.sizes[storage._cdata] = 0
         weakref.finalize(storage, _drop, self, storage._cdata, t.device.type)
 
 # %% ../nbs/parts/fake.ipynb #d26e4766
-def _drop(counted, key, where): counted.live[where] -= counted.sizes.pop(key, 0)
+def _drop(counted, key, where): counted.live[where] = counted.live.get(where, 0)-counted.sizes.pop(key, 0)
 
 # %% ../nbs/parts/fake.ipynb #bfeabe5f
 @patch

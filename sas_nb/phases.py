@@ -58,10 +58,11 @@ def _clip(job)->Clip:
     return Clip(torch.empty(T, 3, H, W))
 
 # %% ../nbs/parts/phases.ipynb #bd8d7d5d
-def _data(job, dit, *live)->tuple[Clip, dict[str, StageData]]: # all of it stays to the end
+def _data(job, dit, *live)->tuple[Clip, SharedLoRA, dict[str, StageData]]: # all of it stays to the end
     dit.live = set(live)
     clip = _clip(job)
-    return clip, build(dit, [clip], [_PROMPTS], job.recipe)
+    adapter = _adapter(job, dit) # `learn` has it from the beginning
+    return clip, adapter, build(dit, [clip], [_PROMPTS], job.recipe)
 
 # %% ../nbs/parts/phases.ipynb #e3b77d1c
 def _adapter(job, dit)->SharedLoRA:
@@ -93,10 +94,9 @@ def _few_passes(counted):
 def _stage(job, dit, number:int):
     stage = job.recipe.stages[number]
     few = replace(stage, steps=2, bf16=False, compile=False)
-    clip, data = _data(job, dit)
+    clip, adapter, data = _data(job, dit)
     counted = dit.checkpoint.counted
     counted.restart() # what that took is told by other phases
-    adapter = _adapter(job, dit)
     with adapter.attached(), standing_in(train, "_backward", _few_passes(counted)):
         counted.mark()
         Trainer(dit, adapter, data[stage.name], few, Run(progress=False)).fit()

@@ -122,7 +122,7 @@ def _tokens(prompt:str)->int: # more than most have
 def _tokenizer(prompts, max_length=512, **_):
     with unset_fake_temporarily():
         mask = torch.stack([torch.arange(max_length) < _tokens(p) for p in prompts]).long()
-    return SimpleNamespace(input_ids=mask, attention_mask=mask)
+    return SimpleNamespace(input_ids=mask.clone(), attention_mask=mask)
 
 # %% ../nbs/parts/sketch.ipynb #60108325
 def _from_start(kind:type)->type: # it cannot look for a time without values
