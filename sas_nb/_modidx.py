@@ -1850,6 +1850,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'sas_nb.sketch._outline': ('parts/sketch.html#_outline', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._precision': ('parts/sketch.html#_precision', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._read': ('parts/sketch.html#_read', 'sas_nb/sketch.py'),
+                               'sas_nb.sketch._read_texts': ('parts/sketch.html#_read_texts', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._streamed': ('parts/sketch.html#_streamed', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._tokenizer': ('parts/sketch.html#_tokenizer', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._tokens': ('parts/sketch.html#_tokens', 'sas_nb/sketch.py'),

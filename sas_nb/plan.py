@@ -210,9 +210,10 @@ def disk_bytes(job:Job)->int:
     (T, H, W) = job.shape
     about = sketch.configurations
     names = job.recipe.layers or sketch.family.lora_layers
-    layers = linear_layers(part_outline(sketch, "transformer"), names).values()
+    outlines = [part_outline(sketch, part) for part in sketch.family.transformers]
+    layers = [m for outline in outlines for m in linear_layers(outline, names).values()]
     adapter = 4*job.recipe.rank*sum(m.in_features+2*m.out_features for m in layers)
-    latents = 4*about["transformer"]["in_channels"]*(T//4+1)*(H//8)*(W//8)
+    latents = 4*math.prod(sketch.family.latents_of(about, T, H, W))
     return sketch.download()+25*latents+11*adapter
 
 # %% ../nbs/parts/plan.ipynb #a56b657e

@@ -76,6 +76,8 @@ class Sketch(Checkpoint):
         index = _read(self.home, name, "model_index.json")
         self.about = index, self.configurations["transformer"], self.configurations["vae"]
         self.family = known_family(*self.about, self.source)
+        for part in self.family.transformers[1:]:
+            self.configurations[part] = _read(self.home, name, f"{part}/config.json")
         self.device = torch.device(card.device)
         self.dtype = _precision(card)
         self.offline = True
@@ -95,9 +97,10 @@ def _built(sketch:Sketch, name:str, dtype:torch.dtype):
     kind = sketch.kind(name)
     config = sketch.configurations[name]
     if name == "scheduler": return _from_start(kind).from_config(config)
-    if name == "transformer" and sketch.layers: config = config | dict(num_layers=sketch.layers)
-    always = name == "transformer" # transformers' list of exact weights is for fp16 alone
-    exact = set(kind._keep_in_fp32_modules or ()) if always or dtype == torch.float16 else set()
+    is_transformer = name in sketch.family.transformers
+    if is_transformer and sketch.layers: config = config | dict(num_layers=sketch.layers)
+    # transformers' list of exact weights is for fp16 alone
+    exact = set(kind._keep_in_fp32_modules or ()) if is_transformer or dtype == torch.float16 else set()
     return _on_host(_outline(kind, config), dtype, exact)
 
 # %% ../nbs/parts/sketch.ipynb #9a6ad4d9
@@ -211,19 +214,22 @@ class SketchedDiT(VideoDiT):
     def encode_once(self, frames)->Tensor: return self.encode(frames).cpu()
     def embed_once(self, prompts): # in one pass where the encoder is streamed, as `read_once` does
         if not isinstance(prompts, (list, tuple)): return self.embed([prompts]).cpu()
-        if self.memory.apart: return list(self.embed(prompts).cpu().split(1))
+        if self.memory.apart: _read_texts(self, [Prompt.of(p).plain for p in prompts])
         return [self.embed([p]).cpu() for p in prompts]
 
 # %% ../nbs/parts/sketch.ipynb #f63c795c
 @patch
 def embed(self:SketchedDiT, prompts, tokens=None)->Tensor: # (B, L, D)
-    "Each prompt is read once; what was read stays, with all its padding."
+    "Each prompt is read once; what was read stays."
     plain = [Prompt.of(p).plain for p in (prompts if isinstance(prompts, (list, tuple)) else [prompts])]
-    if new := [p for p in dict.fromkeys(plain) if p not in self.read]:
-        shape = len(new), self.family.text_length, self.text_width
-        rows = _once(self, "embed", "text_encoder", super(SketchedDiT, self).embed, shape, new).to(self.dtype)
-        self.read |= {p: row[:, :_tokens(p)+1] for p, row in zip(new, rows.split(1))}
+    _read_texts(self, plain)
     return self.family.text.join([self.read[p] for p in plain])
+
+def _read_texts(dit, plain:list[str]): # those that were not read before, in one pass
+    if not (new := [p for p in dict.fromkeys(plain) if p not in dit.read]): return
+    shape = len(new), dit.family.text_length, dit.text_width
+    rows = _once(dit, "embed", "text_encoder", super(SketchedDiT, dit).embed, shape, new).to(dit.dtype)
+    dit.read |= {p: row[:, :_tokens(p)+1] for p, row in zip(new, rows.split(1))}
 
 # %% ../nbs/parts/sketch.ipynb #056411e0
 @patch

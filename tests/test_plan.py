@@ -149,8 +149,15 @@ def test_known_models_are_read_offline():
     assert {k.split("-")[-2]: round(v) for k, v in sizes.items()} == {"1.3B": 29, "14B": 80, "5B": 34}
 
 
-def test_two_experts_are_refused_until_they_are_known():
-    with pytest.raises(UserError, match="two transformers"): sketch.Sketch("Wan-AI/Wan2.2-T2V-A14B-Diffusers", CARD)
+def test_two_experts_are_planned_for(tmp_path):
+    "Both are in memory while a concept is on them, and one at a time for the prior."
+    folder = wan_folder.write(tmp_path, "experts")
+    (folder / "sas_nb.json").write_text(json.dumps(dict(steps=3)))
+    one = sum(p.numel() for p in wan_folder.random_transformer().parameters())*4
+    job = Job(str(folder), SHAPE, RECIPE, CARD)
+    phases = {name: needed(job, Memory(apart=True, checkpointing=True, at_once=1), name) for name in ("prior", "stage 1", "stage 2")}
+    assert [phases[name].loaded for name in phases] == [("transformer",), *[("transformer", "transformer_2")]*2]
+    assert phases["stage 1"].card > one > phases["prior"].card > one/2
 
 
 def test_a_small_model_is_not_planned_for(monkeypatch):
