@@ -264,7 +264,7 @@ def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # o
     counted = dit.checkpoint.counted
     key = (name, len(x), *getattr(x, "shape", ()))
     if name in dit.live:
-        dit._part(part)
+        for p in (part, "scheduler"): dit._part(p)
         if key in dit.done: counted.again(*dit.done[key])
         else:
             before = dict(counted.operations)
@@ -273,14 +273,27 @@ def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # o
         dit.during = dit.loaded
     return torch.empty(shape, device=dit.device)
 
+# %% ../nbs/parts/sketch.ipynb #ded71596
+class _Kept:
+    "Stands for the cache on the disk: what a run has kept there itself, it reads again."
+    def __init__(self): self.about = {}
+    def find(self, *words)->dict|None:
+        about = self.about.get(repr(words))
+        return about and {k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in about.items()}
+    def keep(self, make, *words)->dict:
+        new = {k: v.cpu() for k, v in make().items()}
+        self.about[repr(words)] = {k: (v.shape, v.dtype) for k, v in new.items()}
+        return new
+
 # %% ../nbs/parts/sketch.ipynb #06f142ee
 @contextmanager
 def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=None):
     "Inside, there is a model without values on a card; gives a `SketchedDiT`. Raises `UserError`."
     with pretended() as counted, ExitStack() as stack:
-        for where, function, new in _UNKNOWN: stack.enter_context(standing_in(where, function, new))
+        kept = _Kept()
+        in_cache = [(data, "in_cache", kept.find), (data, "cached", kept.keep)]
+        for where, function, new in _UNKNOWN+in_cache: stack.enter_context(standing_in(where, function, new))
         yield SketchedDiT(Sketch(name, card, counted, layers), memory)
 
-_UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"), (data, "in_cache", lambda *words: None),
-            (data, "cached", lambda make, *words: {k: v.cpu() for k, v in make().items()}),
+_UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"),
             (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]
