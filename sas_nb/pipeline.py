@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from diffusers import DiffusionPipeline
 from fastcore.basics import patch
-from .advice import by_expert, GenerationConfig
+from .advice import GenerationConfig
+from .experts import by_expert
 from .family import configuration_of, known_family
 from .files import UserError
 from .hub import Checkpoint, fingerprint, whole
