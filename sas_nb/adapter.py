@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from peft import inject_adapter_in_model, LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from fastcore.basics import patch
-from .advice import layer_name, split_name
 from .dit import VideoDiT
+from .experts import layer_name, split_name
 from .files import checked_seed, UserError, whole_number
 from .layers import linear_layers, parts_trained, TRAINS
 from .prompt import PLACEHOLDERS

@@ -16,12 +16,12 @@ from torch import Tensor
 from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
 from .adapter import SharedLoRA
-from .advice import checked_guidance
 from .clip import Clip
 from .concept_file import (as_json, base_name, check_shapes, concept_folder, FILES, made_with,
                                  provenance, read_info, readable)
 from .concept_words import advice_of, as_html, as_markdown, summary_of
 from .dit import VideoDiT
+from .experts import checked_guidance
 from .export import write_loras
 from .files import Advice, check_names, expanded, real_number, UserError
 from .log import plot_history
@@ -205,13 +205,13 @@ def _guidance(concept, guidance, negative_scale)->tuple[float|tuple, float]:
     scale = own.get("negative_scale", 1.) if negative_scale is None else negative_scale
     return guidance, real_number(scale, "negative_scale", 0, 1, "1 is ordinary guidance")
 
+_OWN = "self", "kwargs", "tokens", "velocity", "latents" # for `generate` to say, and not the caller
 _RENAMED = dict(strength="motion_guidance", against="negative_scale")
 
 def _check_arguments(given):
     "Raise `UserError` for what neither `generate` nor `VideoDiT.sample` is told by the caller."
     names = signature(Concept.generate).parameters | signature(VideoDiT.sample).parameters
-    check_names(given, [k for k in names if k not in ("self", "kwargs", "tokens", "velocity")],
-                "Concept.generate", _RENAMED)
+    check_names(given, [k for k in names if k not in _OWN], "Concept.generate", _RENAMED)
 
 def _size(concept)->dict:
     frames, _, height, width = concept.info.get("clip", {}).get("shape") or [None]*4

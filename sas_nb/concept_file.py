@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from . import __version__
-from .advice import split_name
+from .experts import split_name
 from .family import FAMILIES
 from .files import expanded, read_about, UserError
 from .hub import model_folder

@@ -10,9 +10,9 @@ import re
 from dataclasses import replace
 import torch
 from torch import Tensor
-from .advice import guidance_at
 from .data import Examples, from_base
 from .dit import VideoDiT
+from .experts import guidance_at
 from .files import checked_seed, UserError
 from .flow import guided
 from .prompt import Prompt

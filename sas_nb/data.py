@@ -13,10 +13,10 @@ import hashlib
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from .advice import checked_guidance
 from .cache import cached, in_cache
 from .clip import Clip
 from .dit import checked_steps, VideoDiT
+from .experts import checked_guidance
 from .files import checked_seed, UserError, whole_number
 from .flow import sample_times
 from .prompt import Prompt

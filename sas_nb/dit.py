@@ -14,8 +14,9 @@ from torch import Tensor
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 from fastcore.basics import patch
-from .advice import checked_guidance, GenerationConfig, guidance_at
+from .advice import GenerationConfig
 from .clip import Clip
+from .experts import checked_guidance, guidance_at
 from .files import Advice, checked_seed, UserError, whole_number
 from .flow import guided
 from .hub import Checkpoint, lasting_name

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from safetensors.torch import save as to_bytes
 from . import __version__
-from .advice import split_name
+from .experts import split_name
 from .family import FAMILIES
 from .files import expanded, UserError
 from .wan import Wan

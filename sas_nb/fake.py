@@ -45,14 +45,24 @@ def add(self:Counted, *tensors):
         storage = t.untyped_storage()
         key = storage._cdata
         where = t.device.type
-        if key in self.sizes: continue
+        if key in self.sizes or where == "meta" and not isinstance(t, FakeTensor): continue # or an outline
         self.sizes[key] = storage.nbytes()
         self.live[where] = self.live.get(where, 0)+storage.nbytes()
         self.peak[where] = max(self.peak.get(where, 0), self.live[where])
         weakref.finalize(storage, _drop, self, key, where)
 
+# %% ../nbs/parts/fake.ipynb #59bca320
+@patch
+def leave_out(self:Counted, *tensors):
+    "Do not count these storages: files that are mapped."
+    for t in tensors:
+        storage = t.untyped_storage()
+        _drop(self, storage._cdata, t.device.type) # what was counted as it was mapped
+        self.sizes[storage._cdata] = 0
+        weakref.finalize(storage, _drop, self, storage._cdata, t.device.type)
+
 # %% ../nbs/parts/fake.ipynb #d26e4766
-def _drop(counted, key, where): counted.live[where] -= counted.sizes.pop(key, 0)
+def _drop(counted, key, where): counted.live[where] = counted.live.get(where, 0)-counted.sizes.pop(key, 0)
 
 # %% ../nbs/parts/fake.ipynb #bfeabe5f
 @patch

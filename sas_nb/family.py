@@ -7,7 +7,8 @@ __all__ = ['FAMILIES', 'known_family', 'configuration_of', 'Expert', 'Generation
 
 # %% ../nbs/parts/family.ipynb #cda0e24a
 from diffusers import DiffusionPipeline
-from .advice import Expert, GenerationConfig # noqa: F401
+from .advice import GenerationConfig # noqa: F401
+from .experts import Expert # noqa: F401
 from .files import UserError
 from .wan import Wan, WanExperts, WanTI2V
 _all_ = ["Expert", "GenerationConfig", "Wan", "WanExperts", "WanTI2V"]

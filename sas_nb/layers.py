@@ -9,7 +9,7 @@ __all__ = ['TRAINS', 'linear_layers', 'parts_trained', 'has_appearance']
 import re
 from torch import nn
 from peft.tuners.tuners_utils import BaseTunerLayer
-from .advice import split_name
+from .experts import split_name
 from .files import UserError
 
 # %% ../nbs/parts/layers.ipynb #9ee3add0

@@ -58,10 +58,11 @@ def _clip(job)->Clip:
     return Clip(torch.empty(T, 3, H, W))
 
 # %% ../nbs/parts/phases.ipynb #bd8d7d5d
-def _data(job, dit, *live)->tuple[Clip, dict[str, StageData]]: # all of it stays to the end
+def _data(job, dit, *live)->tuple[Clip, SharedLoRA, dict[str, StageData]]: # all of it stays to the end
     dit.live = set(live)
     clip = _clip(job)
-    return clip, build(dit, [clip], [_PROMPTS], job.recipe)
+    adapter = _adapter(job, dit) # `learn` has it from the beginning
+    return clip, adapter, build(dit, [clip], [_PROMPTS], job.recipe)
 
 # %% ../nbs/parts/phases.ipynb #e3b77d1c
 def _adapter(job, dit)->SharedLoRA:
@@ -71,14 +72,14 @@ def _adapter(job, dit)->SharedLoRA:
 
 # %% ../nbs/parts/phases.ipynb #87e92e22
 def _few_passes(counted):
-    "Stands for the trainer's own pass: two are run in the first step, and one in the second."
+    "Stands for the trainer's own pass: two are run in the first step, and one in each of the others."
     ran = {}
     moments = {}
     stock = train._backward
     def backward(trainer, batch, *how):
         key = tuple(batch.clean.shape)
         n = ran[trainer.step, key] = ran.get((trainer.step, key), 0)+1
-        if n+trainer.step > 2 and key in moments:
+        if n > 1+(trainer.step == 0) and key in moments:
             counted.again(*moments[key])
             return torch.empty(len(batch.clean), device=batch.clean.device)
         before = dict(counted.operations)
@@ -92,30 +93,31 @@ def _few_passes(counted):
 # %% ../nbs/parts/phases.ipynb #996f0df8
 def _stage(job, dit, number:int):
     stage = job.recipe.stages[number]
-    few = replace(stage, steps=2, bf16=False, compile=False)
-    clip, data = _data(job, dit)
-    dit.checkpoint.counted.mark()
-    adapter = _adapter(job, dit)
+    few = replace(stage, steps=2*len(dit.experts), bf16=False, compile=False)
+    clip, adapter, data = _data(job, dit)
     counted = dit.checkpoint.counted
+    counted.restart() # what that took is told by other phases
     with adapter.attached(), standing_in(train, "_backward", _few_passes(counted)):
         counted.mark()
         Trainer(dit, adapter, data[stage.name], few, Run(progress=False)).fit()
     dit.during = dit.loaded
-    counted.again({}, dict(counted.operations), stage.steps/2-1)
+    counted.again({}, dict(counted.operations), stage.steps/few.steps-1)
 
 # %% ../nbs/parts/phases.ipynb #8def6e7e
 def _sample(job, dit, live:str):
     clip = _data(job, dit)[0] # the texts that were read stay
+    dit.checkpoint.counted.restart() # what it took is told by other phases
     adapter = _adapter(job, dit)
+    concept = adapter.member() # as a `Concept` keeps it
     dit.live = {live}
     T, H, W = job.shape
     size = dict(num_frames=T, height=H, width=W)
     with adapter.attached(): latents = dit.sample(_PROMPTS.both, latents=True, **size)
     if live == "decode": dit.clips(latents, _PROMPTS.both) # as `Concept.generate` does
-    del clip # which a person has all the while
+    del clip, concept # which a person has all the while
 
 # %% ../nbs/parts/phases.ipynb #c052d66b
-_ALL = "text_encoder", "vae", "transformer"
+_ALL = "text_encoder", "vae", "transformer", "transformer_2"
 # what is done, and what was read before and stays where parts are not apart
 PHASES = {
     "text": (lambda job, dit: _data(job, dit, "embed"), ("text_encoder",)),
@@ -134,7 +136,7 @@ def rehearsed(job:Job, memory:Memory, name:str, layers:int|None=None)->Phase:
     work, before = PHASES[name]
     with sketched(job.model, job.card, memory, layers) as dit:
         counted = dit.checkpoint.counted
-        for part in () if memory.apart else before: dit._part(part)
+        for part in () if memory.apart else [p for p in before if p in dit.family.parts]: dit._part(part)
         work(job, dit)
         loaded = tuple(part for part in dit.family.parts if part in (dit.during or ()) and part in _ALL)
         counted.mark()

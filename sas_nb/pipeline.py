@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from diffusers import DiffusionPipeline
 from fastcore.basics import patch
-from .advice import by_expert, GenerationConfig
+from .advice import GenerationConfig
+from .experts import by_expert
 from .family import configuration_of, known_family
 from .files import UserError
 from .hub import Checkpoint, fingerprint, whole
@@ -67,16 +68,19 @@ def _held(self:LazyPipeline, name:str): # a part that is in memory, or None
     return self._parts.get(name) if self._pipe is None else getattr(self._pipe, name)
 
 @patch
-def _part(self:LazyPipeline, name:str): # read now where it is not in memory
-    with self._loading: return _loaded(self, name) if self._held(name) is None else self._held(name)
+def _part(self:LazyPipeline, name:str, # read now where it is not in memory
+          beside:tuple=()):            # parts that stay
+    with self._loading:
+        held = self._held(name)
+        return _loaded(self, name, beside) if held is None else held
 
 # %% ../nbs/parts/pipeline.ipynb #5d280949
-def _loaded(lazy:LazyPipeline, name:str):
+def _loaded(lazy:LazyPipeline, name:str, beside:tuple=()):
     "Read a part. Raises `UserError` where that cannot be."
     if lazy.checkpoint is None:
         raise UserError(f"The {name} of {lazy.name!r} was freed to save memory: "
                         "load the model again to use it.")
-    if lazy.memory.apart and name in _large(lazy): lazy.free(*_in_the_way(lazy))
+    if lazy.memory.apart and name in _large(lazy): lazy.free(*set(_in_the_way(lazy))-set(beside))
     part = lazy.checkpoint.part(name, lazy.memory)
     if name == "scheduler": part = lazy.family.shifted(part, lazy.defaults.shift)
     _note(lazy, name, part)
@@ -116,8 +120,8 @@ def pipe(self:LazyPipeline)->DiffusionPipeline:
 # %% ../nbs/parts/pipeline.ipynb #8e160cfd
 @patch(as_prop=True)
 def transformers(self:LazyPipeline)->dict[str, torch.nn.Module]:
-    "The parts that predict a velocity, by name; today's families have one."
-    return {name: self._part(name) for name in self.family.transformers}
+    "The parts that predict a velocity, by name, all in memory together."
+    return {name: self._part(name, self.family.transformers) for name in self.family.transformers}
 
 # %% ../nbs/parts/pipeline.ipynb #9447bbfd
 def _stock(lazy, name): # diffusers' own class, and at the same time as the others

@@ -92,13 +92,13 @@ def __str__(self:Plan)->str:
     what = f"{self.job.model} on {T} frames of {H}x{W}"
     if self.fits:
         return (f"{what} fits in {c.name} ({c.gib:.1f} GiB): it needs {self.peak_gpu_gib:.1f} GiB of it, "
-                f"{self.peak_host_gib:.1f} GiB of host memory and about {said_hours(self.hours)}. {self.why}")
+                f"{self.peak_host_gib:.1f} GiB of host memory and {said_hours(self.hours)}. {self.why}")
     return f"{what} does not fit: {_worst(self)}. {self.instead}".strip()
 
 # %% ../nbs/parts/plan.ipynb #b5de4e6c
 def said_hours(hours:float)->str:
     if hours < 1/30: return "two minutes or less"
-    return f"{hours*60:.0f} minutes" if hours < 1.5 else f"{hours:.1f} hours"
+    return f"about {hours*60:.0f} minutes" if hours < 1.5 else f"about {hours:.1f} hours"
 
 # %% ../nbs/parts/plan.ipynb #92fd18b6
 def _worst(plan:Plan)->str: # the phase that needs the most of what there is
@@ -197,11 +197,16 @@ def _others(job:Job):
     if math.prod(small) < H*W:
         size = "x".join(map(str, small))
         for t in (T, *lengths): yield f"with {t} frames of {size}", replace(job, shape=(t, *small))
-    for model in known_models():
-        if model != job.model: yield f"with {model}", replace(job, model=model)
+    for model in sorted(known_models(), key=_weights_of, reverse=True):
+        if _weights_of(model) < _weights_of(job.model): yield f"with {model}", replace(job, model=model)
     for c in sorted(CARDS.values(), key=lambda c: c.gib):
         words = f"on a card with {c.gib:.0f} GiB, such as {c.name}"
         if c.gib > job.card.gib: yield words, replace(job, card=c)
+
+# %% ../nbs/parts/plan.ipynb #c269d6aa
+def _weights_of(model:str)->int: # about in proportion to those of its transformer
+    c = Sketch(model, CARDS["t4"]).configurations["transformer"]
+    return c["num_layers"]*(c["num_attention_heads"]*c["attention_head_dim"])**2
 
 # %% ../nbs/parts/plan.ipynb #47adb4e2
 def disk_bytes(job:Job)->int:
@@ -210,9 +215,10 @@ def disk_bytes(job:Job)->int:
     (T, H, W) = job.shape
     about = sketch.configurations
     names = job.recipe.layers or sketch.family.lora_layers
-    layers = linear_layers(part_outline(sketch, "transformer"), names).values()
+    outlines = [part_outline(sketch, part) for part in sketch.family.transformers]
+    layers = [m for outline in outlines for m in linear_layers(outline, names).values()]
     adapter = 4*job.recipe.rank*sum(m.in_features+2*m.out_features for m in layers)
-    latents = 4*about["transformer"]["in_channels"]*(T//4+1)*(H//8)*(W//8)
+    latents = 4*math.prod(sketch.family.latents_of(about, T, H, W))
     return sketch.download()+25*latents+11*adapter
 
 # %% ../nbs/parts/plan.ipynb #a56b657e

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .advice import checked_experts, Expert
 from .data import StageData
+from .experts import checked_experts, Expert
 from .recipe import WORD
 
 # %% ../nbs/parts/rates.ipynb #aab63508

@@ -76,6 +76,8 @@ class Sketch(Checkpoint):
         index = _read(self.home, name, "model_index.json")
         self.about = index, self.configurations["transformer"], self.configurations["vae"]
         self.family = known_family(*self.about, self.source)
+        for part in self.family.transformers[1:]:
+            self.configurations[part] = _read(self.home, name, f"{part}/config.json")
         self.device = torch.device(card.device)
         self.dtype = _precision(card)
         self.offline = True
@@ -95,9 +97,10 @@ def _built(sketch:Sketch, name:str, dtype:torch.dtype):
     kind = sketch.kind(name)
     config = sketch.configurations[name]
     if name == "scheduler": return _from_start(kind).from_config(config)
-    if name == "transformer" and sketch.layers: config = config | dict(num_layers=sketch.layers)
-    always = name == "transformer" # transformers' list of exact weights is for fp16 alone
-    exact = set(kind._keep_in_fp32_modules or ()) if always or dtype == torch.float16 else set()
+    is_transformer = name in sketch.family.transformers
+    if is_transformer and sketch.layers: config = config | dict(num_layers=sketch.layers)
+    # transformers' list of exact weights is for fp16 alone
+    exact = set(kind._keep_in_fp32_modules or ()) if is_transformer or dtype == torch.float16 else set()
     return _on_host(_outline(kind, config), dtype, exact)
 
 # %% ../nbs/parts/sketch.ipynb #9a6ad4d9
@@ -122,7 +125,7 @@ def _tokens(prompt:str)->int: # more than most have
 def _tokenizer(prompts, max_length=512, **_):
     with unset_fake_temporarily():
         mask = torch.stack([torch.arange(max_length) < _tokens(p) for p in prompts]).long()
-    return SimpleNamespace(input_ids=mask, attention_mask=mask)
+    return SimpleNamespace(input_ids=mask.clone(), attention_mask=mask)
 
 # %% ../nbs/parts/sketch.ipynb #60108325
 def _from_start(kind:type)->type: # it cannot look for a time without values
@@ -170,6 +173,7 @@ def _streamed(sketch, memory):
         kind = sketch.kind("text_encoder")
         outline = part_outline(sketch, "text_encoder")
         stored = _on_host(outline, torch.float32, set()).state_dict()
+        sketch.counted.leave_out(*stored.values())
         with standing_in(streamed, "stored_tensors", lambda folder: stored):
             return streamed.StreamedEncoder(kind, sketch.home/"text_encoder", sketch.device, sketch.dtype,
                                             memory.text_bits, not memory.apart)
@@ -210,19 +214,22 @@ class SketchedDiT(VideoDiT):
     def encode_once(self, frames)->Tensor: return self.encode(frames).cpu()
     def embed_once(self, prompts): # in one pass where the encoder is streamed, as `read_once` does
         if not isinstance(prompts, (list, tuple)): return self.embed([prompts]).cpu()
-        if self.memory.apart: return list(self.embed(prompts).cpu().split(1))
+        if self.memory.apart: _read_texts(self, [Prompt.of(p).plain for p in prompts])
         return [self.embed([p]).cpu() for p in prompts]
 
 # %% ../nbs/parts/sketch.ipynb #f63c795c
 @patch
 def embed(self:SketchedDiT, prompts, tokens=None)->Tensor: # (B, L, D)
-    "Each prompt is read once; what was read stays, with all its padding."
+    "Each prompt is read once; what was read stays."
     plain = [Prompt.of(p).plain for p in (prompts if isinstance(prompts, (list, tuple)) else [prompts])]
-    if new := [p for p in dict.fromkeys(plain) if p not in self.read]:
-        shape = len(new), self.family.text_length, self.text_width
-        rows = _once(self, "embed", "text_encoder", super(SketchedDiT, self).embed, shape, new).to(self.dtype)
-        self.read |= {p: row[:, :_tokens(p)+1] for p, row in zip(new, rows.split(1))}
+    _read_texts(self, plain)
     return self.family.text.join([self.read[p] for p in plain])
+
+def _read_texts(dit, plain:list[str]): # those that were not read before, in one pass
+    if not (new := [p for p in dict.fromkeys(plain) if p not in dit.read]): return
+    shape = len(new), dit.family.text_length, dit.text_width
+    rows = _once(dit, "embed", "text_encoder", super(SketchedDiT, dit).embed, shape, new).to(dit.dtype)
+    dit.read |= {p: row[:, :_tokens(p)+1] for p, row in zip(new, rows.split(1))}
 
 # %% ../nbs/parts/sketch.ipynb #056411e0
 @patch
@@ -257,7 +264,7 @@ def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # o
     counted = dit.checkpoint.counted
     key = (name, len(x), *getattr(x, "shape", ()))
     if name in dit.live:
-        dit._part(part)
+        for p in (part, "scheduler"): dit._part(p)
         if key in dit.done: counted.again(*dit.done[key])
         else:
             before = dict(counted.operations)
@@ -266,14 +273,27 @@ def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # o
         dit.during = dit.loaded
     return torch.empty(shape, device=dit.device)
 
+# %% ../nbs/parts/sketch.ipynb #ded71596
+class _Kept:
+    "Stands for the cache on the disk: what a run has kept there itself, it reads again."
+    def __init__(self): self.about = {}
+    def find(self, *words)->dict|None:
+        about = self.about.get(repr(words))
+        return about and {k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in about.items()}
+    def keep(self, make, *words)->dict:
+        new = {k: v.cpu() for k, v in make().items()}
+        self.about[repr(words)] = {k: (v.shape, v.dtype) for k, v in new.items()}
+        return new
+
 # %% ../nbs/parts/sketch.ipynb #06f142ee
 @contextmanager
 def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=None):
     "Inside, there is a model without values on a card; gives a `SketchedDiT`. Raises `UserError`."
     with pretended() as counted, ExitStack() as stack:
-        for where, function, new in _UNKNOWN: stack.enter_context(standing_in(where, function, new))
+        kept = _Kept()
+        in_cache = [(data, "in_cache", kept.find), (data, "cached", kept.keep)]
+        for where, function, new in _UNKNOWN+in_cache: stack.enter_context(standing_in(where, function, new))
         yield SketchedDiT(Sketch(name, card, counted, layers), memory)
 
-_UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"), (data, "in_cache", lambda *words: None),
-            (data, "cached", lambda make, *words: {k: v.cpu() for k, v in make().items()}),
+_UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"),
             (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]

@@ -10,7 +10,7 @@ import math, re
 import torch
 from torch import Tensor
 from diffusers import WanPipeline
-from .advice import Expert
+from .experts import Expert
 from .fast import in_two_pieces, one_pad, whole_text
 from .files import UserError
 from .text import UnorderedText

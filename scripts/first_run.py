@@ -9,8 +9,8 @@ What to look at is printed beside each number. Send the table to whoever keeps t
 import argparse
 from dataclasses import replace
 from sas_nb.adapter import SharedLoRA
-from sas_nb.advice import split_name
 from sas_nb.dit import VideoDiT
+from sas_nb.experts import split_name
 from sas_nb.learning import fit_clip
 from sas_nb.lowrank import norm
 from sas_nb.prompt import Prompts
