@@ -30,12 +30,15 @@ class Counted(TorchDispatchMode):
         self.marks = []  # peaks of what was done so far, in pieces
         self.on = True
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if (answer := _answer(f, args)) is not None: return answer
-        known = unset_fake_temporarily() if _has_values(args, kwargs) else nullcontext()
-        with known: out = f(*args, **kwargs)
-        if self.on: self.note(f, args, kwargs, out)
-        return out
+        return _dispatched(self, f, args, kwargs or {})
+
+# %% ../nbs/parts/fake.ipynb #eeb4d15c
+def _dispatched(counted, f, args, kwargs):
+    if (answer := _answer(f, args)) is not None: return answer
+    known = unset_fake_temporarily() if _has_values(args, kwargs) else nullcontext()
+    with known: out = f(*args, **kwargs)
+    if counted.on: counted.note(f, args, kwargs, out)
+    return out
 
 # %% ../nbs/parts/fake.ipynb #922e7210
 @patch
@@ -116,7 +119,10 @@ def _answer(f, args):
     if f is _aten.copy_.default and args[1].device != x.device: return x # from the host to the card, or back
     if f is _aten.nonzero.default: return x.new_empty((0, x.ndim), dtype=torch.int64)
     if f is _aten.index.Tensor and _is_mask(args[1]): return _all_of(x, args[1][0])
-    if f is not _aten._local_scalar_dense.default: return None
+    return _number(x) if f is _aten._local_scalar_dense.default else None
+
+# %% ../nbs/parts/fake.ipynb #3d8ac886
+def _number(x):
     if x.constant is not None: return x.constant.item()
     return True if x.dtype == torch.bool else 1. if x.is_floating_point() else 0
 
@@ -187,18 +193,24 @@ def _apply(module, change, recurse=True):
     "What `Module.to` calls: fake tensors cannot be changed in place, so they are replaced; shared ones once."
     change = change if isinstance(change, _Once) else _Once(change)
     for child in module.children() if recurse else (): child._apply(change)
-    for name, p in module._parameters.items():
-        if p is None: continue
-        with torch.no_grad(): new = change(p)
-        if new is not p: module._parameters[name] = torch.nn.Parameter(new, p.requires_grad)
+    _apply_own(module, change)
     for name, b in module._buffers.items():
         if b is not None: module._buffers[name] = change(b)
     return module
 
+# %% ../nbs/parts/fake.ipynb #ade7315e
+@torch.no_grad()
+def _apply_own(module, change): # to its own parameters
+    for name, p in module._parameters.items():
+        new = p if p is None else change(p)
+        if new is not p: module._parameters[name] = torch.nn.Parameter(new, p.requires_grad)
+
 # %% ../nbs/parts/fake.ipynb #5961429d
 class _Once:
     "A change of tensors that gives the same for the same."
-    def __init__(self, change): self.change, self.new = change, {}
+    def __init__(self, change):
+        self.change = change
+        self.new = {}
     def __call__(self, p):
         if id(p) not in self.new: self.new[id(p)] = p, self.change(p) # `p` too, so that its id stays its own
         return self.new[id(p)][1]

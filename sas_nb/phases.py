@@ -70,6 +70,14 @@ def _adapter(job, dit)->SharedLoRA:
     if any(s.self_conditioning for s in job.recipe.stages): adapter.self_conditioning = SelfConditioning(dit)
     return adapter
 
+# %% ../nbs/parts/phases.ipynb #38853b7d
+def _watched(counted, run)->tuple: # what it needed and its operations; what came out
+    before = dict(counted.operations)
+    counted.mark()
+    with counted.watched() as moment: out = run()
+    counted.mark()
+    return (moment, counted.since(before)), out
+
 # %% ../nbs/parts/phases.ipynb #87e92e22
 def _few_passes(counted):
     "Stands for the trainer's own pass: two are run in the first step, and one in each of the others."
@@ -79,15 +87,11 @@ def _few_passes(counted):
     def backward(trainer, batch, *how):
         key = tuple(batch.clean.shape)
         n = ran[trainer.step, key] = ran.get((trainer.step, key), 0)+1
-        if n > 1+(trainer.step == 0) and key in moments:
-            counted.again(*moments[key])
-            return torch.empty(len(batch.clean), device=batch.clean.device)
-        before = dict(counted.operations)
-        counted.mark()
-        with counted.watched() as moment: losses = stock(trainer, batch, *how)
-        counted.mark()
-        moments[key] = moment, counted.since(before)
-        return losses
+        if n <= 1+(trainer.step == 0) or key not in moments:
+            moments[key], losses = _watched(counted, lambda: stock(trainer, batch, *how))
+            return losses
+        counted.again(*moments[key])
+        return torch.empty(len(batch.clean), device=batch.clean.device)
     return backward
 
 # %% ../nbs/parts/phases.ipynb #996f0df8
@@ -135,17 +139,21 @@ def rehearsed(job:Job, memory:Memory, name:str, layers:int|None=None)->Phase:
     "A phase with so many layers of the transformer, or all. Raises `UserError`."
     work, before = PHASES[name]
     with sketched(job.model, job.card, memory, layers) as dit:
-        counted = dit.checkpoint.counted
         for part in () if memory.apart else [p for p in before if p in dit.family.parts]: dit._part(part)
         work(job, dit)
-        loaded = tuple(part for part in dit.family.parts if part in (dit.during or ()) and part in _ALL)
-        counted.mark()
-        marks = tuple((m.get("meta", 0), m.get("cpu", 0)) for m in counted.marks)
-        card, host = map(max, zip(*marks))
-        phase = Phase(name, card, host, dict(counted.operations), loaded, marks=marks)
+        dit.checkpoint.counted.mark()
+        phase = _told(name, dit)
         del dit
     gc.collect()
     return phase
+
+# %% ../nbs/parts/phases.ipynb #6055a85f
+def _told(name:str, dit)->Phase: # by what was counted
+    counted = dit.checkpoint.counted
+    loaded = tuple(part for part in dit.family.parts if part in (dit.during or ()) and part in _ALL)
+    marks = tuple((m.get("meta", 0), m.get("cpu", 0)) for m in counted.marks)
+    card, host = map(max, zip(*marks))
+    return Phase(name, card, host, dict(counted.operations), loaded, marks=marks)
 
 # %% ../nbs/parts/phases.ipynb #50dc3077
 _DEPTHS = 3, 4

@@ -197,6 +197,10 @@ def _others(job:Job):
     if math.prod(small) < H*W:
         size = "x".join(map(str, small))
         for t in (T, *lengths): yield f"with {t} frames of {size}", replace(job, shape=(t, *small))
+    yield from _other_means(job)
+
+# %% ../nbs/parts/plan.ipynb #acd1e561
+def _other_means(job): # smaller models, then larger cards
     for model in sorted(known_models(), key=_weights_of, reverse=True):
         if _weights_of(model) < _weights_of(job.model): yield f"with {model}", replace(job, model=model)
     for c in sorted(CARDS.values(), key=lambda c: c.gib):
@@ -247,8 +251,7 @@ def at_most(dit:VideoDiT, shape:tuple[int, int, int], recipe:Recipe, n:int=1)->f
     heads = c["num_attention_heads"]
     _, *latent = dit.family.latents_of(dit.configuration, *shape)
     tokens = math.prod(latent)/math.prod(c["patch_size"])
-    samples = min(Memory().at_once, n*max(s.batch for s in recipe.stages), )
-    samples = max(samples, 16) # of a prior
+    samples = max(16, min(Memory().at_once, n*max(s.batch for s in recipe.stages))) # 16 of a prior
     blocks = c["num_layers"]*samples*tokens*(24*d+4*c["ffn_dim"])*5
     scores = 0 if dit.device.type == "cuda" else 3*4*samples*heads*tokens**2
     clips = 8*T*H*W*v["base_dim"]*4*16

@@ -25,7 +25,7 @@ from .files import UserError
 from .hub import Checkpoint, model_folder
 from .memory import Memory
 from .prompt import Prompt
-from .repeat import repeating
+from .repeat import Kept, repeating
 
 # %% ../nbs/parts/sketch.ipynb #52b1343b
 def _on_hub(name:str)->Path:
@@ -60,6 +60,13 @@ def _read(folder:Path, name:str, part:str)->dict:
 _FILES = dict(transformer="transformer/config.json", vae="vae/config.json",
               text_encoder="text_encoder/config.json", scheduler="scheduler/scheduler_config.json")
 
+# %% ../nbs/parts/sketch.ipynb #b9976a28
+def _described(folder:Path, name:str)->tuple[dict, tuple, type]: # its parts, see `known_family`, its family
+    parts = {part: _read(folder, name, file) for part, file in _FILES.items()}
+    about = _read(folder, name, "model_index.json"), parts["transformer"], parts["vae"]
+    family = known_family(*about, str(name))
+    return parts | {p: _read(folder, name, f"{p}/config.json") for p in family.transformers[1:]}, about, family
+
 # %% ../nbs/parts/sketch.ipynb #134585f0
 class Sketch(Checkpoint):
     "A model by its configurations. Raises `UserError` for what cannot be read, and for an unknown family."
@@ -72,12 +79,7 @@ class Sketch(Checkpoint):
         self.folder = None
         self.home = configuration_folder(name)
         self.source = str(name)
-        self.configurations = {part: _read(self.home, name, file) for part, file in _FILES.items()}
-        index = _read(self.home, name, "model_index.json")
-        self.about = index, self.configurations["transformer"], self.configurations["vae"]
-        self.family = known_family(*self.about, self.source)
-        for part in self.family.transformers[1:]:
-            self.configurations[part] = _read(self.home, name, f"{part}/config.json")
+        self.configurations, self.about, self.family = _described(self.home, name)
         self.device = torch.device(card.device)
         self.dtype = _precision(card)
         self.offline = True
@@ -212,10 +214,6 @@ class SketchedDiT(VideoDiT):
     def check_words(self, prompt): "Every word is known."
     def too_long(self, prompt)->str: return ""
     def encode_once(self, frames)->Tensor: return self.encode(frames).cpu()
-    def embed_once(self, prompts): # in one pass where the encoder is streamed, as `read_once` does
-        if not isinstance(prompts, (list, tuple)): return self.embed([prompts]).cpu()
-        if self.memory.apart: _read_texts(self, [Prompt.of(p).plain for p in prompts])
-        return [self.embed([p]).cpu() for p in prompts]
 
 # %% ../nbs/parts/sketch.ipynb #f63c795c
 @patch
@@ -230,6 +228,13 @@ def _read_texts(dit, plain:list[str]): # those that were not read before, in one
     shape = len(new), dit.family.text_length, dit.text_width
     rows = _once(dit, "embed", "text_encoder", super(SketchedDiT, dit).embed, shape, new).to(dit.dtype)
     dit.read |= {p: row[:, :_tokens(p)+1] for p, row in zip(new, rows.split(1))}
+
+# %% ../nbs/parts/sketch.ipynb #59c09c7a
+@patch
+def embed_once(self:SketchedDiT, prompts): # in one pass where the encoder is streamed, as `read_once` does
+    if not isinstance(prompts, (list, tuple)): return self.embed([prompts]).cpu()
+    if self.memory.apart: _read_texts(self, [Prompt.of(p).plain for p in prompts])
+    return [self.embed([p]).cpu() for p in prompts]
 
 # %% ../nbs/parts/sketch.ipynb #056411e0
 @patch
@@ -263,37 +268,25 @@ def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # o
     "Run it the first time; count it again after that; only its result where it is not `live`."
     counted = dit.checkpoint.counted
     key = (name, len(x), *getattr(x, "shape", ()))
-    if name in dit.live:
-        for p in (part, "scheduler"): dit._part(p)
-        if key in dit.done: counted.again(*dit.done[key])
-        else:
-            before = dict(counted.operations)
-            with counted.watched() as moment: run(x)
-            dit.done[key] = moment, counted.since(before)
-        dit.during = dit.loaded
+    if name not in dit.live: return torch.empty(shape, device=dit.device)
+    for p in (part, "scheduler"): dit._part(p)
+    if key in dit.done: counted.again(*dit.done[key])
+    else:
+        before = dict(counted.operations)
+        with counted.watched() as moment: run(x)
+        dit.done[key] = moment, counted.since(before)
+    dit.during = dit.loaded
     return torch.empty(shape, device=dit.device)
-
-# %% ../nbs/parts/sketch.ipynb #ded71596
-class _Kept:
-    "Stands for the cache on the disk: what a run has kept there itself, it reads again."
-    def __init__(self): self.about = {}
-    def find(self, *words)->dict|None:
-        about = self.about.get(repr(words))
-        return about and {k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in about.items()}
-    def keep(self, make, *words)->dict:
-        new = {k: v.cpu() for k, v in make().items()}
-        self.about[repr(words)] = {k: (v.shape, v.dtype) for k, v in new.items()}
-        return new
 
 # %% ../nbs/parts/sketch.ipynb #06f142ee
 @contextmanager
 def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=None):
     "Inside, there is a model without values on a card; gives a `SketchedDiT`. Raises `UserError`."
     with pretended() as counted, ExitStack() as stack:
-        kept = _Kept()
-        in_cache = [(data, "in_cache", kept.find), (data, "cached", kept.keep)]
-        for where, function, new in _UNKNOWN+in_cache: stack.enter_context(standing_in(where, function, new))
+        for change in _changes(Kept()): stack.enter_context(standing_in(*change))
         yield SketchedDiT(Sketch(name, card, counted, layers), memory)
 
-_UNKNOWN = [(pipeline, "fingerprint", lambda module: "no weights"),
+def _changes(kept)->list[tuple]: # module, name, what stands there inside
+    return [(pipeline, "fingerprint", lambda module: "no weights"),
+            (data, "in_cache", kept.find), (data, "cached", kept.keep),
             (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]
