@@ -26,10 +26,11 @@ def notebooks() -> list[Path]:
 def max_bytes(path: Path) -> int: return 1_048_576 if "analysis" in path.parts else 204_800
 def is_index(path: Path) -> bool: return path == NBS / "index.ipynb"
 def is_part(path: Path) -> bool: return path.parent == NBS / "parts"
-def is_start(path: Path) -> bool: return path == NBS / "00_start.ipynb"  # before the lessons, and without a module
+def is_start(path: Path) -> bool: return path == NBS / "00_start.ipynb"
 
 
 def is_lesson(path: Path) -> bool:
+    "Numbered notebooks at the top; the start comes before them, and has no module."
     return path.parent == NBS and re.match(r"\d+_", path.stem) is not None and not is_start(path)
 
 
