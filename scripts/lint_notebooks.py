@@ -26,7 +26,14 @@ def notebooks() -> list[Path]:
 def max_bytes(path: Path) -> int: return 1_048_576 if "analysis" in path.parts else 204_800
 def is_index(path: Path) -> bool: return path == NBS / "index.ipynb"
 def is_part(path: Path) -> bool: return path.parent == NBS / "parts"
-def is_lesson(path: Path) -> bool: return path.parent == NBS and re.match(r"\d+_", path.stem) is not None
+def is_start(path: Path) -> bool: return path == NBS / "00_start.ipynb"
+
+
+def is_lesson(path: Path) -> bool:
+    "Numbered notebooks at the top; the start comes before them, and has no module."
+    return path.parent == NBS and re.match(r"\d+_", path.stem) is not None and not is_start(path)
+
+
 def text(value: str | list[str]) -> str: return value if isinstance(value, str) else "".join(value)
 
 
@@ -143,7 +150,8 @@ def lint_style(path: Path, nb) -> Iterator[str]:
     shown = sum(lines(s) for s in code if not is_exported(s) and directive(s, "hide") is None)
     if shown < EXAMPLES * exported:
         yield f"{shown} lines of examples for {exported} exported ones: at least half as many"
-    twins = [p.stem for p in path.parent.glob(f"{path.stem.split('_')[0]}_*.ipynb") if p != path]
+    same = path.parent.glob(f"{path.stem.split('_')[0]}_*.ipynb")
+    twins = [p.stem for p in same if p != path and is_lesson(p)]
     if twins: yield f"its number is also that of {', '.join(sorted(twins))}"
 
 

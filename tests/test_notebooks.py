@@ -100,6 +100,15 @@ def test_lessons_have_their_numbers_to_themselves(nbs):
     assert "also that of 03_flow" in lint(save(nbs / "03_other.ipynb", [cells()[0], cells()[-1]]))[0]
 
 
+def test_the_start_shares_its_number_and_has_no_module(nbs):
+    start = save(nbs / "00_start.ipynb", [cells()[0], cells()[-1]])
+    first = save(nbs / "00_clip.ipynb", [cells()[0], cells()[-1]])
+    assert not lint(start) and not lint(first)
+    save(nbs / "00_other.ipynb", [cells()[0], cells()[-1]])
+    assert "that of 00_other" in lint(first)[0]
+    assert "only lessons" in lint(save(start, cells(EXAMPLES)))[0]
+
+
 def test_long_modules_are_told(nbs):
     (nbs / "sas_nb").mkdir()
     (nbs / "sas_nb" / "flow.py").write_text("x = 1\n" * 301)
