@@ -63,6 +63,9 @@ class LazyPipeline:
         self._loading = threading.RLock()
 
 # %% ../nbs/parts/pipeline.ipynb #13e90395
+LazyPipeline.memory = property(lambda self: self._memory, lambda self, memory: self.refit(memory),
+                               doc="How the model is fitted into the machine.")
+
 @patch
 def _held(self:LazyPipeline, name:str): # a part that is in memory, or None
     return self._parts.get(name) if self._pipe is None else getattr(self._pipe, name)
@@ -225,8 +228,6 @@ def refit(self:LazyPipeline, memory:Memory):
         if self.checkpoint: self.free(*changed) # of a pipeline that was handed over, what is freed is gone
         self._memory = memory
 
-LazyPipeline.memory = property(lambda self: self._memory, LazyPipeline.refit,
-                               doc="How the model is fitted into the machine.")
 _FITTED = dict(text_encoder=("apart", "text_bits"), vae=("tiled", "vae_bits")) # what each encoder obeys
 
 # %% ../nbs/parts/pipeline.ipynb #d3d4947a

@@ -124,7 +124,7 @@ def test_the_help_says_that_a_movement_needs_no_word():
 
 def test_models_says_what_is_here():
     output = ok("models")
-    for name in ("tiny", *cli.HUB, "WanPipeline"): assert name in output
+    for name in ("tiny", *cli.HUB, "Wan 2.1"): assert name in output
     assert "17 frames, 64 x 64" in output
 
 
