@@ -2010,6 +2010,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'sas_nb.sketch._changes': ('parts/sketch.html#_changes', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._described': ('parts/sketch.html#_described', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._from_start': ('parts/sketch.html#_from_start', 'sas_nb/sketch.py'),
+                               'sas_nb.sketch._lived': ('parts/sketch.html#_lived', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._on_host': ('parts/sketch.html#_on_host', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._on_hub': ('parts/sketch.html#_on_hub', 'sas_nb/sketch.py'),
                                'sas_nb.sketch._once': ('parts/sketch.html#_once', 'sas_nb/sketch.py'),

@@ -16,15 +16,18 @@ Host = _option(float, "GiB of host memory \\[this machine's with its own card]."
 
 # %% ../nbs/parts/planned.ipynb #a236a169
 def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, start:float=0.,
-               size:tuple[int, int]|None=None)->tuple[int, int, int]:
+               size:str|None=None)->tuple[int, int, int]:
     "Frames, height and width that a run would have. Raises `UserError`."
+    from sas_nb.advice import checked_size, size_for
     from sas_nb.clip import Clip
     from sas_nb.plan import own_defaults
     r = own_defaults(model)
-    size = size or (r.height, r.width)
-    small = tuple(16*max(1, n//128) for n in size) # only its length is wanted
-    clip = Clip.load(path, num_frames=frames or r.num_frames, fps=fps or r.fps, size=small, start=start)
-    return len(clip), *size
+    chosen = [checked_size(r, size)] if size else []
+    def small(height, width): # only its length and proportions are wanted
+        chosen.append(chosen[0] if size else size_for(r, height, width))
+        return tuple(16*max(1, n//128) for n in chosen[0])
+    film = dict(num_frames=frames or r.num_frames, fps=fps or r.fps, start=start, rule=r.frame_rule)
+    return len(Clip.load(path, size=small, **film)), *chosen[0]
 
 # %% ../nbs/parts/planned.ipynb #0bd81ebc
 def plan_table(plan)->Table:

@@ -65,7 +65,8 @@ def _described(folder:Path, name:str)->tuple[dict, tuple, type]: # its parts, se
     parts = {part: _read(folder, name, file) for part, file in _FILES.items()}
     about = _read(folder, name, "model_index.json"), parts["transformer"], parts["vae"]
     family = known_family(*about, str(name))
-    return parts | {p: _read(folder, name, f"{p}/config.json") for p in family.transformers[1:]}, about, family
+    others = {p: _read(folder, name, f"{p}/config.json") for p in family.transformers[1:]}
+    return parts | others, about, family
 
 # %% ../nbs/parts/sketch.ipynb #134585f0
 class Sketch(Checkpoint):
@@ -266,17 +267,19 @@ def denoise(self:SketchedDiT, x, text, steps, guidance, progress=False, velocity
 # %% ../nbs/parts/sketch.ipynb #f30608e8
 def _once(dit:SketchedDiT, name:str, part:str, run, shape:tuple, x)->Tensor: # of this shape, on the card
     "Run it the first time; count it again after that; only its result where it is not `live`."
+    if name in dit.live: _lived(dit, (name, len(x), *getattr(x, "shape", ())), part, lambda: run(x))
+    return torch.empty(shape, device=dit.device)
+
+# %% ../nbs/parts/sketch.ipynb #caa66b29
+def _lived(dit:SketchedDiT, key:tuple, part:str, run):
     counted = dit.checkpoint.counted
-    key = (name, len(x), *getattr(x, "shape", ()))
-    if name not in dit.live: return torch.empty(shape, device=dit.device)
     for p in (part, "scheduler"): dit._part(p)
     if key in dit.done: counted.again(*dit.done[key])
     else:
         before = dict(counted.operations)
-        with counted.watched() as moment: run(x)
+        with counted.watched() as moment: run()
         dit.done[key] = moment, counted.since(before)
     dit.during = dit.loaded
-    return torch.empty(shape, device=dit.device)
 
 # %% ../nbs/parts/sketch.ipynb #06f142ee
 @contextmanager

@@ -124,7 +124,7 @@ DANCER = "data/clips/dancer.mp4"
     ((DANCER, "--gpu", "0"), "There is no card '0'"),
     ((DANCER, "--gpu", "-4"), "There is no card '-4'"),
     ((DANCER, "--host", "0"), "host"),
-    ((DANCER, "--size", "big"), "no height and width"),
+    ((DANCER, "--size", "big"), "is not a size"),
     ((DANCER, "--model", "nobody/nothing"), "cannot be read from the hub"),
     ((DANCER, "--model", "no folder"), "There is no model folder"),
     (("nowhere.mp4",), "nowhere.mp4"),
