@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map # noqa: F401, for others
 from torch.utils.flop_counter import flop_registry
 from fastcore.basics import patch
 

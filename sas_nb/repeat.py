@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import weakref
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
-from .fake import Counted
+from .fast import MEMORY
+from .fake import Counted, tree_map
 from .streamed import StreamedEncoder
 
 # %% ../nbs/parts/repeat.ipynb #6b1e5256
@@ -28,7 +28,7 @@ def _repeating(counted:Counted, modules:list):
     def wrap(stock):
         def forward(*args, **kwargs):
             if torch.is_grad_enabled(): return stock(*args, **kwargs)
-            cache, index = (kwargs.get(name) or [] for name in ("feat_cache", "feat_idx"))
+            cache, index = (kwargs.get(name) or [] for name in MEMORY)
             key = repr(tree_map(_shape, (args, kwargs)))
             if key in seen: return _again(counted, seen[key], cache, index)
             seen[key], out = _watched(counted, lambda: stock(*args, **kwargs), cache, index)

@@ -12,14 +12,13 @@ from types import SimpleNamespace
 import json
 import torch, transformers, diffusers
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from fastcore.basics import patch
 from . import clip, data, pipeline, streamed
 from .advice import GenerationConfig
 from .cache import data_path
 from .cards import Card
 from .dit import VideoDiT
-from .fake import Counted, pretended, standing_in
+from .fake import unset_fake_temporarily, Counted, pretended, standing_in
 from .family import known_family
 from .files import UserError
 from .hub import Checkpoint, model_folder
