@@ -97,7 +97,7 @@ def test_a_command_line_that_makes_no_sense_is_2(words): assert call(*words).exi
 
 @pytest.mark.parametrize("words, missing", [
     (["train"], "CLIP, --appearance, --motion, --out."), (["train", "x.mp4", "--motion", "she is [u] dancing"], "--appearance, --out."),
-    (["export"], "CONCEPT, --out."), (["generate"], "CONCEPT."), (["explore"], "CONCEPTS...")])
+    (["export"], "CONCEPT, --out."), (["generate"], "CONCEPT."), (["plan"], "CLIP.")])
 def test_all_that_is_missing_is_told_at_once(words, missing):
     result = call(*words)
     assert result.exit_code == 2 and f"Missing: {missing}" in result.output
@@ -227,7 +227,6 @@ def refused(dancer, tmp_path, *options):
     (["--recipe", "ours"], "default or paper"), (["--recipe", "no/such"], "default or paper"),
     (["--recipe", "zoo.json"], "recipe"), (["--no-regularize", "--recipe", "run"], "--no-regularize goes with"),
     (["--counterfactual", "a man. he is running"], "--set stage2.counterfactuals=0.25"),
-    (["--apart", "--sample-every", 2], "--apart drops: set --sample-every 0, or --no-apart"),
 ])
 def test_a_recipe_that_cannot_be(options, says, dancer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -301,7 +300,7 @@ def raising(e):
     (OSError(28, "No space left on device", "log.jsonl"), 1, "No space left on device"),
     (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB\nmore"), 1, "--checkpointing")])
 def test_what_goes_wrong_is_one_line_and_an_exit_code(monkeypatch, e, code, says):
-    monkeypatch.setattr(cli, "_load", raising(e))
+    monkeypatch.setattr(cli, "load_clip", raising(e))
     result = call("inspect", "x.mp4")
     assert result.exit_code == code and says in result.output
     assert result.output.count("\n") == 1 and "Traceback" not in result.output
@@ -313,7 +312,7 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(monkeypatch, e, code, says
 def test_a_signal_is_one_line_and_its_exit_code(monkeypatch, name, code):
     s = getattr(signal, name)
     handlers = [signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(s)]
-    monkeypatch.setattr(cli, "_load", lambda *args: signal.raise_signal(s))
+    monkeypatch.setattr(cli, "load_clip", lambda *args: signal.raise_signal(s))
     try:
         result = call("inspect", "x.mp4")
         assert result.exit_code == code and "nothing is left half-written" in result.output and result.output.count("\n") == 1
@@ -323,5 +322,5 @@ def test_a_signal_is_one_line_and_its_exit_code(monkeypatch, name, code):
 
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("SAS_NB_DEBUG", "1")
-    monkeypatch.setattr(cli, "_load", raising(KeyError("wings")))
+    monkeypatch.setattr(cli, "load_clip", raising(KeyError("wings")))
     assert isinstance(call("inspect", "x.mp4").exception, KeyError)

@@ -7,6 +7,7 @@ import road
 import wan_folder as wan
 from sas_nb import advice
 from sas_nb.advice import checked_size, GenerationConfig, size_for
+from sas_nb.experts import split_name
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.data import Examples
@@ -218,7 +219,7 @@ def test_experts_learn_in_turn_each_at_its_own_times(folders):
         name = t.expert.name
         before = {k: p.detach().clone() for k, p in t.adapter.weights.items()}
         t.train_step()
-        moved = {part for part, layer in (advice.split_name(k) for k, p in t.adapter.weights.items() if not torch.equal(p, before[k]))}
+        moved = {part for part, layer in (split_name(k) for k, p in t.adapter.weights.items() if not torch.equal(p, before[k]))}
         rows.append((name, bool((t.recent[-1][0] >= .875).all()), bool((t.recent[-1][0] < .875).all()), moved))
     assert rows == [("high", True, False, {"transformer"}), ("low", False, True, {"transformer_2"})]*2
 
@@ -228,7 +229,7 @@ def test_a_stage_may_be_one_experts(folders, stage, expert, part):
     t = trainer(dit, road.new(dit, 2), stage, experts=expert)
     before = {k: p.detach().clone() for k, p in t.adapter.weights.items()}
     t.fit()
-    moved = {advice.split_name(k)[0] for k, p in t.adapter.weights.items() if not torch.equal(p, before[k])}
+    moved = {split_name(k)[0] for k, p in t.adapter.weights.items() if not torch.equal(p, before[k])}
     assert moved == {part}
 
 def test_an_expert_that_the_first_stage_left_out_learns_its_basis_in_the_second(folders):
@@ -236,8 +237,8 @@ def test_an_expert_that_the_first_stage_left_out_learns_its_basis_in_the_second(
     adapter = road.new(dit, 2)
     trainer(dit, adapter, experts="low").fit()
     second = trainer(dit, adapter, "motion")
-    bases = {advice.split_name(k)[0] for k in second.trained if k.endswith(".A")}
-    assert bases == {"transformer"} and {advice.split_name(k)[0] for k in second.trained if k.endswith(".B2")} == {"transformer", "transformer_2"}
+    bases = {split_name(k)[0] for k in second.trained if k.endswith(".A")}
+    assert bases == {"transformer"} and {split_name(k)[0] for k in second.trained if k.endswith(".B2")} == {"transformer", "transformer_2"}
 
 def test_experts_that_are_not_there_are_refused(folders):
     for kind, names in (("plain", "low"), ("experts", "middle")):
