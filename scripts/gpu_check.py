@@ -409,10 +409,13 @@ def peaks(check: Check) -> dict:
 
 
 def measured_peak(check: Check, phase: str, size: tuple, memory: Memory, recipe: Recipe) -> dict:
-    "What a phase of a run takes on the card."
+    "What a phase of a run takes on the card. How its weights come there is not measured: they are random."
     shape = check.shape(*size)
     with Peak(check) as peak:
         dit = made(check, memory=memory)
+        assert (dit.vae if phase in ("encoding", "decoding") else dit.transformer) is not None
+        clean(check)
+        peak.restart()
         began = time.perf_counter()
         WORK[phase](dit, shape, recipe)
         wait(check)
