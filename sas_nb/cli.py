@@ -237,16 +237,21 @@ def info(concept:ConceptFolder, layers:Annotated[bool, _LAYERS]=False, as_json:A
 
 # %% ../nbs/parts/cli.ipynb #54662201
 _SPLIT = typer.Option("--split", help="Two adapters, appearance and motion, instead of one.")
+_WORDS = typer.Option(help="beside: vectors of [v] and [u] in a file; folded: into the LoRA, for plain "
+                           "prompts.")
+_LICENCE = typer.Option(help="Of what is exported, for its header.", show_default=False)
 _TO = typer.Option(help="Folder to write.", show_default=False)
 
 @command("sas-nb export run --format diffusers --out lora",
-         "sas-nb export run --format peft --split --out adapters")
+         "sas-nb export run --format peft --split --out adapters",
+         "sas-nb export run --format comfyui --words folded --out lora")
 def export(concept:ConceptFolder, out:Annotated[Path, _TO],
            format:Annotated[str, typer.Option(help="diffusers, peft or comfyui.")]="diffusers",
-           split:Annotated[bool, _SPLIT]=False):
+           split:Annotated[bool, _SPLIT]=False, words:Annotated[str, _WORDS]="beside",
+           licence:Annotated[Optional[str], _LICENCE]=None):
     """Write a concept as an ordinary LoRA for stock diffusers, peft or ComfyUI, with a README that says how
     to load it."""
-    written = load_concept(concept).export(out, format, split)
+    written = load_concept(concept).export(out, format, split, words, licence)
     say("Wrote " + " and ".join(map(str, written)) + f". How to load: {out/'README.md'}")
 
 # %% ../nbs/parts/cli.ipynb #b7d24e90

@@ -277,7 +277,11 @@ def export(self:Concept,
            folder:str|Path,
            format:str="diffusers", # or "peft", or "comfyui": the layer names of the model's own authors
            split:bool=False,       # two adapters, appearance and motion, instead of one
+           # `[v]` and `[u]` as vectors in a file, or "folded" into the LoRA, for plain prompts
+           words:str="beside",
+           licence:str|None=None,  # of what is exported, for its header
           )->list[Path]:           # the adapters' folders
     """Write ordinary LoRA files for stock diffusers (`load_lora_weights`), peft
-    (`PeftModel.from_pretrained`) or ComfyUI, and the words' vectors beside them. Raises `UserError`."""
-    return write_loras(self, folder, format, split)
+    (`PeftModel.from_pretrained`) or ComfyUI, and the words' vectors beside them or folded in: its README says
+    what that lost. Raises `UserError`."""
+    return write_loras(self, folder, format, split, words, licence)

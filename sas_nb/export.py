@@ -6,13 +6,18 @@
 __all__ = ['write_loras']
 
 # %% ../nbs/parts/export.ipynb #be034113
+import hashlib
 import json
 from pathlib import Path
+import torch
+from torch.nn import functional as F
 from safetensors.torch import save as to_bytes
 from . import __version__
 from .experts import split_name
 from .family import FAMILIES
 from .files import expanded, UserError
+from .folded import fold_words, Folded
+from .prompt import Prompt
 from .wan import Wan
 from .writing import atomic
 
@@ -28,38 +33,63 @@ def _parts(layers:dict)->dict[str, dict]: # ending of the files' names -> {layer
     if len(by_part) == 1: return {"": next(iter(by_part.values()))}
     return {_ENDS[part]: layers for part, layers in by_part.items()}
 
-def _lora(layers, prefix, concept)->bytes:
-    "A LoRA file in peft's names; its header says what it is and of which base."
+# %% ../nbs/parts/export.ipynb #7fa10c32
+_MADE_BY = f"sas_nb {__version__}"
+
+def _header(concept, tensors:dict, rank:int, licence:str|None)->dict[str, str]:
+    "What a file says of itself; also in the words of the programs that show it."
     about = {k: concept.info[k] for k in ("base", "fingerprint", "appearance", "motion")}
-    about |= dict(format="pt", made_by=f"sas_nb {__version__}", rank=concept.rank, alpha=concept.rank)
+    about |= {k: concept.info[k] for k in ("revision", "made", "untested") if k in concept.info}
+    about |= dict(format="pt", made_by=_MADE_BY, rank=rank, alpha=rank, prompt=concept.prompt,
+                  recipe=json.dumps(concept.info.get("recipe", {})), licence=licence or "not stated")
+    plain = Prompt(concept.prompt).plain
+    family = concept.info.get("family", Wan.name)
+    about |= {"modelspec.title": plain, "modelspec.architecture": f"{family}/lora",
+              "modelspec.implementation": _MADE_BY, "modelspec.license": about["licence"],
+              "modelspec.hash_sha256": _hash(tensors), "modelspec.usage_hint": plain}
+    about |= dict(ss_network_module="networks.lora", ss_network_dim=rank, ss_network_alpha=rank,
+                  ss_base_model_version=concept.info["base"], ss_training_comment=f"made by {_MADE_BY}")
+    return {k: str(v) for k, v in about.items()}
+
+def _hash(tensors:dict)->str:
+    h = hashlib.sha256()
+    for name in sorted(tensors): h.update(tensors[name].contiguous().numpy().tobytes())
+    return f"0x{h.hexdigest()}"
+
+def _lora(layers, prefix, concept, licence=None)->bytes:
+    "A LoRA file in peft's names, with its header."
     tensors = {
         f"{prefix}{l}.lora_{k}.weight": t.contiguous()
         for l, pair in layers.items()
         for k, t in zip("AB", pair)
     }
-    return to_bytes(tensors, {k: str(v) for k, v in about.items()})
+    return to_bytes(tensors, _header(concept, tensors, _rank(layers), licence))
+
+def _rank(layers)->int: return next(iter(layers.values()))[0].shape[0]
 
 # %% ../nbs/parts/export.ipynb #c75efc5b
-def _diffusers(folder, layers, concept, end):
-    (folder/f"pytorch_lora_weights{end}.safetensors").write_bytes(_lora(layers, "transformer.", concept))
+def _diffusers(folder, layers, concept, end, licence):
+    file = folder/f"pytorch_lora_weights{end}.safetensors"
+    file.write_bytes(_lora(layers, "transformer.", concept, licence))
 
-def _peft(folder, layers, concept, end):
+def _peft(folder, layers, concept, end, licence):
     folder = folder/end.strip("_")
     folder.mkdir(exist_ok=True)
-    (folder/"adapter_model.safetensors").write_bytes(_lora(layers, "base_model.model.", concept))
+    weights = _lora(layers, "base_model.model.", concept, licence)
+    (folder/"adapter_model.safetensors").write_bytes(weights)
     config = dict(peft_type="LORA", task_type=None, base_model_name_or_path=concept.info["base"],
-                  r=concept.rank, lora_alpha=concept.rank, lora_dropout=0.,
+                  r=_rank(layers), lora_alpha=_rank(layers), lora_dropout=0.,
                   target_modules=sorted(layers), bias="none", fan_in_fan_out=False, inference_mode=True)
     (folder/"adapter_config.json").write_text(json.dumps(config, indent=1))
 
 # %% ../nbs/parts/export.ipynb #84d7cb94
-def _comfyui(folder, layers, concept, end):
+def _comfyui(folder, layers, concept, end, licence):
     family = FAMILIES[concept.info.get("family", Wan.name)]
     named = {l: family.original_name(l) for l in layers}
     if nameless := next((l for l, name in named.items() if not name), None):
         raise UserError(f"The layer {nameless!r} has no name in the authors' own code, which ComfyUI reads: "
                         "export in the format 'diffusers' or 'peft', or train with other layers.")
-    tensors = _lora({named[l]: pair for l, pair in layers.items()}, "diffusion_model.", concept)
+    tensors = _lora({named[l]: pair for l, pair in layers.items()}, "diffusion_model.", concept, licence)
     (folder/f"lora{end}.safetensors").write_bytes(tensors)
 
 _WRITERS = dict(diffusers=_diffusers, peft=_peft, comfyui=_comfyui)
@@ -80,37 +110,58 @@ _LORAS = tuple(
 _OURS = dict(marker="export.json", names=(*_ABOUT, *_LORAS), sign=("README.md", "made by sas_nb"))
 
 # %% ../nbs/parts/export.ipynb #38f1d76a
-def write_loras(concept, folder:str|Path, format:str, split:bool)->list[Path]: # as for `Concept.export`
+def write_loras(concept, folder:str|Path, format:str, split:bool,
+                words:str="beside", licence:str|None=None)->list[Path]: # as for `Concept.export`
     """Write ordinary LoRA files for stock diffusers (`load_lora_weights`), peft
-    (`PeftModel.from_pretrained`) or ComfyUI, and the tokens' vectors beside them. Raises `UserError`."""
-    _check_export(concept, format)
+    (`PeftModel.from_pretrained`) or ComfyUI, and the tokens' vectors beside them, or folded in. Raises
+    `UserError`."""
+    _check_export(concept, format, split, words)
     folder, parts = expanded(folder), concept.adapters(split)
+    folded = fold_words(concept) if words == "folded" else None
+    if folded: parts = dict(concept=_joined(parts["concept"], folded))
     ends = _parts(parts["motion" if split else "concept"])
     files = [f"{name}/{f}" if split else f for name in parts for end in ends for f in _FILES[format](end)]
     with atomic(folder, **_OURS, writes=(*_ABOUT, *files)) as tmp:
-        _write_about(concept, tmp, format, split)
+        _write_about(concept, tmp, format, split, folded)
         for name, layers in parts.items():
             target = tmp/name if split else tmp
             target.mkdir(exist_ok=True)
-            for end, own in _parts(layers).items(): _WRITERS[format](target, own, concept, end)
+            for end, own in _parts(layers).items(): _WRITERS[format](target, own, concept, end, licence)
     return [folder/name for name in parts] if split else [folder]
 
+# %% ../nbs/parts/export.ipynb #7fa10c34
+def _joined(layers:dict, folded:Folded)->dict: # layer -> (A, B), all of one rank
+    """Both updates of a layer in one. Where ranks differ, loaders do not agree about the scale: so the others
+    are filled up with zeros."""
+    rank = _rank(layers)+folded.rank
+    both = {}
+    for name in layers | folded.layers:
+        pairs = [p[name] for p in (layers, folded.layers) if name in p]
+        A, B = torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs], 1)
+        both[name] = F.pad(A, (0, 0, 0, rank-len(A))), F.pad(B, (0, rank-len(A)))
+    return both
+
 # %% ../nbs/parts/export.ipynb #494a116d
-def _check_export(concept, format):
+def _check_export(concept, format, split, words):
     if format not in _WRITERS: raise UserError(f"There is no export format {format!r}: choose "
                                                f"{', '.join(_WRITERS)}.")
+    if words not in ("beside", "folded"):
+        raise UserError(f"words is {words!r}, and must be 'beside', vectors in a file of their own, or "
+                        "'folded', into the LoRA: choose one.")
+    if split and words == "folded":
+        raise UserError("Folded words belong to the whole concept: export without split, or with "
+                        "words='beside'.")
     if concept.conditioning is not None:
         raise UserError("This concept was trained with self-conditioning, which stock samplers cannot feed: "
                         "generate with sas_nb, or train with self_conditioning=0 to export.")
 
-def _write_about(concept, folder, format, split):
-    about = dict(
-        base=concept.info["base"], prompt=concept.prompt, format=format, split=split, sas_nb=__version__
-    )
-    (folder / "tokens.safetensors").write_bytes(
-        to_bytes({k: v.contiguous() for k, v in concept.tokens.items()})
-    )
-    (folder/"README.md").write_text(_usage(concept, format, split), "utf-8")
+def _write_about(concept, folder, format, split, folded):
+    prompt = Prompt(concept.prompt).plain if folded else concept.prompt
+    about = dict(base=concept.info["base"], prompt=prompt, format=format, split=split, sas_nb=__version__)
+    if folded: about |= dict(words="folded", kept=round(folded.kept, 3))
+    vectors = {k: v.contiguous() for k, v in concept.tokens.items()}
+    if not folded: (folder/"tokens.safetensors").write_bytes(to_bytes(vectors))
+    (folder/"README.md").write_text(_usage(concept, format, split, folded), "utf-8")
     (folder/"export.json").write_text(json.dumps(about, indent=1), "utf-8")
 
 # %% ../nbs/parts/export.ipynb #98143434
@@ -141,27 +192,35 @@ def _loading_peft(parts, ends):
 # %% ../nbs/parts/export.ipynb #9814c7a1
 def _ends(concept)->list[str]: return list(_parts(dict.fromkeys(concept.layers)))
 
-def _program(concept, format, split): # text of a Python program
+def _program(concept, format, split, folded=None): # text of a Python program
     "Load the base, put the LoRA on, make the video: to be run in the export's folder."
     clip, own = concept.info.get("clip", {}), concept.info.get("sampling", {})
     frames, _, height, width = clip.get("shape") or [None]*4
     size = f"num_frames={frames}, height={height}, width={width}, " if frames else ""
     weaker = f"{own['guidance_factor']:.3g}*" if "guidance_factor" in own else ""
     return "\n".join([
-        "import torch", "from safetensors.torch import load_file", "from sas_nb import Clip, VideoDiT",
+        "import torch", *["from safetensors.torch import load_file"]*(not folded),
+        "from sas_nb import Clip, VideoDiT",
         "", f"dit = VideoDiT.load({concept.info['base']!r})",
-        "pipe = dit.pipe # a pipeline of diffusers",
-        f"text = dit.prompt_embeds({concept.prompt!r}, load_file('tokens.safetensors'))",
-        "negative = dit.prompt_embeds(dit.defaults.negative)", *_loading(format, split, _ends(concept)),
-        f"frames = pipe(prompt_embeds=text, negative_prompt_embeds=negative, {size}output_type='pt',",
+        "pipe = dit.pipe # a pipeline of diffusers", *_texts(concept, folded),
+        *_loading(format, split, _ends(concept)),
+        f"frames = pipe(**text, {size}output_type='pt',",
         "              num_inference_steps=dit.defaults.steps,",
         f"              guidance_scale={weaker}dit.defaults.guidance,",
         *[f"              guidance_scale_2={weaker}dit.defaults.guidance_2,"]*(len(_ends(concept)) > 1),
         "              generator=torch.Generator().manual_seed(0)).frames[0]",
         f"Clip(frames.float().cpu(), {clip.get('fps', 'dit.defaults.fps')}).save('video.mp4')"])
 
+def _texts(concept, folded)->list[str]: # lines of Python
+    if folded:
+        plain = Prompt(concept.prompt).plain
+        return [f"text = dict(prompt={plain!r},", "            negative_prompt=dit.defaults.negative)"]
+    return [f"text = dit.prompt_embeds({concept.prompt!r}, load_file('tokens.safetensors'))",
+            "negative = dit.prompt_embeds(dit.defaults.negative)",
+            "text = dict(prompt_embeds=text, negative_prompt_embeds=negative)"]
+
 # %% ../nbs/parts/export.ipynb #ba38a0a1
-def _in_comfyui(concept, split):
+def _in_comfyui(concept, split, folded=None):
     "What is known of ComfyUI, and what is lost there."
     names = " and ".join(f"lora{end}.safetensors" for end in _ends(concept))
     files = f"both {names}, under other names," if split else names
@@ -171,25 +230,39 @@ def _in_comfyui(concept, split):
             "Tried: diffusers loads these layer names, which are those of the "
             "authors' own code, and gets the same update. Not tried: ComfyUI itself, and whether it can "
             f"load the base `{concept.info['base']}`.\n\n")
-    if words:
+    if words and not folded:
         text += (f"**{words} are lost there**, since their vectors are in tokens.safetensors, which ComfyUI "
                  "cannot read: leave these words out of the prompt, and expect less likeness. To "
-                 "lose nothing, train with `token_init=0` and `token_lr=0`.\n\n")
+                 "keep most of it, export with `words=\"folded\"`; to lose nothing, train with "
+                 "`token_init=0` and `token_lr=0`.\n\n")
     return f"## In ComfyUI\n\n{text}"
 
 # %% ../nbs/parts/export.ipynb #27f7587b
-def _usage(concept, format, split):
+def _usage(concept, format, split, folded=None):
     "The README of an export."
     own = concept.info.get("sampling", {})
     kind = "Two ordinary LoRAs" if split else "An ordinary LoRA"
-    notes = "The new words have vectors of their own, so the pipeline is given text as embeddings."
+    notes = _of_words(concept, folded)
     if "guidance_factor" in own:
         notes += f" The concept is made for {own['guidance_factor']:.2g} times the base's own guidance."
     if "negative_scale" in own:
         notes += " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."
+    rank = concept.rank+(folded.rank if folded else 0)
     title = "In diffusers, with peft" if format == "peft" else "In diffusers"
-    return (f"# {concept.prompt}\n\n{kind} of rank {concept.rank}, alpha {concept.rank}, for "
+    prompt = Prompt(concept.prompt).plain if folded else concept.prompt
+    return (f"# {prompt}\n\n{kind} of rank {rank}, alpha {rank}, for "
             f"`{concept.info['base']}`, made by sas_nb {__version__}.\n\n"
-            + (_in_comfyui(concept, split) if format == "comfyui" else "")
+            + (_in_comfyui(concept, split, folded) if format == "comfyui" else "")
             + f"## {title}\n\nRun this in this folder, with sas_nb installed; it writes video.mp4.\n\n"
-            f"```python\n{_program(concept, format, split)}\n```\n\n{notes}\n")
+            f"```python\n{_program(concept, format, split, folded)}\n```\n\n{notes}\n")
+
+def _of_words(concept, folded)->str:
+    "Where the words are, and what of them was lost."
+    if not folded:
+        return "The new words have vectors of their own, so the pipeline is given text as embeddings."
+    if not folded.layers: return "The new words say nothing in this concept: plain prompts lose nothing."
+    words = " and ".join(k for k, v in concept.tokens.items() if v.any())
+    return (f"{words} are folded into how cross-attention reads the prompt: write plain prompts like the one "
+            f"above, in any program. **What was lost**: of what the words change in samples, "
+            f"{100*folded.kept:.0f} % stays (squared distance of latents at equal noise, for the concept's "
+            "own prompt and in another place). Prompts very unlike these were not measured.")

@@ -171,6 +171,7 @@ class Wan(_Parts, _Times, _Layout):
     parts = "tokenizer", "text_encoder", "transformer", "vae", "scheduler"
     transformers = ("transformer",) # those of the parts that predict a velocity
     lora_layers = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
+    cross_attention = r"blocks\.\d+\.attn2" # where text is read, by to_k and to_v
     original_names = _NAMES # of layers, in the authors' own code
     original_name = staticmethod(_original_name)
     check = staticmethod(_only_text_to_video)
