@@ -272,7 +272,8 @@ def _of_words(concept, folded)->str:
     "Where the words are, and what of them was lost."
     if not folded:
         return "The new words have vectors of their own, so the pipeline is given text as embeddings."
-    if not folded.layers: return "The new words say nothing in this concept: plain prompts lose nothing."
+    if folded.kept == 1: return "The new words say nothing in this concept: plain prompts lose nothing."
+    if not folded.layers: return "The new words are lost: folding them into the LoRA did not help."
     words = " and ".join(k for k, v in concept.tokens.items() if v.any())
     return (f"{words} are folded into how cross-attention reads the prompt: write plain prompts like the one "
             f"above, in any program. **What was lost**: of what the words change in samples, "

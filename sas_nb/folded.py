@@ -145,12 +145,14 @@ def _problem(attention, asked:list[_Asked], device)->_Problem:
     return _Problem(attention, plain, queries, wanted, torch.tensor([a.worded for a in asked], device=device))
 
 # %% ../nbs/parts/folded.ipynb #0a076efa
-def _optimizer(problem:_Problem, update, rate:float)->torch.optim.Optimizer:
-    "Steps in shares of A's own size, and for B, which begins at zero, of the layer's answers."
+def _optimizer(problem:_Problem, update, rate:float, lost:Tensor)->torch.optim.Optimizer:
+    """Steps in shares of A's own size, and for B, which begins at zero, of the layer's answers: smaller ones
+    where little is lost."""
+    share = float((5*(lost/problem.wanted.square().mean()).sqrt()).clamp(max=1))
     groups = []
     for name, (A, B) in zip(_READERS, update):
         with torch.no_grad(): y = problem.attention.get_submodule(name)(problem.plain).float()
-        sizes = (A.detach().square().mean().sqrt(), y.square().mean().sqrt())
+        sizes = (A.detach().square().mean().sqrt(), share*y.square().mean().sqrt())
         groups += [dict(params=[p], lr=rate*float(size)) for p, size in zip((A, B), sizes)]
     return torch.optim.Adam(groups, betas=(.9, .95))
 
@@ -161,12 +163,11 @@ def _alike(worded:Tensor)->Tensor: # (R,)
 # %% ../nbs/parts/folded.ipynb #a5e999ef
 def _fit(problem:_Problem, rank:int, steps:int, queries:int=48)->list: # (A, B) for each of `_READERS`
     "Both kinds of prompts weigh the same, however many there are."
-    worded = problem.worded
-    with torch.no_grad(): lost = problem.errors()[worded].mean()
-    update = _start(problem.attention, problem.plain[worded], rank)
-    optimizer = _optimizer(problem, update, .03)
+    with torch.no_grad(): lost = problem.errors()[problem.worded].mean()
+    update = _start(problem.attention, problem.plain[problem.worded], rank)
+    optimizer = _optimizer(problem, update, .03, lost)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1., .02, steps)
-    weight = _alike(worded)/lost
+    weight = _alike(problem.worded)/lost
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps if lost > 0 else 0):
         some = torch.randint(problem.queries.shape[1], (queries,), generator=generator)
@@ -236,6 +237,7 @@ def fold_words(concept,
         raise UserError("The words cannot be folded while blocks wait on the host: load the base with "
                         "swapped=0, or export with words='beside'.")
     updates, kept = _folded(concept, rank, steps, samples, queries, min(measured, dit.defaults.steps))
+    if kept <= 0: return Folded({}, 0, 0.) # words so faint that rounding is more
     layers = {f"{name}.{reader}": tuple(t.cpu() for t in pair)
               for name, update in updates.items() for reader, pair in zip(_READERS, update)}
     return Folded(layers, rank, kept)
