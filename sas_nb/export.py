@@ -51,11 +51,13 @@ def _header(concept, tensors:dict, rank:int, licence:str|None)->dict[str, str]:
                   ss_base_model_version=concept.info["base"], ss_training_comment=f"made by {_MADE_BY}")
     return {k: str(v) for k, v in about.items()}
 
+# %% ../nbs/parts/export.ipynb #c9abd061
 def _hash(tensors:dict)->str:
     h = hashlib.sha256()
     for name in sorted(tensors): h.update(tensors[name].contiguous().numpy().tobytes())
     return f"0x{h.hexdigest()}"
 
+# %% ../nbs/parts/export.ipynb #811669cf
 def _lora(layers, prefix, concept, licence=None)->bytes:
     "A LoRA file in peft's names, with its header."
     tensors = {
@@ -65,6 +67,7 @@ def _lora(layers, prefix, concept, licence=None)->bytes:
     }
     return to_bytes(tensors, _header(concept, tensors, _rank(layers), licence))
 
+# %% ../nbs/parts/export.ipynb #8c053cf7
 def _rank(layers)->int: return next(iter(layers.values()))[0].shape[0]
 
 # %% ../nbs/parts/export.ipynb #c75efc5b
@@ -109,6 +112,11 @@ _LORAS = tuple(
 )
 _OURS = dict(marker="export.json", names=(*_ABOUT, *_LORAS), sign=("README.md", "made by sas_nb"))
 
+# %% ../nbs/parts/export.ipynb #59f71f3d
+def _write_part(concept, folder, layers, format, licence):
+    folder.mkdir(exist_ok=True)
+    for end, own in _parts(layers).items(): _WRITERS[format](folder, own, concept, end, licence)
+
 # %% ../nbs/parts/export.ipynb #38f1d76a
 def write_loras(concept, folder:str|Path, format:str, split:bool,
                 words:str="beside", licence:str|None=None)->list[Path]: # as for `Concept.export`
@@ -124,9 +132,7 @@ def write_loras(concept, folder:str|Path, format:str, split:bool,
     with atomic(folder, **_OURS, writes=(*_ABOUT, *files)) as tmp:
         _write_about(concept, tmp, format, split, folded)
         for name, layers in parts.items():
-            target = tmp/name if split else tmp
-            target.mkdir(exist_ok=True)
-            for end, own in _parts(layers).items(): _WRITERS[format](target, own, concept, end, licence)
+            _write_part(concept, tmp/name if split else tmp, layers, format, licence)
     return [folder/name for name in parts] if split else [folder]
 
 # %% ../nbs/parts/export.ipynb #7fa10c34
@@ -141,20 +147,25 @@ def _joined(layers:dict, folded:Folded)->dict: # layer -> (A, B), all of one ran
         both[name] = F.pad(A, (0, 0, 0, rank-len(A))), F.pad(B, (0, rank-len(A)))
     return both
 
-# %% ../nbs/parts/export.ipynb #494a116d
-def _check_export(concept, format, split, words):
-    if format not in _WRITERS: raise UserError(f"There is no export format {format!r}: choose "
-                                               f"{', '.join(_WRITERS)}.")
+# %% ../nbs/parts/export.ipynb #7e97e2c9
+def _check_words(words, split):
     if words not in ("beside", "folded"):
         raise UserError(f"words is {words!r}, and must be 'beside', vectors in a file of their own, or "
                         "'folded', into the LoRA: choose one.")
     if split and words == "folded":
         raise UserError("Folded words belong to the whole concept: export without split, or with "
                         "words='beside'.")
+
+# %% ../nbs/parts/export.ipynb #494a116d
+def _check_export(concept, format, split, words):
+    if format not in _WRITERS: raise UserError(f"There is no export format {format!r}: choose "
+                                               f"{', '.join(_WRITERS)}.")
+    _check_words(words, split)
     if concept.conditioning is not None:
         raise UserError("This concept was trained with self-conditioning, which stock samplers cannot feed: "
                         "generate with sas_nb, or train with self_conditioning=0 to export.")
 
+# %% ../nbs/parts/export.ipynb #d6445a12
 def _write_about(concept, folder, format, split, folded):
     prompt = Prompt(concept.prompt).plain if folded else concept.prompt
     about = dict(base=concept.info["base"], prompt=prompt, format=format, split=split, sas_nb=__version__)
@@ -256,11 +267,13 @@ def _usage(concept, format, split, folded=None):
             + f"## {title}\n\nRun this in this folder, with sas_nb installed; it writes video.mp4.\n\n"
             f"```python\n{_program(concept, format, split, folded)}\n```\n\n{notes}\n")
 
+# %% ../nbs/parts/export.ipynb #f47424af
 def _of_words(concept, folded)->str:
     "Where the words are, and what of them was lost."
     if not folded:
         return "The new words have vectors of their own, so the pipeline is given text as embeddings."
-    if not folded.layers: return "The new words say nothing in this concept: plain prompts lose nothing."
+    if folded.kept == 1: return "The new words say nothing in this concept: plain prompts lose nothing."
+    if not folded.layers: return "The new words are lost: folding them into the LoRA did not help."
     words = " and ".join(k for k, v in concept.tokens.items() if v.any())
     return (f"{words} are folded into how cross-attention reads the prompt: write plain prompts like the one "
             f"above, in any program. **What was lost**: of what the words change in samples, "

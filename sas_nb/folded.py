@@ -27,8 +27,8 @@ def _places(concept)->list[str]: # "in the snow"
 
 def _prompts(concept)->tuple[list[str], list[str], list[str]]:
     "With words, to learn from; without, to leave as they are; and with words, to try it on."
-    own, places = concept.prompts, _places(concept)
-    edits = [own.completed(p) for p in places]
+    own = concept.prompts
+    edits = [own.completed(p) for p in _places(concept)]
     others = [concept.dit.defaults.negative, *concept.dit.defaults.prior[:3]]
     return [concept.prompt, str(own.appearance), *edits[:4]], others, [concept.prompt, *edits[4:5]]
 
@@ -41,6 +41,7 @@ def _attentions(dit)->dict[str, nn.Module]: # by name, over all transformers
         found |= {layer_name(part, n): m for n, m in blocks if re.fullmatch(dit.family.cross_attention, n)}
     return found
 
+# %% ../nbs/parts/folded.ipynb #c294f8d8
 @contextmanager
 def _watching(attentions:dict, queries:int, seed:int): # yields name -> [(queries (Q, D), text (L, D)), ...]
     generator = torch.Generator().manual_seed(seed)
@@ -65,6 +66,7 @@ class _Asked:
     plain:Tensor   # (L, D), padding for the words
     worded:bool    # whether the two differ
 
+# %% ../nbs/parts/folded.ipynb #8c57ce7b
 def _asked(concept, prompts:list[str], size:dict, steps:int, queries:int)->dict[str, list[_Asked]]:
     "Sample each prompt, without guidance; by the attention's name."
     dit = concept.dit
@@ -78,6 +80,7 @@ def _asked(concept, prompts:list[str], size:dict, steps:int, queries:int)->dict[
             if pairs: asked[name].append(_of(pairs, n))
     return asked
 
+# %% ../nbs/parts/folded.ipynb #68f712ec
 def _of(pairs, n:int)->_Asked:
     text = pairs[0][1]
     plain = torch.cat([text[n:], text[-1:].expand(n, -1)])
@@ -96,6 +99,7 @@ def _updated(attention:nn.Module, update:list): # (A, B) for each of `_READERS`
     finally:
         for h in hooks: h.remove()
 
+# %% ../nbs/parts/folded.ipynb #18a14c95
 @contextmanager
 def _reading(dit, updates:dict): # attention's name -> update
     attentions = _attentions(dit)
@@ -111,6 +115,7 @@ def _rows(texts:list[Tensor])->Tensor: # (R, L, D)
     longest = max(map(len, texts))
     return torch.stack([torch.cat([t, t[-1:].expand(longest-len(t), -1)]) for t in texts])
 
+# %% ../nbs/parts/folded.ipynb #4035f5e8
 def _start(attention, text:Tensor, rank:int)->list: # text (R, L, D) -> (A, B) for each of `_READERS`
     words = text.float().flatten(0, 1)
     A = torch.linalg.svd(words, full_matrices=False)[2][:rank]
@@ -140,30 +145,37 @@ def _problem(attention, asked:list[_Asked], device)->_Problem:
     return _Problem(attention, plain, queries, wanted, torch.tensor([a.worded for a in asked], device=device))
 
 # %% ../nbs/parts/folded.ipynb #0a076efa
-def _optimizer(problem:_Problem, update, rate:float)->torch.optim.Optimizer:
-    "Steps in shares of A's own size, and for B, which begins at zero, of the layer's answers."
+def _optimizer(problem:_Problem, update, rate:float, lost:Tensor)->torch.optim.Optimizer:
+    """Steps in shares of A's own size, and for B, which begins at zero, of the layer's answers: smaller ones
+    where little is lost."""
+    share = float((5*(lost/problem.wanted.square().mean()).sqrt()).clamp(max=1))
     groups = []
     for name, (A, B) in zip(_READERS, update):
         with torch.no_grad(): y = problem.attention.get_submodule(name)(problem.plain).float()
-        sizes = (A.detach().square().mean().sqrt(), y.square().mean().sqrt())
+        sizes = (A.detach().square().mean().sqrt(), share*y.square().mean().sqrt())
         groups += [dict(params=[p], lr=rate*float(size)) for p, size in zip((A, B), sizes)]
     return torch.optim.Adam(groups, betas=(.9, .95))
 
+# %% ../nbs/parts/folded.ipynb #dd30afbe
+def _alike(worded:Tensor)->Tensor: # (R,)
+    return worded/worded.sum() + ~worded/(~worded).sum().clamp(min=1)
+
+# %% ../nbs/parts/folded.ipynb #a5e999ef
 def _fit(problem:_Problem, rank:int, steps:int, queries:int=48)->list: # (A, B) for each of `_READERS`
     "Both kinds of prompts weigh the same, however many there are."
-    worded = problem.worded
-    with torch.no_grad(): lost = problem.errors()[worded].mean()
-    update = _start(problem.attention, problem.plain[worded], rank)
-    optimizer = _optimizer(problem, update, .03)
+    with torch.no_grad(): lost = problem.errors()[problem.worded].mean()
+    update = _start(problem.attention, problem.plain[problem.worded], rank)
+    optimizer = _optimizer(problem, update, .03, lost)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1., .02, steps)
-    weight = worded/worded.sum() + ~worded/(~worded).sum().clamp(min=1)
+    weight = _alike(problem.worded)/lost
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps if lost > 0 else 0):
         some = torch.randint(problem.queries.shape[1], (queries,), generator=generator)
-        _one_step(problem, update, optimizer, some, weight/lost)
+        _one_step(problem, update, optimizer, some, weight)
         falling.step()
     return [(A.detach(), B.detach()) for A, B in update]
 
+# %% ../nbs/parts/folded.ipynb #d1903879
 def _one_step(problem, update, optimizer, some, weight):
     with torch.enable_grad(), _updated(problem.attention, update):
         loss = (problem.errors(some)*weight).sum()
@@ -179,6 +191,7 @@ def _latents(concept, prompts:list[str], size:dict, steps:int)->Tensor: # (B, C,
     guidance = dit.defaults.usual_guidance(concept.info.get("sampling", {}).get("guidance_factor", 1.))
     return dit.denoise(noise, texts, steps, guidance).float()
 
+# %% ../nbs/parts/folded.ipynb #18f24779
 def _kept(concept, updates:dict, prompts:list[str], size:dict, steps:int)->float:
     "1 where plain prompts show the same as those with words; 0 where the update has helped nothing."
     plain = [Prompt(p).plain for p in prompts]
@@ -195,6 +208,20 @@ class Folded:
     rank:int
     kept:float  # of the words' effect on latents of samples: 1 is all
 
+# %% ../nbs/parts/folded.ipynb #c7099899
+def _folded(concept, rank, steps, samples, queries, measured)->tuple[dict, float]: # updates, and what is kept
+    dit = concept.dit
+    worded, others, tried = _prompts(concept)
+    size = _size(concept)
+    dit.embed([*worded, *others, *tried, *[Prompt(p).plain for p in tried]]) # before the transformer
+    with dit.lock, concept.attached():
+        asked = _asked(concept, worded+others, size, samples, queries)
+        attentions = _attentions(dit)
+        updates = {name: _fit(_problem(attentions[name], some, dit.device), rank, steps)
+                   for name, some in asked.items() if some}
+        return updates, _kept(concept, updates, tried, size, measured)
+
+# %% ../nbs/parts/folded.ipynb #b278bf15
 def fold_words(concept,
                rank:int=8,      # of the update
                steps:int=120,   # of least squares, for each cross-attention
@@ -209,19 +236,13 @@ def fold_words(concept,
     if dit.memory.swapped:
         raise UserError("The words cannot be folded while blocks wait on the host: load the base with "
                         "swapped=0, or export with words='beside'.")
-    worded, others, tried = _prompts(concept)
-    size = _size(concept)
-    dit.embed([*worded, *others, *tried, *[Prompt(p).plain for p in tried]]) # before the transformer
-    with dit.lock, concept.attached():
-        asked = _asked(concept, worded+others, size, samples, queries)
-        attentions = _attentions(dit)
-        updates = {name: _fit(_problem(attentions[name], some, dit.device), rank, steps)
-                   for name, some in asked.items() if some}
-        kept = _kept(concept, updates, tried, size, min(measured, dit.defaults.steps))
+    updates, kept = _folded(concept, rank, steps, samples, queries, min(measured, dit.defaults.steps))
+    if kept <= 0: return Folded({}, 0, 0.) # words so faint that rounding is more
     layers = {f"{name}.{reader}": tuple(t.cpu() for t in pair)
               for name, update in updates.items() for reader, pair in zip(_READERS, update)}
     return Folded(layers, rank, kept)
 
+# %% ../nbs/parts/folded.ipynb #9515587e
 def _size(concept)->dict:
     frames, _, height, width = concept.info.get("clip", {}).get("shape") or [None]*4
     return dict(num_frames=frames, height=height, width=width)

@@ -432,3 +432,19 @@ def test_another_family_says_what_is_its_own(folders):
     assert torch.equal(text[0, -1], torch.ones(32)) or text.shape[1] == data.texts[0].shape[1]
     batch = road.trainer(road.new(dit, 2), data, road.stage(batch=2, prior=0, token_mask=0.)).draw(range(1), 0)
     assert not batch.text[:, -1].any() and batch.text.shape[1] == text.shape[1]+1, "the word is still nothing, and at the end"
+
+@pytest.mark.parametrize("size", [1., 1e-2])
+def test_words_are_folded_into_both_experts(taught, size):
+    "Loud ones and faint ones."
+    from sas_nb.advice import split_name
+    from sas_nb.folded import fold_words
+    g = torch.Generator().manual_seed(0)
+    concept = replace(taught[0], tokens={k: size*torch.randn(v.shape, generator=g) for k, v in taught[0].tokens.items()})
+    folded = fold_words(concept, rank=4, steps=60, samples=6, queries=16, measured=6)
+    assert {split_name(l)[0] for l in folded.layers} == {"transformer", "transformer_2"} and .2 < folded.kept < 1
+
+def test_an_update_that_does_not_help_is_left_out(taught, monkeypatch):
+    from sas_nb import folded
+    monkeypatch.setattr(folded, "_kept", lambda *args: -3.)
+    concept = replace(taught[0], tokens={k: torch.ones_like(v) for k, v in taught[0].tokens.items()})
+    assert folded.fold_words(concept, rank=2, steps=2, samples=6, queries=4, measured=6) == folded.Folded({}, 0, 0.)
