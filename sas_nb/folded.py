@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .advice import layer_name
+from .experts import layer_name
 from .files import UserError
 from .prompt import Prompt
 

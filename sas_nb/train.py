@@ -74,6 +74,12 @@ def _check(trainer):
     if not trainer.dit.adapted:
         raise UserError("The adapter is not on the model: train inside `with adapter.attached():`.")
 
+# %% ../nbs/06_train.ipynb #8c254dee
+def _longest(trainer)->int:
+    "One length of text for all steps of many concepts: what is compiled is for one shape."
+    if trainer.adapter.n == 1: return 0
+    return max(t.shape[1]+len(f) for e in trainer.data.all() for t in e.texts for f in e.placeholders)
+
 # %% ../nbs/06_train.ipynb #77776fd9
 def _trained(trainer)->dict[str, nn.Parameter]:
     "What this stage changes, by name: weights, its own word, self-conditioning's projection in stage 1."
@@ -138,12 +144,6 @@ def draw(self:Trainer, members:range, part:int)->Batch:
         how = prior, words, self.dit.device, self.expert.low, self.expert.high
         batches.append(sample_batch(self.stage, n, self.generators[i], data, *how))
     return joined(batches, self.longest, self.dit.family.text)
-
-# %% ../nbs/06_train.ipynb #8c254dee
-def _longest(trainer)->int:
-    "One length of text for all steps of many concepts: what is compiled is for one shape."
-    if trainer.adapter.n == 1: return 0
-    return max(t.shape[1]+len(f) for e in trainer.data.all() for t in e.texts for f in e.placeholders)
 
 # %% ../nbs/06_train.ipynb #2244c837
 @patch

@@ -4,7 +4,7 @@
 """
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
-from sas_nb.atlas import Atlas
+from sas_nb.atlas.geometry import Atlas
 from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
 from sas_nb.sheet import to_images

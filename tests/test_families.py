@@ -436,7 +436,7 @@ def test_another_family_says_what_is_its_own(folders):
 @pytest.mark.parametrize("size", [1., 1e-2])
 def test_words_are_folded_into_both_experts(taught, size):
     "Loud ones and faint ones."
-    from sas_nb.advice import split_name
+    from sas_nb.experts import split_name
     from sas_nb.folded import fold_words
     g = torch.Generator().manual_seed(0)
     concept = replace(taught[0], tokens={k: size*torch.randn(v.shape, generator=g) for k, v in taught[0].tokens.items()})

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
-from sas_nb.explore.maps import Position
+from sas_nb.explore.maps import AVERAGE, Position
 from sas_nb.explore.page import Explorer
-from sas_nb.explore.renderer import AVERAGE, Position, Studio
+from sas_nb.explore.renderer import Studio
 from sas_nb.explore.serve import at_hand, explorer_page, own_concepts
 from sas_nb.explore.sights import between, cell_position, filmed, strip, strip_of
 from sas_nb.explore.widgets import Clips, Strip
