@@ -408,7 +408,7 @@ def from_hub(folder, tmp_path, monkeypatch):
     "A hub id, as far as the hub's client has downloaded it."
     monkeypatch.setattr(hub, "_offline", lambda name, revision=None: False)
     configuration = hub._configuration
-    monkeypatch.setattr(hub, "_configuration", lambda source, **k: configuration(str(folder)))
+    monkeypatch.setattr(hub, "_configuration", lambda source, *_, **k: configuration(str(folder)))
     asked = []
     def download(source, allow_patterns, **k):
         asked.append(allow_patterns)

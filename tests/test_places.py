@@ -28,7 +28,7 @@ from sas_nb.video import preflight
 
 @pytest.fixture(scope="module")
 def concepts(): return synthetic(3, versions=dict(sas_nb="0.0.1"), clip=dict(name="x", shape=[17, 3, 64, 64], fps=12.), recipe=dict(name="default", stage1=dict(steps=3)), format=1,
-                                 sampling=dict(guidance_factor=.5, negative_scale=.7), history=dict(appearance=[[10, .2, None, .1, .2, .3]]), lr=[1e-3, 1e-3], made="today", family="WanPipeline", dtype="torch.float32")[0]
+                                 sampling=dict(guidance_factor=.5, negative_scale=.7), history=dict(appearance=[[10, .2, None, .1, .2, .3]]), lr=[1e-3, 1e-3], made="today", family="Wan 2.1", dtype="torch.float32")[0]
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):

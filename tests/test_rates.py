@@ -49,7 +49,7 @@ def test_a_word_goes_the_same_way_however_long_words_are(dit, scale, start):
     if not start: plain, scaled = plain[1:], scaled[1:] # Adam's first step is a sign, whatever the gradient
     torch.testing.assert_close(scaled, plain, atol=2e-6, rtol=2e-3)
     assert plain[-1].norm() > 1e-4 and (plain[-1]-plain[0]).abs().max() > 1e-4, "it went somewhere"
-    for k in weights: assert (others[k]-weights[k]).norm() <= 1e-3*weights[k].norm(), k
+    for k in weights: assert (others[k]-weights[k]).norm() <= 2e-3*weights[k].norm(), k
 
 def test_the_tiny_models_words_learn_as_they_did(dit):
     "Its words are of one length within 2 %, and so is the rate in numbers."
