@@ -177,6 +177,7 @@ class TestWhatTheyDo:
         page.wait_for_function("() => document.querySelector('i.sas-strip').style.backgroundPositionX == '100%'")
         drawn(page, "clock", paused=True) # another one of the same page: it tells what the page is
         page.evaluate("() => { globalThis.sasClock.paused || [...document.querySelectorAll('.sas-clock button')].pop().click() }")
-        still = page.evaluate(moves)
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        still = page.evaluate(moves) # the frame of the moment of the pause is drawn
         page.wait_for_timeout(200)
         assert page.evaluate(moves) == still
