@@ -64,17 +64,18 @@ _CANNOT_COMPILE = getattr(torch._dynamo.exc, "BackendCompilerFailed", RuntimeErr
 
 @contextmanager
 def compiled(dit):
-    "Inside, passes of `dit.transformer` are compiled, once a shape. Raises `UserError` if they cannot be."
-    transformer = dit.transformer
-    own = vars(transformer).get("forward") # such as accelerate's
-    transformer.forward = torch.compile(transformer.forward, dynamic=False)
+    "Inside, passes of the transformers are compiled, once a shape. Raises `UserError` if they cannot be."
+    transformers = dit.transformers.values()
+    own = [vars(t).get("forward") for t in transformers] # such as accelerate's
+    for t in transformers: t.forward = torch.compile(t.forward, dynamic=False)
     try: yield
     except _CANNOT_COMPILE as e:
         raise UserError(f"The model could not be compiled ({str(e).splitlines()[0][:120]}): "
-                        "install a C++ compiler such as g++, or leave fast=True out.") from e
+                        "install a C++ compiler such as g++, or set the stage's compile to False.") from e
     finally:
-        del transformer.forward
-        if own: transformer.forward = own
+        for t, forward in zip(transformers, own):
+            del t.forward
+            if forward: t.forward = forward
 
 # %% ../nbs/parts/fast.ipynb #eac6e5d3
 def goes_back()->bool:

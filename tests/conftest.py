@@ -43,6 +43,17 @@ def nothing_left_on():
 
 
 @pytest.fixture
+def explorer(studio, tmp_path):
+    "A page over the file's own `studio`, without faces."
+    from sas_nb.explore.page import Explorer
+    e = Explorer(studio, out=tmp_path/"out", faces=0)
+    assert e.worker.wait()
+    yield e
+    e.close()
+    e.worker.wait()
+
+
+@pytest.fixture
 def hears_hangups():
     "SIGHUP as at a terminal: what runs under nohup, as on a build machine, ignores it."
     old = signal.getsignal(signal.SIGHUP) if hasattr(signal, "SIGHUP") else None

@@ -42,13 +42,6 @@ def concepts(dit): return made(dit, 4)
 @pytest.fixture(scope="module")
 def studio(concepts): return Studio(concepts, **SMALL)
 
-@pytest.fixture
-def explorer(studio, tmp_path):
-    e = Explorer(studio, out=tmp_path/"out", faces=0)
-    assert e.worker.wait()
-    yield e
-    e.close(); e.worker.wait()
-
 
 # Positions
 

@@ -240,9 +240,16 @@ def test_bf16_where_the_processor_has_it(monkeypatch, has, on):
     with mixed_precision("cpu"): assert (layer(torch.ones(1, 2)).dtype == torch.bfloat16) == on
 
 
+def test_all_experts_are_compiled(monkeypatch):
+    models = dict(transformer=nn.Linear(2, 2), transformer_2=nn.Linear(2, 2))
+    monkeypatch.setattr(torch, "compile", lambda f, **_: lambda *a: 0)
+    with compiled(SimpleNamespace(transformers=models)):
+        assert [m(torch.ones(1, 2)) for m in models.values()] == [0, 0]
+    assert not any("forward" in vars(m) for m in models.values())
+
 def test_what_was_put_on_forward_comes_back(monkeypatch):
     model = nn.Linear(2, 2)
-    dit, stock = SimpleNamespace(transformer=model), model(torch.ones(1, 2))
+    dit, stock = SimpleNamespace(transformers=dict(transformer=model)), model(torch.ones(1, 2))
     monkeypatch.setattr(torch, "compile", lambda f, **_: lambda *a: f(*a)+1)
     with compiled(dit): torch.testing.assert_close(model(torch.ones(1, 2)), stock+1)
     assert "forward" not in vars(model)
@@ -251,4 +258,4 @@ def test_what_was_put_on_forward_comes_back(monkeypatch):
     assert model.forward is own
     class Failed(Exception): pass
     monkeypatch.setattr(fast, "_CANNOT_COMPILE", Failed)
-    with pytest.raises(UserError, match="could not be compiled .no such compiler.*leave fast=True out"), compiled(dit): raise Failed("no such compiler\nmore")
+    with pytest.raises(UserError, match="could not be compiled .no such compiler.*compile to False"), compiled(dit): raise Failed("no such compiler\nmore")

@@ -1,5 +1,5 @@
 "A base by the clock, at toy length on a CPU: what it leaves behind, when it stops, and what survives a part that fails."
-import importlib.util, json, os, re, subprocess, sys, time
+import json, os, re, subprocess, sys, time
 from importlib.metadata import distributions, requires
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -15,11 +15,8 @@ SIZES = dict(batch=1, clips=2, images=2, latents=8, fresh=1, ring=16, first=16, 
 
 @pytest.fixture(scope="module")
 def base():
-    spec = importlib.util.spec_from_file_location("gpu_base", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_base"] = module
-    spec.loader.exec_module(module)
-    return module
+    import gpu_base
+    return gpu_base
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):

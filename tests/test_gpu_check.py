@@ -1,5 +1,5 @@
 "The check of a real card, at toy length on a CPU: every part runs, what it writes has one shape, and what fails stops nothing."
-import importlib.util, json, subprocess, sys, time
+import json, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from typer.testing import CliRunner
@@ -12,11 +12,8 @@ FEW = dict(PEAKS=["stage 2, 33 frames", "decoding, 33 frames, tiles"], ROADS=["L
 
 @pytest.fixture(scope="module")
 def check():
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module
-    spec.loader.exec_module(module)
-    return module
+    import gpu_check
+    return gpu_check
 
 def run(check, out, *words):
     result = CliRunner().invoke(check.app, ["run", "--toy", "--minutes", "600", "--no-plan", "--out", str(out), *words])

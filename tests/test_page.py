@@ -33,13 +33,6 @@ def studio(zoo): return Studio(zoo, **SMALL)
 @pytest.fixture(scope="module")
 def chips(dit): return chips_of(dit)
 
-@pytest.fixture
-def explorer(studio, tmp_path):
-    e = Explorer(studio, out=tmp_path/"out", faces=0)
-    assert e.worker.wait()
-    yield e
-    e.close(); e.worker.wait()
-
 
 # Words
 
