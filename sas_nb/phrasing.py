@@ -32,7 +32,7 @@ def phrased(subject:str,     # one coarse word: "woman", "dog", "paper boat"
             also:str="",     # light, weather, camera: "at night", "seen from above"
            )->Prompts:
     "The two prompts of a concept from a few words. Raises `UserError` without a subject."
-    subject = re.sub(r"^(?:an?|the)\s+", "", subject.strip(), flags=re.I)
+    subject = re.sub(r"^(?:an?|the)(?:\s+|$)", "", subject.strip(), flags=re.I)
     if not subject: raise UserError("There is no subject: say in one word who or what it is, as in 'woman'.")
     look = " ".join(x.strip() for x in (f"a [v] {subject}", wearing, place, also) if x.strip())
     return Prompts(look, f"{_pronoun(subject)} [u] {movement.strip()}".strip())
