@@ -1,6 +1,6 @@
 "The explorer over concepts of a base that is like no other: other sizes, two experts, parts in memory in turn, slow."
 from dataclasses import replace
-import json, threading, time
+import json, threading
 from io import BytesIO
 import pytest, torch
 import wan_folder
@@ -13,7 +13,7 @@ from sas_nb.explore import page
 from sas_nb.explore.maps import Position
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
-from sas_nb.explore.room import Pace, Room, room_for, said_seconds
+from sas_nb.explore.room import Room, room_for, said_seconds
 from sas_nb.explore.worker import Cancelled
 from sas_nb.files import UserError
 from sas_nb.learning import learn
@@ -178,7 +178,7 @@ def test_before_the_first_step_the_page_says_what_it_reads(saved, tmp_path):
     assert e.screen.note == e.studio.room.sentence and not e.studio.dit.loaded & {"transformer", "vae"}
     seen = notes(e)
     e.refresh(); assert e.worker.wait()
-    assert seen[0] == f"reading the words and the model. {e.studio.room.sentence}" and seen[-1].startswith("full video")
+    assert seen[0] == f"reading the model. {e.studio.room.sentence}" and seen[-1].startswith("full video")
     e.close(); e.worker.wait()
 
 

@@ -2,7 +2,7 @@
 import ast, json
 from dataclasses import replace
 from pathlib import Path
-import nbformat, pytest, torch
+import nbformat, pytest
 import wan_folder
 from sas_nb import monitor, phases
 from sas_nb.cards import card, Card, GIB

@@ -167,7 +167,7 @@ def _begin_note(e, quick:bool)->str:
     "What is said before the first step."
     dit = e.studio.dit
     if not {"vae", *dit.family.transformers} - dit.loaded: return _KINDS[quick]
-    return f"reading the words and the model. {e.studio.room.sentence}"
+    return f"reading the model. {e.studio.room.sentence}"
 
 # %% ../../nbs/explore/04_page.ipynb #65d66e48
 def _show(e, p, asked:float, stale, quick:bool):
