@@ -13,11 +13,12 @@ from sas_nb.explore import page
 from sas_nb.explore.maps import Position
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
-from sas_nb.explore.room import Room, room_for, said_seconds
+from sas_nb.explore.room import Room, room_for
 from sas_nb.explore.worker import Cancelled
 from sas_nb.files import UserError
 from sas_nb.learning import learn
 from sas_nb.memory import Memory
+from sas_nb.progress import said_seconds
 from sas_nb.recipe import Recipe, Run
 
 T, H, W = 9, 48, 80

@@ -13,7 +13,6 @@ import tempfile, threading, time, webbrowser
 from ..concept import Concept
 from .concepts import is_saved, lasting_places, listed, named_concepts, open_one
 from .page import Explorer
-from .room import room_for
 from ..files import expanded, needs, UserError
 
 # %% ../../nbs/explore/05_serve.ipynb #9a884a13
@@ -197,6 +196,7 @@ def at_hand(folder:str|Path=".", most:int=12)->tuple[list, list]: # what to show
 # %% ../../nbs/explore/05_serve.ipynb #8a2163f8
 def needed_for(concepts)->str:
     "What the base of concepts needs here, before it is loaded. Raises `UserError` if it does not fit."
+    from sas_nb.explore.room import room_for # torch comes along
     place = next(iter(named_concepts(concepts).values()))
     if not isinstance(place, Concept) and not is_saved(place): return "" # `site` says so
     concept = open_one(place)
