@@ -12,7 +12,6 @@ import math, textwrap, threading, warnings, weakref
 import torch
 from torch import Tensor
 from diffusers import DiffusionPipeline
-from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .advice import GenerationConfig
 from .clip import Clip
@@ -23,6 +22,7 @@ from .hub import Checkpoint, lasting_name
 from .memory import Memory
 from .passes import decoded_latents, encoded_frames, encoded_once
 from .pipeline import LazyPipeline
+from .progress import told
 from .prompt import beyond, check_vocabulary, checked_prompts, Prompt, several
 from .text import read_once, remembered
 from .video import checked_fps
@@ -231,13 +231,13 @@ def denoise(self:VideoDiT,
             text:Tensor,       # (B, L, D); with guidance (2B, L, D), negatives last
             steps:int,
             guidance:float|tuple, # one number, or one for each expert
-            progress:bool=False, # show a bar
+            progress=False,    # show a bar; or what is told the share done before each step and at the end
             velocity=None,     # another velocity than the DiT's own, e.g. a self-conditioned one
            )->Tensor:          # (B, C, t, h, w) clean latents
     "Follow the velocity from noise to latents with the pipeline's own scheduler."
     scheduler = self.schedule(steps, x.device)
     x = x.float()
-    for timestep in tqdm(scheduler.timesteps, disable=not progress, desc="sampling", leave=False):
+    for timestep in told(scheduler.timesteps, progress, "sampling"):
         t = self.family.time_of(timestep).expand(len(x)).to(x)
         at = guidance_at(self.experts, t, guidance, text)
         v = guided(velocity or self.velocity, x, t, *at)
@@ -268,7 +268,7 @@ def sample(self:VideoDiT,
            num_frames:int|None=None, height:int|None=None, width:int|None=None,
            fps:float|None=None,        # frames per second at which the clips play; the model's own when None
            tokens:dict|None=None,      # vectors for `[v]` and `[u]`
-           progress:bool=False, velocity=None, # see `denoise`
+           progress=False, velocity=None, # see `denoise`
            latents:bool=False,         # give latents (B, C, t, h, w), for `clips`, and no clips
           )->Clip|list[Clip]|Tensor:
     "Generate clips from prompts. Raises `UserError` for unknown words, and numbers that cannot be."

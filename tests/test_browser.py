@@ -290,6 +290,44 @@ def test_page_needs_its_secret(served):
 
 
 @pytest.fixture(scope="module")
+def of_another_base(tmp_path_factory):
+    "A page over a concept of a wide, random base that knows any word, whose full videos nobody waits for."
+    import torch, wan_folder
+    from sas_nb.clip import Clip
+    from sas_nb.learning import learn
+    home = tmp_path_factory.mktemp("another")
+    base = wan_folder.write(home/"base")
+    (base/"sas_nb.json").write_text(json.dumps(dict(steps=6, fps=8., num_frames=9, height=48, width=80)))
+    learn(Clip(torch.rand(9, 3, 48, 80), 8.), ("a [v] ball on a beach", "it is [u] rolling"), str(base), FEW, Run(home/"ball", progress=False))
+    with site([home/"ball"], port=free_port(), out=home/"out", steps=6, preview=2, patience=0.) as address: yield address
+
+
+def test_a_page_over_another_base(of_another_base, chromium, shots):
+    with window(chromium, 1280, 800) as page:
+        page.goto(of_another_base)
+        page.wait_for_selector(".sas-screen canvas")  # the preview
+        page.wait_for_function("document.querySelector('.sas-screen [role=status]').textContent.startsWith('preview')")
+        full = page.get_by_role("button", name=re.compile("^Full video, about "))
+        page.wait_for_selector(".sas-view-faces .sas-strip[data-frames]")
+        page.screenshot(path=shots/"another-preview.png", full_page=True)
+        assert full.is_visible() and not page.locator(".sas-screen video").count()
+        full.click()
+        page.wait_for_selector(".sas-screen video")
+        film = page.locator(".sas-screen video").bounding_box()
+        assert film["width"]/film["height"] == pytest.approx(80/48, rel=.02)
+        page.wait_for_function("document.querySelector('.sas-screen [role=status]').textContent.startsWith('full video')")
+        assert not full.is_visible()
+        before = shown(page)
+        page.get_by_label("Prompt").fill("a [v] zebra ball wearing a sombrero on the moon. it is [u] rolling")
+        page.wait_for_function("n => +document.querySelector('.sas-screen').dataset.shown > n", arg=before)  # a preview again
+        assert full.is_visible() and not page.locator(".sas-words mark").count()
+        page.get_by_text("Help", exact=True).click()
+        assert page.get_by_text("of 9 frames of 48x80 by").is_visible()
+        page.screenshot(path=shots/"another-help.png", full_page=True)
+        assert not page.errors
+
+
+@pytest.fixture(scope="module")
 def lab(folders, tmp_path_factory):
     "JupyterLab with a notebook of one cell."
     home, token, port = tmp_path_factory.mktemp("lab"), secrets.token_urlsafe(8), free_port()
@@ -329,6 +367,7 @@ def test_command_serves_until_it_is_told_to_stop(folders, tmp_path):
     server = subprocess.Popen([sys.executable, "-m", "sas_nb.cli", "explore", *map(str, folders), "--port", str(port), "--no-browser"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert "Loading" in server.stdout.readline()
+        assert "by tiny need less than" in server.stdout.readline()  # before any of it is read
         line = server.stdout.readline()
         assert f"http://127.0.0.1:{port}/?token=" in line, line
         assert "/login" in urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).url

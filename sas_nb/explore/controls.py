@@ -92,7 +92,8 @@ HELP = ["Click a face: it dances. Choose beside the video whose look and whose d
         "[v] stands for the look that was learned, [u] for the dance."]
 
 def _add_head(e):
-    e.head = Head(title="Whose look, whose dance?", help=HELP,
+    needs = [e.studio.room.sentence] if e.studio.room.sentence else []
+    e.head = Head(title="Whose look, whose dance?", help=HELP+needs,
                   sentence="Every face was learned from one short video. Give it another's dance, another "
                            "place, another light: the page shows what becomes of it.")
 

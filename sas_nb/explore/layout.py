@@ -39,6 +39,7 @@ def _views(e)->list[iw.Box]:
 def layout(e)->iw.Box:
     "The whole page of an explorer."
     style = iw.HTML(f"<style>{(STATIC/'page.css').read_text()}</style>")
-    acts = box("row", e.buttons["pin"], e.buttons["cancel"], e.clock, e.seed)
+    acts = box("row", e.buttons["pin"], e.buttons["full"], e.buttons["cancel"], e.clock, e.seed)
+    e.buttons["full"].layout.display = "none" # where there is no need of it
     side = box("side", e.views, *_views(e), e.message)
     return box("explorer", style, e.head, box("page", _stage(e), acts, side, box("edit", e.prompt)))

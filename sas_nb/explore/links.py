@@ -140,7 +140,7 @@ def show_view(e):
     "What the side of the page shows, if it has to be made."
     show_table(e)
     show_way(e)
-    try_sliders(e)
+    if not e.slow: try_sliders(e) # some fifty previews
 
 def show_where(e):
     "Who is chosen, wherever there is a clip of them."

@@ -23,6 +23,7 @@ from .widgets import draw, Screen
 from .words import carried, chips_of
 from .worker import Cancelled, Worker
 from ..files import expanded, UserError
+from ..progress import said_seconds
 
 # %% ../../nbs/explore/04_page.ipynb #6d41df8c
 class Explorer(tr.HasTraits):
@@ -36,20 +37,22 @@ class Explorer(tr.HasTraits):
                  out:str|Path="explored",       # folder for what is saved and exported
                  faces:int=200,                 # so many concepts get a small clip
                  waits:bool=False,              # make nothing before somebody looks
+                 patience:float=20.,            # seconds: a longer full video waits until it is asked for
                  **options):                    # of `Studio`
         super().__init__()
         self.studio = _studio(concepts, options)
         self.out = expanded(out).resolve()
         self.worker = Worker()
-        _remember(self)
+        _remember(self, patience)
         self.position = self.studio.start
         _furnish(self)
         self.begins = [self.refresh, partial(ask_for_faces, self, faces)]
         if not waits: _begin(self)
 
 # %% ../../nbs/explore/04_page.ipynb #82dcccaf
-def _remember(e):
+def _remember(e, patience:float):
     "Everything that the page keeps, still empty."
+    e.patience = patience
     e.chips = chips_of(e.studio.dit)
     e.places = {name: x for name, x in e.studio.places.items() if isinstance(x, Path)}
     e.strips = {}    # name -> small clip
@@ -57,6 +60,7 @@ def _remember(e):
     e.of_slider = {} # part, group and number of a slider -> its widget
     e.tried = set()  # groups whose sliders were tried, or are about to be
     e.gaps = []      # what went wrong in the background
+    e.first = time.perf_counter() # when the first step of what is being made began
 
 # %% ../../nbs/explore/04_page.ipynb #0fbef890
 def _begin(e):
@@ -81,6 +85,7 @@ def _furnish(e):
     e.buttons = _buttons(e)
     link_all(e)
     e.view = layout(e)
+    e.screen.note = e.studio.room.sentence # until there is something to see
     e.screen.on_msg(lambda w, message, _: "drawn" in message and _begin(e))
 
 # %% ../../nbs/explore/04_page.ipynb #a6d2bc72
@@ -97,16 +102,25 @@ def dragging(self:Explorer)->bool:
     return any(w.dragging for w in self.held)
 
 # %% ../../nbs/explore/04_page.ipynb #c58e8e5d
-@patch
-def refresh(self:Explorer):
-    "Make the video of this position."
-    self.worker.ask(partial(_work, self, self.position, time.perf_counter()))
+@patch(as_prop=True)
+def slow(self:Explorer)->bool:
+    "Does a full video take longer than people wait for?"
+    return (self.studio.seconds() or 0) > self.patience
 
-def _work(e, p, asked:float, stale):
+@patch
+def refresh(self:Explorer,
+            full=False): # the full video too, however long it takes
+    "Make the video of this position."
+    self.worker.ask(partial(_work, self, self.position, time.perf_counter(), full))
+
+# %% ../../nbs/explore/04_page.ipynb #4403d1f8
+def _wants_full(e, p, full:bool)->bool: return e.studio.ready(p) or not e.dragging and (full or not e.slow)
+
+def _work(e, p, asked:float, full:bool, stale):
     "In the worker's thread: a preview, then the full video."
     try:
         if not e.studio.ready(p): _show(e, p, asked, stale, quick=True)
-        if e.studio.ready(p) or not e.dragging: _show(e, p, asked, stale, quick=False)
+        if _wants_full(e, p, full): _show(e, p, asked, stale, quick=False)
     except Cancelled: e.screen.note = "stopped"
     except UserError as error: _say_why(e, _short(error))
     except Exception as error:
@@ -125,22 +139,55 @@ def _short(error)->str:
     return f"{first}." if cut else first
 
 # %% ../../nbs/explore/04_page.ipynb #75372909
+_NEARLY = 2. # seconds: a preview that takes longer gives way to a newer wish
+
+def _gives_way(e, quick:bool)->bool: # is nobody better off when this is finished first?
+    short = (e.studio.seconds(quick=True) or 0) < _NEARLY
+    return not (quick and short and e.worker.request)
+
+def _left(e, share:float)->str:
+    "How long the steps will still take, where that is long."
+    now = time.perf_counter()
+    if not share: e.first = now
+    whole = (now-e.first)/share if share else 0.
+    if whole < 5: return ""
+    return "decoding" if share == 1 else f"{said_seconds(whole*(1-share))} left"
+
+# %% ../../nbs/explore/04_page.ipynb #c5b716df
 def _watch(e, stale, quick:bool, share:float):
-    "Told of every step; a preview gives way to Stop alone."
-    if stale() and not (quick and e.worker.request): raise Cancelled
+    "Told of every step, and when the last one is done."
+    if stale() and _gives_way(e, quick): raise Cancelled
     e.screen.progress = share
+    if words := _left(e, share): e.screen.note = f"{_KINDS[quick]}: {words}"
 
 # %% ../../nbs/explore/04_page.ipynb #7a44980f
+_KINDS = {True: "making a preview", False: "making the full video"}
+
+def _begin_note(e, quick:bool)->str:
+    "What is said before the first step."
+    dit = e.studio.dit
+    if not {"vae", *dit.family.transformers} - dit.loaded: return _KINDS[quick]
+    return f"reading the model. {e.studio.room.sentence}"
+
+# %% ../../nbs/explore/04_page.ipynb #65d66e48
 def _show(e, p, asked:float, stale, quick:bool):
     "Make one video, and put it on the screen with how long it took."
     if stale(): return
     kept = e.studio.ready(p, quick)
-    if not kept: e.screen.note = "making a preview" if quick else "preview; making the full video"
+    if not kept: e.screen.note = _begin_note(e, quick)
     video = e.studio.render(p, quick, partial(_watch, e, stale, quick))
     e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
     e.screen.details = _took(e.studio, time.perf_counter()-asked, quick, kept)
     what = f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}"
     e.screen.note = ". ".join([what, *e.studio.advice(p)])
+    _offer_full(e, quick)
+
+# %% ../../nbs/explore/04_page.ipynb #32d24ae7
+def _offer_full(e, quick:bool):
+    "The button for a video that takes long, and how long."
+    offer = quick and e.slow
+    e.buttons["full"].layout.display = "" if offer else "none"
+    if offer: e.buttons["full"].description = f"Full video, {said_seconds(e.studio.seconds())}"
 
 # %% ../../nbs/explore/04_page.ipynb #64fe31a9
 def _took(studio, seconds:float, quick:bool, kept:bool)->str:
@@ -148,10 +195,17 @@ def _took(studio, seconds:float, quick:bool, kept:bool)->str:
     return f"{steps} steps, {'kept from before' if kept else 'made'}: {seconds:.2f} s"
 
 # %% ../../nbs/explore/04_page.ipynb #cf9d2e35
+def _stop(e):
+    "Before the next step; a step may take long."
+    if e.screen.progress >= 0: e.screen.note = "stopping after this step"
+    e.worker.ask()
+
 def _buttons(e)->dict:
     as_concept = "Write this place as a concept into the output folder"
     as_lora = "Write this place as an ordinary LoRA into the output folder"
-    return dict(cancel=button("Stop", "Stop the video that is being made", e.worker.ask),
+    full = "Make the video with all steps: it takes long on this base"
+    return dict(cancel=button("Stop", "Stop the video that is being made", partial(_stop, e)),
+                full=button("Full video", full, partial(e.refresh, full=True)),
                 pin=button("Pin", "Keep this video under Pinned, to compare", e.pin),
                 save=button("Save as concept", as_concept, partial(_tell, e, e.save)),
                 export=button("Export as LoRA", as_lora, partial(_tell, e, e.export)))

@@ -7,15 +7,13 @@ __all__ = ['FARTHEST', 'Studio', 'known_words', 'webp', 'AVERAGE', 'PARTS', 'Pos
 
 # %% ../../nbs/explore/01_renderer.ipynb #85c5c554
 from collections import OrderedDict
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from io import BytesIO
-from itertools import count
 import json, re
 import numpy as np
 from fastcore.basics import patch
-from PIL import Image
+from PIL import Image, ImageOps
 import torch
 from ..atlas.components import pca_of
 from ..atlas.geometry import Atlas
@@ -25,8 +23,9 @@ from ..concept import Concept
 from ..counterfactual import about
 from ..dit import checked_steps, VideoDiT
 from .concepts import lasting_places, listed, named_concepts, open_concepts
-from .maps import AVERAGE, grouped, map_of, PARTS, Position
+from .maps import AVERAGE, grouped, in_words, map_of, PARTS, Position
 from .prompts import without_clothes
+from .room import keep_together, room_for, Stopwatch
 from ..files import UserError, whole_number
 _all_ = ["AVERAGE", "PARTS", "Position"]
 
@@ -43,7 +42,7 @@ def _comparable(concepts:dict)->Atlas:
 # %% ../../nbs/explore/01_renderer.ipynb #1a5af0d5
 class Studio:
     """Concepts, all places between them, and the videos of these places.
-    Raises `UserError` for concepts that cannot be compared."""
+    Raises `UserError` for concepts that cannot be compared, and where their base does not fit."""
     def __init__(self,
                  concepts,            # concepts, folders of them, of runs, of zoos; or one; or name -> one
                  steps:int|None=None, # of a full video; the model's own when None
@@ -52,14 +51,22 @@ class Studio:
                  guidance:float|None=None, # the concept's own when None
                  **size):             # num_frames, height, width, fps; the training clip's when not given
         opened = _opened(self, listed(concepts))
-        self.dit = next(iter(opened.values())).base()
+        self.dit = next(iter(opened.values())).base() # nothing but its configuration is read yet
         self.steps = checked_steps(self.dit.defaults.steps if steps is None else steps)
         self.preview = checked_steps(preview)
         self.most = whole_number(most, "most", 1, 10**6)
         self.sampling = dict(guidance=guidance, **size)
+        self.pace = None          # a `Pace`, once measured
         self.kept = OrderedDict() # (position, is it a preview?) -> video
         self.known = {}           # (part, group) -> its components, once asked for
         self.effects = {}         # group -> what its sliders do, once tried
+        _fit_in(self, next(iter(opened.values())), size)
+
+# %% ../../nbs/explore/01_renderer.ipynb #93ff3440
+def _fit_in(studio, concept, size:dict):
+    "The base in this machine, before any of it is read. Raises `UserError` where it does not fit."
+    studio.room = room_for(concept, studio.steps, studio.preview, **size)
+    studio.dit.memory = studio.room.memory
 
 # %% ../../nbs/explore/01_renderer.ipynb #76365660
 def _opened(studio, concepts)->dict: # name -> concept
@@ -161,15 +168,10 @@ def concept(self:Studio, p:Position)->Concept:
     return c
 
 # %% ../../nbs/explore/01_renderer.ipynb #e4f1a2b8
-def _named(p, part, shares:dict)->str:
-    most = sorted(shares.items(), key=lambda x: -x[1])[:3]
-    who = ", ".join(f"{name} {s:.0%}" if s < 1 else name for name, s in most if s >= .01)
-    return "; ".join([who, *(f"component {k} {x:+g}" for k, x in enumerate(p.along(part), 1) if x)])
-
 @patch
 def who(self:Studio, p:Position, part:str)->str:
     "Who is in a place, in words: those who have most of it."
-    return _named(p, part, self.maps[part].shares(p))
+    return in_words(p, part, self.maps[part].shares(p))
 
 @patch
 def describe(self:Studio, p:Position)->str:
@@ -197,8 +199,9 @@ def advice(self:Studio, p:Position)->list[str]:
 # %% ../../nbs/explore/01_renderer.ipynb #8b9d21b4
 @patch(as_prop=True)
 def words(self:Studio)->list[str]:
-    "All words that a prompt may hold."
-    return known_words(self.dit)
+    "All words that a prompt may hold, listed once: a real base has a quarter of a million tokens."
+    if "words" not in self.known: self.known["words"] = known_words(self.dit)
+    return self.known["words"]
 
 def known_words(dit:VideoDiT)->list[str]:
     "Whole words of the tokenizer's vocabulary, and the placeholders."
@@ -206,7 +209,7 @@ def known_words(dit:VideoDiT)->list[str]:
     return ["[v]", "[u]"] + sorted(w[1:] for w in vocabulary if re.fullmatch(r"▁[^\W\d_]+", w))
 
 # %% ../../nbs/explore/01_renderer.ipynb #41f605b6
-def webp(clip:Clip, side:int=160)->bytes: # a larger short side is scaled down to this
+def webp(clip:Clip, side:int=240)->bytes: # a larger short side is scaled down to this
     "An animated picture that is quick to make."
     scale = min(1., side/min(clip.shape[-2:]))
     frames = (clip.frames.nan_to_num().clamp(0, 1)*255).byte().permute(0, 2, 3, 1).numpy()
@@ -218,26 +221,27 @@ def webp(clip:Clip, side:int=160)->bytes: # a larger short side is scaled down t
     return out.getvalue()
 
 # %% ../../nbs/explore/01_renderer.ipynb #1e5d8c90
-@contextmanager
-def _watched(dit, steps:int, watch):
-    "Call `watch(share done)` before every step; what it raises stops the sampling."
-    seen = count()
-    hook = dit.transformer.register_forward_pre_hook(lambda *_: watch(min(next(seen)/steps, 1.)))
-    try: yield
-    finally: hook.remove()
-
 def _make(studio, p, quick:bool, watch)->bytes:
     steps = studio.preview if quick else studio.steps
-    with _watched(studio.dit, steps, watch):
-        clip = studio.concept(p).generate(p.prompt or studio.own_prompt(p), p.seed, steps, **studio.sampling)
-    return webp(clip) if quick else clip.to_mp4()
+    watch = Stopwatch(watch)
+    keep_together(studio.dit, studio.room)
+    how = studio.sampling | dict(progress=watch)
+    clip = studio.concept(p).generate(p.prompt or studio.own_prompt(p), p.seed, steps, **how)
+    video = webp(clip) if quick else clip.to_mp4()
+    studio.pace = watch.pace(steps)
+    return video
+
+@patch
+def seconds(self:Studio, quick:bool=False)->float|None: # None before one was made
+    "How long a video takes."
+    return self.pace and self.pace.seconds(self.preview if quick else self.steps)
 
 # %% ../../nbs/explore/01_renderer.ipynb #a302702e
 @patch
 def render(self:Studio,
            p:Position|None=None,      # the start when None
            quick:bool=False,          # a few steps, as WebP; else all steps, as MP4
-           watch=lambda share: None,  # told the share done before every step; what it raises stops the work
+           watch=lambda share: None,  # told the share done before every step and at the end; it may raise
           )->bytes:
     """The video at a position; always the same bytes for the same position.
     Raises `UserError` for words the model does not know."""
@@ -267,11 +271,11 @@ def thumbnail(self:Studio, p:Position, watch=lambda share: None)->bytes: # anima
 
 @patch
 def face(self:Studio, name:str, side:int=64)->bytes:
-    "A square thumbnail of a concept as WebP: the middle frame of its preview."
+    "A square thumbnail of a concept as WebP: the middle of the middle frame of its preview."
     frames = Image.open(BytesIO(self.thumbnail(Position(name, name))))
     frames.seek(frames.n_frames//2)
     out = BytesIO()
-    frames.convert("RGB").resize((side, side)).save(out, "webp")
+    ImageOps.fit(frames.convert("RGB"), (side, side)).save(out, "webp")
     return out.getvalue()
 
 # %% ../../nbs/explore/01_renderer.ipynb #4937f30a

@@ -168,7 +168,7 @@ def show_table(e):
     cells = [dict(key=f"{a}|{b}", label="", title=f"look of {a}, dance of {b}: go there") for a, b in pairs]
     if e.table.cells != cells: e.table.cells = cells
     if e.views.chosen != "table": return
-    for quick in (True, False):
+    for quick in (True,) if e.slow else (True, False):
         for look, dance in pairs:
             when_idle(e, partial(_show_cell, e, look, dance, cell_position(e, look, dance), quick))
 

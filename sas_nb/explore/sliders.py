@@ -17,7 +17,6 @@ from ..cache import cached
 from .maps import AVERAGE, PARTS, Position
 from .renderer import FARTHEST, Studio
 from ..files import read_about
-from ..hub import fingerprint
 
 # %% ../../nbs/explore/02_sliders.ipynb #1342c917
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _shipped(studio, group:str)->dict|None: # label -> effect
     if len(folders) != 1: return None
     file = folders.pop()/"controls.json"
     about = (read_about(file) if file.is_file() else {}).get(group, {})
-    same = about.get("members") == names and about.get("base") == fingerprint(studio.dit.transformer)
+    same = about.get("members") == names and about.get("base") in studio.dit.prints
     return {label: x["effect"] for label, x in about["sliders"].items()} if same else None
 
 # %% ../../nbs/explore/02_sliders.ipynb #19ce0bd4
@@ -102,7 +101,7 @@ def _measured(studio, group:str, watch)->dict: # label -> effect
     sliders = tried(studio, group)
     at, _ = studio.components("appearance", group)
     grams = [torch.tensor(studio.atlas.gram(part)[np.ix_(at, at)].round(2)) for part in PARTS]
-    about = (studio.groups[group], fingerprint(studio.dit.transformer), studio.preview, studio.sampling)
+    about = (studio.groups[group], studio.dit.prints[0], studio.preview, studio.sampling)
     def measure(): return dict(effects=torch.tensor([effect(studio, s, watch) for s in sliders]))
     effects = cached(measure, "effects of sliders", *grams, repr(about))["effects"]
     return {s.label: float(x) for s, x in zip(sliders, effects)}
