@@ -41,6 +41,7 @@ from sas_nb.explore.maps import Position
 from sas_nb.explore.prompts import without_clothes
 from sas_nb.explore.renderer import FARTHEST, Studio
 from sas_nb.explore.sliders import bases, effect, frames_of, tried
+from sas_nb.files import read_about
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.controls import adherence
@@ -210,20 +211,22 @@ def about_slider(studio: Studio, slider, oracles: Oracles | None) -> dict:
 
 
 def write_sliders(zoo: str, out: Path | None):
-    "controls.json beside a zoo."
+    "controls.json beside a zoo, group after group; one that an earlier run measured of the same members stays."
     folder = zoo_folder(zoo)
+    out = out or folder / "controls.json"
     studio = Studio([folder], most=10_000)
     drawn = all("truth" in c.state()["info"] for c in studio.atlas.members)
-    about = {}
+    about = read_about(out) if out.exists() else {}
     for group, names in studio.groups.items():
+        of = dict(base=fingerprint(studio.dit.transformer), preview=studio.preview, members=names)
+        if of.items() <= about.get(group, {}).items(): continue
         oracles = Oracles.load() if drawn and group == "people" else None
         known = {}
         for s in tried(studio, group):
             known[s.label] = about_slider(studio, s, oracles)
             print(f"{group}, {s.label}: {known[s.label]}", flush=True)
-        about[group] = dict(base=fingerprint(studio.dit.transformer), preview=studio.preview, members=names,
-                            sliders=known)
-    with atomic(out or folder / "controls.json") as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
+        about[group] = of | dict(sliders=known)
+        with atomic(out) as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
 
 
 # What the prompts of the explorer have to name
