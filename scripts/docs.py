@@ -101,7 +101,8 @@ TRY = """# Whose look, whose dance?
 Each of these people was learned from one short video. The model runs in this page, on your processor.
 <a href="../explore/">Open it in a window of its own.</a>
 
-<iframe src="../explore/" title="the explorer" loading="lazy" style="width: 100%; height: 900px; border: 0"></iframe>
+<iframe src="../explore/" title="the explorer" loading="lazy" style="width: 100%; height: 900px; border: 0">
+</iframe>
 """
 NOTHING_TO_TRY = """# Whose look, whose dance?
 

@@ -54,8 +54,15 @@ class Reader(nn.Module):
 
 def exported(module, inputs: dict) -> bytes:
     "A graph with its weights."
-    program = torch.onnx.export(module.eval(), tuple(inputs.values()), input_names=list(inputs), output_names=["out"],
-                                dynamo=True, external_data=False, verbose=False)
+    program = torch.onnx.export(
+        module.eval(),
+        tuple(inputs.values()),
+        input_names=list(inputs),
+        output_names=["out"],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
     out = io.BytesIO()
     program.save(out)
     return out.getvalue()
@@ -66,7 +73,9 @@ def graphs(dit, concept) -> dict[str, bytes]:
     try: import onnx, onnxscript  # noqa: F401
     except ImportError as e:
         raise UserError(f"To write a model for browsers, run {needs('page')}.") from e
-    size = dit.family.latents_of(dit.configuration, *(getattr(dit.defaults, k) for k in ("num_frames", "height", "width")))
+    size = dit.family.latents_of(
+        dit.configuration, *(getattr(dit.defaults, k) for k in ("num_frames", "height", "width"))
+    )
     x = torch.zeros(1, *size)
     adapter = SharedLoRA.of(dit, concept.weights, concept.rank, concept.info["layers"])
     adapter.motion = 0.  # the coefficients that are given are those of both parts together
@@ -82,7 +91,9 @@ def graphs(dit, concept) -> dict[str, bytes]:
 
 def kept_graphs(dit, concept) -> dict[str, bytes]:
     "`graphs`, from the cache where they were exported before."
-    def make(): return {k: torch.frombuffer(bytearray(v), dtype=torch.uint8) for k, v in graphs(dit, concept).items()}
+    def make():
+        bytes_of = graphs(dit, concept)
+        return {k: torch.frombuffer(bytearray(v), dtype=torch.uint8) for k, v in bytes_of.items()}
     prints = [fingerprint(m) for m in (dit.transformer, dit.vae, dit.text_encoder)]
     basis = [w for k, w in sorted(concept.weights.items()) if k.endswith(".A")]
     found = cached(make, "graphs for browsers", torch.__version__, LENGTH, repr(prints), *basis)
@@ -114,7 +125,11 @@ def thin(graph: bytes, name: str, step: float) -> tuple[bytes, bytes, list[list[
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype != np.float32 or values.size < SMALL: continue
-        rows = values.reshape(len(values), -1) if values.ndim > 1 and values.shape[-1] > 1 else values.reshape(1, -1)
+        rows = (
+            values.reshape(len(values), -1)
+            if values.ndim > 1 and values.shape[-1] > 1
+            else values.reshape(1, -1)
+        )
         for part, kept in zip((steps, numbers), few_bits(rows, step)): part.append(kept)
         shapes.append(list(rows.shape))
         tensor.ClearField("raw_data")
@@ -140,7 +155,8 @@ def write_concepts(path: Path, concepts: dict, step: float = 1 / 4) -> dict:
     "Write the coefficients and words of all concepts; gives what a page needs to know of them."
     rows, words = [], []
     for c in concepts.values():
-        for part in ("B1", "B2"): rows.append(np.concatenate([c.weights[f"{k}.{part}"].numpy().ravel() for k in c.layers]))
+        for part in ("B1", "B2"):
+            rows.append(np.concatenate([c.weights[f"{k}.{part}"].numpy().ravel() for k in c.layers]))
         words.append(np.stack([c.tokens[w].numpy() for w in ("[v]", "[u]")]))
     steps, numbers = few_bits(np.stack(rows), step)
     path.write_bytes(packed(steps, np.stack(words).astype(np.float32), numbers))
@@ -154,5 +170,8 @@ def vocabulary(dit) -> dict[str, int]:
     known = dit.tokenizer.get_vocab()
     if kind["type"] != "Unigram" or len(known) > 5000:
         raise UserError("Only a model whose tokenizer knows whole words can be written for browsers.")
-    return {w.removeprefix("\u2581"): i for w, i in known.items() if w.startswith("\u2581") and len(w) > 1} | {
-        w: known[w] for w in (",", ".") if w in known} | {"</s>": known["</s>"]}
+    return (
+        {w.removeprefix("\u2581"): i for w, i in known.items() if w.startswith("\u2581") and len(w) > 1}
+        | {w: known[w] for w in (",", ".") if w in known}
+        | {"</s>": known["</s>"]}
+    )

@@ -3,7 +3,7 @@
     python scripts/response.py                 # 16 people of the shipped zoo; under a minute each, free core
     python scripts/response.py --concepts 3 --steps 8 --out small.csv   # a rehearsal
     python scripts/response.py --sliders       # the explorer's sliders, ten minutes: writes controls.json
-    python scripts/response.py --clothes       # what a look wears with another's dance, minutes: writes carried.json
+    python scripts/response.py --clothes       # clothes with another's dance, minutes: writes carried.json
 
 The first writes data/zoo/response.csv, which nbs/analysis/motion_and_appearance.ipynb draws. Each clip is
 asked for in the snow, where nobody was filmed, so that one clip answers four questions: is it still the same
@@ -211,7 +211,8 @@ def about_slider(studio: Studio, slider, oracles: Oracles | None) -> dict:
 
 
 def write_sliders(zoo: str, out: Path | None):
-    "controls.json beside a zoo, group after group; one that an earlier run measured of the same members stays."
+    """controls.json beside a zoo, group after group; one that an earlier run measured of the same members
+    stays."""
     folder = zoo_folder(zoo)
     out = out or folder / "controls.json"
     studio = Studio([folder], most=10_000)
@@ -232,13 +233,17 @@ def write_sliders(zoo: str, out: Path | None):
 # What the prompts of the explorer have to name
 
 def seen(oracles: Oracles, clip, who: tuple, mover: tuple) -> dict[str, float]:
-    "What the oracles see of a clip: the share of shirt and trousers, the identity and the pose that are right."
+    """What the oracles see of a clip: the share of shirt and trousers, the identity and the pose that are
+    right."""
     said = oracles.look(clip.frames[None])
     spec, face, _ = who
     words, wanted = answers(said)[0], words_of(spec)
     steps = torch.as_tensor(mover[2]).float().expand_as(said["joints"])
-    return dict(clothes=float(np.mean([words[k] == wanted[k] for k in GARMENTS])),
-                identity=float(said["identity"][0] @ face), pose=float(pose_correlation(said["joints"], steps)[0]))
+    return dict(
+        clothes=float(np.mean([words[k] == wanted[k] for k in GARMENTS])),
+        identity=float(said["identity"][0] @ face),
+        pose=float(pose_correlation(said["joints"], steps)[0]),
+    )
 
 
 def dressed(studio: Studio, oracles: Oracles, look: str, dance: str, steps: int) -> dict[str, dict]:
@@ -261,13 +266,20 @@ def write_carried(zoo: str, pairs: int, steps: int, out: Path | None):
         for rows, dance in zip(found.values(), (look, people[(k + 4) % len(people)])):
             rows.append(dict(look=look, dance=dance) | dressed(studio, oracles, look, dance, steps))
             print(rows[-1], flush=True)
-    right = {whose: {k: round(float(np.mean([r[k]["clothes"] for r in rows])), 3) for k in ("named", "left out")}
-             for whose, rows in found.items()}
+    right = {
+        whose: {k: round(float(np.mean([r[k]["clothes"] for r in rows])), 3) for k in ("named", "left out")}
+        for whose, rows in found.items()
+    }
     def success(row): return sum(row["named"].values())
     best = sorted(found[OTHERS], key=success, reverse=True)
-    about = dict(base=fingerprint(studio.dit.transformer), pairs=len(found[OTHERS]), steps=steps, clothes=right,
-                 carried=right[OTHERS]["left out"] >= right[OTHERS]["named"] - TOLERANCE,
-                 best=[[row["look"], row["dance"]] for row in best[:6]])
+    about = dict(
+        base=fingerprint(studio.dit.transformer),
+        pairs=len(found[OTHERS]),
+        steps=steps,
+        clothes=right,
+        carried=right[OTHERS]["left out"] >= right[OTHERS]["named"] - TOLERANCE,
+        best=[[row["look"], row["dance"]] for row in best[:6]],
+    )
     with atomic(out or folder / "carried.json") as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
     print(about)
 
@@ -280,7 +292,9 @@ def main(
     out: Annotated[Path, typer.Option(help="The file to write; in the zoo's folder when not given.")] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0 leaves them alone.")] = 0,
     sliders: Annotated[bool, typer.Option(help="Measure the explorer's sliders instead.")] = False,
-    clothes: Annotated[bool, typer.Option(help="Measure what looks wear with others' dances instead.")] = False,
+    clothes: Annotated[
+        bool, typer.Option(help="Measure what looks wear with others' dances instead.")
+    ] = False,
 ):
     if threads: torch.set_num_threads(threads)
     if sliders: write_sliders(zoo, out)

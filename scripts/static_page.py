@@ -15,11 +15,10 @@ from typing import Annotated
 import numpy as np
 import torch, typer
 from sas_nb.cache import cache_folder, cached
-from sas_nb.counterfactual import about as about_whom
 from sas_nb.explore import Position
 from sas_nb.explore.links import examples_of
 from sas_nb.explore.maps import AVERAGE, PARTS
-from sas_nb.explore.prompts import without_clothes
+from sas_nb.explore.prompts import sentence
 from sas_nb.explore.sights import filmed, still, strip, strip_of
 from sas_nb.explore.sliders import bases, Studio
 from sas_nb.explore.widgets import STATIC
@@ -40,13 +39,13 @@ COEFFICIENTS, WEIGHTS = 2 / 3, 1 / 16  # steps of `few_bits`: 44 and 35 dB from 
 MOST = 25e6  # bytes
 QUALITY = 60  # of a strip: about 7 KB
 
-SENTENCE = ("Every face was learned from one short video. Give it another's dance, another place, another light: "
-            "the page shows what becomes of it.")
+SENTENCE = ("Every face was learned from one short video. Give it another's dance, another place, another "
+            "light: the page shows what becomes of it.")
 HELP = ["Click a face: it dances. Choose beside the video whose look and whose dance it has.",
         "Maps: drag the ring. On a face it is that concept, between faces a mixture. Arrow keys move it too.",
-        "Look \u00d7 dance: every look with every dance, playing in step. A click goes there.",
-        "Faces, and looks with the dances of a few, were made beforehand. All else is made here, by the model "
-        "itself: it is fetched when you first need it, about 17 MB, and runs on your processor."]
+        "Look \u00d7 dance: every look with every dance, playing in step. A click goes there."]
+WITH = ("Faces, and looks with the dances of a few, were made beforehand. All else is made here, by the model "
+        "itself: it is fetched when you first need it, about 20 MB, and runs on your processor.")
 WITHOUT = ("All clips of this page were made beforehand: between faces it shows the nearest. "
            "The explorer of sas_nb makes what lies between, in any words.")
 
@@ -62,7 +61,8 @@ def clip_of(studio: Studio, p: Position, steps: int) -> np.ndarray:
     return cached(make, "clip of the page", repr(how), *tensors)["frames"].numpy()
 
 
-def people_and_things(studio: Studio) -> list[str]: return [name for names in studio.groups.values() for name in names]
+def people_and_things(studio: Studio) -> list[str]:
+    return [name for names in studio.groups.values() for name in names]
 
 
 def pairs(studio: Studio, looks: list[str], dances: list[str]) -> Iterator[tuple[str, str]]:
@@ -70,7 +70,9 @@ def pairs(studio: Studio, looks: list[str], dances: list[str]) -> Iterator[tuple
     yield from ((name, name) for name in looks)
     for dance in dances:
         group = studio.maps["motion"].group(dance)
-        yield from ((look, dance) for look in looks if look != dance and studio.maps["motion"].group(look) == group)
+        yield from (
+            (look, dance) for look in looks if look != dance and studio.maps["motion"].group(look) == group
+        )
 
 
 def write_clips(folder: Path, studio: Studio, looks: list[str], dances: list[str], steps: int) -> dict:
@@ -108,7 +110,9 @@ def sliders(studio: Studio) -> dict:
         base, *_ = bases(studio, group)
         for part in PARTS:
             for s in studio.sliders(Position(names[0], names[0]), part):
-                ends = (strip_of(studio.thumbnail(s.end(x, base)), side=64).state() for x in (s.least, s.most))
+                ends = (
+                    strip_of(studio.thumbnail(s.end(x, base)), side=64).state() for x in (s.least, s.most)
+                )
                 low, high = ends
                 offered[part][group].append(dict(number=s.number, label=s.label, low=low, high=high))
     return offered
@@ -128,11 +132,8 @@ def components(studio: Studio, offered: dict) -> dict:
 def prompts(studio: Studio, members: list[str]) -> dict:
     "Every look's own words with every dance, on their marks and near them."
     infos = {m.name: m.state()["info"] for m in studio.atlas.members}
-    def near(a, b):
-        caption = infos[a]["appearance"]
-        return f"{without_clothes(caption)}. {about_whom(caption, infos[b]['motion'])}"
     on = [[studio.own_prompt(Position(a, b)) for b in members] for a in members]
-    between = [[near(a, b) for b in members] for a in members]
+    between = [[sentence(infos[a], infos[b], False) for b in members] for a in members]
     known = list(dict.fromkeys(t for row in on + between for t in row))
     number = {t: i for i, t in enumerate(known)}
     numbers = ([[number[t] for t in row] for row in table] for table in (on, between))
@@ -151,10 +152,18 @@ def sampling(studio: Studio, steps: int) -> dict:
     noise = dit.noise(list(range(SEEDS)))
     words = in_browser.vocabulary(dit)
     negative = dit.tokenizer(dit.defaults.negative).input_ids
-    return dict(schedules=schedules, preview=studio.preview, steps=steps, latents=[1, *noise.shape[1:]],
-                noise=[[round(float(x), 4) for x in n.flatten()] for n in noise], vocabulary=words, negative=negative,
-                guidance=dit.defaults.usual_guidance(own.get("guidance_factor", 1.)),
-                negativeScale=own.get("negative_scale", 1.), length=in_browser.LENGTH)
+    return dict(
+        schedules=schedules,
+        preview=studio.preview,
+        steps=steps,
+        latents=[1, *noise.shape[1:]],
+        noise=[[round(float(x), 4) for x in n.flatten()] for n in noise],
+        vocabulary=words,
+        negative=negative,
+        guidance=dit.defaults.usual_guidance(own.get("guidance_factor", 1.0)),
+        negativeScale=own.get("negative_scale", 1.0),
+        length=in_browser.LENGTH,
+    )
 
 
 def about_maps(studio: Studio) -> dict:
@@ -174,10 +183,15 @@ def runtime() -> Path:
     place = cache_folder() / "browser" / RUNTIME
     if (place / "package" / WASM).exists(): return place / "package"
     place.mkdir(parents=True, exist_ok=True)
-    try: subprocess.run(["npm", "pack", "--silent", RUNTIME], cwd=place, check=True, capture_output=True, text=True)
+    try:
+        subprocess.run(
+            ["npm", "pack", "--silent", RUNTIME], cwd=place, check=True, capture_output=True, text=True
+        )
     except (OSError, subprocess.CalledProcessError) as e:
-        raise UserError(f"{RUNTIME}, which runs the model in browsers, could not be fetched by npm "
-                        f"({getattr(e, 'stderr', '') or e}): install npm, or give --no-model.") from e
+        raise UserError(
+            f"{RUNTIME}, which runs the model in browsers, could not be fetched by npm "
+            f"({getattr(e, 'stderr', '') or e}): install npm, or give --no-model."
+        ) from e
     archive = next(place.glob("*.tgz"))
     with tarfile.open(archive) as tar: tar.extractall(place, filter="data")
     archive.unlink()
@@ -188,7 +202,8 @@ def write_model(folder: Path, studio: Studio, members: list[str]) -> dict:
     package = runtime()
     for part in ("model", "runtime"): (folder / part).mkdir()
     for name, to in RUNTIME_FILES.items(): shutil.copyfile(package / name, folder / "runtime" / to)
-    (folder / "runtime" / "LICENSE").write_text("onnxruntime-web: MIT licence, Copyright (c) Microsoft Corporation\n")
+    (folder / "runtime" / "LICENSE").write_text("onnxruntime-web: MIT licence, Copyright (c) Microsoft "
+                                                "Corporation\n")
     (folder / "runtime" / "wasm").write_bytes(gzip.compress((package / WASM).read_bytes(), 9, mtime=0))
     concepts = {name: studio.concept(Position(name, name)) for name in members}
     about = dict(model=in_browser.write_model(folder / "model", studio.dit, concepts[members[0]], WEIGHTS),
@@ -215,10 +230,21 @@ def build(studio: Studio, folder: Path, dances: list[str], steps: int, model: bo
     faces, stills = write_faces(folder / "clips", studio, members)
     offered = sliders(studio) if model else {part: {group: [] for group in studio.groups} for part in PARTS}
     T, H, W = (getattr(studio.dit.defaults, k) for k in ("num_frames", "height", "width"))
-    about = dict(members=members, clips=files, faces=faces, stills=stills, sliders=offered, table=dances[:4],
-                 strip=dict(frames=T, fps=studio.dit.defaults.fps, shape=W / H), components=components(studio, offered),
-                 chips=chips_of(studio.dit) if model else {}, examples=examples(studio, files, model),
-                 sentence=SENTENCE, help=HELP if model else [*HELP[:3], WITHOUT], model=None)
+    about = dict(
+        members=members,
+        clips=files,
+        faces=faces,
+        stills=stills,
+        sliders=offered,
+        table=dances[:4],
+        strip=dict(frames=T, fps=studio.dit.defaults.fps, shape=W / H),
+        components=components(studio, offered),
+        chips=chips_of(studio.dit) if model else {},
+        examples=examples(studio, files, model),
+        sentence=SENTENCE,
+        help=[*HELP, WITH if model else WITHOUT],
+        model=None,
+    )
     about |= about_maps(studio) | prompts(studio, members) | sampling(studio, steps)
     if model: about |= write_model(folder, studio, members)
     (folder / "about.json").write_text(json.dumps(about))
@@ -232,7 +258,9 @@ def replace_folder(new: Path, old: Path):
 
 
 def main(
-    concepts: Annotated[list[str], typer.Argument(help="What to show; the shipped zoo when not given.")] = None,
+    concepts: Annotated[
+        list[str], typer.Argument(help="What to show; the shipped zoo when not given.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = BUILD,
     site: Annotated[Path, typer.Option(help="Folder to copy it to.")] = SITE,
     dances: Annotated[str, typer.Option(help="Whose dances every look has beforehand, by commas.")] = "",
@@ -248,7 +276,8 @@ def main(
     shutil.rmtree(work, ignore_errors=True)
     build(studio, work, chosen, steps or studio.steps, model)
     size = sum(p.stat().st_size for p in work.rglob("*") if p.is_file())
-    if size > MOST: raise UserError(f"The page has {size / 1e6:.1f} MB, over {MOST / 1e6:.0f}: name fewer --dances.")
+    if size > MOST: raise UserError(f"The page has {size / 1e6:.1f} MB, over {MOST / 1e6:.0f}: name fewer "
+                                    "--dances.")
     replace_folder(work, expanded(out))
     if expanded(site) != expanded(out):
         shutil.copytree(expanded(out), expanded(site).with_name("explore.new"), dirs_exist_ok=True)

@@ -8,7 +8,7 @@ from in_browser import few_bits
 from sas_nb.explore import Position
 from sas_nb.explore.sliders import Studio
 from sas_nb.explore.words import carried, chips_of, toggled, unknown_words
-from test_browser import CHROMIUM, chromium, MISSING, serious, TAB_STOPS, view, window
+from test_browser import chromium, MISSING, serious, TAB_STOPS, view, window  # noqa: F401 (a fixture)
 
 NAMES = ["woman-28", "man-21", "woman-07"]
 
@@ -167,7 +167,7 @@ def test_drag_and_every_screen(address, chromium, name, size, options):
         view(page, "Maps")
         board = page.locator(".sas-pad .board").first
         board.scroll_into_view_if_needed()
-        before, box = picture(page), board.bounding_box()
+        before = picture(page)
         spot = lambda n: page.locator(f".sas-pad [data-name='{n}']").first.bounding_box()
         middle = lambda b: (b["x"] + b["width"]/2, b["y"] + b["height"]/2)
         if name == "phone":
@@ -179,9 +179,11 @@ def test_drag_and_every_screen(address, chromium, name, size, options):
             page.mouse.up()
         page.wait_for_function("n => document.querySelector('.sas-screen [role=status]').textContent.includes(`look of ${n}`)", arg=NAMES[1])
         assert picture(page) != before
-        page.locator(".sas-pad .point").first.focus()
+        point = page.locator(".sas-pad .point").first
+        point.focus()
         page.keyboard.press("Home")
-        for _ in range(4): page.keyboard.press("ArrowRight")
+        inwards = "ArrowLeft" if float(point.get_attribute("aria-valuenow")) > 0 else "ArrowRight"
+        for _ in range(8): page.keyboard.press(inwards)
         page.wait_for_function("/nearest clip made beforehand/.test(document.querySelector('.sas-screen [role=status]').textContent)")
         assert page.evaluate(f"{TAB_STOPS}.length") < 90
         assert not page.errors and not strangers, (page.errors, strangers)

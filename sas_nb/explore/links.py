@@ -96,7 +96,8 @@ def examples_of(studio, chips:dict)->list[tuple]: # (label, where it leads)
     "One's look with another's dance, then what words do with that look."
     names = concept_names(studio)
     pairs = [pair for pair in studio.clothes.get("best", []) if {*pair} <= {*names}]
-    look, dance = pairs[0] if pairs else (names[0], names[min(len(names)//2 if len(names) < 5 else 4, len(names)-1)])
+    other = names[len(names)//2 if len(names) < 5 else 4]
+    look, dance = pairs[0] if pairs else (names[0], other)
     start = studio.start.put("appearance", look).put("motion", look)
     examples = [(f"{look} dances like {dance}", start.put("motion", dance))] if look != dance else []
     own = studio.own_prompt(start)
