@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 # What `make explore` shows: runs, concepts or zoos; the zoo and your own concepts when empty.
 CONCEPTS ?=
-# Arguments for the script of `demo`, `bench`, `report` or `pretrain`, such as ARGS="--help".
+# Arguments for the script of `demo`, `bench`, `site`, `report` or `pretrain`, such as ARGS="--help".
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PY := $(VENV)/bin/python
@@ -17,9 +17,10 @@ EXTRAS_run := [explore,lab,tensorboard]
 EXTRAS_dev := [dev,all]
 EXTRAS_explore := [explore,lab]
 EXTRAS_docs := [docs]
+EXTRAS_site := [explore,lab,site]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo explore test check lowest lab bench bench-quick report pretrain readme sync docs pin release clean
+.PHONY: help demo explore test check lowest lab bench bench-quick report pretrain readme sync docs site pin release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,9 +67,12 @@ sync: $(VENV)/.stamp-dev ## after editing a notebook: write sas_nb/, clean the n
 	$(VENV)/bin/nbdev-clean
 	$(PY) scripts/readme.py
 
-docs: $(VENV)/.stamp-docs ## build the site from the notebooks, as they are stored, into site/
+docs: $(VENV)/.stamp-docs ## build the site from the notebooks, as they are stored, into site/, with the page of `make site` if there is one
 	$(PY) scripts/docs.py
 	$(VENV)/bin/mkdocs build --strict --quiet
+
+site: $(VENV)/.stamp-site ## write the explorer as a page for any browser, without a kernel, into site/explore/; resumable
+	nice -n 5 $(PY) scripts/static_page.py $(ARGS)
 
 release: $(VENV)/.stamp-dev ## check version, changelog and tag, build into dist/, check, tag; uploads only where TWINE_PASSWORD is set
 	$(PY) -m pip install --disable-pip-version-check --quiet 'twine>=6'

@@ -8,7 +8,7 @@ cfg = config["DEFAULT"]
 suffix = "_requirements"
 extras = {k.removesuffix(suffix): v.split() for k, v in cfg.items() if k.endswith(suffix)}
 extras["all"] = sorted(
-    {line for name, lines in extras.items() if name not in ("dev", "docs") for line in lines}
+    {line for name, lines in extras.items() if name not in ("dev", "docs", "site") for line in lines}
 )
 
 setup(

@@ -1,4 +1,5 @@
-"""Write the pages of the site into build/docs/, for mkdocs: README, notebooks as they are stored, the API.
+"""Write the pages of the site into build/docs/, for mkdocs: README, notebooks as they are stored, the API,
+and the explorer as a page without a kernel, where `make site` has written it.
 
 The API is read from the exported cells, not imported: each public name with its signature as it is
 written, comments included, and its docstring; methods added by `@patch` stand with the others.
@@ -10,6 +11,7 @@ import nbformat
 from lint_notebooks import NBS, ROOT, directive, is_exported, notebooks, parsed
 
 OUT = ROOT / "build" / "docs"
+PAGE = ROOT / "build" / "explore"  # of scripts/static_page.py
 REPOSITORY = "https://github.com/sas-nb/sas_nb/blob/main/"
 LINK = re.compile(r"(\]\(|\b(?:src|href)=\")(?!\w+:|#|/)([^)#\"\s]+)")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -94,6 +96,28 @@ def write_api() -> None:
     (OUT / "api" / "index.md").write_text(f"# API\n\n{table}\n", encoding="utf-8")
 
 
+TRY = """# Whose look, whose dance?
+
+Each of these people was learned from one short video. The model runs in this page, on your processor.
+<a href="../explore/">Open it in a window of its own.</a>
+
+<iframe src="../explore/" title="the explorer" loading="lazy" style="width: 100%; height: 900px; border: 0">
+</iframe>
+"""
+NOTHING_TO_TRY = """# Whose look, whose dance?
+
+This site was built without the explorer that runs in a browser: `make site` writes it. With sas_nb installed,
+`sas-nb explore` opens it on your machine.
+"""
+
+
+def write_try(page: Path, out: Path) -> None:
+    "The explorer and a page that shows it; mkdocs copies what is beside the pages."
+    there = (page / "index.html").is_file()
+    if there: shutil.copytree(page, out / "explore")
+    (out / "try.md").write_text(TRY if there else NOTHING_TO_TRY, encoding="utf-8")
+
+
 if __name__ == "__main__":
     shutil.rmtree(OUT, ignore_errors=True)
     (OUT / "api").mkdir(parents=True)
@@ -105,4 +129,5 @@ if __name__ == "__main__":
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (OUT / "index.md").write_text(relink(readme, ROOT), encoding="utf-8")
     write_api()
+    write_try(PAGE, OUT)
     print(f"build/docs: {len(notebooks())} notebooks, {len(list((OUT / 'api').glob('*.md'))) - 1} modules")

@@ -20,11 +20,10 @@ from ..atlas.geometry import Atlas
 from ..cache import cached
 from ..clip import Clip
 from ..concept import Concept
-from ..counterfactual import about
 from ..dit import checked_steps, VideoDiT
 from .concepts import lasting_places, listed, named_concepts, open_concepts
 from .maps import AVERAGE, grouped, in_words, map_of, PARTS, Position
-from .prompts import without_clothes
+from .prompts import measured, sentence
 from .room import keep_together, room_for, Stopwatch
 from ..files import UserError, whole_number
 _all_ = ["AVERAGE", "PARTS", "Position"]
@@ -77,6 +76,7 @@ def _opened(studio, concepts)->dict: # name -> concept
     studio.atlas = _comparable(opened)
     studio.groups = grouped({name: c.info for name, c in opened.items()})
     studio.maps = {part: map_of(studio.atlas, part, studio.groups) for part in PARTS}
+    studio.clothes = measured(studio.places.values(), next(iter(opened.values())).info.get("fingerprint"))
     has_average = len(next(iter(studio.groups.values()))) > 1
     studio.names = [*opened, AVERAGE] if has_average else [*opened]
     return opened
@@ -183,12 +183,18 @@ def describe(self:Studio, p:Position)->str:
 # %% ../../nbs/explore/01_renderer.ipynb #a6dd5f39
 @patch
 def own_prompt(self:Studio, p:Position)->str:
-    "What a place is called by itself: the words of whoever weighs most in each part, without clothes."
+    "What a place is called by itself: the words of whoever weighs most in each part, mostly without clothes."
     mixtures = (self.weights(p.put(part, *p.of(part)), part) for part in PARTS) # the sliders have no words
-    heaviest = (self.atlas.members[int(np.argmax(w))] for w in mixtures)
-    look, dance = (member.state()["info"] for member in heaviest)
-    return f"{without_clothes(look['appearance'])}. {about(look['appearance'], dance['motion'])}"
+    look, dance = (self.atlas.members[int(np.argmax(w))].state()["info"] for w in mixtures)
+    return sentence(look, dance, _names_clothes(self, p))
 
+def _names_clothes(studio, p)->bool:
+    "Where one's look has another's dance, if it was measured that this base mixes up their clothes."
+    look, dance = ([*studio.maps[part].shares(p)] for part in PARTS)
+    others = len(look) == len(dance) == 1 and look != dance and AVERAGE not in look
+    return others and not any(p.look_along + p.dance_along) and not studio.clothes.get("carried", True)
+
+# %% ../../nbs/explore/01_renderer.ipynb #e886dc10
 @patch
 def advice(self:Studio, p:Position)->list[str]:
     "What to know of a position's prompt: new words that it forgets, and an end that the model does not read."

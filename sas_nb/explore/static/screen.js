@@ -52,6 +52,19 @@ async function makePreview(url, label, data) {
   return canvas
 }
 
+// Frames side by side in one picture, as the page without a kernel has them.
+async function makeStrip(url, label, frames, fps) {
+  await makePicture(url, label)
+  const strip = document.createElement("span")
+  strip.className = "sas-strip"
+  strip.style.backgroundImage = `url(${url})`
+  strip.style.backgroundSize = `${100*frames}% 100%`
+  Object.assign(strip.dataset, { frames, fps })
+  strip.setAttribute("role", "img")
+  strip.setAttribute("aria-label", label)
+  return strip
+}
+
 function render({ model, el }) {
   const stage = document.createElement("div")
   const note = document.createElement("strong")
@@ -64,9 +77,11 @@ function render({ model, el }) {
     if (!data?.byteLength) return
     const turn = model.get("turn")
     const isFilm = model.get("film")
-    const next = URL.createObjectURL(new Blob([data], { type: TYPES[isFilm] }))
+    const frames = model.get("frames")
+    const next = URL.createObjectURL(new Blob([data], { type: TYPES[isFilm] ?? TYPES[false] }))
     const label = model.get("label")
-    const first = isFilm ? makeFilm(next, label) : makePreview(next, label, data)
+    const first = frames ? makeStrip(next, label, frames, model.get("fps"))
+      : isFilm ? makeFilm(next, label) : makePreview(next, label, data)
     const element = await first.catch(() => isFilm ? null : makePicture(next, label)).catch(() => null)
     if (!element || turn != model.get("turn")) URL.revokeObjectURL(next) // a newer one is on its way
     if (turn != model.get("turn")) return

@@ -1,0 +1,71 @@
+// Words that the model knows, and chips in a prompt: the same rules as those of words.py.
+
+const MOVEMENT = "Movement"
+
+const escaped = text => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")
+const pattern = phrase => new RegExp(`(?<!\\w)${escaped(phrase)}(?!\\w)`)
+
+export const plain = text => text.replace(/\s*\[[a-z]\]/g, "").replace(/\s+/g, " ").trim()
+export const placeholders = text => [...text.matchAll(/\[([vu])\]/g)].map(m => m[1])
+
+function likeness(a, b) { // shared pairs of letters
+  const pairs = w => new Set([...w].map((c, i) => c + (w[i + 1] ?? "")))
+  const [p, q] = [pairs(a), pairs(b)]
+  return 2*[...p].filter(x => q.has(x)).length/(p.size + q.size)
+}
+
+function nearTo(word, known) {
+  const begins = known.filter(w => w.startsWith(word))
+  const alike = known.map(w => [likeness(word, w), w]).filter(([s]) => s > .4).sort((a, b) => b[0] - a[0])
+  return (begins.length ? begins : alike.map(([, w]) => w)).slice(0, 3)
+}
+
+// Each word that is not known, with near ones.
+export function unknownWords(text, vocabulary) {
+  const known = Object.keys(vocabulary).filter(w => /^\w+$/.test(w))
+  const words = new Set(plain(text).split(/[\s,.;:!?]+/).filter(Boolean))
+  return [...words].filter(w => !(w.toLowerCase() in vocabulary))
+    .map(word => ({ word, near: nearTo(word.toLowerCase(), known) }))
+}
+
+// The numbers of a prompt's words, ended; null where one is not known.
+export function numbered(text, vocabulary) {
+  const pieces = plain(text).toLowerCase().split(/\s+/).flatMap(w => w.match(/[^,.]+|[,.]/g) ?? [])
+  const numbers = pieces.map(p => vocabulary[p])
+  return numbers.includes(undefined) ? null : [...numbers, vocabulary["</s>"]]
+}
+
+export function chosenChips(text, chips) {
+  return Object.values(chips).flat().filter(phrase => pattern(phrase).test(text))
+}
+
+export function withoutChips(text, chips) {
+  for (const phrase of chosenChips(text, chips)) text = text.replace(pattern(phrase), "")
+  return text.replace(/ {2,}/g, " ").replace(/ +(?=[.,]|$)/g, "").trim()
+}
+
+export function withChips(bare, phrases, chips) {
+  const places = Object.entries(chips).filter(([kind]) => kind != MOVEMENT).flatMap(([, of]) => of)
+  const at = bare.indexOf(".")
+  const [first, rest] = at < 0 ? [bare, ""] : [bare.slice(0, at), bare.slice(at)]
+  let text = [first, ...places.filter(p => phrases.includes(p))].join(" ").trim() + rest
+  for (const phrase of (chips[MOVEMENT] ?? []).filter(p => phrases.includes(p))) {
+    text = text.includes("[u]") ? text.replace("[u]", `[u] ${phrase}`) : `${text} ${phrase}`
+  }
+  return text
+}
+
+// The text with this chip where it was not, without it where it was; only one of each kind.
+export function toggled(text, phrase, chips) {
+  const kind = Object.values(chips).find(of => of.includes(phrase))
+  const on = chosenChips(text, chips)
+  const left = on.filter(p => !kind.includes(p))
+  return withChips(withoutChips(text, chips), on.includes(phrase) ? left : [...left, phrase], chips)
+}
+
+// A prompt after its concept's own became another one.
+export function carried(text, own, now, chips) {
+  if (!text || withoutChips(text, chips) != withoutChips(own, chips)) return text
+  const moved = withChips(withoutChips(now, chips), chosenChips(text, chips), chips)
+  return moved == now ? "" : moved
+}
