@@ -12,7 +12,8 @@ from sas_nb.dit import VideoDiT
 from sas_nb.explore.concepts import lasting_places, named_concepts
 from sas_nb.explore.maps import AVERAGE, Position
 from sas_nb.explore.page import Explorer
-from sas_nb.explore.renderer import known_words, Studio
+from sas_nb.explore.prompts import known_words
+from sas_nb.explore.renderer import Studio
 from sas_nb.explore.serve import explorer_page, site
 from sas_nb.explore.widgets import Pad
 from sas_nb.explore.worker import Cancelled, Worker
