@@ -44,8 +44,8 @@ SENTENCE = ("Every face was learned from one short video. Give it another's danc
 HELP = ["Click a face: it dances. Choose beside the video whose look and whose dance it has.",
         "Maps: drag the ring. On a face it is that concept, between faces a mixture. Arrow keys move it too.",
         "Look \u00d7 dance: every look with every dance, playing in step. A click goes there."]
-WITH = ("Faces, and looks with the dances of a few, were made beforehand. All else is made here, by the model "
-        "itself: it is fetched when you first need it, about 20 MB, and runs on your processor.")
+WITH = ("Faces, and looks with the dances of a few, were made beforehand. All else is made here, by the "
+        "model itself: it is fetched when you first need it, about 20 MB, and runs on your processor.")
 WITHOUT = ("All clips of this page were made beforehand: between faces it shows the nearest. "
            "The explorer of sas_nb makes what lies between, in any words.")
 
