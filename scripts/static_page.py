@@ -249,11 +249,26 @@ def build(studio: Studio, folder: Path, dances: list[str], steps: int, model: bo
     (folder / "about.json").write_text(json.dumps(about))
 
 
+def check_folder(folder: Path):
+    "Raise `UserError` for a folder that holds anything but such a page."
+    if folder.exists() and any(folder.iterdir()) and not (folder / "engine.js").exists():
+        raise UserError(f"{str(folder)!r} holds other files, which the page would replace: name another "
+                        "folder.")
+
+
 def replace_folder(new: Path, old: Path):
     "Nobody sees half a page."
+    check_folder(old)
     if old.exists(): shutil.rmtree(old)
     old.parent.mkdir(parents=True, exist_ok=True)
     new.rename(old)
+
+
+def fresh(folder: Path) -> Path:
+    "A name beside a folder for what is to replace it, free of what a stopped run left."
+    place = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(place, ignore_errors=True)
+    return place
 
 
 def main(
@@ -268,20 +283,18 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads; 0 leaves them alone.")] = 0,
 ):
     if threads: torch.set_num_threads(threads)
+    out, site = expanded(out), expanded(site)
+    for folder in (out, site): check_folder(folder)
     studio = Studio(concepts or ["zoo"])
     here = [d for d in DANCES if d in studio.names] or people_and_things(studio)[:4]
-    chosen = dances.split(",") if dances else here
-    work = expanded(out).with_name(f"{expanded(out).name}.new")
-    shutil.rmtree(work, ignore_errors=True)
-    build(studio, work, chosen, steps or studio.steps, model)
+    work = fresh(out)
+    build(studio, work, dances.split(",") if dances else here, steps or studio.steps, model)
     size = sum(p.stat().st_size for p in work.rglob("*") if p.is_file())
-    if size > MOST: raise UserError(f"The page has {size / 1e6:.1f} MB, over {MOST / 1e6:.0f}: name fewer "
-                                    "--dances.")
-    replace_folder(work, expanded(out))
-    if expanded(site) != expanded(out):
-        shutil.copytree(expanded(out), expanded(site).with_name("explore.new"), dirs_exist_ok=True)
-        replace_folder(expanded(site).with_name("explore.new"), expanded(site))
-    print(f"{out}: {size / 1e6:.1f} MB, {len(list(expanded(out).rglob('*')))} files")
+    if size > MOST:
+        raise UserError(f"The page has {size / 1e6:.1f} MB, over {MOST / 1e6:.0f}: name fewer --dances.")
+    replace_folder(work, out)
+    if site != out: replace_folder(Path(shutil.copytree(out, fresh(site))), site)
+    print(f"{out}: {size / 1e6:.1f} MB, {sum(p.is_file() for p in out.rglob('*'))} files")
 
 
 if __name__ == "__main__": typer.run(main)
