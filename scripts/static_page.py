@@ -224,7 +224,8 @@ def build(studio: Studio, folder: Path, dances: list[str], steps: int, model: bo
     members = people_and_things(studio)
     (folder / "clips").mkdir(parents=True)
     write_code(folder)
-    wanted = pairs(studio, members, dances, WIDE if model else len(dances))
+    shown = [(p.look, p.dance) for _, p in examples_of(studio, {})]
+    wanted = list(dict.fromkeys(pairs(studio, members, dances, WIDE if model else len(dances)) + shown))
     files = write_clips(folder / "clips", studio, wanted, steps)
     faces, stills = write_faces(folder / "clips", studio, members)
     offered = sliders(studio) if model else {part: {group: [] for group in studio.groups} for part in PARTS}
