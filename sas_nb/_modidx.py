@@ -226,6 +226,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sas_nb.atlas.mixing._onto_best': ('atlas/mixing.html#_onto_best', 'sas_nb/atlas/mixing.py'),
                                      'sas_nb.atlas.mixing._projected': ('atlas/mixing.html#_projected', 'sas_nb/atlas/mixing.py'),
                                      'sas_nb.atlas.mixing._share': ('atlas/mixing.html#_share', 'sas_nb/atlas/mixing.py'),
+                                     'sas_nb.atlas.mixing._summed': ('atlas/mixing.html#_summed', 'sas_nb/atlas/mixing.py'),
                                      'sas_nb.atlas.mixing._weighted': ('atlas/mixing.html#_weighted', 'sas_nb/atlas/mixing.py'),
                                      'sas_nb.atlas.mixing._with_weights': ('atlas/mixing.html#_with_weights', 'sas_nb/atlas/mixing.py')},
             'sas_nb.atlas.places': { 'sas_nb.atlas.places._default_name': ('atlas/places.html#_default_name', 'sas_nb/atlas/places.py'),

@@ -9,7 +9,6 @@ faces, sliders, strengths, other words, is made by the model itself in the brows
 CPU, fetched by `npm pack`. What was made is kept in the cache, so a run that was stopped goes on.
 """
 import gzip, json, shutil, subprocess, tarfile, time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 import numpy as np
@@ -34,6 +33,7 @@ RUNTIME = "onnxruntime-web@1.30.0"
 RUNTIME_FILES = {"dist/ort.wasm.bundle.min.mjs": "ort.wasm.bundle.min.mjs"}
 WASM = "dist/ort-wasm-simd-threaded.wasm"
 DANCES = "woman-41", "man-09", "man-08", "woman-24"  # of README's moving picture
+WIDE = 2  # so many of them have all looks beforehand, beside a model that makes the others
 SEEDS = 8
 COEFFICIENTS, WEIGHTS = 2 / 3, 1 / 16  # steps of `few_bits`: 44 and 35 dB from the exact pictures
 MOST = 25e6  # bytes
@@ -65,19 +65,17 @@ def people_and_things(studio: Studio) -> list[str]:
     return [name for names in studio.groups.values() for name in names]
 
 
-def pairs(studio: Studio, looks: list[str], dances: list[str]) -> Iterator[tuple[str, str]]:
-    "Everybody as they are; then looks with the dances of others of their group."
-    yield from ((name, name) for name in looks)
-    for dance in dances:
-        group = studio.maps["motion"].group(dance)
-        yield from (
-            (look, dance) for look in looks if look != dance and studio.maps["motion"].group(look) == group
-        )
+def pairs(studio: Studio, looks: list[str], dances: list[str], wide: int) -> list[tuple[str, str]]:
+    "Everybody as they are; the dancers with each other's dances; all others with the first few of them."
+    group = studio.maps["motion"].group
+    table = [
+        (a, b) for b in dances for a in looks if group(a) == group(b) and (a in dances or b in dances[:wide])
+    ]
+    return list(dict.fromkeys([*((name, name) for name in looks), *table]))
 
 
-def write_clips(folder: Path, studio: Studio, looks: list[str], dances: list[str], steps: int) -> dict:
+def write_clips(folder: Path, studio: Studio, wanted: list[tuple[str, str]], steps: int) -> dict:
     "A strip for every pair; gives their files."
-    wanted = list(pairs(studio, looks, dances))
     files = {}
     began = time.time()
     for i, (look, dance) in enumerate(wanted):
@@ -226,7 +224,9 @@ def build(studio: Studio, folder: Path, dances: list[str], steps: int, model: bo
     members = people_and_things(studio)
     (folder / "clips").mkdir(parents=True)
     write_code(folder)
-    files = write_clips(folder / "clips", studio, members, dances, steps)
+    shown = [(p.look, p.dance) for _, p in examples_of(studio, {})]
+    wanted = list(dict.fromkeys(pairs(studio, members, dances, WIDE if model else len(dances)) + shown))
+    files = write_clips(folder / "clips", studio, wanted, steps)
     faces, stills = write_faces(folder / "clips", studio, members)
     offered = sliders(studio) if model else {part: {group: [] for group in studio.groups} for part in PARTS}
     T, H, W = (getattr(studio.dit.defaults, k) for k in ("num_frames", "height", "width"))
@@ -250,11 +250,26 @@ def build(studio: Studio, folder: Path, dances: list[str], steps: int, model: bo
     (folder / "about.json").write_text(json.dumps(about))
 
 
+def check_folder(folder: Path):
+    "Raise `UserError` for a folder that holds anything but such a page."
+    if folder.exists() and any(folder.iterdir()) and not (folder / "engine.js").exists():
+        raise UserError(f"{str(folder)!r} holds other files, which the page would replace: name another "
+                        "folder.")
+
+
 def replace_folder(new: Path, old: Path):
     "Nobody sees half a page."
+    check_folder(old)
     if old.exists(): shutil.rmtree(old)
     old.parent.mkdir(parents=True, exist_ok=True)
     new.rename(old)
+
+
+def fresh(folder: Path) -> Path:
+    "A name beside a folder for what is to replace it, free of what a stopped run left."
+    place = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(place, ignore_errors=True)
+    return place
 
 
 def main(
@@ -263,26 +278,24 @@ def main(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = BUILD,
     site: Annotated[Path, typer.Option(help="Folder to copy it to.")] = SITE,
-    dances: Annotated[str, typer.Option(help="Whose dances every look has beforehand, by commas.")] = "",
+    dances: Annotated[str, typer.Option(help="Whose dances are made beforehand, by commas.")] = "",
     steps: Annotated[int, typer.Option(help="Sampling steps of a clip; the model's own when 0.")] = 0,
     model: Annotated[bool, typer.Option(help="Write the model too, for the browser to run.")] = True,
     threads: Annotated[int, typer.Option(help="Threads; 0 leaves them alone.")] = 0,
 ):
     if threads: torch.set_num_threads(threads)
+    out, site = expanded(out), expanded(site)
+    for folder in (out, site): check_folder(folder)
     studio = Studio(concepts or ["zoo"])
     here = [d for d in DANCES if d in studio.names] or people_and_things(studio)[:4]
-    chosen = dances.split(",") if dances else here
-    work = expanded(out).with_name(f"{expanded(out).name}.new")
-    shutil.rmtree(work, ignore_errors=True)
-    build(studio, work, chosen, steps or studio.steps, model)
+    work = fresh(out)
+    build(studio, work, dances.split(",") if dances else here, steps or studio.steps, model)
     size = sum(p.stat().st_size for p in work.rglob("*") if p.is_file())
-    if size > MOST: raise UserError(f"The page has {size / 1e6:.1f} MB, over {MOST / 1e6:.0f}: name fewer "
-                                    "--dances.")
-    replace_folder(work, expanded(out))
-    if expanded(site) != expanded(out):
-        shutil.copytree(expanded(out), expanded(site).with_name("explore.new"), dirs_exist_ok=True)
-        replace_folder(expanded(site).with_name("explore.new"), expanded(site))
-    print(f"{out}: {size / 1e6:.1f} MB, {len(list(expanded(out).rglob('*')))} files")
+    if size > MOST:
+        raise UserError(f"The page has {size / 1e6:.1f} MB, over {MOST / 1e6:.0f}: name fewer --dances.")
+    replace_folder(work, out)
+    if site != out: replace_folder(Path(shutil.copytree(out, fresh(site))), site)
+    print(f"{out}: {size / 1e6:.1f} MB, {sum(p.is_file() for p in out.rglob('*'))} files")
 
 
 if __name__ == "__main__": typer.run(main)

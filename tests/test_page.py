@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
+from sas_nb.explore.links import examples_of
 from sas_nb.explore.maps import AVERAGE, Position
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
@@ -228,3 +229,24 @@ def test_the_command_without_names_shows_what_is_at_hand(tmp_path, monkeypatch):
     monkeypatch.setattr("sas_nb.explore.serve.serve", lambda concepts, browser, **kwargs: given.update(concepts=concepts))
     done = CliRunner().invoke(cli.app, ["explore"])
     assert done.exit_code == 0 and given == dict(concepts=["zoo"]) and "zoo" in done.output
+
+
+def test_words_name_clothes_only_where_it_was_measured_to_help(explorer, monkeypatch):
+    s = explorer.studio
+    one, other = [n for n in s.names if n != AVERAGE][:2]
+    caption = s.atlas.members[s.atlas.index(one)].state()["info"]["appearance"]
+    named, home, mixed = Position(one, other), Position(one, one), Position(one, other, look_by=(s.maps["appearance"].step*2, 0.))
+    assert caption not in s.own_prompt(named)  # nothing was measured of these
+    for known, says in ((dict(carried=False), True), (dict(carried=True), False)):
+        monkeypatch.setattr(s, "clothes", known)
+        assert s.own_prompt(named).startswith(f"{caption}.") is says
+        assert caption not in s.own_prompt(home) and caption not in s.own_prompt(mixed) and caption not in s.own_prompt(Position(one, AVERAGE, look_along=(1.,)))
+
+
+def test_the_best_measured_pair_is_the_first_example(explorer, monkeypatch):
+    s = explorer.studio
+    one, other = [n for n in s.names if n != AVERAGE][:2]
+    monkeypatch.setattr(s, "clothes", dict(best=[["nobody", one], [other, one]]))
+    (label, place), *others = examples_of(s, explorer.chips)
+    assert label == f"{other} dances like {one}" and (place.look, place.dance) == (other, one)
+    assert all((p.look, p.dance) == (other, other) and p.prompt for _, p in others)

@@ -7,6 +7,7 @@ import static_page
 from in_browser import few_bits
 from sas_nb.explore import Position
 from sas_nb.explore.sliders import Studio
+from sas_nb.files import UserError
 from sas_nb.explore.words import carried, chips_of, toggled, unknown_words
 from test_browser import chromium, MISSING, serious, TAB_STOPS, view, window  # noqa: F401 (a fixture)
 
@@ -88,6 +89,17 @@ def test_docs_and_page_do_not_destroy_each_other(folder, tmp_path):
     other.write_text("docs")
     static_page.replace_folder(shutil.copytree(folder, folder.parent/"site"/"explore.new"), folder.parent/"site"/"explore")
     assert other.read_text() == "docs" and (folder.parent/"site"/"explore"/"about.json").exists()
+
+
+def test_a_folder_of_somebody_elses_stays(tmp_path, folder):
+    (tmp_path/"mine").mkdir()
+    (tmp_path/"mine"/"thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="holds other files"): built_into(tmp_path/"mine")
+    with pytest.raises(UserError, match="holds other files"): static_page.replace_folder(folder, tmp_path/"mine")
+    assert (tmp_path/"mine"/"thesis.txt").read_text() == "years" and (folder/"about.json").exists()
+
+
+def built_into(out): static_page.main([f"zoo/{n}" for n in NAMES], out, out, ",".join(NAMES), 2, False)
 
 
 def in_js(p, names=("look", "dance")):

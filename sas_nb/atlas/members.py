@@ -97,7 +97,9 @@ def from_concept(concept:Concept, name:str)->Member:
     a = concept.appearance
     m = concept.motion
     sizes = {l: (len(w[f"{l}.B1"]), *w[f"{l}.A"].shape[::-1]) for l in concept.layers}
-    def read(layers): return {l: (w[f"{l}.A"], a*w[f"{l}.B1"], m*w[f"{l}.B2"]) for l in layers}
+    def scaled(B, scale): return B if scale == 1 else scale*B # copies cost a hand its time
+    def read(layers):
+        return {l: (w[f"{l}.A"], scaled(w[f"{l}.B1"], a), scaled(w[f"{l}.B2"], m)) for l in layers}
     def state():
         return {k: getattr(concept, k) for k in ("info", "tokens", "conditioning", "dit")}
     return Member(name, sizes, CONCEPT_PARTS, read, state, concept.info.get("fingerprint", ""))

@@ -23,10 +23,14 @@ from ..lowrank import canonical, recompress
 # %% ../../nbs/atlas/06_mixing.ipynb #6f0473a4
 def _weighted(pairs, part, weights): return [float(x)*p[1+part].double() for x, p in zip(weights, pairs)]
 
+def _summed(pairs, part, weights): # who has no share costs no time
+    some = [k for k, x in enumerate(weights) if x] or [0]
+    return sum(_weighted([pairs[k] for k in some], part, [weights[k] for k in some])).float()
+
 def _mixed(pairs, mixes, rank)->tuple[tuple, float, float]: # A and one B per part, squared loss, squared norm
     "One layer of a mix: exact where all share A, else the nearest of this rank, over one A for all parts."
+    if share_a(pairs): return (pairs[0][0], *(_summed(pairs, k, w) for k, w in enumerate(mixes))), 0., 0.
     Bs = [_weighted(pairs, k, w) for k, w in enumerate(mixes)]
-    if share_a(pairs): return (pairs[0][0], *(sum(B).float() for B in Bs)), 0., 0.
     A = torch.cat([p[0].double() for p in pairs])
     B = torch.cat([torch.cat(B, 1) for B in Bs])
     A, B, error = recompress(A, B, rank)

@@ -386,7 +386,7 @@ function between(one, other, share) {
 }
 
 function line() {
-  const ends = about.table.slice(0, 2)
+  const ends = [...new Set([...about.table, ...about.members])].slice(0, 2)
   const selects = ends.map((name, i) => {
     const { row, select } = choice("AB"[i], names, value => {
       ends[i] = value
