@@ -32,20 +32,21 @@ def written(folder, kind):
     return folder
 
 
-@pytest.fixture(scope="module", params=["plain", "experts"])
+@pytest.fixture(scope="module", params=[("plain", None), ("experts", APART)], ids=["plain", "experts, apart"])
 def saved(request, tmp_path_factory, own_cache):
-    "A concept's folder, and that of its base."
-    home = tmp_path_factory.mktemp(request.param)
-    base = written(home/"base", request.param)
+    "A concept's folder, that of its base, and how the base is to be fitted."
+    kind, memory = request.param
+    home = tmp_path_factory.mktemp(kind)
+    base = written(home/"base", kind)
     learn(Clip(torch.rand(T, 3, H, W), 8.), ("a [v] ball on a beach", "it is [u] rolling"), str(base), FEW, Run(home/"run", progress=False))
-    return home/"run", base
+    return home/"run", base, memory
 
 
 def concept_of(saved, memory=None): return Concept.load(saved[0], VideoDiT.load(saved[1], "cpu", memory=memory))
 
 
-@pytest.fixture(scope="module", params=[None, APART], ids=["plainly", "apart"])
-def studio(request, saved): return Studio(concept_of(saved, request.param), steps=4, preview=2)
+@pytest.fixture(scope="module")
+def studio(saved): return Studio(concept_of(saved, saved[2]), steps=4, preview=2)
 
 
 def test_each_step_is_told_and_stops(studio):
@@ -94,7 +95,7 @@ def test_what_it_needs_is_said_before_anything_is_read(saved, monkeypatch):
     assert "need less than" in room_for(concept, 6, 2).sentence
     monkeypatch.setattr(room, "at_most", lambda *args: 1e12)  # as of a large base: it is rehearsed
     found = room_for(concept, 6, 2, card=SMALL)
-    assert f"Videos of {T} frames of {H}x{W} by {saved[1]} need 0.8 GiB of Toy, which has 1.0, and 1.5 GiB of the machine's own memory" in found.sentence
+    assert f"Videos of {T} frames of {H}x{W} by {saved[1].name} need 0.8 GiB of Toy, which has 1.0, and 1.5 GiB of the machine's own memory" in found.sentence
     assert "It takes a preview about" in found.sentence and "a full video about" in found.sentence
     assert found.memory == Memory() and not found.together
     assert f"of 5 frames of {H}x{W}" in room_for(concept, 6, 2, num_frames=5, card=SMALL).sentence

@@ -1,7 +1,8 @@
 "What each cell of the tutorial needs, on tensors without values: of the card and of its host."
-import ast, json
+import ast, json, os, sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 import nbformat, pytest
 import wan_folder
 from sas_nb import monitor, phases
@@ -9,6 +10,7 @@ from sas_nb.cards import card, Card, GIB
 from sas_nb.concept import Concept
 from sas_nb.explore.room import keep_together, Room
 from sas_nb.fake import standing_in
+from sas_nb.files import UserError
 from sas_nb.folded import fold_words
 from sas_nb.memory import Memory
 from sas_nb.phases import Job, needed, timed
@@ -69,7 +71,7 @@ def folded(job, dit):
 
 # what a cell calls -> what is rehearsed for it: the plan's own phases, or one of these
 CELLS = dict(learn=["text", "encoding", "prior", "stage 1", "stage 2", previews], generate=[edits], Explorer=[explorer], export=[folded])
-FREE = {"plan", "lint", "phrased", "preflight", "load", "named", "base", "save", "check_words", "plot_history", "contact_sheet", "sheet"} # they compute nothing on the base
+FREE = {"plan", "lint", "of", "phrased", "preflight", "load", "named", "base", "save", "check_words", "plot_history", "contact_sheet", "sheet"} # nothing on the base; the last section trains the tiny model beside it, some MiB
 
 
 def need(job, memory, what):
@@ -96,6 +98,41 @@ def test_each_cell_that_computes_is_rehearsed():
     cells = [c for c in nbformat.read(NOTEBOOK, 4).cells if c.cell_type == "code"]
     found = {name for c in cells for name in called(c) & ours}
     assert CELLS.keys() <= found and found <= CELLS.keys() | FREE | {"at"}
+
+
+def folder_cell():
+    "The cell that asks for a Drive, with what it needs from those above."
+    (cell,) = [c.source for c in nbformat.read(NOTEBOOK, 4).cells if "drive.mount" in c.source]
+    return "import os, sys\nfrom pathlib import Path\n" + cell
+
+
+class Drive:
+    def __init__(self, why=None): self.why = why
+    def mount(self, place):
+        if self.why: raise ValueError(self.why)
+
+
+@pytest.mark.parametrize("use, why, home", [(True, None, "/content/drive/MyDrive/sas_nb"), (False, "refused", "runs"), (True, "refused", None)])
+def test_where_the_run_is_kept_on_colab(monkeypatch, use, why, home):
+    colab = ModuleType("google.colab")
+    colab.drive = Drive(why)
+    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setenv("SAS_NB_CACHE", "")
+    space = dict(USE_DRIVE=use, NAME="dancer")
+    if home is None:
+        with pytest.raises(UserError, match="Your Drive was not mounted .refused.: run this cell again and allow it, or set USE_DRIVE = False"): exec(folder_cell(), space)
+    else:
+        exec(folder_cell(), space)
+        assert str(space["OUT"]) == f"{home}/dancer" and os.environ["SAS_NB_CACHE"] == f"{home}/cache"
+
+
+def test_elsewhere_it_is_kept_here(monkeypatch):
+    monkeypatch.setenv("SAS_NB_CACHE", "")
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    space = dict(USE_DRIVE=True, NAME="dancer")
+    exec(folder_cell(), space)
+    assert space["HOME"] == Path("runs")
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,8 @@ def _add_choices(e):
     titles = {k: v for k, v in TITLES.items() if len(few) > 1 or k not in between}
     e.views = Views(titles=titles, chosen="faces")
     e.faces = Clips(label="faces", cells=[dict(key=name, label=name) for name in concept_names(e.studio)])
-    e.takes = iw.Dropdown(options=list(TAKES.items()), description="A click takes")
+    e.takes = iw.Dropdown(options=list(TAKES.items()), description="A click takes",
+                          layout=dict(display="none") if len(names) == 1 else {})
     e.table = Clips(label="looks by dances", names=names, rows=few, columns=few)
     e.ends = [iw.Dropdown(options=names, value=few[i % len(few)], description=d) for i, d in enumerate("AB")]
     e.line = Strength(value=0., most=1., label="from A to B")

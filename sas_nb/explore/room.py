@@ -7,6 +7,7 @@ __all__ = ['Room', 'keep_together', 'room_for', 'Pace', 'Stopwatch']
 
 # %% ../../nbs/explore/00_room.ipynb #6fe4e047
 from dataclasses import dataclass, replace
+from pathlib import Path
 import time
 from ..cards import Card, GIB, host_gib, this_card
 from ..concept import Concept
@@ -45,7 +46,8 @@ def _fitted(job:Job, host:float|None)->Memory:
 # %% ../../nbs/explore/00_room.ipynb #6f89f0ef
 def _what(job:Job, gib:float, bound:str="")->str:
     T, H, W = job.shape
-    return (f"Videos of {T} frames of {H}x{W} by {job.model} need {bound}{gib:.1f} GiB of {job.card.name}, "
+    name = Path(job.model).name if Path(job.model).is_absolute() else job.model
+    return (f"Videos of {T} frames of {H}x{W} by {name} need {bound}{gib:.1f} GiB of {job.card.name}, "
             f"which has {job.card.gib:.1f}")
 
 # %% ../../nbs/explore/00_room.ipynb #f5438b4d
