@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-import errno, hashlib, inspect, re, warnings
+import errno, hashlib, inspect, json, re, warnings
 import torch
+from torch import Tensor
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from fastcore.basics import patch
 from huggingface_hub import snapshot_download
@@ -21,6 +22,7 @@ from .fast import best_device, best_dtype, channels_last
 from .files import expanded, UserError
 from .memory import Memory
 from .offload import fit
+from .shards import Shards, without_weights
 from .stored import hash_weights, stored_tensors, weight_files
 from .streamed import StreamedEncoder
 
@@ -213,14 +215,44 @@ def pipeline(self:Checkpoint,
 def part(self:Checkpoint, name:str, memory:Memory=Memory()): # a frozen module; or a tokenizer or scheduler
     "Read one part of the pipeline, on its device. Raises `UserError`."
     if name == "text_encoder" and (memory.apart or memory.text_bits != 16): return _streamed(self, memory)
-    others = dict.fromkeys(set(self.family.parts)-{name})
-    part = getattr(self.pipeline(self.precision("vae", memory), **others), name)
+    if name in self.family.transformers and (stored := self.stored(name)):
+        part = _from_shards(self, name, stored, memory)
+    else: part = _from_loader(self, name, memory)
     if not isinstance(part, torch.nn.Module): return part
-    if name in self.family.transformers:
-        self.family.prepare(part)
-        fit(part.requires_grad_(False), memory, self.device)
     if name == "vae": _ready_autoencoder(part, self.device, memory)
     return part.requires_grad_(False).eval().to(self.device)
+
+# %% ../nbs/parts/hub.ipynb #1ca228c8
+def _from_loader(checkpoint, name, memory): # the pipeline's own
+    others = dict.fromkeys(set(checkpoint.family.parts)-{name})
+    part = getattr(checkpoint.pipeline(checkpoint.precision("vae", memory), **others), name)
+    if name in checkpoint.family.transformers:
+        checkpoint.family.prepare(part)
+        fit(part.requires_grad_(False), memory, checkpoint.device)
+    return part
+
+def _from_shards(checkpoint, name, stored, memory)->torch.nn.Module:
+    part = checkpoint.without_weights(name).requires_grad_(False)
+    checkpoint.family.prepare(part)
+    with _readable(checkpoint.source): shards = Shards(part, stored, checkpoint.device, checkpoint.dtype)
+    fit(part, memory, checkpoint.device, shards.bring)
+    shards.bring_all()
+    return part
+
+# %% ../nbs/parts/hub.ipynb #4dedfe6a
+@patch
+def without_weights(self:Checkpoint, part:str)->torch.nn.Module:
+    "One of diffusers' parts, its parameters shapes alone. Raises `UserError`."
+    kind = self.kind(part)
+    with _readable(self.source), _quiet(): return without_weights(kind, kind.load_config(self.place(part)))
+
+@patch
+def stored(self:Checkpoint, part:str)->dict[str, Tensor]:
+    "A part's weights, mapped; none of files that only the pipeline's own loader can read. Raises `UserError`."
+    folder = self.place(part)
+    with _readable(self.source):
+        if "quantization_config" in json.loads((folder/"config.json").read_text("utf-8")): return {}
+        return stored_tensors(folder)
 
 # %% ../nbs/parts/hub.ipynb #ae2e81fc
 def _ready_autoencoder(vae, device, memory):

@@ -54,13 +54,14 @@ class LazyPipeline:
         # in memory, without weights, and names of files (see `weights_names`)
         self._parts, self._outlines, self.stored = {}, {}, {}
         self.memory_given = memory is not None # or a run may choose
-        self._memory = memory or Memory()
+        self._memory = memory if memory and self.checkpoint else Memory()
         self.configuration = dict(pipeline=about[0], transformer=whole("transformer", about[1]),
                                   vae=whole("vae", about[2]))
         self.experts = self.family.experts(self.configuration)
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self._loading = threading.RLock()
+        if memory: self.refit(memory) # what was handed over is there already
 
 # %% ../nbs/parts/pipeline.ipynb #13e90395
 LazyPipeline.memory = property(lambda self: self._memory, lambda self, memory: self.refit(memory),
@@ -221,6 +222,7 @@ def print_of(self:LazyPipeline, part:str="transformer")->str:
 def refit(self:LazyPipeline, memory:Memory):
     """What setting `memory` does: what was read in another way is read again when it is asked for. Raises
     `UserError` for what this model cannot do."""
+    if memory == self.memory: return
     with self._loading:
         for name in self.loaded & set(self.family.transformers): _refit(self, name, memory)
         changed = [k for k, words in _FITTED.items() if any(getattr(self.memory, w) != getattr(memory, w)

@@ -119,7 +119,7 @@ def _all_fit(job, memory, names, host)->bool:
 def _chosen(job:Job, host:float|None)->tuple[Memory, str]:
     "The smallest change from plain that fits, else the most sparing; and why."
     others = [name for name in sorted(PHASES, key=lambda n: not n.startswith("stage")) if name not in _CODEC]
-    rungs = _rungs(Sketch(job.model, job.card).depth)
+    rungs = _rungs(job.sketch.depth)
     words, memory = next((r for r in rungs if _all_fit(job, r[1], others, host)), rungs[-1])
     ways = [(tiles, replace(memory, **change)) for tiles, change in _VAE]
     tiles, fitted = next((w for w in ways if _all_fit(job, w[1], _CODEC, host)), ways[-1])
@@ -215,7 +215,7 @@ def _weights_of(model:str)->int: # about in proportion to those of its transform
 # %% ../nbs/parts/plan.ipynb #47adb4e2
 def disk_bytes(job:Job)->int:
     "What a run puts on the disk; a folder's weights that are there are no download."
-    sketch = Sketch(job.model, job.card)
+    sketch = job.sketch
     (T, H, W) = job.shape
     about = sketch.configurations
     names = job.recipe.layers or sketch.family.lora_layers

@@ -13,7 +13,8 @@ import json
 import torch, transformers, diffusers
 from torch import Tensor
 from fastcore.basics import patch
-from . import clip, data, pipeline, streamed
+from huggingface_hub import snapshot_download
+from . import clip, data, pipeline, shards, streamed
 from .advice import GenerationConfig
 from .cache import data_path
 from .cards import Card
@@ -21,20 +22,18 @@ from .dit import VideoDiT
 from .fake import unset_fake_temporarily, Counted, pretended, standing_in
 from .family import known_family
 from .files import UserError
-from .hub import Checkpoint, model_folder
+from .hub import _offline, _quiet, _readable, Checkpoint, model_folder
 from .memory import Memory
 from .prompt import Prompt
 from .repeat import Kept, repeating
 
 # %% ../nbs/parts/sketch.ipynb #52b1343b
 def _on_hub(name:str)->Path:
-    "The configurations alone, from this machine's cache or the hub. Raises `UserError`."
-    from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/*config.json"]))
-    except Exception as e: # whatever the network, a proxy or the offline mode says
-        reason = " ".join(str(e).split())[:100]
-        raise UserError(f"What {name!r} is cannot be read from the hub ({reason}): connect to the "
-                        f"network, or choose of {', '.join(known_models())}, or give a folder.") from e
+    "The configurations alone, from the hub or this machine's cache. Raises `UserError`."
+    offline = _offline(name)
+    with _readable(name), _quiet():
+        return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/*config.json"],
+                                      local_files_only=offline))
 
 # %% ../nbs/parts/sketch.ipynb #5b75213c
 def known_models()->list[str]:
@@ -168,6 +167,20 @@ def part(self:Sketch, name:str, memory:Memory=Memory()):
     if not isinstance(part, torch.nn.Module): return part
     repeating(self.counted, part)
     return part
+
+# %% ../nbs/parts/sketch.ipynb #577beb3e
+@patch
+def stored(self:Sketch, part:str)->dict[str, Tensor]:
+    with self.counted.paused():
+        stored = _on_host(self.without_weights(part), torch.float32, set()).state_dict()
+        self.counted.leave_out(*stored.values())
+    return stored
+
+@patch
+def without_weights(self:Sketch, part:str)->torch.nn.Module:
+    layers = dict(num_layers=self.layers) if self.layers else {}
+    with self.counted.paused(), unset_fake_temporarily():
+        return shards.without_weights(self.kind(part), self.configurations[part] | layers)
 
 # %% ../nbs/parts/sketch.ipynb #30767432
 def _streamed(sketch, memory):
