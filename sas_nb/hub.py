@@ -22,7 +22,7 @@ from .fast import best_device, best_dtype, channels_last
 from .files import expanded, UserError
 from .memory import Memory
 from .offload import fit
-from .shards import Shards, without_weights
+from .shards import Shards
 from .stored import hash_weights, stored_tensors, weight_files
 from .streamed import StreamedEncoder
 
@@ -215,49 +215,35 @@ def pipeline(self:Checkpoint,
 def part(self:Checkpoint, name:str, memory:Memory=Memory()): # a frozen module; or a tokenizer or scheduler
     "Read one part of the pipeline, on its device. Raises `UserError`."
     if name == "text_encoder" and (memory.apart or memory.text_bits != 16): return _streamed(self, memory)
-    if name in self.family.transformers and (stored := self.stored(name)):
-        part = _from_shards(self, name, stored, memory)
+    if name in self.family.transformers: part = _transformer(self, name, memory)
     else: part = _from_loader(self, name, memory)
     if not isinstance(part, torch.nn.Module): return part
-    if name == "vae": _ready_autoencoder(part, self.device, memory)
+    if name == "vae" and self.device.type == "cpu": channels_last(part)
+    if name == "vae" and memory.tiled: part.enable_tiling()
     return part.requires_grad_(False).eval().to(self.device)
 
 # %% ../nbs/parts/hub.ipynb #1ca228c8
 def _from_loader(checkpoint, name, memory): # the pipeline's own
     others = dict.fromkeys(set(checkpoint.family.parts)-{name})
-    part = getattr(checkpoint.pipeline(checkpoint.precision("vae", memory), **others), name)
-    if name in checkpoint.family.transformers:
-        checkpoint.family.prepare(part)
-        fit(part.requires_grad_(False), memory, checkpoint.device)
-    return part
+    return getattr(checkpoint.pipeline(checkpoint.precision("vae", memory), **others), name)
 
-def _from_shards(checkpoint, name, stored, memory)->torch.nn.Module:
-    part = checkpoint.without_weights(name).requires_grad_(False)
+def _transformer(checkpoint, name, memory)->torch.nn.Module:
+    about, stored = checkpoint.stored(name)
+    with _readable(checkpoint.source):
+        shards = stored and Shards(checkpoint.kind(name), about, stored, checkpoint.device, checkpoint.dtype)
+    part = shards.model if stored else _from_loader(checkpoint, name, memory).requires_grad_(False)
     checkpoint.family.prepare(part)
-    with _readable(checkpoint.source): shards = Shards(part, stored, checkpoint.device, checkpoint.dtype)
-    fit(part, memory, checkpoint.device, shards.bring)
-    shards.bring_all()
+    fit(part, memory, checkpoint.device, shards.bring if stored else None)
+    if stored: shards.bring_all()
     return part
 
 # %% ../nbs/parts/hub.ipynb #4dedfe6a
 @patch
-def without_weights(self:Checkpoint, part:str)->torch.nn.Module:
-    "One of diffusers' parts, its parameters shapes alone. Raises `UserError`."
-    kind = self.kind(part)
-    with _readable(self.source), _quiet(): return without_weights(kind, kind.load_config(self.place(part)))
-
-@patch
-def stored(self:Checkpoint, part:str)->dict[str, Tensor]:
-    "A part's weights, mapped; none of files that only the pipeline's own loader can read. Raises `UserError`."
-    folder = self.place(part)
+def stored(self:Checkpoint, part:str)->tuple[dict, dict[str, Tensor]]:
+    "Configuration and mapped weights, these where they need no loader of their own. Raises `UserError`."
     with _readable(self.source):
-        if "quantization_config" in json.loads((folder/"config.json").read_text("utf-8")): return {}
-        return stored_tensors(folder)
-
-# %% ../nbs/parts/hub.ipynb #ae2e81fc
-def _ready_autoencoder(vae, device, memory):
-    if device.type == "cpu": channels_last(vae)
-    if memory.tiled: vae.enable_tiling()
+        about = json.loads((self.place(part)/"config.json").read_text("utf-8"))
+        return about, {} if "quantization_config" in about else stored_tensors(self.place(part))
 
 # %% ../nbs/parts/hub.ipynb #d3df8dd9
 def _streamed(checkpoint, memory)->StreamedEncoder:

@@ -165,6 +165,7 @@ _WAITING = 2, 3  # of them, those that wait on the host, where some do
 def needed(job:Job, memory:Memory, name:str)->Phase:
     "A phase of the whole model. Raises `UserError`."
     depth, waits = job.sketch.depth, memory.swapped
+    job = replace(job, card=_kind(job.card))
     without = memory.apart and name in ("text", "encoding") # the transformer is not there
     if without or depth <= _DEPTHS[1] or 0 < waits < _WAITING[0]: return rehearsed(job, memory, name)
     small = replace(memory, swapped=min(waits, _WAITING[0]))
@@ -175,6 +176,11 @@ def needed(job:Job, memory:Memory, name:str)->Phase:
         steps = steps[0], waits-_WAITING[0]
     return _on_a_line(phases, *steps)
 
+# %% ../nbs/parts/phases.ipynb #9d27277c
+def _kind(card:Card)->Card: # all of one kind need the same
+    return Card("any", 0., 0., 0., 0., card.bf16, card.device)
+
+# %% ../nbs/parts/phases.ipynb #4b780255
 def _on_a_line(phases:list[Phase], blocks:int, waiting:int)->Phase: # so many more of them than in the first
     "What is told from a phase, the same with one block more, and that with one more that waits."
     few, more, *away = phases

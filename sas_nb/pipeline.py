@@ -53,15 +53,20 @@ class LazyPipeline:
         self._pipe = None if self.checkpoint else pipe
         # in memory, without weights, and names of files (see `weights_names`)
         self._parts, self._outlines, self.stored = {}, {}, {}
-        self.memory_given = memory is not None # or a run may choose
-        self._memory = memory if memory and self.checkpoint else Memory()
         self.configuration = dict(pipeline=about[0], transformer=whole("transformer", about[1]),
                                   vae=whole("vae", about[2]))
         self.experts = self.family.experts(self.configuration)
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self._loading = threading.RLock()
-        if memory: self.refit(memory) # what was handed over is there already
+        _begin(self, memory)
+
+# %% ../nbs/parts/pipeline.ipynb #b9364d92
+def _begin(lazy:LazyPipeline, memory:Memory|None):
+    "With a memory that was given; or a run may choose."
+    lazy.memory_given = memory is not None
+    lazy._memory = memory if memory and lazy.checkpoint else Memory()
+    if memory: lazy.refit(memory) # what was handed over is there already
 
 # %% ../nbs/parts/pipeline.ipynb #13e90395
 LazyPipeline.memory = property(lambda self: self._memory, lambda self, memory: self.refit(memory),

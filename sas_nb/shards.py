@@ -22,21 +22,25 @@ def without_weights(kind:type, configuration:dict)->nn.Module:
 
 # %% ../nbs/parts/shards.ipynb #fd1e3fe5
 class Shards:
-    """A model's weights in its files, and the model that is to be given them. Raises `OSError` for files that do
-    not hold what they should."""
+    """A model's weights in its files, and the `model` that is to be given them. Raises `OSError` for files
+    that do not hold what they should."""
     def __init__(self,
-                 model:nn.Module,         # see `without_weights`
-                 stored:dict[str, Tensor], # see `stored_tensors`
+                 kind:type, configuration:dict, # of diffusers
+                 stored:dict[str, Tensor],      # see `stored_tensors`
                  device:torch.device, dtype:torch.dtype, # where they shall be, and in which precision
                 ):
-        self.stored, self.device, self.dtype = stored, device, dtype
-        self.exact = set(model._keep_in_fp32_modules or ())
-        self.waiting = {m: f"{name}."*bool(name) for name, m in model.named_modules()} # for their own weights
-        for name, p in model.state_dict().items():
-            there = stored.get(name)
-            if there is None: raise OSError(f"its files do not hold {name}")
-            if there.shape != p.shape:
-                raise OSError(f"{name} is {tuple(there.shape)} in its files, and not {tuple(p.shape)}")
+        self.stored = stored
+        self.device = device
+        self.dtype = dtype
+        self.model = without_weights(kind, configuration).requires_grad_(False)
+        self.exact = set(kind._keep_in_fp32_modules or ())
+        self.waiting = {m: f"{name}."*bool(name) for name, m in self.model.named_modules()}
+        for name, p in self.model.state_dict().items(): _check(name, p, stored.get(name))
+
+def _check(name:str, wanted:Tensor, there:Tensor|None):
+    if there is None: raise OSError(f"its files do not hold {name}")
+    if there.shape != wanted.shape:
+        raise OSError(f"{name} is {tuple(there.shape)} in its files, and not {tuple(wanted.shape)}")
 
 # %% ../nbs/parts/shards.ipynb #1badc11b
 @patch

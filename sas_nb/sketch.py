@@ -96,13 +96,10 @@ def _built(sketch:Sketch, name:str, dtype:torch.dtype):
     "A part as it would be read from files, in host memory."
     if name == "tokenizer": return _tokenizer
     kind = sketch.kind(name)
-    config = sketch.configurations[name]
-    if name == "scheduler": return _from_start(kind).from_config(config)
-    is_transformer = name in sketch.family.transformers
-    if is_transformer and sketch.layers: config = config | dict(num_layers=sketch.layers)
+    if name == "scheduler": return _from_start(kind).from_config(sketch.configurations[name])
     # transformers' list of exact weights is for fp16 alone
-    exact = set(kind._keep_in_fp32_modules or ()) if is_transformer or dtype == torch.float16 else set()
-    return _on_host(_outline(kind, config), dtype, exact)
+    exact = set(kind._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    return _on_host(_outline(kind, sketch.configurations[name]), dtype, exact)
 
 # %% ../nbs/parts/sketch.ipynb #9a6ad4d9
 def _outline(kind:type, config:dict)->torch.nn.Module:
@@ -170,17 +167,12 @@ def part(self:Sketch, name:str, memory:Memory=Memory()):
 
 # %% ../nbs/parts/sketch.ipynb #577beb3e
 @patch
-def stored(self:Sketch, part:str)->dict[str, Tensor]:
+def stored(self:Sketch, part:str)->tuple[dict, dict[str, Tensor]]:
+    about = self.configurations[part] | (dict(num_layers=self.layers) if self.layers else {})
     with self.counted.paused():
-        stored = _on_host(self.without_weights(part), torch.float32, set()).state_dict()
+        stored = _on_host(_outline(self.kind(part), about), torch.float32, set()).state_dict()
         self.counted.leave_out(*stored.values())
-    return stored
-
-@patch
-def without_weights(self:Sketch, part:str)->torch.nn.Module:
-    layers = dict(num_layers=self.layers) if self.layers else {}
-    with self.counted.paused(), unset_fake_temporarily():
-        return shards.without_weights(self.kind(part), self.configurations[part] | layers)
+    return about, stored
 
 # %% ../nbs/parts/sketch.ipynb #30767432
 def _streamed(sketch, memory):
@@ -303,5 +295,6 @@ def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=N
 
 def _changes(kept)->list[tuple]: # module, name, what stands there inside
     return [(pipeline, "fingerprint", lambda module: "no weights"),
+            (shards, "without_weights", unset_fake_temporarily()(shards.without_weights)),
             (data, "in_cache", kept.find), (data, "cached", kept.keep),
             (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]
