@@ -167,7 +167,7 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
                   text_bits=text_bits)
     run = _run(out, progress=not quiet, save_every=save_every, sample_every=sample_every)
     seen = load_clip(clip, model, frames, fps, start, size, revision)
-    loaded = named_model(model, dtype, revision) if dtype or revision or wish else model
+    loaded = named_model(model, dtype, revision) if dtype or revision else model
     _learn(seen, prompts, loaded, chosen, run, sheet, wish)
 
 # %% ../nbs/parts/cli.ipynb #f8321628
@@ -176,11 +176,12 @@ def _run(out, **given):
     from sas_nb.recipe import Run
     return Run(out, **{k: v for k, v in given.items() if v is not None})
 
-def _fitted(dit, shape, recipe, wish): # shape of a `Clip`
+def _fitted(model, shape, recipe, wish): # shape of a `Clip`
     "A `Memory` with what was wished for; the plan chooses the rest."
+    from sas_nb.dit import VideoDiT
     from sas_nb.plan import fitting
     T, _, H, W = shape
-    return fitting(dit, (T, H, W), recipe, wishes=wish)
+    return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish)
 
 def _note(model):
     if about := clip_size(model).about: say(f"Note: {model!r} {about}.", err=True)

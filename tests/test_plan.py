@@ -137,7 +137,9 @@ DANCER = "data/clips/dancer.mp4"
     ((DANCER, "--gpu", "-4"), "There is no card '-4'"),
     ((DANCER, "--host", "0"), "host"),
     ((DANCER, "--size", "big"), "is not a size"),
-    ((DANCER, "--model", "nobody/nothing"), "cannot be read from the hub"),
+    ((DANCER, "--model", "nobody/nothing"), "the hub cannot be asked for it without a network"),
+    ((DANCER, "--weights", "fp4"), "must be 'own' or 'fp8' or 'int8'"),
+    ((DANCER, "--inputs-on-host", "--no-checkpointing"), "add --checkpointing"),
     ((DANCER, "--model", "no folder"), "There is no model folder"),
     (("nowhere.mp4",), "nowhere.mp4"),
 ], ids=lambda x: " ".join(map(str, x[1:])) if isinstance(x, tuple) else "")
@@ -145,6 +147,23 @@ def test_bad_input_is_one_sentence(args, words, root, monkeypatch):
     monkeypatch.chdir(root)
     result = run(*args)
     assert result.exit_code == 1 and words in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("code, says", [("GatedRepo", "accepted its terms"), ("RepoNotFound", "There is no model 'a/b' on the hub")])
+def test_a_model_that_may_not_be_read(code, says, root, monkeypatch):
+    import huggingface_hub
+    answer = type("Answer", (), dict(headers={"X-Error-Code": code}))
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: type("S", (), dict(head=lambda self, *a, **k: answer))())
+    monkeypatch.chdir(root)
+    result = run(DANCER, "--model", "a/b")
+    assert result.exit_code == 1 and says in " ".join(result.output.split())
+
+
+def test_a_full_disk_is_said(monkeypatch):
+    def full(*args, **kwargs): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(sketch, "_offline", lambda name: False)
+    monkeypatch.setattr(sketch, "snapshot_download", full)
+    with pytest.raises(UserError, match="no room on the disk to download 'a/b': free some space"): sketch.Sketch("a/b", CARD)
 
 
 SMALL = "--frames", "5", "--size", "48x48", "--json"
@@ -227,8 +246,9 @@ def test_learn_refuses_with_the_plans_words(monkeypatch):
         learn(Clip(torch.rand(17, 3, 64, 64), 12.), ("a [v] man", "he is [u] dancing"), "tiny", run=Run(progress=False))
 
 
-SIZES = [("Wan2.1-T2V-1.3B", (81, 480, 832), "10", 64.), ("Wan2.1-T2V-1.3B", (33, 320, 512), "14", 11.),
-         ("Wan2.1-T2V-14B", (33, 480, 832), "22.5", 64.), ("Wan2.2-TI2V-5B", (81, 480, 832), "14", 64.)]
+# What a run of the default recipe may need of the card and its host, and what it cannot need less than, in GiB: weights, inputs of blocks, context.
+SIZES = [("Wan2.1-T2V-1.3B", (81, 480, 832), (6, 10), (3, 64)), ("Wan2.1-T2V-1.3B", (33, 320, 512), (3.5, 14), (1.8, 11)),
+         ("Wan2.1-T2V-14B", (33, 480, 832), (14, 22.5), (1.8, 16)), ("Wan2.2-TI2V-5B", (81, 480, 832), (10.5, 14), (3, 64))]
 
 
 @pytest.mark.slow
@@ -236,6 +256,20 @@ SIZES = [("Wan2.1-T2V-1.3B", (81, 480, 832), "10", 64.), ("Wan2.1-T2V-1.3B", (33
 def test_at_full_size(model, shape, gpu, host):
     "The default call, in a way that the plan finds."
     from sas_nb.plan import plan
-    found = plan(f"Wan-AI/{model}-Diffusers", shape, gpu=card(gpu), host=host)
+    found = plan(f"Wan-AI/{model}-Diffusers", shape, gpu=card(gpu[1]), host=host[1])
     assert found.fits, str(found)
-    assert found.peak_gpu_gib <= float(gpu) and found.peak_host_gib <= host
+    assert gpu[0] < found.peak_gpu_gib <= gpu[1] and host[0] < found.peak_host_gib <= host[1]
+    assert all(p.card > phases.CONTEXT and p.host > phases.BASE and p.hours > 0 for p in found.phases)
+
+
+def test_a_step_of_the_largest_model_at_full_size():
+    "14 billion weights in eight bits, a matrix at a time: bounds from both sides by what must be there."
+    params, layers, width, ffn = 14.29e9, 40, 5120, 13824
+    tokens = 9*30*52  # of 33 frames of 480x832
+    job = Job("Wan-AI/Wan2.1-T2V-14B-Diffusers", (33, 480, 832), Recipe.default(), card("22.5"))
+    stage = needed(job, Memory(apart=True, checkpointing=True, inputs_on_host=True, weights="fp8", at_once=1), "stage 2")
+    inputs = layers*tokens*width*2
+    assert params+2*2*tokens*ffn < stage.card < 21.7*2**30, "weights, and the widest layer's input and output"
+    assert inputs < stage.host < inputs+4*2**30, "and nothing of 27 GiB"
+    work = 3*2*params*tokens*job.recipe.stage2.steps*job.recipe.stage2.batch  # forward, again, backward
+    assert .9*work < sum(stage.operations.values()) < 3*work
