@@ -1,7 +1,7 @@
 """What training on the known models needs of the cards that people have, as `sas-nb plan --json` tells.
 
-Nothing is downloaded. A pair of model and card takes minutes; one that the table has is kept, unless --again is
-given. Writes data/bench/cards.csv and prints it as Markdown.
+Nothing is downloaded. A pair of model and card takes minutes; one that the table has is kept, unless --again
+is given. Writes data/bench/cards.csv and prints it as Markdown.
 """
 import argparse
 import csv

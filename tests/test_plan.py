@@ -112,14 +112,15 @@ def configured(root, **changes):
 SMALL_PARTS = dict(text_encoder=dict(d_model=256, d_ff=512, num_heads=4, num_layers=2, vocab_size=65536), transformer=dict(text_dim=256, num_layers=5), vae=dict(base_dim=8))
 
 
-LINES = [("stage 2", dict()), ("stage 2", dict(weights="fp8", swapped=6, inputs_on_host=True)), ("sampling", dict(weights="int8", swapped=4))]
+FEW = RECIPE.with_(both=dict(batch=2, prior=0.), layers=r"blocks\.\d+\.attn1\.to_q")  # little to compute, and the same in each block
+LINES = [("stage 2", dict(weights="fp8", swapped=6, inputs_on_host=True)), ("sampling", dict(weights="int8", swapped=4)), pytest.param("stage 2", dict(), marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name, memory", LINES, ids=str)
 def test_a_straight_line_over_depths(tmp_path, name, memory):
     "What is told from a few blocks, some of which may wait on the host, is what eight blocks need."
     root = configured(tmp_path, transformer=dict(num_layers=8, num_attention_heads=2, ffn_dim=512))
-    job, memory = Job(str(root), (9, 64, 64), RECIPE, CARD), Memory(apart=True, checkpointing=True, at_once=1, **memory)
+    job, memory = Job(str(root), (9, 64, 64), FEW, CARD), Memory(apart=True, checkpointing=True, at_once=1, **memory)
     line, whole = needed(job, memory, name), rehearsed(job, memory, name)
     assert abs(line.card/whole.card-1) < .005 and abs(line.host/whole.host-1) < .005
     assert line.operations[16] == pytest.approx(whole.operations[16], rel=.001)
@@ -182,26 +183,18 @@ def test_what_it_says_for_a_program(folder, gpu, code, root, monkeypatch):
     assert said["instead"] == ("" if code == 0 else "It would fit on a card with 15 GiB, such as T4 (0.8 GiB).")
 
 
-@pytest.fixture(scope="module")
-def sparing(tmp_path_factory):
-    "A model of which each way to save saves something: its blocks are wide beside its other parts."
-    return configured(tmp_path_factory.mktemp("sparing"), transformer=dict(num_attention_heads=4, ffn_dim=2048))
-
-
-def test_the_smallest_change_that_fits(sparing, monkeypatch):
+def test_the_smallest_change_that_fits(tmp_path, monkeypatch):
     "Cards of just less than each way needs, down to one that nothing fits; each time the first way that fits is chosen."
     from sas_nb import plan
     monkeypatch.setattr(phases, "CONTEXT", 0)
-    recipe, gib, found = Recipe.default().with_(both=dict(steps=2, batch=4, prior=0.)), 1000., []
-    while not found or found[-1].fits and len(found) < 12:
-        found.append(plan.plan(str(sparing), (9, 128, 128), recipe, replace(CARD, gib=gib)))
-        gib = .999*found[-1].peak_gpu_gib
-    order = ways(5, {})
-    chosen = [order.index(replace(p.memory, tiled=False, vae_bits=32)) for p in found]
-    assert chosen[:3] == [0, 1, 2] and chosen == sorted(chosen) and chosen[-1] == len(order)-1 and len(set(chosen)) >= 5
+    root, order, found = configured(tmp_path, transformer=dict(num_layers=4, num_attention_heads=4, ffn_dim=2048)), ways(4, {}), []
+    def planned(gib): return plan.plan(str(root), (9, 128, 128), FEW, replace(CARD, gib=gib), phases=("stage 2",))
+    while not found or found[-1].fits and len(found) < 12: found.append(planned(.999*found[-1].peak_gpu_gib if found else 1000.))
+    needs = [plan._phase(found[0].job, memory, "stage 2").card/2**30 for memory in order]
+    chosen = [order.index(p.memory) for p in found]
+    assert chosen[:5] == [0, 1, 2, 3, 4] and chosen[-1] == len(order)-1, "from plain to all blocks but one on the host"
     for p, rung in zip(found[:-1], chosen):
-        assert p.peak_gpu_gib <= p.job.card.gib
-        assert not any(plan._all_fit(p.job, sparer, [n for n in PHASES if n not in plan._CODEC], None) for sparer in order[:rung])
+        assert needs[rung] <= p.job.card.gib and all(n > p.job.card.gib for n in needs[:rung])
     assert found[0].why == "Nothing has to be done to fit it." and found[1].why == "To fit: one part in memory after another."
     assert not found[-1].fits and "does not fit" in str(found[-1]) and "It would fit on a card" in str(found[-1])
 
