@@ -27,8 +27,8 @@ def packed(weight:Tensor,      # (out, in)
     if group: wide = wide.unflatten(1, (-1, group if weight.shape[1]%group == 0 else weight.shape[1]))
     least = torch.finfo(weight.dtype).tiny
     scale = (wide.abs().amax(-1, keepdim=True)/most).clamp(min=least).to(weight.dtype)
-    codes = (wide/scale.float()).clamp(-most, most)
-    codes = (codes if kind == "fp8" else codes.round()).to(dtype)
+    codes = (wide/scale.float()).clamp_(-most, most)
+    codes = (codes if kind == "fp8" else codes.round_()).to(dtype)
     return dict(codes=_paired(codes) if kind == "int4" else codes, scale=scale)
 
 # %% ../nbs/parts/lowbit.ipynb #a4b8ee35

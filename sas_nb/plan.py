@@ -215,7 +215,7 @@ def fitting(dit:VideoDiT,
     plain = wished(wishes or {})
     if at_most(dit, shape, recipe, n) < where.gib*GIB/2: return plain
     if dit.checkpoint is None: return plain # a pipeline that was handed over stays as it is
-    found = plan(dit.name, shape, recipe, where, wishes=wishes, phases=phases)
+    found = plan(dit.name, shape, recipe, where, None, wishes, phases)
     if not found.fits: raise UserError(str(found))
     return found.memory
 

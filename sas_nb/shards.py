@@ -35,7 +35,8 @@ class Shards:
         self.model = without_weights(kind, configuration).requires_grad_(False)
         self.exact = set(kind._keep_in_fp32_modules or ())
         self.waiting = {m: f"{name}."*bool(name) for name, m in self.model.named_modules()}
-        for name, p in self.model.state_dict().items(): _check(name, p, stored.get(name))
+        wanted = self.model.state_dict(keep_vars=True)
+        for name, p in wanted.items(): _check(name, p, stored.get(name))
 
 def _check(name:str, wanted:Tensor, there:Tensor|None):
     if there is None: raise OSError(f"its files do not hold {name}")
