@@ -199,6 +199,38 @@ def test_the_smallest_change_that_fits(tmp_path, monkeypatch):
     assert not found[-1].fits and "does not fit" in str(found[-1]) and "It would fit on a card" in str(found[-1])
 
 
+@pytest.fixture
+def costs(monkeypatch):
+    "Made-up needs: each way to save takes something off 40 GiB, and the autoencoder needs 12 of its own, in tiles 3."
+    from sas_nb import plan
+    def phase(job, m, name):
+        gib = (3 if m.tiled else 12) if name in plan._CODEC else 40-10*m.apart-8*m.checkpointing-2*m.inputs_on_host-6*(m.weights != "own")-m.swapped
+        return phases.Phase(name, int(gib*2**30), 2**30, {}, (), .1)
+    monkeypatch.setattr(plan, "_phase", phase)
+    plan._planned.cache_clear()
+    yield plan.plan
+    plan._planned.cache_clear()
+
+
+@pytest.mark.parametrize("gib, wishes, memory", [
+    (100, {}, {}), (30, {}, dict(apart=True)), (25, {}, dict(apart=True, checkpointing=True, at_once=1)),
+    (25, dict(weights="int8"), dict(apart=True, weights="int8")), (24, dict(inputs_on_host=True), dict(apart=True, inputs_on_host=True, checkpointing=True)),
+    (25, dict(apart=False), dict(checkpointing=True, at_once=1, inputs_on_host=True, weights="fp8")), (11, {}, dict(apart=True, checkpointing=True, at_once=1, inputs_on_host=True, weights="fp8", swapped=4, tiled=True)),
+    (11, dict(tiled=False), None), (14, dict(checkpointing=False), None), (5, {}, None)], ids=str)
+def test_wishes_come_first_and_the_plan_chooses_the_rest(tmp_path, costs, gib, wishes, memory):
+    root = configured(tmp_path, transformer=dict(num_layers=5, num_attention_heads=2, ffn_dim=256))
+    found = costs(str(root), (9, 64, 64), RECIPE, replace(CARD, gib=gib), wishes=wishes)
+    assert {k: getattr(found.memory, k) for k in wishes} == wishes and found.fits is (memory is not None)
+    if memory is not None: assert found.memory == Memory(**memory)
+    elif wishes and gib == 11: assert f"It would fit without {', '.join(f'{k}={v!r}' for k, v in wishes.items())}" in str(found)
+    assert found.fits or "does not fit" in str(found) and "It would fit" in str(found)
+
+
+def test_wishes_that_cannot_be(costs, tmp_path):
+    with pytest.raises(UserError, match="checkpointing=True"):
+        costs(str(configured(tmp_path)), (9, 64, 64), RECIPE, CARD, wishes=dict(checkpointing=False, inputs_on_host=True))
+
+
 def test_a_folder_without_configurations(tmp_path):
     with pytest.raises(UserError, match="cannot be planned for"): sketch.Sketch(tmp_path, CARD)
     (tmp_path / "model_index.json").write_text("{")

@@ -57,7 +57,7 @@ def test_it_is_never_there_whole(folder, memory, dtype, counted, monkeypatch):
     own = sum(p.numel() for p in wan.random_transformer(**WIDE).parameters())*dtype.itemsize
     # one matrix as it is, and what it takes to round it; a block that is moved to where it waits
     room = 5*4*LARGEST + (memory.swapped > 0)*held/6
-    assert held < counted.peak["cpu"] < held+room and held < .7*own
+    assert held <= counted.peak["cpu"] < held+room and held < .7*own
     whole, counted.peak = counted.peak["cpu"], dict(counted.live)
     by_the_loader(folder, dtype, memory, monkeypatch, counted)
     assert counted.peak["cpu"]-held > own > whole-.5*held
