@@ -38,6 +38,7 @@ class Shards:
         wanted = self.model.state_dict(keep_vars=True)
         for name, p in wanted.items(): _check(name, p, stored.get(name))
 
+# %% ../nbs/parts/shards.ipynb #8198d7bd
 def _check(name:str, wanted:Tensor, there:Tensor|None):
     if there is None: raise OSError(f"its files do not hold {name}")
     if there.shape != wanted.shape:
