@@ -170,10 +170,10 @@ def test_a_video_is_made_as_its_memory_is_wished(trained, tmp_path, monkeypatch)
     from sas_nb.dit import VideoDiT
     from sas_nb.files import UserError
     seen = []
-    def sample(self, *args, **kwargs):
+    def denoise(self, *args, **kwargs):
         seen.append(self.memory)
         raise UserError("Enough.")
-    monkeypatch.setattr(VideoDiT, "sample", sample)
+    monkeypatch.setattr(VideoDiT, "denoise", denoise)
     dit = VideoDiT.of("tiny")
     before, said = dit.memory, dit.memory_given
     try:
