@@ -6,6 +6,7 @@
 __all__ = ['HUB', 'AsJson', 'main', 'models', 'inspect', 'plan', 'train', 'generate', 'info', 'export', 'explore']
 
 # %% ../nbs/parts/cli.ipynb #06764a38
+from dataclasses import replace
 import json
 from pathlib import Path
 from typing import Annotated, Optional
@@ -15,11 +16,12 @@ from rich.table import Column, Table
 from rich.text import Text
 from . import __version__
 from .answers import draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned, totals
-from .command import app, clip_size, command, ConceptFolder, given, load_clip, load_concept
+from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_clip,
+                            load_concept)
 from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Dtype, Fps,
-                            Frames, Lr, Model, Named, named_model, PriorPrompt, Quiet, Rank, Regularize,
-                            Revision, SampleEvery, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps1,
-                            Steps2)
+                            Frames, InputsOnHost, Lr, Model, Named, named_model, PriorPrompt, Quiet, Rank,
+                            Regularize, Revision, SampleEvery, SaveEvery, Seed, Settings, Sheet, Size, Start,
+                            Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Weights, wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
 from .terminal import as_options, caution, check_name, check_writable, say, show
 
@@ -108,14 +110,20 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
 
 # %% ../nbs/parts/cli.ipynb #b7d2e1f3
 @command("sas-nb plan film.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --gpu t4",
-         "sas-nb plan film.mp4 --model Wan-AI/Wan2.2-TI2V-5B-Diffusers --gpu 24 --frames 81 --size 480x832")
+         "sas-nb plan film.mp4 --model Wan-AI/Wan2.2-TI2V-5B-Diffusers --gpu 24 --frames 81 --size 480x832",
+         "sas-nb plan film.mp4 --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpu 4090 --frames 33 --weights int8")
 def plan(clip:Annotated[Path, _SEEN], model:Model="tiny", gpu:Gpu=None, host:Host=None, frames:Frames=None,
          fps:Fps=None, start:Start=0., size:Size=None, recipe:Named="default", settings:Settings=None,
-         as_json:AsJson=False):
+         checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, weights:Weights=None,
+         swapped:Swapped=None, inputs_on_host:InputsOnHost=None, tiled:Tiled=None, vae_bits:VaeBits=None,
+         text_bits:TextBits=None, as_json:AsJson=False):
     "Say what training on a film would need, before anything is loaded; exit code 3 if it does not fit."
     from sas_nb.plan import plan
     shape = film_shape(clip, model, frames, fps, start, size)
-    found = plan(model, shape, chosen_recipe(recipe, settings=settings), gpu, host)
+    wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
+                  swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,
+                  text_bits=text_bits)
+    found = plan(model, shape, chosen_recipe(recipe, settings=settings), gpu, host, wish)
     if as_json: say(json.dumps(found.to_dict(), indent=1))
     else:
         show(plan_table(found))
@@ -142,7 +150,9 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
           recipe:Named="default", settings:Settings=None, steps1:Steps1=None, steps2:Steps2=None,
           rank:Rank=None, batch:Batch=None, lr:Lr=None, seed:Seed=None, regularize:Regularize=True,
           prior_prompt:PriorPrompt=None, counterfactual:Counterfactual=None,
-          checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None,
+          checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, weights:Weights=None,
+          swapped:Swapped=None, inputs_on_host:InputsOnHost=None, tiled:Tiled=None, vae_bits:VaeBits=None,
+          text_bits:TextBits=None,
           save_every:SaveEvery=None, sample_every:SampleEvery=None, sheet:Sheet=True, quiet:Quiet=False):
     "Learn a concept from one video in two stages. Ctrl-C stops it safely, and the same command goes on."
     from sas_nb.prompt import Prompts
@@ -152,11 +162,13 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
         prior_prompt=("prior_prompts", prior_prompt and tuple(prior_prompt)),
         counterfactual=("counterfactual", counterfactual))
     prompts = Prompts(appearance, motion)
-    run = _run(out, progress=not quiet, save_every=save_every, sample_every=sample_every,
-               memory=_memory(checkpointing=checkpointing, apart=apart, at_once=at_once))
+    wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
+                  swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,
+                  text_bits=text_bits)
+    run = _run(out, progress=not quiet, save_every=save_every, sample_every=sample_every)
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     loaded = named_model(model, dtype, revision) if dtype or revision else model
-    _learn(seen, prompts, loaded, chosen, run, sheet)
+    _learn(seen, prompts, loaded, chosen, run, sheet, wish)
 
 # %% ../nbs/parts/cli.ipynb #f8321628
 def _run(out, **given):
@@ -164,21 +176,23 @@ def _run(out, **given):
     from sas_nb.recipe import Run
     return Run(out, **{k: v for k, v in given.items() if v is not None})
 
-def _memory(**given):
-    "A `Memory` of what was given; None for nothing."
-    from sas_nb.memory import Memory
-    known = {k: v for k, v in given.items() if v is not None}
-    return Memory(**known) if known else None
+def _fitted(model, shape, recipe, wish): # shape of a `Clip`
+    "A `Memory` with what was wished for; the plan chooses the rest."
+    from sas_nb.dit import VideoDiT
+    from sas_nb.plan import fitting
+    T, _, H, W = shape
+    return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish)
 
 def _note(model):
     if about := clip_size(model).about: say(f"Note: {model!r} {about}.", err=True)
 
 # %% ../nbs/parts/cli.ipynb #476acd4c
-def _learn(clip, prompts, model, recipe, run, sheet):
+def _learn(clip, prompts, model, recipe, run, sheet, wish): # the last one as of `wishes`
     from sas_nb.learning import learn
     for words in clip.report.warnings: caution(as_options(f"{words}."))
     if run.progress: _note(getattr(model, "name", model))
     check_writable(run.out, folder=True)
+    if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish))
     before = log_of(run.out)
     concept = learn(clip, prompts, model, recipe, run)
     finished = before is not None and before == log_of(run.out)
@@ -201,6 +215,7 @@ _PLAYS = "Frames per second at which the video plays; as it was filmed when not 
 _BASE = "The base, if it is not where it was when the concept was trained."
 _WRITE = typer.Option(help="The video to write: .mp4, .mov, .webm or .gif.")
 
+# %% ../nbs/parts/cli.ipynb #df4b748c
 @command("sas-nb generate run --out again.mp4", f"sas-nb generate run {_EDIT} --out snow.mp4 --seed 3",
          "sas-nb generate run --motion-guidance 0.5 --appearance 1.2 --out calmer.mp4")
 def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=None,
@@ -213,13 +228,18 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
              appearance:given(float, "Scale of the appearance, 1 as it was learned.")=None,
              motion:given(float, "Scale of the motion, 1 as it was learned.")=None,
              frames:Frames=None, size:Size=None, fps:given(float, _PLAYS)=None,
-             model:given(str, _BASE)=None, revision:Revision=None, dtype:Dtype=None, quiet:Quiet=False):
+             model:given(str, _BASE)=None, revision:Revision=None, dtype:Dtype=None,
+             apart:Apart=None, weights:Weights=None, swapped:Swapped=None, tiled:Tiled=None,
+             vae_bits:VaeBits=None, text_bits:TextBits=None, quiet:Quiet=False):
     "Make a video of a concept, as it was trained or edited by a prompt."
     check_name(out)
     check_writable(out)
     scaled = load_concept(concept, model, dtype, revision).at(appearance, motion)
+    size = _shape(scaled, size)
+    fit_to_sample(scaled, frames, size, wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled,
+                                               vae_bits=vae_bits, text_bits=text_bits))
     clip = scaled.generate(prompt, seed, steps, guidance, negative_scale, motion_guidance, negative=negative,
-                           num_frames=frames, fps=fps, progress=not quiet, **_shape(scaled, size))
+                           num_frames=frames, fps=fps, progress=not quiet, **size)
     say(f"Wrote {clip.save(out)}: {len(clip)} frames, {clip.fps:g} per second.")
 
 # %% ../nbs/parts/cli.ipynb #fe99f2e4

@@ -150,6 +150,7 @@ def again(self:Counted, moment:dict, operations:dict, times:float=1):
 
 # %% ../nbs/parts/fake.ipynb #1aa5e8c6
 def _has_values(args, kwargs)->bool: # small ones, such as a tokenizer's: they are computed
+    if args and isinstance(args[0], FakeTensor): return False
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     stays = torch.device(kwargs.get("device") or "cpu").type == "cpu"
     return bool(tensors) and stays and all(type(x) is Tensor and x.device.type == "cpu" for x in tensors)

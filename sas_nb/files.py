@@ -11,8 +11,8 @@ from numbers import Real
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['UserError', 'Advice', 'plain_number', 'real_number', 'whole_number', 'checked_seed', 'expanded', 'check_names',
-           'needs', 'read_json', 'read_about']
+__all__ = ['UserError', 'Advice', 'plain_number', 'real_number', 'whole_number', 'one_of', 'checked_seed', 'expanded',
+           'check_names', 'needs', 'read_json', 'read_about']
 
 # %% ../nbs/parts/files.ipynb #0d0701f9
 class UserError(ValueError):
@@ -51,6 +51,11 @@ def whole_number(value, name:str, low:int, high:int, hint:str="") -> int:
     if x is None or not low <= x <= high or x != int(x):
         raise _wrong(value, name, "a whole number", low, high, hint)
     return int(x)
+
+def one_of(value, name:str, choices:tuple, hint:str=""):
+    "Raise `UserError` for what is none of some values; 1 is not True."
+    if not any(type(value) is type(c) and value == c for c in choices):
+        raise UserError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}{hint}.")
 
 def checked_seed(seed)->int:
     "A seed as torch takes it. Raises `UserError`."

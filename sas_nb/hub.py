@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-import errno, hashlib, inspect, re, warnings
+import errno, hashlib, inspect, json, re, warnings
 import torch
+from torch import Tensor
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from fastcore.basics import patch
 from huggingface_hub import snapshot_download
@@ -21,6 +22,7 @@ from .fast import best_device, best_dtype, channels_last
 from .files import expanded, UserError
 from .memory import Memory
 from .offload import fit
+from .shards import Shards
 from .stored import hash_weights, stored_tensors, weight_files
 from .streamed import StreamedEncoder
 
@@ -213,19 +215,35 @@ def pipeline(self:Checkpoint,
 def part(self:Checkpoint, name:str, memory:Memory=Memory()): # a frozen module; or a tokenizer or scheduler
     "Read one part of the pipeline, on its device. Raises `UserError`."
     if name == "text_encoder" and (memory.apart or memory.text_bits != 16): return _streamed(self, memory)
-    others = dict.fromkeys(set(self.family.parts)-{name})
-    part = getattr(self.pipeline(self.precision("vae", memory), **others), name)
+    if name in self.family.transformers: part = _transformer(self, name, memory)
+    else: part = _from_loader(self, name, memory)
     if not isinstance(part, torch.nn.Module): return part
-    if name in self.family.transformers:
-        self.family.prepare(part)
-        fit(part.requires_grad_(False), memory, self.device)
-    if name == "vae": _ready_autoencoder(part, self.device, memory)
+    if name == "vae" and self.device.type == "cpu": channels_last(part)
+    if name == "vae" and memory.tiled: part.enable_tiling()
     return part.requires_grad_(False).eval().to(self.device)
 
-# %% ../nbs/parts/hub.ipynb #ae2e81fc
-def _ready_autoencoder(vae, device, memory):
-    if device.type == "cpu": channels_last(vae)
-    if memory.tiled: vae.enable_tiling()
+# %% ../nbs/parts/hub.ipynb #1ca228c8
+def _from_loader(checkpoint, name, memory): # the pipeline's own
+    others = dict.fromkeys(set(checkpoint.family.parts)-{name})
+    return getattr(checkpoint.pipeline(checkpoint.precision("vae", memory), **others), name)
+
+def _transformer(checkpoint, name, memory)->torch.nn.Module:
+    about, stored = checkpoint.stored(name)
+    with _readable(checkpoint.source):
+        shards = stored and Shards(checkpoint.kind(name), about, stored, checkpoint.device, checkpoint.dtype)
+    part = shards.model if stored else _from_loader(checkpoint, name, memory).requires_grad_(False)
+    checkpoint.family.prepare(part)
+    fit(part, memory, checkpoint.device, shards.bring if stored else None)
+    if stored: shards.bring_all()
+    return part
+
+# %% ../nbs/parts/hub.ipynb #4dedfe6a
+@patch
+def stored(self:Checkpoint, part:str)->tuple[dict, dict[str, Tensor]]:
+    "Configuration and mapped weights, these where they need no loader of their own. Raises `UserError`."
+    with _readable(self.source):
+        about = json.loads((self.place(part)/"config.json").read_text("utf-8"))
+        return about, {} if "quantization_config" in about else stored_tensors(self.place(part))
 
 # %% ../nbs/parts/hub.ipynb #d3df8dd9
 def _streamed(checkpoint, memory)->StreamedEncoder:

@@ -13,23 +13,39 @@ from fastcore.basics import patch
 from .files import UserError
 
 # %% ../nbs/parts/lowbit.ipynb #ed173a99
-_KINDS = dict(int8=(torch.int8, 127.), fp8=(torch.float8_e4m3fn, 448.)) # dtype, and its largest number
+# dtype of the codes, and the largest of them
+_KINDS = dict(int8=(torch.int8, 127.), fp8=(torch.float8_e4m3fn, 448.), int4=(torch.int8, 7.))
 
-def packed(weight:Tensor, # (out, in)
-           kind:str,      # "own", "fp8" or "int8"
+def packed(weight:Tensor,      # (out, in)
+           kind:str,           # "own", "fp8", "int8" or "int4"
+           group:int|None=None, # neighbours that share a scale, if they go into a row; all of a row when None
           )->dict[str, Tensor]: # what is stored, by name
-    "A matrix as it is, or as eight-bit codes (out, in) with a scale (out, 1)."
+    "A matrix as it is, or codes (out, in), or (out, groups, group), and a scale for each row or group."
     if kind == "own": return dict(weight=weight)
     dtype, most = _KINDS[kind]
     wide = weight.float()
-    scale = (wide.abs().amax(1, keepdim=True)/most).clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
-    codes = (wide/scale.float()).clamp(-most, most)
-    return dict(codes=(codes.round() if kind == "int8" else codes).to(dtype), scale=scale)
+    if group: wide = wide.unflatten(1, (-1, group if weight.shape[1]%group == 0 else weight.shape[1]))
+    least = torch.finfo(weight.dtype).tiny
+    scale = (wide.abs().amax(-1, keepdim=True)/most).clamp(min=least).to(weight.dtype)
+    codes = (wide/scale.float()).clamp_(-most, most)
+    codes = (codes if kind == "fp8" else codes.round_()).to(dtype)
+    return dict(codes=_paired(codes) if kind == "int4" else codes, scale=scale)
 
+# %% ../nbs/parts/lowbit.ipynb #a4b8ee35
 def unpacked(stored:dict[str, Tensor], dtype:torch.dtype)->Tensor: # (out, in)
     "The matrix again: in its own precision, or in `dtype` where it was packed."
     if "weight" in stored: return stored["weight"]
-    return stored["codes"].to(dtype)*stored["scale"].to(dtype)
+    codes = stored["codes"]
+    if codes.dtype == torch.uint8: codes = _single(codes)
+    return (codes.to(dtype)*stored["scale"].to(dtype)).flatten(1)
+
+# %% ../nbs/parts/lowbit.ipynb #2efcdb1a
+def _paired(codes:Tensor)->Tensor: # int8, -7 to 7 -> uint8, half as many
+    some = (codes+8).to(torch.uint8)
+    return some[..., ::2] | some[..., 1::2] << 4
+
+def _single(codes:Tensor)->Tensor:
+    return torch.stack((codes & 15, codes >> 4), -1).flatten(-2).to(torch.int8)-8
 
 # %% ../nbs/parts/lowbit.ipynb #c4c23fd6
 def check_kind(kind:str, device:torch.device):

@@ -7,7 +7,7 @@ __all__ = ['Memory']
 
 # %% ../nbs/parts/memory.ipynb #7776e20b
 from dataclasses import dataclass
-from .files import UserError, whole_number
+from .files import one_of, UserError, whole_number
 
 # %% ../nbs/parts/memory.ipynb #93492c65
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Memory:
     inputs_on_host:bool=False # keep the checkpointed blocks' inputs on the host
     at_once:int=64            # most samples in one pass
     def __post_init__(self):
-        for name, choices in _CHOICES.items(): _check_choice(name, getattr(self, name), choices)
+        for name, choices in _CHOICES.items(): one_of(getattr(self, name), name, choices)
         for name, limits in _LIMITS.items():
             object.__setattr__(self, name, whole_number(getattr(self, name), name, *limits))
         if self.inputs_on_host and not self.checkpointing:
@@ -35,7 +35,3 @@ class Memory:
 _CHOICES = dict.fromkeys(("apart", "tiled", "checkpointing", "inputs_on_host"), (True, False))
 _CHOICES |= dict(text_bits=(16, 8, 4), vae_bits=(32, 16), weights=("own", "fp8", "int8"))
 _LIMITS = dict(swapped=(0, 10**4), at_once=(1, 10**6))
-
-def _check_choice(name, value, choices):
-    if not any(type(value) is type(c) and value == c for c in choices):
-        raise UserError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}.")

@@ -44,16 +44,12 @@ def _layout(tensors:list[Tensor])->tuple[list, int]: # and the bytes they need
 class Swap:
     "Blocks whose weights wait on the host, and two places for them on the card."
     computing:int|None=None # number of the block that was asked for last
-    def __init__(self, blocks:list[list[FrozenLinear]], # frozen layers of each block that waits, in order
-                 device:torch.device):                  # where they compute
+    def __init__(self, n:int,          # of the blocks that will wait, see `take`
+                 device:torch.device): # where they compute
         self.device = device
-        self.inside = [None]*min(2, len(blocks)) # number of the block in each place
-        tensors = [[t for layer in layers for t in layer.stored().values()] for layers in blocks]
-        self.layout, self.size = _layout(tensors[0])
-        self.host = [_on_host(t, self.layout, self.size, device) for t in tensors]
-        self.names = [(i, name) for i, layer in enumerate(blocks[0]) for name in layer.names]
-        self.number = {layer: i for layers in blocks for i, layer in enumerate(layers)} # in its block
-        for block, (layers, flat) in enumerate(zip(blocks, self.host)): self.adopt(block, layers, flat)
+        self.inside = [None]*min(2, n) # number of the block in each place
+        self.host = []                 # all weights of a block in one stretch of bytes
+        self.number = {}               # of a layer, in its block
         self.places = []               # made when the first block is asked for
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -69,10 +65,18 @@ def _on_host(tensors:list[Tensor], layout:list, size:int, device:torch.device)->
 
 # %% ../nbs/parts/offload.ipynb #52fe63ac
 @patch
-def adopt(self:Swap, block:int, layers:list[FrozenLinear], flat:Tensor):
-    "The layers' weights are now those on the host."
+def take(self:Swap, layers:list[FrozenLinear]): # of one block
+    "These are the next block: from now on their weights wait. Raises `UserError`."
+    tensors = [t for layer in layers for t in layer.stored().values()]
+    if not self.host:
+        self.layout, self.size = _layout(tensors)
+        self.names = [(i, name) for i, layer in enumerate(layers) for name in layer.names]
+    flat = _on_host(tensors, self.layout, self.size, self.device)
     for (i, name), view in zip(self.names, _views(flat, self.layout)): layers[i]._buffers[name] = view
-    for layer in layers: layer.swap = self, block
+    for i, layer in enumerate(layers):
+        layer.swap = self, len(self.host)
+        self.number[layer] = i
+    self.host.append(flat)
 
 # %% ../nbs/parts/offload.ipynb #6be6bd01
 @patch
@@ -129,11 +133,10 @@ def repeated_blocks(transformer:nn.Module)->list[nn.Module]:
     names = getattr(transformer, "_repeated_blocks", None) or ()
     return [m for m in transformer.modules() if type(m).__name__ in names]
 
-def _linears(block:nn.Module)->list[tuple[nn.Module, str, nn.Linear]]: # who holds it, its name there, itself
+def _linears(block:nn.Module)->list[tuple[nn.Module, str]]: # who holds it, its name there
     "In one order, whether an adapter is around them or not."
     names = [n for n, m in block.named_modules() if type(m) in (nn.Linear, FrozenLinear)]
-    places = ((block.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in names)
-    return [(parent, name, getattr(parent, name)) for parent, name in places]
+    return [(block.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in names]
 
 # %% ../nbs/parts/offload.ipynb #1005039e
 def held(transformer:nn.Module)->str: # "own", "fp8" or "int8"
@@ -153,23 +156,28 @@ def _check_fit(blocks:list, memory:Memory, device:torch.device):
 # %% ../nbs/parts/offload.ipynb #931db92d
 @torch.no_grad()
 def fit(transformer:nn.Module, # frozen, its weights held in their own precision or as `memory` wants
-        memory:Memory, device:torch.device): # where it computes
+        memory:Memory, device:torch.device, # where it computes
+        bring=None): # gives a layer its weights, where they are still in files; see `Shards`
     "Hold a transformer's weights as `memory` says. Raises `UserError` for what cannot be."
     blocks = repeated_blocks(transformer)
     _check_fit(blocks, memory, device)
     wait = waiting(len(blocks), memory.swapped)
-    frozen = [[_refrozen(*place, memory.weights, i in wait, device) for place in _linears(block)]
-              for i, block in enumerate(blocks)]
-    if wait: Swap([frozen[i] for i in wait], device)
+    swap = Swap(len(wait), device)
+    for i, block in enumerate(blocks):
+        places = _linears(block)
+        for place in places: _refreeze(*place, memory.weights, i in wait, device, bring)
+        if i in wait: swap.take([getattr(*place) for place in places])
 
 # %% ../nbs/parts/offload.ipynb #7460f516
-def _refrozen(parent:nn.Module, name:str, layer:nn.Linear, kind:str, waits:bool, device)->nn.Linear:
-    "A layer in the form that is wanted, in its place."
-    if isinstance(layer, FrozenLinear): layer.come_back(device)
-    if kind != "own" or waits: new = layer if isinstance(layer, FrozenLinear) else FrozenLinear(layer, kind)
-    else: new = layer.plain() if isinstance(layer, FrozenLinear) else layer
-    if new is not layer: setattr(parent, name, new)
-    return new
+def _refreeze(parent:nn.Module, name:str, kind:str, waits:bool, device:torch.device, bring):
+    "Put a layer in its place in the form that is wanted."
+    layer = getattr(parent, name)
+    if bring: bring(layer)
+    if isinstance(layer, FrozenLinear):
+        layer.come_back(device)
+        if layer.kind != kind or kind == "own" and not waits: layer = layer.plain()
+    if kind != "own" or waits: layer = layer if isinstance(layer, FrozenLinear) else FrozenLinear(layer, kind)
+    if layer is not getattr(parent, name): setattr(parent, name, layer)
 
 # %% ../nbs/parts/offload.ipynb #f6d98484
 def _input_on_host(block:nn.Module, hidden:Tensor, *others):

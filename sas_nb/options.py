@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPES', 'Model', 'Frames', 'Size', 'Dtype', 'Revision', 'Fps', 'Start', 'Quiet', 'DTYPES', 'Named', 'Settings',
            'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr', 'Seed', 'PriorPrompt', 'Counterfactual', 'Regularize',
-           'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'Sheet', 'named_recipe', 'numbers',
-           'setting', 'with_number', 'chosen_recipe', 'named_model']
+           'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'Sheet', 'Weights', 'Swapped',
+           'InputsOnHost', 'Tiled', 'VaeBits', 'TextBits', 'named_recipe', 'numbers', 'setting', 'with_number',
+           'chosen_recipe', 'named_model', 'wishes']
 
 # %% ../nbs/parts/options.ipynb #e0088577
 import ast
@@ -171,8 +172,25 @@ _MORE = "Recompute activations: less memory, a third more time."
 Checkpointing = _option(bool, _MORE, _M, "--checkpointing/--no-checkpointing")
 _APART = "Text encoder, autoencoder and DiT in memory one after another."
 Apart = _option(bool, _APART, _M, "--apart/--no-apart")
-AtOnce = _option(int, "Most examples in one pass: fewer need less memory \\[64].", _M, min=1)
+AtOnce = _option(int, "Most examples in one pass: fewer need less memory.", _M, min=1)
 SaveEvery = _option(int, "Write a checkpoint every so many steps \\[50].", _W, min=1)
 SampleEvery = _option(int, "Write a sample every so many steps \\[never].", _W, min=0)
 _DRAW = "At the end, draw the concept beside the clip, and the losses, into the folder."
 Sheet = Annotated[bool, typer.Option(help=_DRAW, rich_help_panel=_W)]
+
+# %% ../nbs/parts/options.ipynb #75957e64
+Weights = _option(str, "How the transformer's weights are held: own, fp8 or int8.", _M)
+Swapped = _option(int, "Blocks of the transformer that wait on the host.", _M, min=0)
+_INPUTS = "Inputs of checkpointed blocks wait on the host."
+InputsOnHost = _option(bool, _INPUTS, _M, "--inputs-on-host/--no-inputs-on-host")
+Tiled = _option(bool, "The autoencoder works in tiles.", _M, "--tiled/--no-tiled")
+VaeBits = _option(int, "Bits of the autoencoder's weights: 32 or 16.", _M)
+TextBits = _option(int, "Bits of the text encoder's weights: 16, 8 or 4.", _M)
+
+# %% ../nbs/parts/options.ipynb #974fd2f7
+def wishes(**given)->dict:
+    "What was given of `Memory`'s fields. Raises `UserError` for what cannot be."
+    from sas_nb.ways import wished
+    known = {k: v for k, v in given.items() if v is not None}
+    wished(known)
+    return known

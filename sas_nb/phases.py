@@ -7,7 +7,7 @@ __all__ = ['CONTEXT', 'BASE', 'PHASES', 'Job', 'Phase', 'rehearsed', 'needed', '
 
 # %% ../nbs/parts/phases.ipynb #258303b1
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 import gc
 import torch
 from . import train
@@ -32,6 +32,8 @@ class Job:
     shape:tuple[int, int, int] # frames, height, width of the clip
     recipe:Recipe
     card:Card
+    @cached_property
+    def sketch(self)->Sketch: return Sketch(self.model, self.card) # what the model says of itself
 
 # %% ../nbs/parts/phases.ipynb #46f3effe
 @dataclass(frozen=True)
@@ -156,20 +158,40 @@ def _told(name:str, dit)->Phase: # by what was counted
     return Phase(name, card, host, dict(counted.operations), loaded, marks=marks)
 
 # %% ../nbs/parts/phases.ipynb #50dc3077
-_DEPTHS = 3, 4
+_DEPTHS = 4, 5   # blocks of which the rest is told
+_WAITING = 2, 3  # of them, those that wait on the host, where some do
 
 # %% ../nbs/parts/phases.ipynb #9a6ea711
 def needed(job:Job, memory:Memory, name:str)->Phase:
     "A phase of the whole model. Raises `UserError`."
-    depth = Sketch(job.model, job.card).depth
-    few, more = _DEPTHS
-    if not name.startswith("stage") or depth <= more or memory.swapped: return rehearsed(job, memory, name)
-    a, b = (rehearsed(job, memory, name, n) for n in _DEPTHS)
-    def line(x, y): return round(x + (depth-few)*(y-x))
-    operations = {bits: line(n, b.operations[bits]) for bits, n in a.operations.items()}
-    marks = tuple(tuple(map(line, x, y)) for x, y in zip(a.marks, b.marks)) # each piece on a line of its own
+    depth, waits = job.sketch.depth, memory.swapped
+    job = replace(job, card=_kind(job.card))
+    without = memory.apart and name in ("text", "encoding") # the transformer is not there
+    if without or depth <= _DEPTHS[1] or 0 < waits < _WAITING[0]: return rehearsed(job, memory, name)
+    small = replace(memory, swapped=min(waits, _WAITING[0]))
+    phases = [rehearsed(job, small, name, layers) for layers in _DEPTHS]
+    steps = depth-_DEPTHS[0], 0
+    if waits:
+        phases.append(rehearsed(job, replace(memory, swapped=_WAITING[1]), name, _DEPTHS[1]))
+        steps = steps[0], waits-_WAITING[0]
+    return _on_a_line(phases, *steps)
+
+# %% ../nbs/parts/phases.ipynb #9d27277c
+def _kind(card:Card)->Card: # all of one kind need the same
+    return Card("any", 0., 0., 0., 0., card.bf16, card.device)
+
+# %% ../nbs/parts/phases.ipynb #4b780255
+def _on_a_line(phases:list[Phase], blocks:int, waiting:int)->Phase: # so many more of them than in the first
+    "What is told from a phase, the same with one block more, and that with one more that waits."
+    few, more, *away = phases
+    away = away[0] if away else more
+    def line(x, y, z): return round(x + blocks*(y-x) + waiting*(z-y))
+    operations = {bits: line(n, more.operations[bits], away.operations[bits])
+                  for bits, n in few.operations.items()}
+    pieces = zip(few.marks, more.marks, away.marks) # each on a line of its own
+    marks = tuple(tuple(map(line, *piece)) for piece in pieces)
     card, host = map(max, zip(*marks))
-    return replace(a, card=card, host=host, operations=operations, marks=marks)
+    return replace(few, card=card, host=host, operations=operations, marks=marks)
 
 # %% ../nbs/parts/phases.ipynb #ff87275a
 def timed(job:Job, phase:Phase)->Phase:

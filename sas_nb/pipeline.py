@@ -53,14 +53,20 @@ class LazyPipeline:
         self._pipe = None if self.checkpoint else pipe
         # in memory, without weights, and names of files (see `weights_names`)
         self._parts, self._outlines, self.stored = {}, {}, {}
-        self.memory_given = memory is not None # or a run may choose
-        self._memory = memory or Memory()
         self.configuration = dict(pipeline=about[0], transformer=whole("transformer", about[1]),
                                   vae=whole("vae", about[2]))
         self.experts = self.family.experts(self.configuration)
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere
         self._loading = threading.RLock()
+        _begin(self, memory)
+
+# %% ../nbs/parts/pipeline.ipynb #b9364d92
+def _begin(lazy:LazyPipeline, memory:Memory|None):
+    "With a memory that was given; or a run may choose."
+    lazy.memory_given = memory is not None
+    lazy._memory = memory if memory and lazy.checkpoint else Memory()
+    if memory: lazy.refit(memory) # what was handed over is there already
 
 # %% ../nbs/parts/pipeline.ipynb #13e90395
 LazyPipeline.memory = property(lambda self: self._memory, lambda self, memory: self.refit(memory),
@@ -221,6 +227,7 @@ def print_of(self:LazyPipeline, part:str="transformer")->str:
 def refit(self:LazyPipeline, memory:Memory):
     """What setting `memory` does: what was read in another way is read again when it is asked for. Raises
     `UserError` for what this model cannot do."""
+    if memory == self.memory: return
     with self._loading:
         for name in self.loaded & set(self.family.transformers): _refit(self, name, memory)
         changed = [k for k, words in _FITTED.items() if any(getattr(self.memory, w) != getattr(memory, w)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from fastcore.basics import patch
 from .advice import GenerationConfig
-from .files import check_names, checked_seed, expanded, real_number, UserError, whole_number
+from .files import check_names, checked_seed, expanded, one_of, real_number, UserError, whole_number
 from .memory import Memory
 from .writing import atomic
 
@@ -68,7 +68,7 @@ _CHOICES |= dict.fromkeys(("rescale", "frozen", "full_caption", "bf16", "compile
 # %% ../nbs/parts/recipe.ipynb #a165e93b
 def _checked(s:Stage)->dict:
     "Values that differ from what was given only in type. Raises `UserError`."
-    for k, choices in _CHOICES.items(): _check_choice(k, getattr(s, k), choices)
+    for k, choices in _CHOICES.items(): one_of(getattr(s, k), k, choices, ": correct it in the recipe")
     whole = {k: whole_number(getattr(s, k), k, *limits) for k, limits in _WHOLE.items()}
     real = {k: real_number(getattr(s, k), k, *limits) for k, limits in _REAL.items()}
     given = {k: check for k, check in _MAYBE.items() if getattr(s, k) is not None}
@@ -79,11 +79,6 @@ def _checked(s:Stage)->dict:
                                   seed=checked_seed(s.seed))
 
 # %% ../nbs/parts/recipe.ipynb #8478d875
-def _check_choice(name, value, choices):
-    if value not in choices:
-        known = " or ".join(map(repr, choices))
-        raise UserError(f"{name} is {value!r}, and must be {known}: correct it in the recipe.")
-
 def _betas(betas)->tuple:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise UserError(f"betas is {betas!r}, and must be two numbers: the paper's are .9 and .99.")

@@ -13,7 +13,8 @@ import json
 import torch, transformers, diffusers
 from torch import Tensor
 from fastcore.basics import patch
-from . import clip, data, pipeline, streamed
+from huggingface_hub import snapshot_download
+from . import clip, data, pipeline, shards, streamed
 from .advice import GenerationConfig
 from .cache import data_path
 from .cards import Card
@@ -21,20 +22,18 @@ from .dit import VideoDiT
 from .fake import unset_fake_temporarily, Counted, pretended, standing_in
 from .family import known_family
 from .files import UserError
-from .hub import Checkpoint, model_folder
+from .hub import _offline, _quiet, _readable, Checkpoint, model_folder
 from .memory import Memory
 from .prompt import Prompt
 from .repeat import Kept, repeating
 
 # %% ../nbs/parts/sketch.ipynb #52b1343b
 def _on_hub(name:str)->Path:
-    "The configurations alone, from this machine's cache or the hub. Raises `UserError`."
-    from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/*config.json"]))
-    except Exception as e: # whatever the network, a proxy or the offline mode says
-        reason = " ".join(str(e).split())[:100]
-        raise UserError(f"What {name!r} is cannot be read from the hub ({reason}): connect to the "
-                        f"network, or choose of {', '.join(known_models())}, or give a folder.") from e
+    "The configurations alone, from the hub or this machine's cache. Raises `UserError`."
+    offline = _offline(name)
+    with _readable(name), _quiet():
+        return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/*config.json"],
+                                      local_files_only=offline))
 
 # %% ../nbs/parts/sketch.ipynb #5b75213c
 def known_models()->list[str]:
@@ -97,13 +96,10 @@ def _built(sketch:Sketch, name:str, dtype:torch.dtype):
     "A part as it would be read from files, in host memory."
     if name == "tokenizer": return _tokenizer
     kind = sketch.kind(name)
-    config = sketch.configurations[name]
-    if name == "scheduler": return _from_start(kind).from_config(config)
-    is_transformer = name in sketch.family.transformers
-    if is_transformer and sketch.layers: config = config | dict(num_layers=sketch.layers)
+    if name == "scheduler": return _from_start(kind).from_config(sketch.configurations[name])
     # transformers' list of exact weights is for fp16 alone
-    exact = set(kind._keep_in_fp32_modules or ()) if is_transformer or dtype == torch.float16 else set()
-    return _on_host(_outline(kind, config), dtype, exact)
+    exact = set(kind._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    return _on_host(_outline(kind, sketch.configurations[name]), dtype, exact)
 
 # %% ../nbs/parts/sketch.ipynb #9a6ad4d9
 def _outline(kind:type, config:dict)->torch.nn.Module:
@@ -168,6 +164,15 @@ def part(self:Sketch, name:str, memory:Memory=Memory()):
     if not isinstance(part, torch.nn.Module): return part
     repeating(self.counted, part)
     return part
+
+# %% ../nbs/parts/sketch.ipynb #577beb3e
+@patch
+def stored(self:Sketch, part:str)->tuple[dict, dict[str, Tensor]]:
+    about = self.configurations[part] | (dict(num_layers=self.layers) if self.layers else {})
+    with self.counted.paused():
+        stored = _on_host(_outline(self.kind(part), about), torch.float32, set()).state_dict()
+        self.counted.leave_out(*stored.values())
+    return about, stored
 
 # %% ../nbs/parts/sketch.ipynb #30767432
 def _streamed(sketch, memory):
@@ -290,5 +295,6 @@ def sketched(name:str|Path, card:Card, memory:Memory=Memory(), layers:int|None=N
 
 def _changes(kept)->list[tuple]: # module, name, what stands there inside
     return [(pipeline, "fingerprint", lambda module: "no weights"),
+            (shards, "without_weights", unset_fake_temporarily()(shards.without_weights)),
             (data, "in_cache", kept.find), (data, "cached", kept.keep),
             (clip, "_checked_frames", lambda x: x.detach().cpu().clamp(0, 1))]

@@ -153,6 +153,8 @@ class Made(Sketch):
 
     def part(self, name, memory=Memory()): return Checkpoint.part(self, name, memory)
 
+    def stored(self, part): return {}, {}  # there are no files
+
     def pipeline(self, vae_dtype=torch.float32, **parts):
         wanted = [n for n in self.family.parts if n not in parts]
         return SimpleNamespace(**{n: self.made(n, vae_dtype if n == "vae" else self.dtype) for n in wanted})

@@ -13,9 +13,10 @@ from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import Checkpoint, fingerprint, maker_fingerprint
 from sas_nb.learning import learn, learn_many
+from sas_nb.lowbit import packed, unpacked
 from sas_nb.memory import Memory
 from sas_nb.recipe import Run
-from sas_nb.streamed import Rounded, StreamedEncoder
+from sas_nb.streamed import StreamedEncoder
 
 PROMPTS, SIZE = ("a [v] man in a red shirt in the park", "he is [u] dancing"), dict(num_frames=5, height=32, width=32)
 LARGE = {"text_encoder", "vae", "transformer"}
@@ -89,11 +90,11 @@ def test_rounded_weights(bits, most, shape):
     "Half the widest step of each group, and no more; relative error as documented."
     w = torch.randn(shape)*torch.linspace(.01, 3, shape[0])[:, None]
     w[0] = 0
-    rounded = Rounded.of(w, bits)
-    back = rounded.weight()
+    rounded = packed(w, f"int{bits}", 64)
+    codes, scale, back = rounded["codes"], rounded["scale"], unpacked(rounded, w.dtype)
     assert back.shape == w.shape and not back[0].any() and (back-w).norm() < most*w.norm()
-    assert ((back-w).unflatten(1, (-1, rounded.codes.shape[-1]*8//bits)).abs() <= rounded.scale*.5001).all()
-    assert rounded.codes.nbytes == w.numel()*bits//8
+    assert ((back-w).unflatten(1, (-1, codes.shape[-1]*8//bits)).abs() <= scale*.5001).all()
+    assert codes.nbytes == w.numel()*bits//8
 
 def test_text_in_fewer_bits(folder):
     "It stays in memory unless parts are apart, is another text in the cache, and a little off."

@@ -157,6 +157,31 @@ def test_a_recipe_is_the_named_one_unless_told(given, dancer, tmp_path):
     assert given["run"] == Run(out=tmp_path / "run", progress=False)
 
 
+@pytest.mark.parametrize("options, memory", [
+    (["--weights", "int8", "--swapped", 2], dict(weights="int8", swapped=2)),
+    (["--inputs-on-host", "--tiled", "--vae-bits", 16, "--text-bits", 8], dict(checkpointing=True, inputs_on_host=True, tiled=True, vae_bits=16, text_bits=8)),
+    ([], None)], ids=str)
+def test_wishes_about_memory_arrive(given, dancer, tmp_path, options, memory):
+    recipe_of(given, dancer, tmp_path, *options)
+    assert given["run"].memory == (memory and Memory(**memory))
+
+
+def test_a_video_is_made_as_its_memory_is_wished(trained, tmp_path, monkeypatch):
+    from sas_nb.dit import VideoDiT
+    from sas_nb.files import UserError
+    seen = []
+    def denoise(self, *args, **kwargs):
+        seen.append(self.memory)
+        raise UserError("Enough.")
+    monkeypatch.setattr(VideoDiT, "denoise", denoise)
+    dit = VideoDiT.of("tiny")
+    before, said = dit.memory, dit.memory_given
+    try:
+        assert "Enough." in call("generate", trained, "--weights", "int8", "--out", tmp_path / "a.mp4", "-q").output
+        assert seen == [Memory(weights="int8")]
+    finally: dit.memory, dit.memory_given = before, said
+
+
 def test_every_training_option_arrives(given, dancer, tmp_path):
     prompts = ["a man. he is walking", "a woman. she is waving"]
     recipe = recipe_of(

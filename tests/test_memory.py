@@ -213,6 +213,22 @@ def test_own_precision_is_read_again_after_eight_bits(dit):
     dit.memory = Memory(weights="int8")
     with SharedLoRA(dit, 1, LAYERS).attached(), pytest.raises(UserError, match="while an adapter is on"): dit.memory = Memory()
 
+def kinds(dit): return [m.kind for m in dit.transformer.modules() if isinstance(m, FrozenLinear)]
+
+def test_blocks_that_waited_are_rounded_like_the_others(dit):
+    x, text = torch.randn(1, 16, 2, 8, 8), dit.embed("a man")
+    for memory in (Memory(swapped=3), Memory(swapped=2, weights="int8"), Memory(weights="int8")): dit.memory = memory
+    assert kinds(dit) == ["int8"]*len(repeated_blocks(dit.transformer))*10
+    fresh = VideoDiT.load("tiny", "cpu", torch.float32, Memory(weights="int8"))
+    assert torch.equal(dit.denoise(x, text, 1, 1.), fresh.denoise(x, text, 1, 1.))
+
+def test_a_pipeline_that_is_handed_over_is_fitted_at_once(dit, monkeypatch):
+    own = VideoDiT(dit.pipe, memory=Memory(weights="int8", swapped=2))
+    assert kinds(own) == ["int8"]*len(repeated_blocks(dit.transformer))*10 and own.memory == Memory(weights="int8", swapped=2) and own.memory_given
+    with pytest.raises(UserError, match="more than the"): VideoDiT(VideoDiT.load("tiny", "cpu").pipe, memory=Memory(swapped=99))
+    monkeypatch.setattr("sas_nb.pipeline.fingerprint", lambda module: pytest.fail("the same memory changes nothing"))
+    own.memory = Memory(weights="int8", swapped=2)
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("memory", [Memory(weights="int8"), Memory(weights="fp8", swapped=2, checkpointing=True, inputs_on_host=True), Memory(swapped=4)], ids=str)
 def test_half_precision_trains_too(dtype, memory):
