@@ -6,7 +6,7 @@
 __all__ = ['Room', 'keep_together', 'room_for', 'Pace', 'Stopwatch']
 
 # %% ../../nbs/explore/00_room.ipynb #6fe4e047
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 import time
 from ..cards import Card, GIB, host_gib, this_card
@@ -14,10 +14,9 @@ from ..concept import Concept
 from ..files import UserError
 from ..memory import Memory
 from ..phases import Job, needed, Phase, timed
-from ..plan import _all_fit, _rungs, _VAE, at_most
+from ..plan import at_most, chosen
 from ..progress import said_seconds
 from ..recipe import Recipe
-from ..sketch import Sketch
 
 # %% ../../nbs/explore/00_room.ipynb #c7fdb7ea
 @dataclass(frozen=True)
@@ -35,13 +34,6 @@ def keep_together(dit, room:Room):
 
 # %% ../../nbs/explore/00_room.ipynb #9916a249
 _MAKING = "text", "sampling", "decoding"
-
-def _fitted(job:Job, host:float|None)->Memory:
-    "The smallest change from plain in which videos can be made, else the most sparing."
-    rungs = [memory for _, memory in _rungs(Sketch(job.model, job.card).depth)]
-    memory = next((m for m in rungs if _all_fit(job, m, _MAKING[:2], host)), rungs[-1])
-    ways = [replace(memory, **change) for _, change in _VAE]
-    return next((m for m in ways if _all_fit(job, m, _MAKING[2:], host)), ways[-1])
 
 # %% ../../nbs/explore/00_room.ipynb #6f89f0ef
 def _what(job:Job, gib:float, bound:str="")->str:
@@ -85,8 +77,8 @@ def room_for(concept:Concept, steps:int, preview:int, # sampling steps of a vide
 
 # %% ../../nbs/explore/00_room.ipynb #7b04dd10
 def _rehearsed(dit, job:Job, host:float|None, steps:int, preview:int)->Room:
-    chosen = dit.memory_given or dit.memory != Memory()
-    memory = dit.memory if chosen else _fitted(job, host)
+    given = dit.memory_given or dit.memory != Memory()
+    memory = dit.memory if given else chosen(job, host, {}, _MAKING)
     phases = [timed(job, needed(job, memory, name)) for name in _MAKING]
     words = _said(job, phases, host)
     fits = all(p.card <= job.card.gib*GIB and (host is None or p.host <= host*GIB) for p in phases)
