@@ -190,7 +190,7 @@ TextBits = _option(int, "Bits of the text encoder's weights: 16, 8 or 4.", _M)
 # %% ../nbs/parts/options.ipynb #974fd2f7
 def wishes(**given)->dict:
     "What was given of `Memory`'s fields. Raises `UserError` for what cannot be."
-    from sas_nb.ways import wished
+    from sas_nb.ladder import wished
     known = {k: v for k, v in given.items() if v is not None}
     wished(known)
     return known

@@ -21,7 +21,7 @@ from .memory import Memory
 from .phases import Job, needed, Phase, PHASES, timed
 from .recipe import Recipe
 from .sketch import known_models, part_outline, Sketch
-from .ways import autoencoder_ways, in_words, wished, ways
+from .ladder import autoencoder_ways, in_words, wished, ways
 
 # %% ../nbs/parts/plan.ipynb #32e15331
 @dataclass(frozen=True)

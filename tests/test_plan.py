@@ -17,7 +17,7 @@ from sas_nb.phases import Job, needed, PHASES, rehearsed
 from sas_nb.prompt import Prompts
 from sas_nb.recipe import Recipe, Run
 from sas_nb.train import Trainer
-from sas_nb.ways import ways
+from sas_nb.ladder import ways
 
 SHAPE = 5, 48, 48
 PROMPTS = "a [v] man in a red shirt", "he is [u] dancing"
