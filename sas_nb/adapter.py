@@ -52,7 +52,7 @@ def _update(x:Tensor,         # (batch, ..., in)
 @dataclass(eq=False, repr=False)
 class SharedLoRA:
     """The paper's adapter for N concepts: one basis A, and for each concept appearance coefficients B1,
-    motion coefficients B2 and vectors for `[v]` and `[u]`. All float32. It is on the model inside
+    motion coefficients B2 and vectors for its new words. All float32. It is on the model inside
     `attached` only. Raises `UserError`."""
     dit:VideoDiT
     rank:int=8             # r, the number of basis vectors in each layer
@@ -60,6 +60,7 @@ class SharedLoRA:
     n:int=1                # concepts
     seed:int=0             # of A's random start
     A:InitVar[dict|None]=None # a basis made elsewhere, "layer.A" -> (r, in): never trained
+    words:tuple[str, ...]=PLACEHOLDERS # new words: one row of `tokens` each, for every concept
     appearance:float=field(default=1., init=False) # scale of B1
     motion:float=field(default=1., init=False)     # scale of B2
     each:Tensor|None=field(default=None, init=False) # (batch,) scale of both, for each sample
@@ -74,7 +75,7 @@ class SharedLoRA:
         self.layers = self.layers or self.dit.family.lora_layers
         self.given = A is not None
         self.weights = _fresh(self)
-        self.tokens = {word: _frozen(torch.zeros(self.n, self.dit.text_width), self) for word in PLACEHOLDERS}
+        self.tokens = {word: _frozen(torch.zeros(self.n, self.dit.text_width), self) for word in self.words}
         if self.given: self.load(A)
 
 # %% ../nbs/04_adapter.ipynb #e7e36188
