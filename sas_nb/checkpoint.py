@@ -141,7 +141,12 @@ def accept_rounding(was:dict, now:dict, data:StageData, kept:list[dict]|None):
         ours = now["examples"][name]
         theirs = was["examples"].get(name) or {}
         for key, only in (("clip", "latents"), ("tensors", "")):
-            if key in ours and key in theirs and alike(e.tensors(), tensors, only): ours[key] = theirs[key]
+            if alike(e.tensors(), tensors, only): _take(key, ours, theirs)
+
+def _take(key, ours:dict, theirs:dict): # also from what the clips of several were made of
+    if key in ours and key in theirs: ours[key] = theirs[key]
+    for k in ours.keys() & theirs.keys():
+        if isinstance(ours[k], dict) and isinstance(theirs[k], dict): _take(key, ours[k], theirs[k])
 
 # %% ../nbs/parts/checkpoint.ipynb #ba7ea1d4
 def keep(path:Path, data:StageData, name:str): # which checkpoints name it

@@ -72,6 +72,13 @@ def _sampling(x):
 def _shares(x):
     return isinstance(x, dict) and all(_dict_of(x.get(k), _number) for k in ("appearance", "motion"))
 
+def _subject(x):
+    if not isinstance(x, dict) or not _text(x.get("name")): return False
+    with suppress(UserError): return bool(Prompts(x.get("appearance"), x.get("motion"))) and _place(x.get("box"))
+    return False
+
+def _place(x): return x is None or (_list_of(x, lambda v: _number(v, 0, 1)) and len(x) == 4)
+
 # %% ../nbs/parts/concept_file.ipynb #e36fe725
 def _loss_row(x):
     if not isinstance(x, list) or len(x) < 6: return False
@@ -105,6 +112,7 @@ _MAY = dict(
     revision=(_words, "a commit of the hub's"),
     sampling=(_sampling, "an object with guidance_factor, and negative_scale from 0 to 1"),
     atlas=(_shares, "an object of shares"),
+    subjects=(lambda x: _list_of(x, _subject) and len(x) > 1, "a list of names and prompts"),
 )
 
 # %% ../nbs/parts/concept_file.ipynb #113c8f22

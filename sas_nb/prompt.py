@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACEHOLDERS', 'respelt', 'is_new_word', 'names_motion', 'partner', 'Prompt', 'several', 'checked_prompts',
-           'check_vocabulary', 'beyond', 'Prompts', 'check_together', 'together']
+           'check_vocabulary', 'beyond', 'Prompts', 'check_together', 'joined_halves', 'together']
 
 # %% ../nbs/parts/prompt.ipynb #e8abe2c3
 from dataclasses import dataclass, field
@@ -186,15 +186,18 @@ def check_together(prompts:list[Prompts]):
                                 f"{str(p.both)!r}.")
             seen[word] = i
 
+def joined_halves(looks:list[str], moves:list[str])->tuple[str, str]:
+    "Looks joined by 'and', movements by commas, each movement once."
+    return " and ".join(looks), ", ".join(dict.fromkeys(filter(None, moves)))
+
 def together(prompts:list[Prompts], # of several concepts
              places:list[str]|None=None, # behind each look, such as "on the left"
             )->Prompts:             # "look and look", "movement, movement"
     "One pair of prompts for a picture of all. Raises `UserError` where two share a word."
     check_together(prompts)
-    behind = [f" {place}" if place else "" for place in places or [""]*len(prompts)]
-    looks = [f"{p.appearance.text.strip().rstrip('.')}{place}" for p, place in zip(prompts, behind)]
-    moves = [p.motion.text.strip().rstrip(".") for p in prompts]
-    return Prompts(" and ".join(looks), ", ".join(moves))
+    looks = [" ".join(filter(None, (p.appearance.text.strip().rstrip("."), place)))
+             for p, place in zip(prompts, places or [""]*len(prompts))]
+    return Prompts(*joined_halves(looks, [p.motion.text.strip().rstrip(".") for p in prompts]))
 
 # %% ../nbs/parts/prompt.ipynb #caf0a0ff
 _PLACE = r"\s+(?:in|on|at|by|under|near)\s+\S+(?:\s+\S+){0,2}$" # the words for a place at the end of a prompt
@@ -209,6 +212,18 @@ def _put(word:str, own:Prompt, text:str)->str|None:
         return f"{text[:m.start()]}{word} {text[m.start():]}"
     if names_motion(word) and (m := re.search(rf"\b{_PRONOUN} (?:is|are)\b(?!\s*\[)", text)):
         return f"{text[:m.end()]} {word}{text[m.end():]}"
+
+# %% ../nbs/parts/prompt.ipynb #0aaead69
+@patch(as_prop=True)
+def place(self:Prompts)->str:
+    "Where the subject is, in the words that end its look: 'in a park'; empty where none do."
+    found = re.search(_PLACE, self.appearance.text.strip().rstrip("."))
+    return found[0].strip() if found else ""
+
+@patch
+def without_place(self:Prompts)->Prompts:
+    "The same subject anywhere."
+    return Prompts(re.sub(_PLACE, "", self.appearance.text.strip().rstrip(".")), self.motion)
 
 # %% ../nbs/parts/prompt.ipynb #35bcbb56
 def _joined(own:Prompt, text:str)->str:
