@@ -20,6 +20,7 @@ from .experts import layer_name, split_name
 from .files import checked_seed, UserError, whole_number
 from .layers import linear_layers, parts_trained, TRAINS
 from .prompt import PLACEHOLDERS
+from .regions import Regions, update_in_regions
 
 # %% ../nbs/04_adapter.ipynb #5d47300f
 class SharedLinear(nn.Module, BaseTunerLayer):
@@ -34,7 +35,9 @@ class SharedLinear(nn.Module, BaseTunerLayer):
     def forward(self, x:Tensor, *args, **kwargs)->Tensor: # (batch, ..., in) -> (batch, ..., out)
         y = self.base_layer(x, *args, **kwargs)
         B = None if self.disable_adapters else self.shared.coefficients(self.name)
-        return y if B is None else y + _update(x, self.lora_A, *self.shared.in_pass(B))
+        if B is None: return y
+        if self.shared.regions is not None: return y + self.shared.in_regions(self.name, x, self.lora_A, B)
+        return y + _update(x, self.lora_A, *self.shared.in_pass(B))
 
 # %% ../nbs/04_adapter.ipynb #dc568070
 def _update(x:Tensor,         # (batch, ..., in)
@@ -64,6 +67,7 @@ class SharedLoRA:
     appearance:float=field(default=1., init=False) # scale of B1
     motion:float=field(default=1., init=False)     # scale of B2
     each:Tensor|None=field(default=None, init=False) # (batch,) scale of both, for each sample
+    regions:Regions|None=field(default=None, init=False) # where each concept acts, if all act on all samples
     members:slice=field(default_factory=lambda: slice(None), init=False) # who is in the batch
     masks:dict=field(default_factory=dict, init=False) # coefficient dropout, by layer
     masked:str|None=field(default=None, init=False)    # the stage whose coefficients it is on
@@ -241,6 +245,14 @@ def scaled_each(self:SharedLoRA,
     self.each = scales
     try: yield self
     finally: self.each = None
+
+# %% ../nbs/04_adapter.ipynb #42ceee5b
+@patch
+def in_regions(self:SharedLoRA, layer:str, x:Tensor, A:Tensor, B:Tensor)->Tensor: # (B, tokens, out)
+    "The update of one layer where every concept has its own tokens."
+    rows = slice(0, len(x)) if self.dit.rows is None else self.dit.rows.piece
+    each = self.each if self.each is None else self.each[rows]
+    return update_in_regions(x, A, B, self.regions.shares(layer, x, rows), each)
 
 # %% ../nbs/04_adapter.ipynb #5a2fea63
 def dropout_mask(like:Tensor,                # coefficients B, any shape

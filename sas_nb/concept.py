@@ -29,6 +29,7 @@ from .lowrank import norm
 from .prompt import checked_prompts, Prompts
 from .recipe import Recipe
 from .self_conditioning import SelfConditioning
+from .subjects import Subject
 from .writing import atomic
 _all_ = ["plot_history"]
 
@@ -50,6 +51,12 @@ class Concept:
     fps = property(lambda self: self.info.get("clip", {}).get("fps"))
     prompts = property(lambda self: Prompts(self.info["appearance"], self.info["motion"]))
     prompt = property(lambda self: self.prompts.both.text)
+    @property
+    def subjects(self)->tuple[Subject, ...]:
+        "Who is in it: mostly one; as many as were learned together."
+        name = self.info.get("clip", {}).get("name", "")
+        alone = dict(name=name, appearance=self.info["appearance"], motion=self.info["motion"])
+        return tuple(map(Subject.of, self.info.get("subjects", [alone])))
     def __repr__(self):
         return (f"Concept({self.info['appearance']!r}, {self.info['motion']!r}; base {self.info['base']!r}, "
                 f"rank {self.rank}, appearance {self.appearance:g}, motion {self.motion:g})")
