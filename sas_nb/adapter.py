@@ -35,9 +35,7 @@ class SharedLinear(nn.Module, BaseTunerLayer):
     def forward(self, x:Tensor, *args, **kwargs)->Tensor: # (batch, ..., in) -> (batch, ..., out)
         y = self.base_layer(x, *args, **kwargs)
         B = None if self.disable_adapters else self.shared.coefficients(self.name)
-        if B is None: return y
-        if self.shared.regions is not None: return y + self.shared.in_regions(self.name, x, self.lora_A, B)
-        return y + _update(x, self.lora_A, *self.shared.in_pass(B))
+        return y if B is None else y + self.shared.update(self.name, x, self.lora_A, B)
 
 # %% ../nbs/04_adapter.ipynb #dc568070
 def _update(x:Tensor,         # (batch, ..., in)
@@ -159,6 +157,15 @@ def in_pass(self:SharedLoRA, B:Tensor)->tuple[Tensor, Tensor|None]:
     if len(B) > 1: B = B.repeat_interleave(rows.of//len(B), 0)[rows.piece]
     return B, self.each if self.each is None else self.each[rows.piece]
 
+# %% ../nbs/04_adapter.ipynb #23d75055
+@patch
+def update(self:SharedLoRA, layer:str, x:Tensor, A:Tensor, B:Tensor)->Tensor: # (batch, ..., out)
+    "What the adapter adds to one layer's answer: to each concept's own samples, or to its own tokens of all."
+    if self.regions is None: return _update(x, A, *self.in_pass(B))
+    rows = slice(0, len(x)) if self.dit.rows is None else self.dit.rows.piece
+    each = self.each if self.each is None else self.each[rows]
+    return update_in_regions(x, A, B, self.regions.shares(layer, x, rows), each)
+
 # %% ../nbs/04_adapter.ipynb #aa4583a8
 @patch
 def train_only(self:SharedLoRA,
@@ -245,14 +252,6 @@ def scaled_each(self:SharedLoRA,
     self.each = scales
     try: yield self
     finally: self.each = None
-
-# %% ../nbs/04_adapter.ipynb #42ceee5b
-@patch
-def in_regions(self:SharedLoRA, layer:str, x:Tensor, A:Tensor, B:Tensor)->Tensor: # (B, tokens, out)
-    "The update of one layer where every concept has its own tokens."
-    rows = slice(0, len(x)) if self.dit.rows is None else self.dit.rows.piece
-    each = self.each if self.each is None else self.each[rows]
-    return update_in_regions(x, A, B, self.regions.shares(layer, x, rows), each)
 
 # %% ../nbs/04_adapter.ipynb #5a2fea63
 def dropout_mask(like:Tensor,                # coefficients B, any shape

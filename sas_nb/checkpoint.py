@@ -135,6 +135,7 @@ def alike(a:dict, b:dict, only:str="")->bool:
         return x.shape == y.shape and bool((x.float()-y.float()).abs().max() < .05*y.float().std())
     return a.keys() == b.keys() and all(near(a[k], b[k]) for k in a if k.startswith(only))
 
+# %% ../nbs/parts/checkpoint.ipynb #aa06d810
 def accept_rounding(was:dict, now:dict, data:StageData, kept:list[dict]|None):
     "Take hashes of the earlier run where what they are of is the same but for rounding."
     for e, name, tensors in zip(data.all(), now["examples"], kept or ()):

@@ -21,6 +21,7 @@ from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counte
                             Revision, SampleEvery, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps1,
                             Steps2)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
+from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
 
 # %% ../nbs/parts/cli.ipynb #6fbb8334

@@ -22,6 +22,7 @@ from .files import expanded, read_about, UserError
 from .hub import model_folder
 from .prompt import is_new_word, names_motion, Prompt, Prompts
 from .recipe import earlier_stage
+from .subjects import Subject
 from .wan import Wan
 
 # %% ../nbs/parts/concept_file.ipynb #e2a2c8b6
@@ -72,12 +73,13 @@ def _sampling(x):
 def _shares(x):
     return isinstance(x, dict) and all(_dict_of(x.get(k), _number) for k in ("appearance", "motion"))
 
+# %% ../nbs/parts/concept_file.ipynb #e9b4b6cb
 def _subject(x):
     if not isinstance(x, dict) or not _text(x.get("name")): return False
-    with suppress(UserError): return bool(Prompts(x.get("appearance"), x.get("motion"))) and _place(x.get("box"))
+    with suppress(UserError): return bool(Subject.of(x))
     return False
 
-def _place(x): return x is None or (_list_of(x, lambda v: _number(v, 0, 1)) and len(x) == 4)
+def _subjects(x): return _list_of(x, _subject) and len(x) > 1
 
 # %% ../nbs/parts/concept_file.ipynb #e36fe725
 def _loss_row(x):
@@ -112,7 +114,7 @@ _MAY = dict(
     revision=(_words, "a commit of the hub's"),
     sampling=(_sampling, "an object with guidance_factor, and negative_scale from 0 to 1"),
     atlas=(_shares, "an object of shares"),
-    subjects=(lambda x: _list_of(x, _subject) and len(x) > 1, "a list of names and prompts"),
+    subjects=(_subjects, "a list of names and prompts"),
 )
 
 # %% ../nbs/parts/concept_file.ipynb #113c8f22
@@ -126,6 +128,7 @@ def made_with(info)->str:
         else ""
     )
 
+# %% ../nbs/parts/concept_file.ipynb #4f611aa5
 def check_info(info:dict): # all that concept.json holds
     "Raise `ValueError` that names what is wrong and what it must be."
     for key, (ok, what) in (_MUST | _MAY).items():

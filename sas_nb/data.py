@@ -40,44 +40,50 @@ class Examples:
     # what they were made of, for a run to be known by; `replace` forgets it
     given:dict|None=field(default=None, init=False)
     def __len__(self): return len(self.latents)
-    def row(self, i:int)->int:
-        "Which text belongs to example i."
-        if self.clips: return bisect_right(list(accumulate(self.clips)), i)
-        return i if len(self.texts) > 1 else 0
-    def draw(self, k:int, generator:torch.Generator)->list[int]:
-        "Which examples come next; where there are several clips, of each in turn."
-        if not self.clips: return torch.randint(len(self), (k,), generator=generator).tolist()
-        n = len(self.clips)
-        first = int(torch.randint(n, (1,), generator=generator))
-        starts = [0, *accumulate(self.clips)]
-        turns = [(first+j) % n for j in range(k)]
-        return [starts[c] + int(torch.randint(self.clips[c], (1,), generator=generator)) for c in turns]
     def made_of(self, **given)->"Examples":
         self.given = given
         return self
     def batch(self, index:list[int])->tuple[Tensor, Tensor, list]: # latents, text (B, L, D), placeholders
         "Some examples, their texts padded to one length."
         rows = [self.row(i) for i in index]
-        return (
-            self.latents[list(index)],
-            self.reading.join([self.texts[i] for i in rows]),
-            [self.placeholders[i] for i in rows],
-        )
+        text = self.reading.join([self.texts[i] for i in rows])
+        return self.latents[list(index)], text, [self.placeholders[i] for i in rows]
 
-    def tensors(self)->dict[str, Tensor]:
-        "All tensors by name."
-        texts = {f"text/{i}": t for i, t in enumerate(self.texts)}
-        others = {} if self.counterfactuals is None else dict(counterfactuals=self.counterfactuals)
-        beside = self.composites.tensors() if self.composites is not None else {}
-        others |= {f"composites/{k}": t for k, t in beside.items()}
-        return dict(latents=self.latents) | texts | others
-    def with_tensors(self, kept:dict[str, Tensor])->"Examples":
-        "The same examples with the tensors of an earlier run, in this one's precision."
-        texts = [kept[f"text/{i}"].to(self.texts[0].dtype) for i in range(len(self.texts))]
-        beside = {k.partition("/")[2]: t for k, t in kept.items() if k.startswith("composites/")}
-        return replace(self, latents=kept["latents"].to(self.latents.dtype), texts=texts,
-                       counterfactuals=kept.get("counterfactuals"),
-                       composites=self.composites and self.composites.with_tensors(beside))
+# %% ../nbs/05_data.ipynb #03e373c0
+@patch
+def row(self:Examples, i:int)->int:
+    "Which text belongs to example i."
+    if self.clips: return bisect_right(list(accumulate(self.clips)), i)
+    return i if len(self.texts) > 1 else 0
+
+@patch
+def draw(self:Examples, k:int, generator:torch.Generator)->list[int]:
+    "Which examples come next; where there are several clips, of each in turn."
+    if not self.clips: return torch.randint(len(self), (k,), generator=generator).tolist()
+    n = len(self.clips)
+    first = int(torch.randint(n, (1,), generator=generator))
+    starts = [0, *accumulate(self.clips)]
+    turns = [(first+j) % n for j in range(k)]
+    return [starts[c] + int(torch.randint(self.clips[c], (1,), generator=generator)) for c in turns]
+
+# %% ../nbs/05_data.ipynb #7997a7ee
+@patch
+def tensors(self:Examples)->dict[str, Tensor]:
+    "All tensors by name."
+    texts = {f"text/{i}": t for i, t in enumerate(self.texts)}
+    others = {} if self.counterfactuals is None else dict(counterfactuals=self.counterfactuals)
+    beside = self.composites.tensors() if self.composites is not None else {}
+    others |= {f"composites/{k}": t for k, t in beside.items()}
+    return dict(latents=self.latents) | texts | others
+
+@patch
+def with_tensors(self:Examples, kept:dict[str, Tensor])->"Examples":
+    "The same examples with the tensors of an earlier run, in this one's precision."
+    texts = [kept[f"text/{i}"].to(self.texts[0].dtype) for i in range(len(self.texts))]
+    beside = {k.partition("/")[2]: t for k, t in kept.items() if k.startswith("composites/")}
+    return replace(self, latents=kept["latents"].to(self.latents.dtype), texts=texts,
+                   counterfactuals=kept.get("counterfactuals"),
+                   composites=self.composites and self.composites.with_tensors(beside))
 
 # %% ../nbs/05_data.ipynb #994ad1e0
 @dataclass

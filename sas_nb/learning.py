@@ -65,6 +65,7 @@ def fit_stages(adapter:SharedLoRA, data:dict[str, StageData], recipe:Recipe, run
     with adapter.attached(): # appearance: A (unless given), B1, [v]; motion: B2, [u]
         return {s.name: Trainer(dit, adapter, data[s.name], s, run).fit() for s in recipe.stages}
 
+# %% ../nbs/09_learning.ipynb #634c9e97
 def _learn(adapter, clips, prompts, recipe, run, data=None)->list[Concept]:
     "Both stages, for all clips at once, each a concept of its own."
     with stoppable(), only_run(run.out):

@@ -120,6 +120,7 @@ def _check_there(appearance:Prompt, motion:Prompt):
         raise UserError(f"The appearance prompt {appearance.text!r} holds {word}, which names the movement: "
                         "move it to the motion prompt.")
 
+# %% ../nbs/parts/prompt.ipynb #edf9c39e
 def _check_partners(appearance:Prompt, motion:Prompt):
     "Raise `UserError` for a number without its partner, and for words of which only some have numbers."
     words = dict.fromkeys((*appearance.placeholders, *motion.placeholders))
@@ -186,6 +187,7 @@ def check_together(prompts:list[Prompts]):
                                 f"{str(p.both)!r}.")
             seen[word] = i
 
+# %% ../nbs/parts/prompt.ipynb #7b16778e
 def joined_halves(looks:list[str], moves:list[str])->tuple[str, str]:
     "Looks joined by 'and', movements by commas, each movement once."
     return " and ".join(looks), ", ".join(dict.fromkeys(filter(None, moves)))
@@ -257,6 +259,7 @@ def _with_words(words:list[str], own:Prompt, text:str, behind)->str:
         none = False
     return text
 
+# %% ../nbs/parts/prompt.ipynb #175ba4a6
 @patch
 def completed(self:Prompts, edit:str|Prompt)->str:
     "What to type instead of an edit that forgets new words, or spells them otherwise."

@@ -77,6 +77,7 @@ def build_together(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe
     shown = dict(appearance=set_caption(whole, recipe.stage1.full_caption), motion=whole.both.text)
     return {name: _as_one(stage, beside.get(name), composites, shown[name]) for name, stage in data.items()}
 
+# %% ../nbs/parts/stages.ipynb #2f7e2fba
 def _as_one(stage:StageData, beside:StageData|None, composites, prompt:str)->StageData:
     pictures = merged(beside.concepts) if beside else None
     examples = merged(stage.concepts, pictures)

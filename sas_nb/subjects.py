@@ -24,6 +24,7 @@ def checked_box(box)->Box:
                         "left corner, as in (0, 0, .5, 1) for the left half.")
     return left, top, right, bottom
 
+# %% ../nbs/parts/subjects.ipynb #72d2efdf
 @dataclass(frozen=True)
 class Subject:
     "One of those in a scene. Raises `UserError` for a place that is none."

@@ -59,11 +59,13 @@ class Trainer:
         self.longest = _longest(self)
     lr = property(lambda self: self.stage.rate(self.dit.defaults))
     expert = property(expert_of) # of a base with several: whose times this step's are
-    @property
-    def words(self)->tuple[str, ...]:
-        "Those that this stage trains: `[v]` with the appearance, `[u]` with the motion; of all its subjects."
-        moving = self.stage.name == "motion"
-        return tuple(w for w in self.adapter.tokens if names_motion(w) == moving)
+
+# %% ../nbs/06_train.ipynb #034b1702
+@patch(as_prop=True)
+def words(self:Trainer)->tuple[str, ...]:
+    "Those that this stage trains: `[v]` with the appearance, `[u]` with the motion; of all its subjects."
+    moving = self.stage.name == "motion"
+    return tuple(w for w in self.adapter.tokens if names_motion(w) == moving)
 
 # %% ../nbs/06_train.ipynb #065395e0
 def _check(trainer):
