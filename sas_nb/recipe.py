@@ -208,7 +208,7 @@ def with_(self:Recipe,
 def together(self:Recipe, n:int, # concepts
              composites:float=.2, # share of the batch
             )->Recipe:
-    "The recipe for n concepts in one adapter, each with its own steps; one that is for several already stays."
+    "The recipe for n concepts in one adapter, each with its own steps; one that is for several stays."
     if self.name.endswith("together"): return self
     parts = {f"stage{i}": dict(steps=n*s.steps, composites=composites) for i, s in enumerate(self.stages, 1)}
     return replace(self.with_(**parts), name=f"{self.name}, {n} together")

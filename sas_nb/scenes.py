@@ -21,7 +21,7 @@ from .terminal import as_options, caution, check_writable, say
 
 # %% ../nbs/parts/scenes.ipynb #fb05d3b2
 TEMPLATE = """\
-# One table for each clip, in the order of the clips. Each has words of its own: [v1] and [u1], [v2] and [u2] ...
+# One table for each clip, in the order of the clips, each with its own words: [v1] and [u1], [v2] and [u2] ...
 [dancer]
 appearance = "a [v1] woman in a red shirt and purple trousers in a park"
 motion = "she is [u1] dancing"
@@ -33,6 +33,7 @@ appearance = "[v2] ocean waves on a beach"
 motion = "[u2]"
 """
 
+# %% ../nbs/parts/scenes.ipynb #7ea84025
 _KEYS = "appearance", "motion", "mask", "place"
 
 def read_tables(path:Path)->dict[str, dict]: # by name, in order
@@ -48,6 +49,7 @@ def read_tables(path:Path)->dict[str, dict]: # by name, in order
     for name, table in tables.items(): _check_table(path, name, table)
     return tables
 
+# %% ../nbs/parts/scenes.ipynb #cfede39c
 def _check_table(path, name, table):
     if not isinstance(table, dict):
         raise UserError(f"In {str(path)!r}, {name} stands outside a table: put it below a line such as "
@@ -63,8 +65,8 @@ def _parsed(path):
     for parser in ("tomllib", "tomli"): # the first is Python's own from 3.11 on
         try: return import_module(parser).loads(text)
         except ModuleNotFoundError: continue
-    raise UserError("Reading TOML needs Python 3.11 or the package tomli: install it with pip install tomli, or "
-                    "write the same as JSON, in a file that ends in .json.")
+    raise UserError("Reading TOML needs Python 3.11 or the package tomli: install it with pip install tomli, "
+                    "or write the same as JSON, in a file that ends in .json.")
 
 # %% ../nbs/parts/scenes.ipynb #4b0f7e83
 def _scene(clips, path, model, mask_from, **seen)->tuple[dict, list, list, list]:
@@ -80,6 +82,7 @@ def _scene(clips, path, model, mask_from, **seen)->tuple[dict, list, list, list]
     places = [t.get("place") for t in tables.values()]
     return loaded, prompts, masks, places
 
+# %% ../nbs/parts/scenes.ipynb #a2392c25
 def _mask_reader(path, model, start, revision):
     from sas_nb.masks import read_mask
     rule = clip_size(model, revision=revision).frame_rule
@@ -100,6 +103,7 @@ _OUT = typer.Option(help="Folder for the concept, checkpoints and logs; a run fo
 _TEMPLATE = typer.Option("--template", callback=_print_template, is_eager=True,
                          help="Print a file of prompts to begin with.")
 
+# %% ../nbs/parts/scenes.ipynb #a852c415
 @command("sas-nb compose --template > scene.toml",
          "sas-nb compose data/clips/dancer.mp4 data/clips/waves.mp4 --prompts scene.toml --out scene",
          "sas-nb generate scene --out scene.mp4",
@@ -132,6 +136,7 @@ def _run_of(out, fitted, **given):
     given = {k: v for k, v in given.items() if v is not None}
     return Run(out, memory=Memory(**known) if known else None, **given)
 
+# %% ../nbs/parts/scenes.ipynb #c624ca53
 def _learn(seen, model, recipe, run, sheet):
     from sas_nb.composing import learn_together
     clips, prompts, masks, places = seen
