@@ -21,7 +21,7 @@ from .terminal import as_options, caution, check_writable, say
 
 # %% ../nbs/parts/scenes.ipynb #fb05d3b2
 TEMPLATE = """\
-# One table for each clip, in the order of the clips, each with its own words: [v1] and [u1], [v2] and [u2] ...
+# One table for each clip, in their order, each with words of its own: [v1] and [u1], [v2] and [u2] ...
 [dancer]
 appearance = "a [v1] woman in a red shirt and purple trousers in a park"
 motion = "she is [u1] dancing"
