@@ -94,12 +94,13 @@ def paste(canvas:Tensor,  # (T, 3, H, W)
           centre:float,   # from 0 left to 1 right
           size:float,     # 1 as in its own clip
          )->Tensor:       # (T, 3, H, W)
-    "A subject over a picture, its feet as high as they were."
+    "A subject over a picture, its feet as high as they were, as a whole where it is narrower."
     top, bottom, left, right = _reach(mask)
     cut = torch.cat([frames*mask, mask], 1)[..., top:bottom, left:right] # so no background bleeds in
     shape = [max(1, round(size*n)) for n in cut.shape[2:]]
     cut = F.interpolate(cut, shape, mode="bilinear", antialias=True, align_corners=False)
     x = round(centre*canvas.shape[-1]-shape[1]/2)
+    x = min(max(x, 0), max(0, canvas.shape[-1]-shape[1]))
     return _over(canvas, cut, bottom-shape[0], x)
 
 # %% ../nbs/parts/composites.ipynb #d4c5a357

@@ -216,16 +216,19 @@ def _put(word:str, own:Prompt, text:str)->str|None:
         return f"{text[:m.end()]} {word}{text[m.end():]}"
 
 # %% ../nbs/parts/prompt.ipynb #0aaead69
+_HOUR = r"\s+(?:in|on|at|by|under|near)\s+(?:a|an|the)\s+\w+\s+(?:at|in)\s+\w+$" # 'in a forest at night'
+_ANYWHERE = rf"(?:{_HOUR})|(?:{_PLACE})"
+
 @patch(as_prop=True)
 def place(self:Prompts)->str:
     "Where the subject is, in the words that end its look: 'in a park'; empty where none do."
-    found = re.search(_PLACE, self.appearance.text.strip().rstrip("."))
+    found = re.search(_ANYWHERE, self.appearance.text.strip().rstrip("."))
     return found[0].strip() if found else ""
 
 @patch
 def without_place(self:Prompts)->Prompts:
     "The same subject anywhere."
-    return Prompts(re.sub(_PLACE, "", self.appearance.text.strip().rstrip(".")), self.motion)
+    return Prompts(re.sub(_ANYWHERE, "", self.appearance.text.strip().rstrip(".")), self.motion)
 
 # %% ../nbs/parts/prompt.ipynb #35bcbb56
 def _joined(own:Prompt, text:str)->str:
