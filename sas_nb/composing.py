@@ -50,12 +50,14 @@ def compose(concepts:dict|list|Concept,    # by name, or in order; one that was 
     if way == "joint": return _joint(list(given.values()))
     check_members(list(given.values()), way)
     members = with_own_words(list(given.values()))
-    where = _checked_places(places, len(members)) or [None]*len(members)
+    boxes = None if places == "words" else _checked_places(places, len(members))
+    where = boxes or [None]*len(members)
     names = [k if isinstance(k, str) else c.subjects[0].name or f"subject {k+1}" for k, c in given.items()]
     subjects = tuple(Subject(*about) for about in zip(names, (c.prompts for c in members), where))
     equal = way == "masked" if equal is None else equal
     return Composition(subjects, way, tuple(members), equal_norms(members) if equal else (1.,)*len(members))
 
+# %% ../nbs/10_composing.ipynb #ce03626f
 def _listed(concepts)->list: return list(concepts) if several(concepts) else [concepts]
 
 # %% ../nbs/10_composing.ipynb #765c02f9
@@ -66,7 +68,7 @@ def _joint(concepts:list)->Composition:
     return Composition(concepts[0].subjects, "joint", tuple(concepts))
 
 def _checked_places(places, n:int)->list[Box]|None:
-    if places is None: return None
+    if places is None or isinstance(places, str) and places == "words": return places
     if len(places) != n:
         raise UserError(f"There are {n} subjects and {len(places)} places: give one for each.")
     return [checked_box(box) for box in places]
@@ -75,7 +77,8 @@ def _checked_places(places, n:int)->list[Box]|None:
 @patch
 def concept(self:Composition,
             appearance=1., motion=1.,   # one number, or one for each subject
-            places:list[Box]|None=None, # of the way "masked"; those of the subjects when None
+            # of the way "masked": boxes, "words", or those of the subjects when None
+            places:list[Box]|str|None=None,
            )->Concept:
     """All as one concept at these strengths, to look at, to save and to export; one that is "masked" can only
     generate. Raises `UserError`."""

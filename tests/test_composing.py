@@ -256,6 +256,20 @@ def test_masked_halves(zoo):
     torch.testing.assert_close(several[0].frames, whole, atol=2e-3, rtol=0)
 
 
+def test_places_from_words(zoo):
+    "Shares add up to one, and each is where its word is looked for."
+    scene = compose(zoo, "masked")
+    how = dict(seed=2, steps=4, num_frames=5)
+    words = scene.generate(places="words", **how).frames
+    assert (words-scene.generate(**how).frames).abs().mean() > 1e-3
+    again = scene.generate([scene.prompt]*2, places="words", **how | dict(seed=[7, 2]))
+    assert (again[1].frames-words).abs().max() < .05, "each sample finds its own places"
+    with pytest.raises(UserError, match=r"has no \[v2\]"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Advice)
+        scene.generate("a [v1] woman. she is [u1] dancing", places="words", **how)
+    with pytest.raises(UserError, match="has no places"): compose(zoo).generate(places="words", **how)
+
+
 def test_equal_norms(zoo):
     loud = dict(zoo, loud=next(iter(zoo.values())).at(3., 3.))
     scene = compose(loud, "masked")
