@@ -2327,6 +2327,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sas_nb.ways.Placed.velocity': ('parts/ways.html#placed.velocity', 'sas_nb/ways.py'),
                              'sas_nb.ways._basis': ('parts/ways.html#_basis', 'sas_nb/ways.py'),
                              'sas_nb.ways._check_one': ('parts/ways.html#_check_one', 'sas_nb/ways.py'),
+                             'sas_nb.ways._check_one_pass': ('parts/ways.html#_check_one_pass', 'sas_nb/ways.py'),
                              'sas_nb.ways._check_two': ('parts/ways.html#_check_two', 'sas_nb/ways.py'),
                              'sas_nb.ways._factors': ('parts/ways.html#_factors', 'sas_nb/ways.py'),
                              'sas_nb.ways._renumbered': ('parts/ways.html#_renumbered', 'sas_nb/ways.py'),

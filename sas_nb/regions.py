@@ -77,6 +77,7 @@ def _looks(attention, x:Tensor, text:Tensor, rows:Tensor)->Tensor: # (B, n, toke
     q, k = (p.unflatten(2, (attention.heads, -1)).transpose(1, 2).float() for p in both)
     return (q @ k.mT/q.shape[-1]**.5).mean(1).mT
 
+# %% ../nbs/parts/regions.ipynb #66c1b0aa
 @contextmanager
 def looking_for(transformer:nn.Module,
                 names:str,   # regular expression over its cross-attentions

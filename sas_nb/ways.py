@@ -188,9 +188,6 @@ EARLY = .75 # in times above this, places are still being decided
 def following_words(placed:Placed, adapter:SharedLoRA, follow)->object:
     "A velocity that also finds the places. Raises `UserError` where a prompt leaves somebody out."
     dit = placed.base()
-    if len(dit.family.transformers) > 1 or dit.memory.at_once < 2*len(placed.asked["prompts"]):
-        raise UserError("Places from words need one transformer and one pass for all samples: give boxes as "
-                        "places, or ask for fewer samples at once.")
     rows = _word_rows(placed)
     seen = []
     def velocity(x, t, text):
@@ -202,7 +199,13 @@ def following_words(placed:Placed, adapter:SharedLoRA, follow)->object:
     return velocity
 
 # %% ../nbs/parts/ways.ipynb #eb75ea55
+def _check_one_pass(dit, samples):
+    if len(dit.family.transformers) > 1 or dit.memory.at_once < samples:
+        raise UserError("Places from words need one transformer and one pass for all samples: give boxes as "
+                        "places, or ask for fewer samples at once.")
+
 def _word_rows(placed)->torch.Tensor: # (2B, n): where each one's [v] is; negatives look where prompts do
+    _check_one_pass(placed.base(), 2*len(placed.asked["prompts"]))
     looks = [s.placeholders[0] for s in placed.subjects]
     prompts = [p.placeholders for p in placed.asked["prompts"]]
     if missing := next((w for words in prompts for w in looks if w not in words), None):
