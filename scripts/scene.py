@@ -1,4 +1,4 @@
-"""A dancer, waves and a bonfire, each from its own clip, learned together: the picture at the end of the lesson.
+"""A dancer, waves and a bonfire, each from its own clip, learned together: the lesson's last picture.
 
     python scripts/scene.py            # trains into out/scene, then writes nbs/images/scene.webp
     python scripts/scene.py --steps 225 525 --arrangement stitched
@@ -26,8 +26,8 @@ SAID = dict(
     waves=("[v2] ocean waves on a beach", "[u2]"),
     bonfire=("a [v3] bonfire in a forest at night", "[u3]"),
 )
-SCENE = ("a [v1] woman in a red shirt and purple trousers and a [v3] bonfire and [v2] ocean waves on a beach. "
-         "she is [u1] dancing, [u2], [u3]")
+SCENE = ("a [v1] woman in a red shirt and purple trousers and a [v3] bonfire and [v2] ocean waves "
+         "on a beach. she is [u1] dancing, [u2], [u3]")
 IMAGE = Path(__file__).resolve().parent.parent/"nbs"/"images"/"scene.webp"
 
 
@@ -39,9 +39,11 @@ def mask_of(name, spec):
 
 def side_by_side(clips, path: Path):
     "Clips playing beside one another, three times as large."
-    frames = torch.cat([c.frames for c in clips], -1).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    frames = torch.cat([c.frames for c in clips], -1)
+    frames = frames.repeat_interleave(3, 2).repeat_interleave(3, 3)
     first, *others = to_images(frames, range(len(frames)), frames.shape[-2])
-    first.save(path, save_all=True, append_images=others, duration=round(1000/clips[0].fps), loop=0, quality=70)
+    stays = round(1000/clips[0].fps) # milliseconds
+    first.save(path, save_all=True, append_images=others, duration=stays, loop=0, quality=70)
 
 
 def main(steps: Annotated[tuple[int, int], typer.Option()] = (90, 170), arrangement: str = "cutouts",
