@@ -16,14 +16,18 @@ _HOMES = {
     "Run": "recipe",
     "learn": "learning",  # a module named `learn` would take the function's place once it is imported
     "learn_many": "learning",
+    "compose": "composing",
+    "learn_together": "composing",
     "Concept": "concept",
     "Atlas": "atlas",
 }
-__all__ = ["Atlas", "Clip", "Concept", "Memory", "Prompts", "Recipe", "Run", "VideoDiT", "learn", "learn_many"]
+__all__ = ["Atlas", "Clip", "Concept", "Memory", "Prompts", "Recipe", "Run", "VideoDiT",
+           "compose", "learn", "learn_many", "learn_together"]
 
 if TYPE_CHECKING:
     from .atlas import Atlas
     from .clip import Clip
+    from .composing import compose, learn_together
     from .concept import Concept
     from .dit import VideoDiT
     from .learning import learn, learn_many

@@ -20,6 +20,7 @@ from .experts import layer_name, split_name
 from .files import checked_seed, UserError, whole_number
 from .layers import linear_layers, parts_trained, TRAINS
 from .prompt import PLACEHOLDERS
+from .regions import Regions, update_in_regions
 
 # %% ../nbs/04_adapter.ipynb #5d47300f
 class SharedLinear(nn.Module, BaseTunerLayer):
@@ -34,7 +35,7 @@ class SharedLinear(nn.Module, BaseTunerLayer):
     def forward(self, x:Tensor, *args, **kwargs)->Tensor: # (batch, ..., in) -> (batch, ..., out)
         y = self.base_layer(x, *args, **kwargs)
         B = None if self.disable_adapters else self.shared.coefficients(self.name)
-        return y if B is None else y + _update(x, self.lora_A, *self.shared.in_pass(B))
+        return y if B is None else y + self.shared.update(self.name, x, self.lora_A, B)
 
 # %% ../nbs/04_adapter.ipynb #dc568070
 def _update(x:Tensor,         # (batch, ..., in)
@@ -52,7 +53,7 @@ def _update(x:Tensor,         # (batch, ..., in)
 @dataclass(eq=False, repr=False)
 class SharedLoRA:
     """The paper's adapter for N concepts: one basis A, and for each concept appearance coefficients B1,
-    motion coefficients B2 and vectors for `[v]` and `[u]`. All float32. It is on the model inside
+    motion coefficients B2 and vectors for its new words. All float32. It is on the model inside
     `attached` only. Raises `UserError`."""
     dit:VideoDiT
     rank:int=8             # r, the number of basis vectors in each layer
@@ -60,9 +61,11 @@ class SharedLoRA:
     n:int=1                # concepts
     seed:int=0             # of A's random start
     A:InitVar[dict|None]=None # a basis made elsewhere, "layer.A" -> (r, in): never trained
+    words:tuple[str, ...]=PLACEHOLDERS # new words: one row of `tokens` each, for every concept
     appearance:float=field(default=1., init=False) # scale of B1
     motion:float=field(default=1., init=False)     # scale of B2
     each:Tensor|None=field(default=None, init=False) # (batch,) scale of both, for each sample
+    regions:Regions|None=field(default=None, init=False) # where each concept acts, if all act on all samples
     members:slice=field(default_factory=lambda: slice(None), init=False) # who is in the batch
     masks:dict=field(default_factory=dict, init=False) # coefficient dropout, by layer
     masked:str|None=field(default=None, init=False)    # the stage whose coefficients it is on
@@ -74,7 +77,7 @@ class SharedLoRA:
         self.layers = self.layers or self.dit.family.lora_layers
         self.given = A is not None
         self.weights = _fresh(self)
-        self.tokens = {word: _frozen(torch.zeros(self.n, self.dit.text_width), self) for word in PLACEHOLDERS}
+        self.tokens = {word: _frozen(torch.zeros(self.n, self.dit.text_width), self) for word in self.words}
         if self.given: self.load(A)
 
 # %% ../nbs/04_adapter.ipynb #e7e36188
@@ -153,6 +156,15 @@ def in_pass(self:SharedLoRA, B:Tensor)->tuple[Tensor, Tensor|None]:
     if rows is None: return B, self.each
     if len(B) > 1: B = B.repeat_interleave(rows.of//len(B), 0)[rows.piece]
     return B, self.each if self.each is None else self.each[rows.piece]
+
+# %% ../nbs/04_adapter.ipynb #23d75055
+@patch
+def update(self:SharedLoRA, layer:str, x:Tensor, A:Tensor, B:Tensor)->Tensor: # (batch, ..., out)
+    "What the adapter adds to one layer's answer: to each concept's own samples, or to its own tokens of all."
+    if self.regions is None: return _update(x, A, *self.in_pass(B))
+    rows = slice(0, len(x)) if self.dit.rows is None else self.dit.rows.piece
+    each = self.each if self.each is None else self.each[rows]
+    return update_in_regions(x, A, B, self.regions.shares(layer, x, rows), each)
 
 # %% ../nbs/04_adapter.ipynb #aa4583a8
 @patch

@@ -55,12 +55,15 @@ def _may_replace(path):
     except OSError: return False
 
 # %% ../nbs/parts/answers.ipynb #5e1f0d09
-def draw_run(concept, clip, out:Path, finished:bool)->bool: # whether both are there and ours
+def draw_run(concept,
+             clip,     # or several, by name
+             out:Path, finished:bool)->bool: # whether both are there and ours
     "Write `sheet.png` and `loss.png` into a run's folder."
     sheet, loss = (expanded(out)/f"{name}.png" for name in ("sheet", "loss"))
     if not (_may_replace(sheet) and _may_replace(loss)): return False
     if finished and sheet.exists() and loss.exists(): return True
-    try: rows = {"filmed": clip, "learned": concept.generate(seed=0)}
+    filmed = clip if isinstance(clip, dict) else {"filmed": clip}
+    try: rows = filmed | {"learned": concept.generate(seed=0)}
     except Exception as e:
         why = " ".join(str(e).split())[:100]
         return bool(caution(f"The concept is saved, and no picture of it could be made ({why})."))

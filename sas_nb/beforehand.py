@@ -46,8 +46,9 @@ def over_basis(basis:dict|Concept|None, recipe:Recipe|str)->tuple[Recipe, dict|N
     return recipe.with_(rank=len(next(iter(basis.values())))), basis
 
 # %% ../nbs/parts/beforehand.ipynb #88ac1236
-def _adapter(dit, recipe, n, A)->SharedLoRA:
-    adapter = SharedLoRA(dit, recipe.rank, recipe.layers, n, recipe.stage1.seed, A)
+def _adapter(dit, recipe, prompts, A)->SharedLoRA:
+    words = tuple(dict.fromkeys(word for p in prompts for word in p.placeholders))
+    adapter = SharedLoRA(dit, recipe.rank, recipe.layers, len(prompts), recipe.stage1.seed, A, words)
     if any(s.self_conditioning for s in recipe.stages): adapter.self_conditioning = SelfConditioning(dit)
     return adapter
 
@@ -63,7 +64,7 @@ def checked_adapter(dit:VideoDiT, prompts:list[Prompts], recipe:Recipe, run:Run,
     """All that can fail is seen to before anything is computed or loaded: words, rank and layers, the basis,
     room on the disk. Raises `UserError`."""
     for p in prompts: dit.check_words(p.both)
-    adapter = _adapter(dit, recipe, len(prompts), A)
+    adapter = _adapter(dit, recipe, prompts, A)
     if run.out is None: return adapter
     check_count(run.out, len(prompts))
     for i in range(len(prompts)):

@@ -135,13 +135,19 @@ def alike(a:dict, b:dict, only:str="")->bool:
         return x.shape == y.shape and bool((x.float()-y.float()).abs().max() < .05*y.float().std())
     return a.keys() == b.keys() and all(near(a[k], b[k]) for k in a if k.startswith(only))
 
+# %% ../nbs/parts/checkpoint.ipynb #aa06d810
 def accept_rounding(was:dict, now:dict, data:StageData, kept:list[dict]|None):
     "Take hashes of the earlier run where what they are of is the same but for rounding."
     for e, name, tensors in zip(data.all(), now["examples"], kept or ()):
         ours = now["examples"][name]
         theirs = was["examples"].get(name) or {}
         for key, only in (("clip", "latents"), ("tensors", "")):
-            if key in ours and key in theirs and alike(e.tensors(), tensors, only): ours[key] = theirs[key]
+            if alike(e.tensors(), tensors, only): _take(key, ours, theirs)
+
+def _take(key, ours:dict, theirs:dict): # also from what the clips of several were made of
+    if key in ours and key in theirs: ours[key] = theirs[key]
+    for k in ours.keys() & theirs.keys():
+        if isinstance(ours[k], dict) and isinstance(theirs[k], dict): _take(key, ours[k], theirs[k])
 
 # %% ../nbs/parts/checkpoint.ipynb #ba7ea1d4
 def keep(path:Path, data:StageData, name:str): # which checkpoints name it

@@ -23,6 +23,7 @@ from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counte
                             Regularize, Revision, SampleEvery, SaveEvery, Seed, Settings, Sheet, Size, Start,
                             Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Weights, wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
+from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
 
 # %% ../nbs/parts/cli.ipynb #6fbb8334
@@ -37,8 +38,7 @@ _FOOT = "\n\n".join([
     "[bold]From a video to an edit[/bold]", "$ sas-nb inspect data/clips/dancer.mp4",
     escape(f"$ sas-nb train data/clips/dancer.mp4 {_LOOK} --out run"),
     escape(f"$ sas-nb generate run {_EDIT} --out snow.mp4"),
-    "The dancer is a clip of this project; with a film of your own, give its name. Each command's --help has "
-    "more."])
+    "The dancer is a clip of this project; give your own film's name. Each command's --help has more."])
 _VERSION = typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
 
 @app.callback(epilog=_FOOT)

@@ -29,14 +29,15 @@ from .lowrank import norm
 from .prompt import checked_prompts, Prompts
 from .recipe import Recipe
 from .self_conditioning import SelfConditioning
+from .subjects import Subject
 from .writing import atomic
 _all_ = ["plot_history"]
 
 # %% ../nbs/08_concept.ipynb #fef12e78
 @dataclass(repr=False)
 class Concept:
-    """A dynamic concept: basis A, appearance B1, motion B2, the vectors of `[v]` and `[u]`, and where it
-    all came from."""
+    """A dynamic concept: basis A, appearance B1, motion B2, the vectors of its new words, and where
+    it all came from."""
     weights:dict              # "layer.A" (r, in), "layer.B1" and "layer.B2" (out, r), float32 on the CPU
     tokens:dict               # placeholder -> vector (D,)
     info:dict                 # provenance: base, prompts, recipe, versions, loss history
@@ -50,6 +51,12 @@ class Concept:
     fps = property(lambda self: self.info.get("clip", {}).get("fps"))
     prompts = property(lambda self: Prompts(self.info["appearance"], self.info["motion"]))
     prompt = property(lambda self: self.prompts.both.text)
+    @property
+    def subjects(self)->tuple[Subject, ...]:
+        "Who is in it: mostly one; as many as were learned together."
+        name = self.info.get("clip", {}).get("name", "")
+        alone = dict(name=name, appearance=self.info["appearance"], motion=self.info["motion"])
+        return tuple(map(Subject.of, self.info.get("subjects", [alone])))
     def __repr__(self):
         return (f"Concept({self.info['appearance']!r}, {self.info['motion']!r}; base {self.info['base']!r}, "
                 f"rank {self.rank}, appearance {self.appearance:g}, motion {self.motion:g})")
@@ -61,6 +68,7 @@ def of(cls:Concept, adapter:SharedLoRA,
        clip:Clip, prompts:Prompts, recipe:Recipe, history:dict)->Concept:
     "A trained adapter's concept, with its provenance."
     weights, tokens = adapter.member(i)
+    tokens = {word: tokens[word] for word in prompts.placeholders}
     conditioning = adapter.self_conditioning and adapter.self_conditioning.project.weight.detach().cpu()
     info = provenance(adapter, clip, prompts, recipe, history)
     return cls(weights, tokens, info, conditioning, dit=adapter.dit)
@@ -171,7 +179,7 @@ def generate(self:Concept,
              # further arguments of `VideoDiT.sample`; the size is the training clip's unless given
              **kwargs,
             )->Clip|list[Clip]:
-    """Generate videos of the concept. The prompt may hold `[v]` and `[u]`; one that forgets them is warned
+    """Generate videos of the concept. The prompt may hold its new words; one that forgets them is warned
     of, see `advice`. Raises `UserError` for words the base does not know, scales that cannot be, and
     arguments there are none of."""
     _check_arguments(kwargs)

@@ -20,8 +20,9 @@ from .experts import split_name
 from .family import FAMILIES
 from .files import expanded, read_about, UserError
 from .hub import model_folder
-from .prompt import PLACEHOLDERS, Prompt
+from .prompt import is_new_word, names_motion, Prompt, Prompts
 from .recipe import earlier_stage
+from .subjects import Subject
 from .wan import Wan
 
 # %% ../nbs/parts/concept_file.ipynb #e2a2c8b6
@@ -43,13 +44,13 @@ def _list_of(x, ok): return isinstance(x, list) and all(map(ok, x))
 def _dict_of(x, ok): return isinstance(x, dict) and all(map(ok, x.values()))
 
 # %% ../nbs/parts/concept_file.ipynb #4eb3615b
-def _prompt(x, word):
+def _prompt(x, moving):
     if not _text(x): return False
-    with suppress(UserError): return word in Prompt(x).placeholders
+    with suppress(UserError): return moving in map(names_motion, Prompt(x).placeholders)
     return False
 
-def _appearance(x): return _prompt(x, PLACEHOLDERS[0])
-def _motion(x): return _prompt(x, PLACEHOLDERS[1])
+def _appearance(x): return _prompt(x, False)
+def _motion(x): return _prompt(x, True)
 
 def _regex(x):
     try: return _words(x) and re.compile(x) is not None
@@ -71,6 +72,14 @@ def _sampling(x):
 
 def _shares(x):
     return isinstance(x, dict) and all(_dict_of(x.get(k), _number) for k in ("appearance", "motion"))
+
+# %% ../nbs/parts/concept_file.ipynb #e9b4b6cb
+def _subject(x):
+    if not isinstance(x, dict) or not _text(x.get("name")): return False
+    with suppress(UserError): return bool(Subject.of(x))
+    return False
+
+def _subjects(x): return _list_of(x, _subject) and len(x) > 1
 
 # %% ../nbs/parts/concept_file.ipynb #e36fe725
 def _loss_row(x):
@@ -105,6 +114,7 @@ _MAY = dict(
     revision=(_words, "a commit of the hub's"),
     sampling=(_sampling, "an object with guidance_factor, and negative_scale from 0 to 1"),
     atlas=(_shares, "an object of shares"),
+    subjects=(_subjects, "a list of names and prompts"),
 )
 
 # %% ../nbs/parts/concept_file.ipynb #113c8f22
@@ -118,6 +128,7 @@ def made_with(info)->str:
         else ""
     )
 
+# %% ../nbs/parts/concept_file.ipynb #4f611aa5
 def check_info(info:dict): # all that concept.json holds
     "Raise `ValueError` that names what is wrong and what it must be."
     for key, (ok, what) in (_MUST | _MAY).items():
@@ -125,6 +136,8 @@ def check_info(info:dict): # all that concept.json holds
                                                               f"be {what}")
         if key in info and not (isinstance(info[key], (str, list, dict, int, float)) and ok(info[key])):
             raise ValueError(f"in concept.json, {key} is {json.dumps(info[key])[:60]}, and must be {what}")
+    try: Prompts(info["appearance"], info["motion"])
+    except UserError as e: raise ValueError(f"in concept.json: {e}") from e
 
 # %% ../nbs/parts/concept_file.ipynb #8244a24b
 def check_shapes(info:dict, shapes:dict): # name in concept.safetensors -> shape
@@ -136,7 +149,7 @@ def check_shapes(info:dict, shapes:dict): # name in concept.safetensors -> shape
     for l in sorted(layers): _check_layer(info, l, *(weights[f"{l}.{k}"] for k in ("A", "B1", "B2")))
     words = {k.removeprefix("tokens/"): tuple(s) for k, s in shapes.items() if k.startswith("tokens/")}
     lengths = set(words.values())
-    if not set(words) <= set(PLACEHOLDERS) or any(len(s) != 1 for s in lengths) or len(lengths) > 1:
+    if not all(map(is_new_word, words)) or any(len(s) != 1 for s in lengths) or len(lengths) > 1:
         raise ValueError("its words are not vectors of one length for [v] and [u]")
 
 # %% ../nbs/parts/concept_file.ipynb #7789c054

@@ -7,7 +7,7 @@ __all__ = ['summary_of', 'as_html', 'as_markdown', 'advice_of']
 
 # %% ../nbs/parts/concept_words.ipynb #36e42ddd
 import html
-from .prompt import checked_prompts, Prompt, Prompts
+from .prompt import checked_prompts, names_motion, Prompt, Prompts
 
 # %% ../nbs/parts/concept_words.ipynb #9dddcb1d
 def summary_of(concept)->dict[str, str]:
@@ -41,14 +41,15 @@ def as_markdown(summary:dict[str, str])->str:
 # %% ../nbs/parts/concept_words.ipynb #e510145d
 def advice_of(concept, prompt:str|list[str]|None)->list[str]:
     "A sentence for each prompt that forgets a word of the concept."
-    scales = {"[v]": concept.appearance, "[u]": concept.motion}
-    speaking = [w for w, scale in scales.items() if scale and w in concept.tokens and concept.tokens[w].any()]
+    def scale(word): return concept.motion if names_motion(word) else concept.appearance
+    speaking = [w for w, vector in concept.tokens.items() if scale(w) and vector.any()]
     prompts = dict.fromkeys([] if prompt is None else checked_prompts(prompt))
     forgotten = {p: [w for w in speaking if w in concept.prompts.missing(p)] for p in prompts}
     return [_forgets(p, words, concept.prompts) for p, words in forgotten.items() if words]
 
 def _forgets(prompt:Prompt, words:list[str], prompts:Prompts)->str:
-    means = {"[v]": "who it is", "[u]": "how it moves"}
-    what = " and no ".join(f"{w} (the new word for {means[w]})" for w in words)
-    result = "it may show somebody else" if "[v]" in words else "it may move as the base model would"
+    def means(word): return "how it moves" if names_motion(word) else "who it is"
+    what = " and no ".join(f"{w} (the new word for {means(w)})" for w in words)
+    moves_only = all(map(names_motion, words))
+    result = "it may move as the base model would" if moves_only else "it may show somebody else"
     return f"The prompt {prompt.text!r} has no {what}, so {result}: type {prompts.completed(prompt)!r}."

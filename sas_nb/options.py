@@ -55,7 +55,7 @@ def numbers()->dict: # name -> its value in the paper's recipe
     parts = dict(both=paper.stage1, stage1=paper.stage1, stage2=paper.stage2, sampling=paper.sampling)
     named = {f"{part}.{k}": v for part, values in parts.items() for k, v in vars(values).items()}
     named = {k: v for k, v in named.items() if not k.endswith(".name")}
-    return named | dict(rank=paper.rank, layers=paper.layers)
+    return named | dict(rank=paper.rank, layers=paper.layers, arrangement=paper.arrangement)
 
 # %% ../nbs/parts/options.ipynb #d8676801
 def setting(text:str)->tuple[str, object]: # the number's name, its value
@@ -72,7 +72,7 @@ def setting(text:str)->tuple[str, object]: # the number's name, its value
 _WORDS = dict(true=True, yes=True, on=True, false=False, no=False, off=False, none=None)
 
 def _value(name, text, now): # `now`: what it is in the paper's recipe
-    if name == "layers": return text
+    if name in ("layers", "arrangement"): return text
     try: value = _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError): value = text
     if isinstance(now, bool) and not isinstance(value, bool):
@@ -109,10 +109,13 @@ def _check_pairs(recipe):
                     "pairs: add --set stage2.counterfactuals=0.25.")
 
 # %% ../nbs/parts/options.ipynb #c0ccafb1
-def chosen_recipe(name:str, regularize:bool=True, settings:list[str]|None=None, **given):
+def chosen_recipe(name:str, regularize:bool=True, settings:list[str]|None=None,
+                  concepts:int=1, # in one adapter
+                  **given):
     """The recipe of a name, with the numbers that were given: options first, each with the number that it
     sets and its value or None, then settings. Raises `UserError`."""
     recipe = _start(name, regularize)
+    if concepts > 1: recipe = recipe.together(concepts)
     for option, (number, value) in given.items():
         if value is not None: recipe = with_number(recipe, number, value, f"--{option.replace('_', '-')} ")
     for number, value in map(setting, settings or ()):

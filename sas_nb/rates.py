@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['share_of_rate', 'set_rates', 'word_lengths', 'in_lengths', 'weigh', 'gradient_norms', 'move', 'experts_of',
-           'expert_of', 'start_word']
+           'expert_of', 'start_words']
 
 # %% ../nbs/parts/rates.ipynb #d93458e4
 import math
@@ -35,8 +35,8 @@ def set_rates(trainer): # a `Trainer`
 
 # %% ../nbs/parts/rates.ipynb #7abc82c3
 def word_lengths(data:StageData)->Tensor: # (N, 1)
-    "How long the words of each concept's prompt are, in the mean."
-    words = [e.reading.words(e.texts[0][0]) for e in data.concepts]
+    "How long the words of each concept's prompts are, in the mean."
+    words = [torch.cat([e.reading.words(t[0]) for t in e.texts]) for e in data.concepts]
     return torch.stack([w.float().norm(dim=-1).mean() for w in words])[:, None]
 
 def _measured(trainer)->list[Tensor]: # (N, D) each
@@ -82,12 +82,17 @@ def expert_of(trainer)->Expert:
     return experts_of(trainer)[trainer.step % len(experts_of(trainer))]
 
 # %% ../nbs/parts/rates.ipynb #97dc9909
-def start_word(trainer)->dict[str, Tensor]: # of a `Trainer`: the word, if it was started
+def start_words(trainer)->dict[str, Tensor]: # of a `Trainer`: the words that were started
     "A word that is still zero becomes a made-up one, `token_init` times as long as the words of the prompt."
-    word = trainer.adapter.tokens[trainer.word]
-    if not trainer.stage.token_init or word.any(): return {}
-    length = word_lengths(trainer.data)
-    direction = torch.randn(word.shape[-1], generator=torch.Generator().manual_seed(ord(trainer.word[1])))
-    start = trainer.stage.token_init*length*F.normalize(direction, dim=0).to(length)
-    word.data.copy_(start)
-    return {trainer.word: word}
+    if not trainer.stage.token_init: return {}
+    new = {word: trainer.adapter.tokens[word] for word in trainer.words}
+    new = {word: vector for word, vector in new.items() if not vector.any()}
+    for word, vector in new.items():
+        length = word_lengths(trainer.data)
+        direction = F.normalize(_direction(word, vector.shape[-1]), dim=0)
+        vector.data.copy_(trainer.stage.token_init*length*direction.to(length))
+    return new
+
+def _direction(word, width)->Tensor: # each word's own
+    seed = ord(word[1]) + 1000*int(word[2:-1] or 0)
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))

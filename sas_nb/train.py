@@ -23,7 +23,8 @@ from .flow import interpolate, loss_per_sample, velocity_target
 from .log import Log
 from .monitor import not_finite_sentence, record, sample, stopped_sentence
 from .offload import checkpointed
-from .rates import expert_of, experts_of, start_word
+from .prompt import names_motion
+from .rates import expert_of, experts_of, start_words
 from .recipe import Run, Stage
 from .resume import facts, Generators, resume_run, save_run
 from .running import only_run, stop_gently, Stopped
@@ -50,7 +51,7 @@ class Trainer:
         _check(self)
         self.seeds = self.seeds or [self.stage.seed]*self.adapter.n
         self.generators = Generators(torch.Generator().manual_seed(s) for s in self.seeds)
-        self.started = start_word(self) # the word, if it began here
+        self.started = start_words(self) # those that began here
         self.trained = _trained(self)
         self.optimizer = _optimizer(self)
         self.scaler = torch.amp.GradScaler(self.dit.device.type, enabled=self.dit.dtype == torch.float16)
@@ -58,7 +59,13 @@ class Trainer:
         self.longest = _longest(self)
     lr = property(lambda self: self.stage.rate(self.dit.defaults))
     expert = property(expert_of) # of a base with several: whose times this step's are
-    word = property(lambda self: "[v]" if self.stage.name == "appearance" else "[u]")
+
+# %% ../nbs/06_train.ipynb #034b1702
+@patch(as_prop=True)
+def words(self:Trainer)->tuple[str, ...]:
+    "Those that this stage trains: `[v]` with the appearance, `[u]` with the motion; of all its subjects."
+    moving = self.stage.name == "motion"
+    return tuple(w for w in self.adapter.tokens if names_motion(w) == moving)
 
 # %% ../nbs/06_train.ipynb #065395e0
 def _check(trainer):
@@ -82,11 +89,11 @@ def _longest(trainer)->int:
 
 # %% ../nbs/06_train.ipynb #77776fd9
 def _trained(trainer)->dict[str, nn.Parameter]:
-    "What this stage changes, by name: weights, its own word, self-conditioning's projection in stage 1."
+    "What this stage changes, by name: weights, its own words, self-conditioning's projection in stage 1."
     parts = [e.part for e in experts_of(trainer)]
     trained = dict(trainer.adapter.train_only(trainer.stage.name, parts))
     for name, p in trainer.adapter.tokens.items():
-        p.requires_grad_(name == trainer.word and trainer.stage.token_lr > 0)
+        p.requires_grad_(name in trainer.words and trainer.stage.token_lr > 0)
     trained |= {k: p for k, p in trainer.adapter.tokens.items() if p.requires_grad}
     if (conditioning := trainer.adapter.self_conditioning) is not None:
         wanted = trainer.stage.name == "appearance" and trainer.stage.self_conditioning > 0
@@ -98,8 +105,8 @@ def _trained(trainer)->dict[str, nn.Parameter]:
 def _optimizer(trainer)->torch.optim.Optimizer:
     "AdamW; a word has a rate of its own, in lengths of a word, and no weight decay."
     s = trainer.stage
-    words = [p for k, p in trainer.trained.items() if k == trainer.word]
-    weights = [p for k, p in trainer.trained.items() if k != trainer.word]
+    words = [p for k, p in trainer.trained.items() if k in trainer.words]
+    weights = [p for k, p in trainer.trained.items() if k not in trainer.words]
     groups = [dict(params=weights, full=trainer.lr)]
     groups += [dict(params=words, full=s.token_lr, weight_decay=0., measured=True)]
     groups = [g | dict(lr=g["full"]) for g in groups if g["params"]]

@@ -64,7 +64,7 @@ def ours(adapter: SharedLoRA, clip: Clip, name: str):
 
     def step():
         adapter.train_only(name)  # two stages take turns here
-        for word, p in adapter.tokens.items(): p.requires_grad_(word == trainer.word)
+        for word, p in adapter.tokens.items(): p.requires_grad_(word in trainer.words)
         trainer.train_step()
     return step
 

@@ -54,7 +54,8 @@ def train(dit, data: dict, recipe: Recipe, rate: float, weights: dict) -> dict:
                 dit, adapter, data[stage.name], stage, Run(progress=False, log_every=max(1, stage.steps // 4))
             )
             history = trainer.fit()
-            word = float(adapter.tokens[trainer.word][0].norm()/word_lengths(data[stage.name]).cpu()[0, 0])
+            length = word_lengths(data[stage.name]).cpu()[0, 0]
+            word = float(adapter.tokens[trainer.words[0]][0].norm())/float(length)
             rows[stage.name] = dict(
                 lr=stage.lr, word=word, update=moved(adapter, weights), first=history[0], last=history[-1]
             )

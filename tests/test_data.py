@@ -4,7 +4,7 @@ import torch
 
 import road
 from sas_nb.clip import Clip
-from sas_nb.compose import join_prompts, stitch
+from sas_nb.composites import join_prompts, stitch
 from sas_nb.data import Examples, mask_tokens, prior_examples
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError

@@ -35,7 +35,7 @@ def trajectory(dit, scale, stage, **changes):
         unit, rows = word_lengths(t.data)[0, 0], []
         for _ in range(6):
             t.train_step()
-            rows.append(t.adapter.tokens[t.word].detach().clone()[0]/unit)
+            rows.append(t.adapter.tokens[t.words[0]].detach().clone()[0]/unit)
         return torch.stack(rows), {k: p.detach().clone() for k, p in t.adapter.weights.items()}
     finally:
         linear.weight.data.copy_(before)

@@ -19,6 +19,7 @@ from ..concept import Concept
 from ..counterfactual import about
 from ..files import UserError
 from ..lowrank import canonical, recompress
+from ..prompt import names_motion
 
 # %% ../../nbs/atlas/06_mixing.ipynb #6f0473a4
 def _weighted(pairs, part, weights): return [float(x)*p[1+part].double() for x, p in zip(weights, pairs)]
@@ -60,7 +61,7 @@ def _follow(tensors:list, weights)->Tensor|None:
 
 def _mixed_tokens(states, a, m)->dict[str, Tensor]:
     words = dict.fromkeys(w for s in states for w in s["tokens"])
-    return {w: _follow([s["tokens"].get(w) for s in states], m if w == "[u]" else a) for w in words}
+    return {w: _follow([s["tokens"].get(w) for s in states], m if names_motion(w) else a) for w in words}
 
 def _motion_prompt(look, motion:str)->str:
     """The movement in words that suit who is seen: 'he is dancing' becomes 'she is dancing' for a woman's

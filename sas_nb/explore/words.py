@@ -13,7 +13,7 @@ from ..files import read_about
 # %% ../../nbs/explore/03_words.ipynb #00745c4d
 def _near(word:str, known:list[str], most:int=3)->list[str]:
     "Known words that begin like this one, else those that are spelt alike."
-    if word.lower() in ("v", "u"): return [f"[{word.lower()}]"]
+    if re.fullmatch(r"[vu]\d*", word.lower()): return [f"[{word.lower()}]"]
     begins = [w for w in known if w.startswith(word.lower())]
     return (begins or get_close_matches(word.lower(), known, most, .5))[:most]
 
@@ -22,7 +22,7 @@ def unknown_words(text:str,
                   known:list[str], # to offer near ones of
                  )->list[dict]:    # word, near
     "Each word of a prompt that the tokenizer does not know, once, with near ones that it does."
-    plain = re.sub(r"\[[vu]\]", " ", text)
+    plain = re.sub(r"\[[vu]\d*\]", " ", text)
     words = dict.fromkeys(re.findall(r"[^\s,.;:!?]+", plain))
     ids = {w: tokenizer(w, add_special_tokens=False).input_ids for w in words}
     return [dict(word=w, near=_near(w, known)) for w in words if tokenizer.unk_token_id in ids[w]]
