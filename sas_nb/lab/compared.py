@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['SNOW', 'CHANCE', 'cut_out', 'Seen', 'like_in_look', 'like_in_movement', 'Judge', 'exact', 'scales_of', 'matched',
-           'wrong_share', 'matrix_row', 'Comparison', 'compare']
+           'mixture', 'wrong_share', 'matrix_row', 'Comparison', 'compare', 'levelled', 'blended', 'spoilt']
 
-# %% ../../nbs/lab/31_compared.ipynb #bcae3d3d
-from dataclasses import dataclass
+# %% ../../nbs/lab/31_compared.ipynb #7a88f739
+from dataclasses import dataclass, replace
 import numpy as np, torch
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment, nnls
 from torch import Tensor
 from torch.nn import functional as F
 from ..clip import Clip
 from . import draw
 from .finder import Figures, Finder, LEAST
+from .gaits import Gait, tuples
 from .gatherings import Gathering, people_of
 from .motion import motion_fidelity, pose_correlation, track
 from .oracles import named_answers, Oracles
@@ -107,12 +108,21 @@ def matched(identity:np.ndarray, gait:np.ndarray)->dict[int, int]: # reference -
     "The best matching of figures (rows) and references (columns), by both similarities."
     return {int(r): int(f) for f, r in zip(*linear_sum_assignment(-(identity+gait)))}
 
-def wrong_share(M:np.ndarray, of:dict[int, int])->float:
-    "The share of similarity that lies with wrong references; NaN with one reference or nobody there."
+def mixture(s:np.ndarray,     # (R,) similarities of one figure to the references
+            ideal:np.ndarray, # (R, R) of the references among themselves
+           )->np.ndarray:     # (R,) how much of each is in it, none below 0
+    "The mixture of references that has these similarities, by least squares."
+    ideal = (ideal+ideal.T)/2
+    short = max(0., .02-np.linalg.eigvalsh(ideal).min())
+    L = np.linalg.cholesky(ideal + (.02+short)*np.eye(len(ideal)))
+    return nnls(L.T, np.linalg.solve(L, s))[0]
+
+def wrong_share(M:np.ndarray, ideal:np.ndarray, of:dict[int, int])->float:
+    "The share of all mixtures that is of wrong references; NaN with one reference or nobody there."
     if M.shape[1] < 2 or not of: return np.nan
-    rows = np.stack([M[f] for f in of.values()]).clip(min=0)
-    right = sum(rows[i, r] for i, r in enumerate(of))
-    return float(1 - right/max(rows.sum(), 1e-6))
+    parts = np.stack([mixture(M[f], ideal) for f in of.values()])
+    right = sum(parts[i, r] for i, r in enumerate(of))
+    return float(1 - right/parts.sum()) if parts.sum() > .05 else np.nan
 
 def _right(M, of, n): return [float(M[of[r], r]) if r in of else 0. for r in range(n)]
 
@@ -138,7 +148,7 @@ def matrix_row(identity:np.ndarray, gait:np.ndarray, ideals:tuple)->dict: # (fig
                extra=float(max(0, len(identity)-n)))
     for name, M, ideal in (("identity", identity, ideals[0]), ("gait", gait, ideals[1])):
         row |= {name: np.mean(_right(M, of, n)), f"{name}_margin": np.mean(_margins(M, of, n)),
-                f"wrong_{name}": wrong_share(M, of), f"matrix_{name}": _ideal(M, ideal, of)}
+                f"wrong_{name}": wrong_share(M, ideal, of), f"matrix_{name}": _ideal(M, ideal, of)}
     return row
 
 # %% ../../nbs/lab/31_compared.ipynb #e0a5804f
@@ -188,3 +198,32 @@ def _words(judge, g, clip, seen, of)->dict:
     def dressed(r): return [seen.words[k][of[r]] == getattr(people[r], k) for k in ("shirt", "trousers")]
     worn = [w for r in range(len(people)) for w in (dressed(r) if r in of else (False, False))]
     return dict(scene=float(scene == g.spec.scene), clothes=np.mean(worn) if worn else np.nan)
+
+# %% ../../nbs/lab/31_compared.ipynb #e2783e54
+def levelled(g:Gathering)->Gathering:
+    "The same two people, of one kind and facing one way."
+    kind = g.singles[0].subjects[0].kind
+    def level(spec): return replace(spec, subjects=tuple(replace(p, kind=kind, facing=1) for p in spec.subjects))
+    return replace(g, spec=level(g.spec), singles=tuple(map(level, g.singles)))
+
+def _mixed(a, b, t): return tuples((np.asarray(a) + t*(np.asarray(b)-np.asarray(a))).tolist())
+
+def _mixed_gait(a, b, t):
+    numbers = {k: getattr(a, k) + t*(getattr(b, k)-getattr(a, k)) for k in ("freq", "travel", "phase")}
+    return Gait(_mixed(a.base, b.base, t), _mixed(a.waves, b.waves, t), **numbers)
+
+def blended(g:Gathering, what:str, t:float): # "identity" or "gait"; a spec
+    "Both people with so much of each other; half is both halfway, and 1 is a swap."
+    mix = dict(identity=_mixed, gait=_mixed_gait)[what]
+    a, b = g.spec.subjects
+    def towards(p, q): return replace(p, **{what: mix(getattr(p, what), getattr(q, what), t)})
+    return replace(g.spec, subjects=(towards(a, b), towards(b, a)))
+
+def spoilt(g:Gathering)->dict: # name -> spec; two levelled people
+    "The right answer, and wrong ones."
+    a, b = g.spec.subjects
+    both = replace(b, identity=a.identity, gait=a.gait)
+    wrong = {"looks swapped": blended(g, "identity", 1.), "movements swapped": blended(g, "gait", 1.),
+             "one twice": replace(g.spec, subjects=(a, both)), "one missing": replace(g.spec, subjects=(a,))}
+    half = {"looks mixed": blended(g, "identity", .5), "movements mixed": blended(g, "gait", .5)}
+    return dict(right=g.spec) | wrong | half

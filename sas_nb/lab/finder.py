@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS_SEEN', 'REACH', 'NEARER', 'LEAST', 'FinderNet', 'two_lines', 'Figures', 'figures', 'Finder']
 
-# %% ../../nbs/lab/28_finder.ipynb #5fe6761c
+# %% ../../nbs/lab/28_finder.ipynb #d6e4561e
 from pathlib import Path
-import itertools, json
+import json
 import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -16,7 +16,7 @@ from ..fast import channels_last, mixed_precision
 from ..files import expanded
 from .draw import (joints, Person, random_person, random_spec, random_thing, render_array, Spec,
                              THINGS, truth)
-from .finder import figures, Finder, FinderNet, KINDS_SEEN, LEAST, REACH
+from .finder import Finder, FinderNet, KINDS_SEEN, LEAST, REACH
 from .optim import log_row, Training
 from .oracle_nets import HELD_SEED, TRAIN_SEED
 from .oracle_training import degrade
