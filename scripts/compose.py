@@ -1,6 +1,6 @@
-"""Measure ways of putting concepts together on gatherings of held-out subjects. Rows gather in a CSV while it runs.
+"""Measure ways of putting concepts together on gatherings of held-out subjects. Rows come one by one.
 
-    python scripts/compose.py --quick             # a gathering of three cases, the nulls and the sum: a few minutes
+    python scripts/compose.py --quick             # three gatherings, the nulls and the sum: a few minutes
     python scripts/compose.py                     # all 36 gatherings, all methods: many hours of a CPU
     python scripts/compose.py --method sum --method masked --minutes 60
     python scripts/compose.py --part 0/2          # one of two processes that share the folder
@@ -19,8 +19,8 @@ from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
 from sas_nb.files import check_names, UserError
 from sas_nb.lab.compared import Judge
-from sas_nb.lab.compose_bench import (asked, Bench, by_case, Cast, load_rows, METHODS, NULLS, rows, run,
-                                      save_rows, summary)
+from sas_nb.lab.compose_bench import asked, Bench, Cast, METHODS, NULLS, rows, run
+from sas_nb.lab.compose_table import by_case, load_rows, methods_in, save_rows, summary
 from sas_nb.lab.finder import Finder
 from sas_nb.lab.gatherings import CAST, gatherings
 from sas_nb.lab.oracles import Oracles
@@ -42,7 +42,7 @@ def part(text: str) -> tuple[int, int]:
 def words(table: list[dict]) -> str:
     "Markdown: the table, and how often everyone is there, case by case."
     cases = by_case(table)
-    methods = [m for m in METHODS if any(r["method"] == m for r in table)]
+    methods = methods_in(table)
     lines = ["| all present | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
     for case, row in cases.items():
         lines.append(f"| {case} | " + " | ".join(f"{row[m]:.2f}" for m in methods) + " |")
@@ -61,12 +61,12 @@ def main(
     only_table: Annotated[bool, typer.Option("--only-table", help="Make nothing.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help=f"Also write the rows to {KEPT}.")] = False,
     model: str = "tiny",
-    zoo: Annotated[str, typer.Option(help="Concepts of single subjects: a folder, or the shipped ones.")] = "zoo",
+    zoo: Annotated[str, typer.Option(help="Concepts of single subjects, as a folder.")] = "zoo",
     out: Annotated[Path, typer.Option(help="Where clips, concepts and rows are kept.")] = Path("out/compose"),
 ):
     "Make what is missing, measure what is there, print the table."
     with tidy():
-        methods = method or list(NULLS) + ["sum"] * quick + [m for m in METHODS if m not in NULLS and not quick]
+        methods = method or (list(NULLS) + ["sum"] if quick else list(METHODS))
         check_names(methods, list(METHODS), "--method")
         dit = VideoDiT.load(model, dtype=torch.float32)
         cast = Cast(dit, out / "concepts", load_zoo(zoo, dit=dit))

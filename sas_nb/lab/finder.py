@@ -10,7 +10,6 @@ from pathlib import Path
 import json
 import numpy as np, torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from ..cache import data_path, named_folder
@@ -28,22 +27,25 @@ class FinderNet(nn.Module):
     def __init__(self, widths=(16, 32, 64, 96)):
         super().__init__()
         a, b, c, d = widths
-        self.stem, self.fine, self.middle, self.coarse = conv(3, a), stage(a, b), stage(b, c), stage(c, d)
+        self.stem = conv(3, a)
+        self.fine, self.middle, self.coarse = stage(a, b), stage(b, c), stage(c, d)
         self.deep = Residual(d)
         self.down1, self.down2, self.down3 = nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)
         self.mix1, self.mix2, self.mix3 = conv(c, c), conv(b, b), conv(a, a)
         self.out = nn.Conv2d(a, len(KINDS_SEEN)+1, 1)
 
-    def forward(self, x:Tensor)->tuple[Tensor, Tensor]: # (N, 3, 64, 64) in [0, 1]
-        "Logits (N, 6, 64, 64) and votes (N, 64, 64), in units of `REACH`."
-        edges = self.stem(x*2-1)
-        fine = self.fine(edges)
-        middle = self.middle(fine)
-        deep = self.deep(self.coarse(middle))
-        up = self.mix1(middle+double(self.down1(deep)))
-        up = self.mix2(fine+double(self.down2(up)))
-        out = self.out(self.mix3(edges+double(self.down3(up)))).float()
-        return out[:, :-1], out[:, -1]
+# %% ../../nbs/lab/28_finder.ipynb #698347d0
+@patch
+def forward(self:FinderNet, x:Tensor)->tuple[Tensor, Tensor]: # (N, 3, 64, 64) in [0, 1]
+    "Logits (N, 6, 64, 64) and votes (N, 64, 64), in units of `REACH`."
+    edges = self.stem(x*2-1)
+    fine = self.fine(edges)
+    middle = self.middle(fine)
+    deep = self.deep(self.coarse(middle))
+    up = self.mix1(middle+double(self.down1(deep)))
+    up = self.mix2(fine+double(self.down2(up)))
+    out = self.out(self.mix3(edges+double(self.down3(up)))).float()
+    return out[:, :-1], out[:, -1]
 
 # %% ../../nbs/lab/28_finder.ipynb #0da6c6e9
 def _lines(t, x, weights, start, rounds:int=12):
@@ -59,10 +61,10 @@ def _line(t, x, weights, old): # least squares, a little held to standing still;
     total = weights.sum()
     if total < 1: return old
     mt, mx = (weights*t).sum()/total, (weights*x).sum()/total
-    slope = (weights*(t-mt)*(x-mx)).sum()/((weights*(t-mt)**2).sum() + .05*total)
+    slope = (weights*(t-mt)*(x-mx)).sum()/((weights*(t-mt)**2).sum() + .004*total)
     return np.array([mx - slope*mt, slope])
 
-# %% ../../nbs/lab/28_finder.ipynb #b6086662
+# %% ../../nbs/lab/28_finder.ipynb #e41e9cf5
 NEARER = 7.  # pixels: lines that are on average nearer are one figure
 LEAST = 30.  # pixels of a figure or a thing in the median frame; fewer are nobody
 
@@ -73,6 +75,7 @@ def _starts(t, x, weights):
     ways = [(left, right), (right, left)]
     return [[(left, 0), (right, 0)]] + [[(a, b-a), (b, a-b)] for a, b in ways]
 
+# %% ../../nbs/lab/28_finder.ipynb #e7a8bdc9
 def two_lines(t:np.ndarray,       # (N,) times of points, 0 to 1
               x:np.ndarray,       # (N,) their places
               weights:np.ndarray, # (N,)
@@ -102,7 +105,7 @@ def figures(labels:Tensor, # (T, H, W) numbers of `KINDS_SEEN`
     people = torch.stack([masks[k] for k in order]) if order else torch.zeros(0, T, H, W, dtype=torch.bool)
     return Figures(people=people, paths=[paths[k] for k in order], **things)
 
-# %% ../../nbs/lab/28_finder.ipynb #717a65d0
+# %% ../../nbs/lab/28_finder.ipynb #786eeb5e
 def _people(person, votes):
     "Masks and paths of one or two lines of votes; none where there is nobody."
     T = len(person)
@@ -112,12 +115,13 @@ def _people(person, votes):
     per_frame = np.bincount(frame, minlength=T)[frame]
     lines, whose = two_lines(frame/max(T-1, 1), x, 1/np.sqrt(per_frame))
     paths = lines[:, :1] + lines[:, 1:]*np.linspace(0, 1, T)
-    masks = []
-    for k in range(len(lines)):
-        mask = torch.zeros_like(person)
-        mask[person] = torch.from_numpy(whose == k)
-        masks.append(mask)
-    return masks, list(paths)
+    return [_where(person, whose == k) for k in range(len(lines))], list(paths)
+
+def _where(person, chosen):
+    "The mask of some of the pixels of another mask."
+    mask = torch.zeros_like(person)
+    mask[person] = torch.from_numpy(chosen)
+    return mask
 
 # %% ../../nbs/lab/28_finder.ipynb #d6d28d63
 _FINDER = dict(marker="finder.json", sign=("finder.json", '"accuracy"'),

@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from ..fast import channels_last, mixed_precision
 from ..files import expanded
-from .draw import (joints, Person, random_person, random_spec, random_thing, render_array, Spec,
+from .draw import (Person, random_person, random_spec, random_thing, render_array, Spec,
                              THINGS, truth)
 from .finder import Finder, FinderNet, KINDS_SEEN, LEAST, REACH
 from .optim import log_row, Training
 from .oracle_nets import HELD_SEED, TRAIN_SEED
 from .oracle_training import degrade
 from .oracles import round_trip
-from .specs import random_stage
+from .specs import pick, random_stage
 from .tiny import FPS
 from ..writing import atomic
 
-# %% ../../nbs/lab/29_finder_training.ipynb #9eb84d42
+# %% ../../nbs/lab/29_finder_training.ipynb #039f13a9
 def _anywhere(rng)->list:
     "Two people anywhere, half of the time on their way past each other."
     pair = [random_person(rng, x=float(rng.uniform(8, 56)), size=float(rng.uniform(.7, .95)))
@@ -35,16 +35,24 @@ def _anywhere(rng)->list:
     return [replace(p, x=32+way*float(rng.uniform(-4, 10)), facing=way, gait=replace(p.gait, travel=speed))
             for p, way in zip(pair, (1, -1))]
 
+# %% ../../nbs/lab/29_finder_training.ipynb #0386914e
 def stage_of(seed:int)->Spec: # seeds as for `random_spec`
     "A stage with nobody, somebody, two or three."
     rng = np.random.default_rng([seed, 28])
     way = rng.random()
     if way < .35: return random_spec(seed)
     if way < .4: return Spec((), **random_stage(rng))
-    if way < .75: return Spec(tuple(_anywhere(rng)), **random_stage(rng))
-    things = [random_thing(rng, x=float(x)) for x in rng.permutation([16, 48]) + rng.uniform(-4, 4, 2)]
-    who = random_person(rng, x=float(rng.uniform(10, 54)), size=float(rng.uniform(.7, 1)))
-    return Spec((*things, who), **random_stage(rng))
+    if way < .65: return Spec(tuple(_anywhere(rng)), **random_stage(rng))
+    return Spec(tuple(_among_things(rng)), **random_stage(rng))
+
+# %% ../../nbs/lab/29_finder_training.ipynb #787310e6
+def _among_things(rng)->list:
+    "One person and two things, mostly waves and something else."
+    kinds = [pick(rng, list(THINGS)) for _ in range(2)]
+    if rng.random() < .7: kinds[0] = "waves"
+    places = rng.permutation([16, 48]) + rng.uniform(-4, 4, 2)
+    things = [random_thing(rng, kind=k, x=float(x)) for k, x in zip(kinds, places)]
+    return [*things, random_person(rng, x=float(rng.uniform(10, 54)), size=float(rng.uniform(.7, 1)))]
 
 # %% ../../nbs/lab/29_finder_training.ipynb #d7f16ebb
 def example(spec:Spec, times)->tuple[Tensor, Tensor]: # numbers of frames
@@ -62,9 +70,10 @@ def _vote(votes, mask, middle): # in place
     far = middle[:, None, None] - np.arange(64)
     votes[mask] = np.broadcast_to(far, mask.shape)[mask].round().clip(-100, 100)
 
-# %% ../../nbs/lab/29_finder_training.ipynb #72844bcf
+# %% ../../nbs/lab/29_finder_training.ipynb #00d66e76
 def pixels(spec:Spec)->Tensor: return torch.from_numpy(render_array(spec, 17, FPS)).permute(0, 3, 1, 2)
 
+# %% ../../nbs/lab/29_finder_training.ipynb #bdd14475
 def store(vae, n:int, seed:int, path:Path|None=None, every:int=6)->dict:
     """Frames of `n` clips with their masks: four of each as drawn, and of every sixth clip all, after a round
     trip; kept in a file."""
@@ -80,11 +89,12 @@ def store(vae, n:int, seed:int, path:Path|None=None, every:int=6)->dict:
         with atomic(path) as tmp: save_file(kept, tmp)
     return kept
 
+# %% ../../nbs/lab/29_finder_training.ipynb #96147c6e
 def coded(vae, x:Tensor, noise:float=.3)->Tensor: # (T, 3, 64, 64) uint8
     "After a round trip with a little noise on its latents."
     with mixed_precision(vae.device): return round_trip(vae, x[None], noise)[0]
 
-# %% ../../nbs/lab/29_finder_training.ipynb #3729e629
+# %% ../../nbs/lab/29_finder_training.ipynb #b84834c1
 def finder_loss(net:FinderNet, frames:Tensor, labels:Tensor, votes:Tensor)->Tensor:
     "Frames (N, 3, 64, 64) uint8, labels and votes (N, 64, 64)."
     flip = torch.rand(len(frames), 1, 1) < .5
@@ -97,10 +107,11 @@ def finder_loss(net:FinderNet, frames:Tensor, labels:Tensor, votes:Tensor)->Tens
     off = F.smooth_l1_loss(guess[person], votes[person], beta=.1) if person.any() else 0
     return F.cross_entropy(logits, labels) + off
 
+# %% ../../nbs/lab/29_finder_training.ipynb #b4e1f91b
 def train_finder(out:Path,          # for checkpoint, log, examples, and the folder `finder` to ship
                  vae,               # the autoencoder whose round trips it must read
-                 minutes:float=15., # of an idle core; a run in `out` goes on
-                 n:int=900,         # clips to learn from
+                 minutes:float=30., # of an idle core; a run in `out` goes on
+                 n:int=1100,        # clips to learn from
                  batch:int=32, lr:float=3e-3, seed:int=0,
                  held:int=60,       # clips to be measured on
                 )->Finder:
@@ -111,24 +122,24 @@ def train_finder(out:Path,          # for checkpoint, log, examples, and the fol
     kept = store(vae, n, TRAIN_SEED+200_000_000, out/"examples.safetensors")
     net = channels_last(FinderNet())
     adam = torch.optim.AdamW(net.parameters(), lr, weight_decay=.05)
-    _fit(Training(out/"training.safetensors", dict(net=net), dict(adam=adam), (lr,)), net, kept, minutes, batch)
+    training = Training(out/"training.safetensors", dict(net=net), dict(adam=adam), (lr,))
+    _fit(training, net, kept, minutes, batch)
     finder = Finder(net)
     finder.accuracy = dict(renders=score(finder, held), round_trips=score(finder, held, vae))
     return finder.save(out/"finder")
 
-# %% ../../nbs/lab/29_finder_training.ipynb #4362d153
+# %% ../../nbs/lab/29_finder_training.ipynb #48504796
 def _fit(training, net, kept, minutes, batch):
     recent = []
     def learn():
         i = torch.randint(len(kept["frames"]), (batch,))
-        loss = finder_loss(net, *(kept[k][i] for k in ("frames", "labels", "votes")))
-        loss.backward()
-        recent.append(loss.detach())
+        recent.append(finder_loss(net, *(kept[k][i] for k in ("frames", "labels", "votes"))))
+        recent[-1].backward()
         training.update()
 
     def keep():
         log_row(training.path.with_suffix(".jsonl"), **training.progress(),
-                loss=round(float(torch.stack(recent).mean()), 4))
+                loss=round(float(torch.stack(recent).detach().mean()), 4))
         recent.clear()
         training.save(training.progress())
 
@@ -137,7 +148,7 @@ def _fit(training, net, kept, minutes, batch):
     training.run(learn, keep, steps=100)
     net.eval()
 
-# %% ../../nbs/lab/29_finder_training.ipynb #aa72d6f8
+# %% ../../nbs/lab/29_finder_training.ipynb #ce0dc950
 def overlap(a, b): return float((a & b).sum()/max(int((a | b).sum()), 1))
 
 def _matched(found, true)->list[float]: # the best overlap with a found figure, for every true one
@@ -149,14 +160,18 @@ def score(finder:Finder, n:int=60, vae=None, seed:int=HELD_SEED+50_000_000)->dic
     def mean(name): return round(float(np.mean([v for r in rows for v in r[name]])), 4)
     return {name: mean(name) for name in rows[0]} | dict(n=n)
 
+def _visible(spec)->tuple[list, dict]: # people's masks, and things' by kind, of those who can be seen
+    masks = truth(spec, 17, FPS).masks
+    seen = [(s, m) for s, m in zip(spec.subjects, masks) if np.median(m.sum((1, 2))) >= LEAST]
+    things = {s.kind: m for s, m in seen if not isinstance(s, Person)}
+    return [m for s, m in seen if isinstance(s, Person)], things
+
+# %% ../../nbs/lab/29_finder_training.ipynb #3ae05e17
 def judged(finder:Finder, spec:Spec, vae=None)->dict[str, list[float]]:
     "One clip: overlaps with people and things, and whether their numbers are right."
     x = pixels(spec)
     found = finder.find(x if vae is None else coded(vae, x, 0.))
-    masks = truth(spec, 17, FPS).masks
-    visible = [np.median(m.sum((1, 2))) >= LEAST for m in masks]
-    who = [m for s, m, v in zip(spec.subjects, masks, visible) if isinstance(s, Person) and v]
-    there = {s.kind: m for s, m, v in zip(spec.subjects, masks, visible) if not isinstance(s, Person) and v}
+    who, there = _visible(spec)
     seen = {k for k in THINGS if found[k].flatten(1).sum(1).float().median() >= LEAST}
     return dict(people=_matched(found["people"], who), number=[float(len(found["people"]) == len(who))],
                 things=[overlap(found[k], torch.from_numpy(m)) for k, m in there.items()],

@@ -54,8 +54,8 @@ def prompt_of(g:Gathering,
               marked:bool=True, # with `[v1]`, `[u1]`, `[v2]` ...; else plain words
              )->str:
     "What is asked for, with every subject's own two words."
-    text = caption(replace(g.spec, camera="static")).static
-    done, rest = "", text
+    rest = caption(replace(g.spec, camera="static")).static
+    done = ""
     for k, s in enumerate(g.spec.subjects, 1):
         before, noun, rest = rest.partition(_noun(s))
         words = f"[v{k}]" if isinstance(s, Person) else f"[v{k}] [u{k}]"
@@ -63,6 +63,7 @@ def prompt_of(g:Gathering,
     moves = ", ".join(_moves(g, k, marked) for k in people_of(g))
     return done + rest + (f". {moves}" if moves else "")
 
+# %% ../../nbs/lab/30_gatherings.ipynb #6a1e80c0
 def _moves(g, k, marked):
     p = g.spec.subjects[k]
     he = "he" if p.kind == "man" else "she"
@@ -120,7 +121,7 @@ def _placed(world, subjects, k):
     def put(s, t): return replace(s, x=t.x, size=t.size) if isinstance(s, Person) else replace(s, x=t.x)
     return [put(subjects[0], like[0]), *(put(s, like[1]) for s in subjects[1:])]
 
-# %% ../../nbs/lab/30_gatherings.ipynb #55615b07
+# %% ../../nbs/lab/30_gatherings.ipynb #17135c3e
 def _things_beside(*kinds):
     def cast(world, k): return (_different(world, k)[k % 2], *(thing(kind, k) for kind in kinds))
     return cast
@@ -131,12 +132,14 @@ GATHERED |= {"person, waves, bonfire": _things_beside("waves", "bonfire"), "cros
 
 HOME = "park" # where everybody's own clip was filmed
 
+# %% ../../nbs/lab/30_gatherings.ipynb #f7e4f02c
 def gathering(name:str, k:int, world=draw)->Gathering:
     "The `k`-th gathering of a case; the same number is always the same."
     subjects = GATHERED[name](world, k)
     singles = tuple(world.Spec((s,), scene=HOME) for s in subjects)
     rng = np.random.default_rng([k, *map(ord, name)])
-    spec = world.Spec(tuple(_placed(world, subjects, k)), scene=str(rng.choice([s for s in SCENES if s != HOME])))
+    scene = str(rng.choice([s for s in SCENES if s != HOME]))
+    spec = world.Spec(tuple(_placed(world, subjects, k)), scene=scene)
     called = f"{name.replace(', ', '-').replace(' ', '-')}-{k}"
     return Gathering(called, name, spec, singles, world=world)
 
