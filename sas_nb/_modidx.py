@@ -1281,6 +1281,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'sas_nb/lab/finder_training.py'),
                                             'sas_nb.lab.finder_training._vote': ( 'lab/finder_training.html#_vote',
                                                                                   'sas_nb/lab/finder_training.py'),
+                                            'sas_nb.lab.finder_training._write': ( 'lab/finder_training.html#_write',
+                                                                                   'sas_nb/lab/finder_training.py'),
                                             'sas_nb.lab.finder_training.coded': ( 'lab/finder_training.html#coded',
                                                                                   'sas_nb/lab/finder_training.py'),
                                             'sas_nb.lab.finder_training.example': ( 'lab/finder_training.html#example',

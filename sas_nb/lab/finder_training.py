@@ -81,15 +81,17 @@ def store(vae, n:int, seed:int, path:Path|None=None, every:int=6)->dict:
     rows = []
     for k in range(n):
         spec = stage_of(seed+k)
-        times = list(range(17)) if k % every == 0 else [0, 5, 10, 15]
+        times = [0, 5, 10, 15] if k % every else list(range(17))
         x = pixels(spec) if k % every else coded(vae, pixels(spec))
         rows.append((x[times], *example(spec, times)))
     kept = {name: torch.cat(v) for name, v in zip(("frames", "labels", "votes"), zip(*rows))}
-    if path:
-        with atomic(path) as tmp: save_file(kept, tmp)
+    if path: _write(kept, path)
     return kept
 
-# %% ../../nbs/lab/29_finder_training.ipynb #96147c6e
+# %% ../../nbs/lab/29_finder_training.ipynb #583c8485
+def _write(tensors, path):
+    with atomic(path) as tmp: save_file(tensors, tmp)
+
 def coded(vae, x:Tensor, noise:float=.3)->Tensor: # (T, 3, 64, 64) uint8
     "After a round trip with a little noise on its latents."
     with mixed_precision(vae.device): return round_trip(vae, x[None], noise)[0]
@@ -119,14 +121,12 @@ def train_finder(out:Path,          # for checkpoint, log, examples, and the fol
     out = expanded(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    kept = store(vae, n, TRAIN_SEED+200_000_000, out/"examples.safetensors")
     net = channels_last(FinderNet())
     adam = torch.optim.AdamW(net.parameters(), lr, weight_decay=.05)
     training = Training(out/"training.safetensors", dict(net=net), dict(adam=adam), (lr,))
-    _fit(training, net, kept, minutes, batch)
-    finder = Finder(net)
-    finder.accuracy = dict(renders=score(finder, held), round_trips=score(finder, held, vae))
-    return finder.save(out/"finder")
+    _fit(training, net, store(vae, n, TRAIN_SEED+200_000_000, out/"examples.safetensors"), minutes, batch)
+    accuracy = dict(renders=score(Finder(net), held), round_trips=score(Finder(net), held, vae))
+    return Finder(net, accuracy).save(out/"finder")
 
 # %% ../../nbs/lab/29_finder_training.ipynb #48504796
 def _fit(training, net, kept, minutes, batch):
@@ -144,9 +144,7 @@ def _fit(training, net, kept, minutes, batch):
         training.save(training.progress())
 
     net.train()
-    training.begin(minutes)
-    training.run(learn, keep, steps=100)
-    net.eval()
+    training.begin(minutes).run(learn, keep, steps=100)
 
 # %% ../../nbs/lab/29_finder_training.ipynb #ce0dc950
 def overlap(a, b): return float((a & b).sum()/max(int((a | b).sum()), 1))
