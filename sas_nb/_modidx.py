@@ -1116,6 +1116,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'sas_nb/lab/compose_bench.py'),
                                           'sas_nb.lab.compose_bench._learned': ( 'lab/compose_bench.html#_learned',
                                                                                  'sas_nb/lab/compose_bench.py'),
+                                          'sas_nb.lab.compose_bench._own_masks': ( 'lab/compose_bench.html#_own_masks',
+                                                                                   'sas_nb/lab/compose_bench.py'),
                                           'sas_nb.lab.compose_bench._row_of_singles': ( 'lab/compose_bench.html#_row_of_singles',
                                                                                         'sas_nb/lab/compose_bench.py'),
                                           'sas_nb.lab.compose_bench._row_of_swapped': ( 'lab/compose_bench.html#_row_of_swapped',

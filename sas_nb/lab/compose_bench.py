@@ -77,14 +77,18 @@ def _boxes(g, grown=.04)->list: # where each subject is in the exact answer, wit
     spans = [(span(m.any(0)), span(m.any(1))) for m in masks]
     return [tuple(float(np.clip(v, 0, 1)) for v in (x[0], y[0], x[1], y[1])) for x, y in spans]
 
-# %% ../../nbs/lab/33_compose_bench.ipynb #c2a603dd
+# %% ../../nbs/lab/33_compose_bench.ipynb #1d1418e5
 def together_of(way:str, **options)->Callable:
     "Concepts that were learned apart, put together."
     def make(g, cast, seed):
-        places = _boxes(g) if way == "masked" else None
-        return [compose(cast.of(g), way, places, **options).generate(prompt_of(g), seed)]
+        places = _boxes(g) if options.get("places") == "boxes" else options.get("places")
+        return [compose(cast.of(g), way, places).generate(prompt_of(g), seed)]
     return make
 
+def _own_masks(g)->list: # exact, (T, H, W) of each single clip
+    return [torch.from_numpy(g.world.truth(s, 17, g.fps).masks[0]) for s in g.singles]
+
+# %% ../../nbs/lab/33_compose_bench.ipynb #1740b912
 def jointly(composites:float=0., **changes)->Callable:
     "One adapter for all."
     def make(g, cast, seed):
@@ -93,15 +97,20 @@ def jointly(composites:float=0., **changes)->Callable:
         if (folder/"concept.json").exists(): concept = Concept.load(folder, cast.dit)
         else:
             prompts = [Prompts.of(p).numbered(k) for k, p in enumerate(g.prompts(), 1)]
-            concept = learn_together(list(zip(g.clips(), prompts)), cast.dit, recipe, Run(progress=False))
+            masks = _own_masks(g) if composites else None
+            pairs = list(zip(g.clips(), prompts))
+            concept = learn_together(pairs, cast.dit, recipe, Run(progress=False), masks)
             concept.save(folder)
         return [compose([concept], "joint").generate(prompt_of(g), seed)]
     return make
 
-# %% ../../nbs/lab/33_compose_bench.ipynb #c97c7a83
 NULLS = {"exact": _exact, "references swapped": _exact, "captions alone": _captions}
+
+# %% ../../nbs/lab/33_compose_bench.ipynb #417779da
 NULLS |= {"single concepts": _singles}
-COMPOSED = dict(sum=together_of("sum"), masked=together_of("masked"), merged=together_of("merged"))
+COMPOSED = dict(sum=together_of("sum"), merged=together_of("merged"))
+COMPOSED |= {"masked": together_of("masked", places="boxes"),
+             "masked by words": together_of("masked", places="words")}
 COMPOSED |= {"joint": jointly(), "joint, stitched": jointly(.2, arrangement="stitched"),
              "joint, cut-outs": jointly(.2, arrangement="cutouts")}
 METHODS = NULLS | COMPOSED
