@@ -26,7 +26,8 @@ setup(
     packages=find_packages(include=["sas_nb", "sas_nb.*"]) + ["sas_nb.data"],
     package_dir={"sas_nb.data": "data"},
     package_data={
-        "sas_nb.data": ["tiny/**/*", "clips/*", "oracles/*", "report/*", "zoo/*", "bench/*", "models/**/*"],
+        "sas_nb.data": ["tiny/**/*", "clips/*", "oracles/*", "report/*", "zoo/*", "finder/*", "bench/*",
+                        "models/**/*"],
         "sas_nb.explore": ["static/*"],
         "sas_nb": ["py.typed"],
     },
