@@ -51,12 +51,13 @@ class Cast:
         if key not in self.known: self.known[key] = _learned(self, g, k, self.folder/_code(key))
         return self.known[key]
 
-# %% ../../nbs/lab/33_compose_bench.ipynb #d4898cab
+# %% ../../nbs/lab/33_compose_bench.ipynb #830a4c7a
 def _learned(cast, g, k, folder):
-    if (folder/"concept.json").exists(): return Concept.load(folder, cast.dit)
-    concept = learn(g.clips()[k], g.prompts()[k], cast.dit, cast.recipe, Run(progress=False), cast.basis)
-    concept.save(folder)
-    return concept
+    if _is_kept(folder): return Concept.load(folder, cast.dit)
+    clip, prompts = g.clips()[k], g.prompts()[k]
+    return learn(clip, prompts, cast.dit, cast.recipe, Run(folder, progress=False), cast.basis)
+
+def _is_kept(folder): return any((folder/name).exists() for name in ("concept.json", "concept/concept.json"))
 
 def _code(*facts)->str: return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
@@ -88,25 +89,23 @@ def together_of(way:str, **options)->Callable:
 def _own_masks(g)->list: # exact, (T, H, W) of each single clip
     return [torch.from_numpy(g.world.truth(s, 17, g.fps).masks[0]) for s in g.singles]
 
-# %% ../../nbs/lab/33_compose_bench.ipynb #1740b912
 def jointly(composites:float=0., **changes)->Callable:
     "One adapter for all."
     def make(g, cast, seed):
         recipe = cast.recipe.with_(**changes).together(len(g.singles), composites)
         folder = cast.folder/_code(repr(g.singles), repr(recipe))
-        if (folder/"concept.json").exists(): concept = Concept.load(folder, cast.dit)
-        else:
-            prompts = [Prompts.of(p).numbered(k) for k, p in enumerate(g.prompts(), 1)]
-            masks = _own_masks(g) if composites else None
-            pairs = list(zip(g.clips(), prompts))
-            concept = learn_together(pairs, cast.dit, recipe, Run(progress=False), masks)
-            concept.save(folder)
+        concept = Concept.load(folder, cast.dit) if _is_kept(folder) else _together(g, cast, recipe, folder)
         return [compose([concept], "joint").generate(prompt_of(g), seed)]
     return make
 
-NULLS = {"exact": _exact, "references swapped": _exact, "captions alone": _captions}
+# %% ../../nbs/lab/33_compose_bench.ipynb #da08b4d6
+def _together(g, cast, recipe, folder):
+    prompts = [Prompts.of(p).numbered(k) for k, p in enumerate(g.prompts(), 1)]
+    masks = _own_masks(g) if recipe.stage1.composites else None
+    pairs = list(zip(g.clips(), prompts))
+    return learn_together(pairs, cast.dit, recipe, Run(folder, progress=False), masks)
 
-# %% ../../nbs/lab/33_compose_bench.ipynb #417779da
+NULLS = {"exact": _exact, "references swapped": _exact, "captions alone": _captions}
 NULLS |= {"single concepts": _singles}
 COMPOSED = dict(sum=together_of("sum"), merged=together_of("merged"))
 COMPOSED |= {"masked": together_of("masked", places="boxes"),
