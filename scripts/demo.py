@@ -138,7 +138,8 @@ def main(
     with tidy():
         with timed("load the model and the video"):
             dit, reference = load(clip)
-        with timed(f"learn: {steps1} steps of Set, {steps2} of Sequence"):
+        before = " (goes on with what is in the folder; --out takes another)" if out.exists() else ""
+        with timed(f"learn: {steps1} steps of Set, {steps2} of Sequence{before}"):
             concept = train(dit, reference, (steps1, steps2), out)
         with timed("generate: as trained, and the edits"):
             rows = {"reference": reference} | show(concept, FAST_SAMPLING if fast else None)
@@ -147,7 +148,7 @@ def main(
     if report(written, seconds): raise typer.Exit(1)
     edit = f"{command()} generate {out} \"{EDITS['in the snow']}\" --out edit.mp4"
     say(f"Look at {out / 'sheet.png'} first. More edits: {edit}")
-    say(f"See it dance beside 72 others, mix looks and dances with the mouse: {command()} explore")
+    say(f"See it dance beside 72 others, and mix their looks and dances with the mouse: {command()} explore")
 
 
 if __name__ == "__main__": typer.run(main)
