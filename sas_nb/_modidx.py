@@ -598,7 +598,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sas_nb.explore.links': { 'sas_nb.explore.links._at': ('explore/links.html#_at', 'sas_nb/explore/links.py'),
                                       'sas_nb.explore.links._field': ('explore/links.html#_field', 'sas_nb/explore/links.py'),
                                       'sas_nb.explore.links._follow': ('explore/links.html#_follow', 'sas_nb/explore/links.py'),
-                                      'sas_nb.explore.links._home': ('explore/links.html#_home', 'sas_nb/explore/links.py'),
                                       'sas_nb.explore.links._link': ('explore/links.html#_link', 'sas_nb/explore/links.py'),
                                       'sas_nb.explore.links._link_clips': ('explore/links.html#_link_clips', 'sas_nb/explore/links.py'),
                                       'sas_nb.explore.links._link_examples': ( 'explore/links.html#_link_examples',

@@ -12,7 +12,6 @@ from operator import eq
 import traitlets as tr
 from .controls import concept_names, WORDS
 from .offered import show_sliders, try_sliders
-from .prompts import sentence
 from .sights import between, show_references, show_table, show_way
 from .words import chosen_chips, MOVEMENT, toggled, unknown_words
 
@@ -92,12 +91,6 @@ def _set_head(table, head:str, at:int, name:str):
     trait = "rows" if head == "look" else "columns"
     setattr(table, trait, [name if i == at else x for i, x in enumerate(getattr(table, trait))])
 
-# %% ../../nbs/explore/03_links.ipynb #c0d1e2ab
-def _home(studio, name:str)->str:
-    "Somebody's own prompt; with clothes, where the base is known not to carry them far."
-    info = studio.atlas.members[studio.atlas.index(name)].state()["info"]
-    return sentence(info, info, not studio.clothes.get("carried", True))
-
 # %% ../../nbs/explore/03_links.ipynb #651ba568
 def examples_of(studio, chips:dict)->list[tuple]: # (label, where it leads)
     "One's look with another's dance, then what words do with that look."
@@ -107,7 +100,7 @@ def examples_of(studio, chips:dict)->list[tuple]: # (label, where it leads)
     look, dance = pairs[0] if pairs else (names[0], other)
     start = studio.start.put("appearance", look).put("motion", look)
     examples = [(f"{look} dances like {dance}", start.put("motion", dance))] if look != dance else []
-    own = _home(studio, look)
+    own = studio.own_prompt(start, not studio.clothes.get("carried", True)) # clothes it does not carry
     for kind in ("Place", "Light", MOVEMENT):
         phrase = next((p for p in chips.get(kind, ()) if p not in own), None)
         if phrase: examples.append((f"{look} {phrase}", replace(start, prompt=toggled(own, phrase, chips))))

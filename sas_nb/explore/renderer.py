@@ -182,7 +182,9 @@ def describe(self:Studio, p:Position)->str:
 
 # %% ../../nbs/explore/01_renderer.ipynb #a6dd5f39
 @patch
-def own_prompt(self:Studio, p:Position)->str:
+def own_prompt(self:Studio, p:Position,
+               clothes:bool|None=None, # are they named? Else where their look has another's dance, if need be
+              )->str:
     "What a place is called by itself: the words of whoever weighs most in each part, mostly without clothes."
     mixtures = (self.weights(p.put(part, *p.of(part)), part) for part in PARTS) # the sliders have no words
     look, dance = (self.atlas.members[int(np.argmax(w))].state()["info"] for w in mixtures)
