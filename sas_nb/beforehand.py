@@ -26,7 +26,8 @@ def fit_memory(dit:VideoDiT, run:Run, clips:list[Clip], recipe:Recipe):
     `UserError` if it cannot be."""
     from sas_nb.plan import fitting # only where nobody has said how
     if run.memory is not None: dit.memory = run.memory
-    elif not dit.memory_given: dit.memory = fitting(dit, _size(clips[0]), recipe, n=len(clips))
+    elif not dit.memory_given:
+        dit.memory = fitting(dit, _size(clips[0]), recipe, n=len(clips), progress=run.progress)
     if dit.memory.apart and run.sample_every and dit.checkpoint is None:
         raise UserError("Samples during training need the encoders that apart=True drops, and a pipeline "
                         "that was handed over cannot read them again: set sample_every=0, or apart=False.")

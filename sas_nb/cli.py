@@ -119,15 +119,15 @@ def plan(clip:Annotated[Path, _SEEN], model:Model="tiny", gpu:Gpu=None, host:Hos
          text_bits:TextBits=None, as_json:AsJson=False):
     "Say what training on a film would need, before anything is loaded; exit code 3 if it does not fit."
     from sas_nb.plan import plan
-    shape = film_shape(clip, model, frames, fps, start, size)
+    shape, film = film_shape(clip, model, frames, fps, start, size)
     wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
                   swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,
                   text_bits=text_bits)
-    found = plan(model, shape, chosen_recipe(recipe, settings=settings), gpu, host, wish)
-    if as_json: say(json.dumps(found.to_dict(), indent=1))
+    found = plan(model, shape, chosen_recipe(recipe, settings=settings), gpu, host, wish, progress=True)
+    if as_json: say(json.dumps(found.to_dict() | dict(film=film), indent=1))
     else:
         show(plan_table(found))
-        say(plan_words(found))
+        say(plan_words(found, film))
     if not found.fits: raise typer.Exit(3)
 
 # %% ../nbs/parts/cli.ipynb #56ccf80f
@@ -176,12 +176,12 @@ def _run(out, **given):
     from sas_nb.recipe import Run
     return Run(out, **{k: v for k, v in given.items() if v is not None})
 
-def _fitted(model, shape, recipe, wish): # shape of a `Clip`
+def _fitted(model, shape, recipe, wish, progress): # shape of a `Clip`
     "A `Memory` with what was wished for; the plan chooses the rest."
     from sas_nb.dit import VideoDiT
     from sas_nb.plan import fitting
     T, _, H, W = shape
-    return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish)
+    return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish, progress=progress)
 
 def _note(model):
     if about := clip_size(model).about: say(f"Note: {model!r} {about}.", err=True)
@@ -192,7 +192,7 @@ def _learn(clip, prompts, model, recipe, run, sheet, wish): # the last one as of
     for words in clip.report.warnings: caution(as_options(f"{words}."))
     if run.progress: _note(getattr(model, "name", model))
     check_writable(run.out, folder=True)
-    if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish))
+    if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish, run.progress))
     before = log_of(run.out)
     concept = learn(clip, prompts, model, recipe, run)
     finished = before is not None and before == log_of(run.out)
