@@ -13,6 +13,7 @@ import gc
 import torch
 from . import train
 from .adapter import SharedLoRA
+from .beforehand import new_adapter
 from .cards import Card, GIB
 from .clip import Clip
 from .data import StageData
@@ -20,7 +21,6 @@ from .fake import standing_in
 from .memory import Memory
 from .prompt import Prompts
 from .recipe import Recipe, Run
-from .self_conditioning import SelfConditioning
 from .sketch import Sketch, sketched
 from .stages import build
 from .train import Trainer
@@ -65,14 +65,8 @@ def _clip(job)->Clip:
 def _data(job, dit, *live)->tuple[Clip, SharedLoRA, dict[str, StageData]]: # all of it stays to the end
     dit.live = set(live)
     clip = _clip(job)
-    adapter = _adapter(job, dit) # `learn` has it from the beginning
+    adapter = new_adapter(dit, job.recipe, [_PROMPTS]) # `learn` has it from the beginning
     return clip, adapter, build(dit, [clip], [_PROMPTS], job.recipe)
-
-# %% ../nbs/parts/phases.ipynb #e3b77d1c
-def _adapter(job, dit)->SharedLoRA:
-    adapter = SharedLoRA(dit, job.recipe.rank, job.recipe.layers)
-    if any(s.self_conditioning for s in job.recipe.stages): adapter.self_conditioning = SelfConditioning(dit)
-    return adapter
 
 # %% ../nbs/parts/phases.ipynb #38853b7d
 def _watched(counted, run)->tuple: # what it needed and its operations; what came out
@@ -115,7 +109,7 @@ def _stage(job, dit, number:int):
 def _sample(job, dit, live:str):
     clip = _data(job, dit)[0] # the texts that were read stay
     dit.checkpoint.counted.restart() # what it took is told by other phases
-    adapter = _adapter(job, dit)
+    adapter = new_adapter(dit, job.recipe, [_PROMPTS])
     concept = adapter.member() # as a `Concept` keeps it
     dit.live = {live}
     T, H, W = job.shape

@@ -342,14 +342,14 @@ def test_readme_reads_the_table_of_cards(root):
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
     known = {(f"{r['name']}, {r['frames']} frames of {r['height']}x{r['width']}", r["gpu"]): r for r in rows}
     assert len(shown) >= 4 and len(known) == len(rows)
-    for what, gpu, card, host, hours, _ in shown:
+    for what, gpu, needs, host, hours, _ in shown:
         r = known[what, gpu.split(",")[0]]
-        assert r["fits"] == "True" and (card, host) == tuple(f"{float(r[k]):.1f} GiB" for k in ("peak_gpu_gib", "peak_host_gib"))
+        assert r["fits"] == "True" and (needs, host) == tuple(f"{float(r[k]):.1f} GiB" for k in ("peak_gpu_gib", "peak_host_gib"))
         assert float(hours) == pytest.approx(float(r["hours"]), rel=.05)
     tutorial = (root / "nbs/tutorials/train_on_colab.ipynb").read_text(encoding="utf-8")
     r = known["Wan 2.1 1.3B, 33 frames of 320x512", "T4"]
-    card, host, hours = (float(r[k]) for k in ("peak_gpu_gib", "peak_host_gib", "hours"))
-    assert f"it needs {card:.1f} GiB of it, {host:.1f} GiB of host memory and about {hours:.1f} hours. {r['why']}" in tutorial
+    needs, host, hours = (float(r[k]) for k in ("peak_gpu_gib", "peak_host_gib", "hours"))
+    assert f"it needs {needs:.1f} GiB of it, {host:.1f} GiB of host memory and about {hours:.1f} hours. {r['why']}" in tutorial
 
 
 # What a run of the default recipe may need of the card and its host, and what it cannot need less than, in GiB: weights, inputs of blocks, context.
