@@ -44,7 +44,7 @@ def advice_of(concept, prompt:str|list[str]|None)->list[str]:
     def scale(word): return concept.motion if names_motion(word) else concept.appearance
     speaking = [w for w, vector in concept.tokens.items() if scale(w) and vector.any()]
     prompts = dict.fromkeys([] if prompt is None else checked_prompts(prompt))
-    forgotten = {p: [w for w in speaking if w in concept.prompts.missing(p)] for p in prompts}
+    forgotten = {p: [w for w in concept.prompts.missing(p) if w in speaking] for p in prompts}
     return [_forgets(p, words, concept.prompts) for p, words in forgotten.items() if words]
 
 def _forgets(prompt:Prompt, words:list[str], prompts:Prompts)->str:

@@ -200,10 +200,10 @@ def with_all_they_need(names):
 
 INSTALLED = {name_of(d.metadata["Name"]): d for d in distributions()}
 
-def test_the_script_needs_no_more_than_torch_transformers_and_the_wheels(base, tmp_path):
+def test_the_script_needs_no_more_than_torch_transformers_accelerate_and_the_wheels(base, tmp_path):
     site = tmp_path/"site"
     site.mkdir()
-    for name in with_all_they_need(["torch", "numpy", "pillow", "requests", "transformers"]) | set(map(name_of, base.WHEELS)):
+    for name in with_all_they_need(["torch", "numpy", "pillow", "requests", "transformers", "accelerate"]) | set(map(name_of, base.WHEELS)):
         for top in {f.parts[0] for f in INSTALLED[name].files or [] if f.parts[0] not in ("..", "__pycache__")}:
             if not (site/top).exists(): (site/top).symlink_to(INSTALLED[name].locate_file(top))
     (tmp_path/"check.py").write_text(f"""
