@@ -46,7 +46,7 @@ def _update(x:Tensor,         # (batch, ..., in)
     "Each concept's samples are neighbours in the batch; their update is one batched product."
     low = F.linear(x, A.to(x.dtype))
     if each is not None: low = low*each.to(low).view(-1, *[1]*(low.ndim-1))
-    if len(B) == 1: return low @ B[0].mT.to(x.dtype) # the same, and quicker
+    if B.shape[0] == 1: return low @ B[0].mT.to(x.dtype) # the same, and quicker
     update = low.reshape(len(B), -1, low.shape[-1]) @ B.mT.to(x.dtype)
     return update.view(*x.shape[:-1], B.shape[1])
 
