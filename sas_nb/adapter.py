@@ -46,6 +46,7 @@ def _update(x:Tensor,         # (batch, ..., in)
     "Each concept's samples are neighbours in the batch; their update is one batched product."
     low = F.linear(x, A.to(x.dtype))
     if each is not None: low = low*each.to(low).view(-1, *[1]*(low.ndim-1))
+    if B.shape[0] == 1: return low @ B[0].mT.to(x.dtype) # the same, and quicker
     update = low.reshape(len(B), -1, low.shape[-1]) @ B.mT.to(x.dtype)
     return update.view(*x.shape[:-1], B.shape[1])
 
@@ -142,7 +143,8 @@ def coefficients(self:SharedLoRA, layer:str)->Tensor|None: # (members, out, r); 
     total = None
     for stage, part, scale in (("appearance", "B1", self.appearance), ("motion", "B2", self.motion)):
         if scale == 0: continue
-        B = self.weights[f"{layer}.{part}"][self.members]
+        B = self.weights[f"{layer}.{part}"]
+        B = B if self.members == slice(None) else B[self.members]
         if self.masked == stage and layer in self.masks: B = B*self.masks[layer]
         if scale != 1: B = B*scale
         total = B if total is None else total + B

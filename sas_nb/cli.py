@@ -20,8 +20,8 @@ from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, giv
                             load_concept)
 from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Dtype, Fps,
                             Frames, InputsOnHost, Lr, Model, Named, named_model, PriorPrompt, Quiet, Rank,
-                            Regularize, Revision, SampleEvery, SaveEvery, Seed, Settings, Sheet, Size, Start,
-                            Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Weights, wishes)
+                            Regularize, Revision, SampleEvery, SampleSteps, SaveEvery, Seed, Settings, Sheet,
+                            Size, Start, Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Weights, wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
 from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
@@ -119,15 +119,15 @@ def plan(clip:Annotated[Path, _SEEN], model:Model="tiny", gpu:Gpu=None, host:Hos
          text_bits:TextBits=None, as_json:AsJson=False):
     "Say what training on a film would need, before anything is loaded; exit code 3 if it does not fit."
     from sas_nb.plan import plan
-    shape = film_shape(clip, model, frames, fps, start, size)
+    shape, film = film_shape(clip, model, frames, fps, start, size)
     wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
                   swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,
                   text_bits=text_bits)
-    found = plan(model, shape, chosen_recipe(recipe, settings=settings), gpu, host, wish)
-    if as_json: say(json.dumps(found.to_dict(), indent=1))
+    found = plan(model, shape, chosen_recipe(recipe, settings=settings), gpu, host, wish, progress=True)
+    if as_json: say(json.dumps(found.to_dict() | dict(film=film), indent=1))
     else:
         show(plan_table(found))
-        say(plan_words(found))
+        say(plan_words(found, film))
     if not found.fits: raise typer.Exit(3)
 
 # %% ../nbs/parts/cli.ipynb #56ccf80f
@@ -152,8 +152,8 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
           prior_prompt:PriorPrompt=None, counterfactual:Counterfactual=None,
           checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, weights:Weights=None,
           swapped:Swapped=None, inputs_on_host:InputsOnHost=None, tiled:Tiled=None, vae_bits:VaeBits=None,
-          text_bits:TextBits=None,
-          save_every:SaveEvery=None, sample_every:SampleEvery=None, sheet:Sheet=True, quiet:Quiet=False):
+          text_bits:TextBits=None, save_every:SaveEvery=None, sample_every:SampleEvery=None,
+          sample_steps:SampleSteps=None, sheet:Sheet=True, quiet:Quiet=False):
     "Learn a concept from one video in two stages. Ctrl-C stops it safely, and the same command goes on."
     from sas_nb.prompt import Prompts
     chosen = chosen_recipe(
@@ -165,23 +165,23 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
     wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
                   swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,
                   text_bits=text_bits)
-    run = _run(out, progress=not quiet, save_every=save_every, sample_every=sample_every)
+    run = _run(out, progress=not quiet, save_every=save_every, sample_every=sample_every,
+               sample_steps=sample_steps)
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     loaded = named_model(model, dtype, revision) if dtype or revision else model
     _learn(seen, prompts, loaded, chosen, run, sheet, wish)
 
 # %% ../nbs/parts/cli.ipynb #f8321628
-def _run(out, **given):
-    "A `Run` of what was given."
+def _run(out, **given): # a `Run` of what was given
     from sas_nb.recipe import Run
     return Run(out, **{k: v for k, v in given.items() if v is not None})
 
-def _fitted(model, shape, recipe, wish): # shape of a `Clip`
+def _fitted(model, shape, recipe, wish, progress): # shape of a `Clip`
     "A `Memory` with what was wished for; the plan chooses the rest."
     from sas_nb.dit import VideoDiT
     from sas_nb.plan import fitting
     T, _, H, W = shape
-    return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish)
+    return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish, progress=progress)
 
 def _note(model):
     if about := clip_size(model).about: say(f"Note: {model!r} {about}.", err=True)
@@ -192,7 +192,7 @@ def _learn(clip, prompts, model, recipe, run, sheet, wish): # the last one as of
     for words in clip.report.warnings: caution(as_options(f"{words}."))
     if run.progress: _note(getattr(model, "name", model))
     check_writable(run.out, folder=True)
-    if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish))
+    if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish, run.progress))
     before = log_of(run.out)
     concept = learn(clip, prompts, model, recipe, run)
     finished = before is not None and before == log_of(run.out)

@@ -198,7 +198,7 @@ def _latents(concept, prompt, scales, how)->Tensor: # (B, C, t, h, w)
     "Text is read before the transformer, and the adapter is gone before the autoencoder comes."
     dit = concept.dit
     dit.embed([*checked_prompts(prompt), how.get("negative") or dit.defaults.negative])
-    how = _size(concept) | how
+    how = concept.size | how
     with concept.attached() as adapter:
         velocity = concept.velocity(adapter, *scales)
         return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, latents=True, **how)
@@ -221,8 +221,10 @@ def _check_arguments(given):
     names = signature(Concept.generate).parameters | signature(VideoDiT.sample).parameters
     check_names(given, [k for k in names if k not in _OWN], "Concept.generate", _RENAMED)
 
-def _size(concept)->dict:
-    frames, _, height, width = concept.info.get("clip", {}).get("shape") or [None]*4
+@patch(as_prop=True)
+def size(self:Concept)->dict: # arguments of `generate`; all None where nothing is known
+    "Frames, height and width of the clip that it was learned from."
+    frames, _, height, width = self.info.get("clip", {}).get("shape") or [None]*4
     return dict(num_frames=frames, height=height, width=width)
 
 # %% ../nbs/08_concept.ipynb #f7cedc21

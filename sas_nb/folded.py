@@ -212,7 +212,7 @@ class Folded:
 def _folded(concept, rank, steps, samples, queries, measured)->tuple[dict, float]: # updates, and what is kept
     dit = concept.dit
     worded, others, tried = _prompts(concept)
-    size = _size(concept)
+    size = concept.size
     dit.embed([*worded, *others, *tried, *[Prompt(p).plain for p in tried]]) # before the transformer
     with dit.lock, concept.attached():
         asked = _asked(concept, worded+others, size, samples, queries)
@@ -241,8 +241,3 @@ def fold_words(concept,
     layers = {f"{name}.{reader}": tuple(t.cpu() for t in pair)
               for name, update in updates.items() for reader, pair in zip(_READERS, update)}
     return Folded(layers, rank, kept)
-
-# %% ../nbs/parts/folded.ipynb #9515587e
-def _size(concept)->dict:
-    frames, _, height, width = concept.info.get("clip", {}).get("shape") or [None]*4
-    return dict(num_frames=frames, height=height, width=width)

@@ -37,8 +37,8 @@ def sample(trainer):
     velocity = conditioning and conditioning.sampler()
     prompt = trainer.run.sample_prompt or trainer.data.prompts[0]
     with trainer.adapter.undropped():
-        clip = trainer.dit.sample(prompt, seed=0, tokens=words, velocity=velocity,
-                                  **_size(trainer))
+        clip = trainer.dit.sample(prompt, seed=0, steps=trainer.run.sample_steps, tokens=words,
+                                  velocity=velocity, **_size(trainer))
     _write(clip, trainer.run.out/"samples"/f"{trainer.stage.name}-{trainer.step:05d}")
 
 def _size(trainer)->dict:

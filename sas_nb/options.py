@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'Model', 'Frames', 'Size', 'Dtype', 'Revision', 'Fps', 'Start', 'Quiet', 'DTYPES', 'Named', 'Settings',
            'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr', 'Seed', 'PriorPrompt', 'Counterfactual', 'Regularize',
-           'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'Sheet', 'Weights', 'Swapped',
+           'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'SampleSteps', 'Sheet', 'Weights', 'Swapped',
            'InputsOnHost', 'Tiled', 'VaeBits', 'TextBits', 'named_recipe', 'numbers', 'setting', 'with_number',
            'chosen_recipe', 'named_model', 'wishes']
 
@@ -178,6 +178,8 @@ Apart = _option(bool, _APART, _M, "--apart/--no-apart")
 AtOnce = _option(int, "Most examples in one pass: fewer need less memory.", _M, min=1)
 SaveEvery = _option(int, "Write a checkpoint every so many steps \\[50].", _W, min=1)
 SampleEvery = _option(int, "Write a sample every so many steps \\[never].", _W, min=0)
+_FEWER = "Sampling steps of each such sample: fewer are quicker \\[the model's]."
+SampleSteps = _option(int, _FEWER, _W, min=1)
 _DRAW = "At the end, draw the concept beside the clip, and the losses, into the folder."
 Sheet = Annotated[bool, typer.Option(help=_DRAW, rich_help_panel=_W)]
 

@@ -6,11 +6,13 @@
 __all__ = ['Plan', 'said_hours', 'chosen', 'plan', 'own_defaults', 'disk_bytes', 'fitting', 'at_most']
 
 # %% ../nbs/parts/plan.ipynb #f64e033e
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 import math
 from fastcore.basics import patch
+from tqdm.auto import tqdm
 from .advice import GenerationConfig
 from .cards import Card, card, CARDS, GIB, host_gib, this_card
 from .dit import VideoDiT
@@ -18,8 +20,9 @@ from .fast import best_device
 from .files import real_number, UserError
 from .layers import linear_layers
 from .memory import Memory
-from .phases import Job, needed, Phase, PHASES, timed
+from .phases import Job, needed, Phase, PHASES, REHEARSING, timed
 from .recipe import Recipe
+from .shorter import shorter
 from .sketch import known_models, part_outline, Sketch
 from .ladder import autoencoder_ways, in_words, wished, ways
 
@@ -38,6 +41,7 @@ class Plan:
     peak_gpu_gib = property(lambda self: max(p.card for p in self.phases)/GIB)
     peak_host_gib = property(lambda self: max(p.host for p in self.phases)/GIB)
     hours = property(lambda self: sum(p.hours for p in self.phases))
+    shorter = property(lambda self: shorter(self.job, self.phases) if self.fits else {}) # see `shorter`
     fits = property(lambda self: all(_fits(p, self.job.card, self.host) for p in self.phases))
 
 # %% ../nbs/parts/plan.ipynb #b89a2557
@@ -56,7 +60,8 @@ def to_dict(self:Plan)->dict:
                 disk_gib=gib(self.disk), hours=round(self.hours, 3), phases=phases, model=self.job.model,
                 frames=self.job.shape[0], height=self.job.shape[1], width=self.job.shape[2],
                 gpu=self.job.card.name, gpu_has_gib=round(self.job.card.gib, 2), host_has_gib=self.host,
-                recipe=self.job.recipe.name, memory=vars(self.memory), why=self.why, instead=self.instead)
+                recipe=self.job.recipe.name, memory=vars(self.memory), why=self.why, instead=self.instead,
+                shorter={way: round(hours, 3) for way, hours in self.shorter.items()})
 
 # %% ../nbs/parts/plan.ipynb #886ebde2
 @patch
@@ -110,6 +115,19 @@ def _planned(job:Job, host:float|None, wishes:tuple=(), phases:tuple=tuple(PHASE
     needs = tuple(_phase(job, memory, name) for name in phases)
     return Plan(job, memory, needs, disk_bytes(job), host, in_words(memory, job.sketch.depth), wishes)
 
+# %% ../nbs/parts/plan.ipynb #85be5570
+@contextmanager
+def _rehearsals_told(progress:bool):
+    line = "Rehearsing {desc}: {n_fmt} so far, {elapsed}"
+    with tqdm(disable=None if progress else True, bar_format=line, leave=False) as bar:
+        def tell(name):
+            bar.set_description_str(name, refresh=False)
+            bar.update()
+            bar.refresh()
+        token = REHEARSING.set(tell)
+        try: yield
+        finally: REHEARSING.reset(token)
+
 # %% ../nbs/parts/plan.ipynb #6f2cec93
 def plan(model:str|Path,             # as for `VideoDiT.load`; its weights need not be there
          shape:tuple[int, int, int]|None=None, # frames, height, width of the clip; the model's own when None
@@ -118,14 +136,16 @@ def plan(model:str|Path,             # as for `VideoDiT.load`; its weights need 
          host:float|None=None,       # GiB of host memory; this machine's with its own card, else unlimited
          wishes:dict|None=None,      # fields of `Memory` that are not to be chosen
          phases:tuple=tuple(PHASES), # what is done, of `PHASES`
+         progress:bool=False,        # whether a line says which phase is rehearsed
         )->Plan:
     "What a run would need on a card, and what would fit if it does not. Raises `UserError`."
     where = _card(gpu)
     if host is None and gpu is None: host = host_gib()
     host = None if host is None else real_number(host, "host", .5, 100_000, "GiB of memory")
     job = Job(str(model), _shape(model, where, shape), recipe, where)
-    found = _planned(job, host, tuple((wishes or {}).items()), phases)
-    return found if found.fits else replace(found, instead=_nearest(found))
+    with _rehearsals_told(progress):
+        found = _planned(job, host, tuple((wishes or {}).items()), phases)
+        return found if found.fits else replace(found, instead=_nearest(found))
 
 # %% ../nbs/parts/plan.ipynb #16f24b49
 def _card(gpu)->Card:
@@ -135,8 +155,7 @@ def _card(gpu)->Card:
 # %% ../nbs/parts/plan.ipynb #0e34e37d
 def own_defaults(model:str|Path)->GenerationConfig:
     "What suits a model, by its configuration. Raises `UserError`."
-    sketch = Sketch(model, CARDS["t4"])
-    return GenerationConfig.read(sketch.home, sketch.family.defaults(*sketch.about))
+    return Sketch(model, CARDS["t4"]).defaults
 
 # %% ../nbs/parts/plan.ipynb #c4baaa47
 def _shape(model, where:Card, shape)->tuple[int, int, int]:
@@ -208,6 +227,7 @@ def fitting(dit:VideoDiT,
             n:int=1,                    # concepts at once
             wishes:dict|None=None,      # fields of `Memory` that are not to be chosen
             phases:tuple=tuple(PHASES), # what is done
+            progress:bool=False,        # as for `plan`
            )->Memory:
     "How to fit a run into this machine: plainly where that is safe. Raises `UserError`."
     where = this_card(dit.device)
@@ -215,7 +235,7 @@ def fitting(dit:VideoDiT,
     plain = wished(wishes or {})
     if at_most(dit, shape, recipe, n) < where.gib*GIB/2: return plain
     if dit.checkpoint is None: return plain # a pipeline that was handed over stays as it is
-    found = plan(dit.name, shape, recipe, where, None, wishes, phases)
+    found = plan(dit.name, shape, recipe, where, None, wishes, phases, progress)
     if not found.fits: raise UserError(str(found))
     return found.memory
 

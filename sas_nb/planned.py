@@ -16,8 +16,9 @@ Host = _option(float, "GiB of host memory \\[this machine's with its own card]."
 
 # %% ../nbs/parts/planned.ipynb #a236a169
 def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, start:float=0.,
-               size:str|None=None)->tuple[int, int, int]:
-    "Frames, height and width that a run would have. Raises `UserError`."
+               size:str|None=None)->tuple[tuple[int, int, int], str]:
+    """Frames, height and width that a run would have; and a sentence if the film is enlarged to that.
+    Raises `UserError`."""
     from sas_nb.advice import checked_size, size_for
     from sas_nb.clip import Clip
     from sas_nb.plan import own_defaults
@@ -27,7 +28,16 @@ def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, 
         chosen.append(chosen[0] if size else size_for(r, height, width))
         return tuple(16*max(1, n//128) for n in chosen[0])
     film = dict(num_frames=frames or r.num_frames, fps=fps or r.fps, start=start, rule=r.frame_rule)
-    return len(Clip.load(path, size=small, **film)), *chosen[0]
+    clip = Clip.load(path, size=small, **film)
+    return (len(clip), *chosen[0]), _enlarged(clip.report.native_size, chosen[0])
+
+# %% ../nbs/parts/planned.ipynb #5771abd3
+def _enlarged(own:tuple[int, int], size:tuple[int, int])->str: # heights and widths
+    scale = max(new/old for new, old in zip(size, own))
+    if scale <= 1.01: return ""
+    (h, w), (H, W) = own, size
+    return (f"The film is {h}x{w}, and is enlarged {scale:.1f} times to {H}x{W}, which shows no more of it: "
+            "a smaller --size is quicker.")
 
 # %% ../nbs/parts/planned.ipynb #0bd81ebc
 def plan_table(plan)->Table:
@@ -40,10 +50,14 @@ def plan_table(plan)->Table:
     return table
 
 # %% ../nbs/parts/planned.ipynb #8dffbe15
-def plan_words(plan)->str:
+def plan_words(plan, film:str="")->str: # the plan, and what `film_shape` says of the film
     "What goes with the table."
+    from sas_nb.plan import said_hours
     plain = vars(type(plan.memory)())
     changed = {k: v for k, v in vars(plan.memory).items() if v != plain[k]}
     memory = f"Memory({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
     disk = f"The disk needs {plan.to_dict()['disk_gib']:.1f} GiB, the download among it."
-    return "\n".join([str(plan), *[f"In Python: {memory}."]*plan.fits, disk])
+    ways = ", ".join(f"{way} ({said_hours(hours)})" for way, hours in plan.shorter.items())
+    sooner = f"Done sooner, at some cost to the concept: {ways}."
+    lines = [str(plan), film, sooner if ways else "", f"In Python: {memory}." if plan.fits else "", disk]
+    return "\n".join(filter(None, lines))

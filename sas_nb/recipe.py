@@ -273,12 +273,14 @@ class Run:
     save_every:int=50          # steps between checkpoints
     sample_every:int=0         # steps between sample clips; 0 for none
     sample_prompt:str|None=None # of the sample clips; that of training when None
+    sample_steps:int|None=None # sampling steps of each; the checkpoint's own when None
     # how it is fitted into the machine; what the model was loaded with, or needs, when None
     memory:Memory|None=None
     def __post_init__(self):
         limits = dict(log_every=(1, 10**7), save_every=(1, 10**7), sample_every=(0, 10**7))
         for name, (low, high) in limits.items():
             object.__setattr__(self, name, whole_number(getattr(self, name), name, low, high))
+        if self.sample_steps is not None: whole_number(self.sample_steps, "sample_steps", 1, 10**4)
         if self.out is not None: object.__setattr__(self, "out", expanded(self.out))
         if self.memory is not None and not isinstance(self.memory, Memory):
             raise UserError(f"memory is {self.memory!r:.60}, and must be a Memory, such as "

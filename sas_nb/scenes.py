@@ -15,8 +15,8 @@ from .answers import draw_run, log_of, say_learned
 from .command import clip_size, command, load_clip
 from .files import check_names, expanded, UserError
 from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Dtype, Fps, Frames, Lr, Model,
-                            Named, named_model, Quiet, Rank, Revision, SampleEvery, SaveEvery, Seed, Settings,
-                            Sheet, Size, Start, Steps1, Steps2)
+                            Named, named_model, Quiet, Rank, Revision, SampleEvery, SampleSteps, SaveEvery,
+                            Seed, Settings, Sheet, Size, Start, Steps1, Steps2)
 from .terminal import as_options, caution, check_writable, say
 
 # %% ../nbs/parts/scenes.ipynb #fb05d3b2
@@ -114,8 +114,8 @@ def compose(clips:Annotated[list[Path], _CLIPS], prompts:Annotated[Path, _PROMPT
             recipe:Named="default", settings:Settings=None, steps1:Steps1=None, steps2:Steps2=None,
             rank:Rank=None, batch:Batch=None, lr:Lr=None, seed:Seed=None,
             checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None,
-            save_every:SaveEvery=None, sample_every:SampleEvery=None, sheet:Sheet=True, quiet:Quiet=False,
-            template:Annotated[bool, _TEMPLATE]=False):
+            save_every:SaveEvery=None, sample_every:SampleEvery=None, sample_steps:SampleSteps=None,
+            sheet:Sheet=True, quiet:Quiet=False, template:Annotated[bool, _TEMPLATE]=False):
     "Learn several concepts in one adapter, to meet in one scene. The same command goes on where it stopped."
     chosen = chosen_recipe(
         recipe, settings=settings, concepts=len(clips), steps1=("stage1.steps", steps1),
@@ -124,7 +124,8 @@ def compose(clips:Annotated[list[Path], _CLIPS], prompts:Annotated[Path, _PROMPT
     how = dict(frames=frames, fps=fps, start=start, size=size, revision=revision)
     seen = _scene(clips, prompts, model, _mask_reader(prompts, model, start, revision), **how)
     fitted = dict(checkpointing=checkpointing, apart=apart, at_once=at_once)
-    run = _run_of(out, fitted, progress=not quiet, save_every=save_every, sample_every=sample_every)
+    run = _run_of(out, fitted, progress=not quiet, save_every=save_every, sample_every=sample_every,
+                  sample_steps=sample_steps)
     _learn(seen, named_model(model, dtype, revision) if dtype or revision else model, chosen, run, sheet)
 
 # %% ../nbs/parts/scenes.ipynb #de12967a

@@ -79,6 +79,7 @@ class Sketch(Checkpoint):
         self.home = configuration_folder(name)
         self.source = str(name)
         self.configurations, self.about, self.family = _described(self.home, name)
+        self.defaults = GenerationConfig.read(self.home, self.family.defaults(*self.about))
         self.device = torch.device(card.device)
         self.dtype = _precision(card)
         self.offline = True
@@ -208,8 +209,7 @@ def download(self:Sketch)->int:
 class SketchedDiT(VideoDiT):
     "A model without weights, whose repetitions are counted and not run."
     def __init__(self, sketch:Sketch, memory:Memory=Memory()):
-        defaults = GenerationConfig.read(sketch.home, sketch.family.defaults(*sketch.about))
-        super().__init__(sketch, sketch.source, defaults, memory)
+        super().__init__(sketch, sketch.source, sketch.defaults, memory)
         self.done = {} # what was run: what it needed, and its operations
         self.read = {} # texts by prompt
         self.live = {"embed", "encode", "denoise", "decode"}

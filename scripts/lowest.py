@@ -44,5 +44,5 @@ if __name__ == "__main__":
     python = install(Path(sys.argv[1]).resolve())
     tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [python, "-m", "pytest", "-q", *sys.argv[2:], *tests]
+    command = [python, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadfile", *sys.argv[2:], *tests]
     sys.exit(subprocess.run(command, cwd=ROOT, env=environment).returncode)

@@ -187,14 +187,14 @@ def test_every_training_option_arrives(given, dancer, tmp_path):
     recipe = recipe_of(
         given, dancer, tmp_path, "--model", "tiny", "--recipe", "paper", "--rank", 3, "--seed", 5, "--steps1", 11,
         "--steps2", 12, "--lr", .01, "--batch", 2, "--prior-prompt", prompts[0], "--prior-prompt", prompts[1],
-        "--counterfactual", "a dog. it is running", "--sample-every", 6, "--save-every", 7, "--checkpointing",
+        "--counterfactual", "a dog. it is running", "--sample-every", 6, "--sample-steps", 4, "--save-every", 7, "--checkpointing",
         "--at-once", 8, "--frames", 9, "--fps", 6, "--start", .5, "--set", "stage2.counterfactuals=.25",
         "--set", "both.frozen=true", "--set", "stage1.dropout=.1", "--set", "sampling.negative_scale=1",
         "--set", "both.betas=.8,.9", "--set", "both.times=uniform", "--set", "layers=blocks.0.ffn.net.2")
     clip = given["clip"]
     assert (len(clip), clip.fps, clip.report.start, given["model"]) == (9, 6, .5, "tiny")
     assert given["prompts"] == Prompts(LOOK, MOVE)
-    assert given["run"] == Run(out=tmp_path / "run", progress=False, sample_every=6, save_every=7,
+    assert given["run"] == Run(out=tmp_path / "run", progress=False, sample_every=6, sample_steps=4, save_every=7,
                                memory=Memory(checkpointing=True, at_once=8))
     both = dict(lr=.01, batch=2, seed=5, frozen=True, betas=(.8, .9), times="uniform")
     assert recipe == Recipe.paper().with_(

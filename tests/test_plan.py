@@ -160,6 +160,69 @@ def test_a_model_that_may_not_be_read(code, says, root, monkeypatch):
     assert result.exit_code == 1 and says in " ".join(result.output.split())
 
 
+@pytest.fixture
+def told(monkeypatch):
+    "Made-up hours of each phase, so that nothing is rehearsed; what a plan in a terminal says."
+    from sas_nb import plan
+    hours = dict(text=.01, encoding=.1, prior=1., sampling=.1, decoding=.1) | {"stage 1": .4, "stage 2": 2.}
+    monkeypatch.setattr(plan, "_phase", lambda job, m, name: phases.Phase(name, 2**30, 2**30, {}, (), hours[name]))
+    plan._planned.cache_clear()
+    yield lambda *args: " ".join(run(DANCER, "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "--gpu", "t4", *args).output.split())
+    plan._planned.cache_clear()
+
+
+@pytest.mark.parametrize("args, times", [((), 2.4), (("--size", "256x256"), None), (("--size", "320x512"), 2.0), (("--size", "272x256"), 1.1)], ids=str)
+def test_an_enlarged_film_is_said(told, args, times, root, monkeypatch):
+    "The dancer is 256x256; the model's own size for a square film is 624x624."
+    monkeypatch.chdir(root)
+    said = told(*args)
+    assert ("The film is 256x256, and is enlarged" in said) is (times is not None)
+    assert times is None or f"enlarged {times} times to {'624x624' if not args else args[1]}" in said
+    film = json.loads(run(DANCER, "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "--gpu", "t4", "--json", *args).output)["film"]
+    assert (film in said) if film else times is None
+
+
+def test_what_would_be_done_sooner(told, root, monkeypatch):
+    monkeypatch.chdir(root)
+    said = told("--frames", 33, "--size", "480x832")
+    recipe = Recipe.default()
+    assert f"--set stage2.steps={recipe.stage2.steps//2} (about 2.7 hours)" in said and "--set both.prior=0 (about 2.7 hours)" in said
+    assert "--frames 17 (" in said and "--size 336x576 (" in said and len(said.split("Done sooner")[1]) < 300
+    without = told("--frames", 33, "--size", "480x832", "--set", "both.prior=0", "--set", "stage2.steps=1", "--set", "stage1.steps=60")
+    assert "--set stage1.steps=30" in without and "stage2.steps" not in without.split("Done sooner")[1]
+
+
+@pytest.mark.parametrize("model, shape, other", [("Wan2.1-T2V-1.3B", (33, 320, 512), (17, 320, 512)), ("Wan2.2-TI2V-5B", (49, 480, 832), (49, 320, 576)), ("Wan2.1-T2V-1.3B", (33, 832, 480), (33, 576, 336))])
+def test_hours_of_another_size_are_about_those_of_its_own_plan(model, shape, other):
+    "The products that are told at once against operations that are counted."
+    from sas_nb.shorter import pass_products
+    job, memory = Job(f"Wan-AI/{model}-Diffusers", shape, FEW, CARD), Memory(apart=True, checkpointing=True, at_once=1)
+    counted = [rehearsed(replace(job, shape=s), memory, "sampling", 2).operations[16] for s in (shape, other)]
+    told = [pass_products(job.sketch, s) for s in (shape, other)]
+    assert counted[1]/counted[0] == pytest.approx(told[1]/told[0], rel=.1) and told[1] < .7*told[0]
+
+
+def test_a_job_that_is_short_needs_no_advice(folder):
+    from sas_nb.plan import plan
+    assert plan(str(folder), SHAPE, RECIPE, "4", phases=("encoding", "stage 1")).shorter == {}
+
+
+def test_what_is_rehearsed_is_told(folder, monkeypatch):
+    "To whoever asks for it, at a terminal; each phase by its name, and nobody is told after the plan."
+    from sas_nb import plan
+    lines = []
+    monkeypatch.setattr(plan, "tqdm", lambda **how: type("Bar", (), dict(__enter__=lambda s: s, __exit__=lambda s, *e: None, update=lambda s: None,
+                        refresh=lambda s: None, set_description_str=lambda s, name, **k: lines.append((how["disable"], name))))())
+    for progress in (True, False):
+        plan._planned.cache_clear()
+        rehearsed.cache_clear()
+        plan.plan(str(folder), SHAPE, RECIPE, "4", phases=("text", "stage 2"), progress=progress)
+        assert {name for _, name in lines} == {"text", "stage 2"} and {d for d, _ in lines} == {None if progress else True}
+        lines.clear()
+    rehearsed(Job(str(folder), (9, 48, 48), RECIPE, CARD), Memory(), "text")
+    assert lines == []
+
+
 def test_a_full_disk_is_said(monkeypatch):
     def full(*args, **kwargs): raise OSError(28, "No space left on device")
     monkeypatch.setattr(sketch, "_offline", lambda name: False)
@@ -269,6 +332,24 @@ def test_learn_refuses_with_the_plans_words(monkeypatch):
     monkeypatch.setattr(plan, "plan", lambda *args: type("P", (), dict(fits=False, __str__=lambda self: "It does not fit."))())
     with pytest.raises(UserError, match="does not fit"):
         learn(Clip(torch.rand(17, 3, 64, 64), 12.), ("a [v] man", "he is [u] dancing"), "tiny", run=Run(progress=False))
+
+
+def test_readme_reads_the_table_of_cards(root):
+    "Each row of README's table of cards is a row of data/bench/cards.csv."
+    import csv
+    rows = list(csv.DictReader((root / "data/bench/cards.csv").open(encoding="utf-8", newline="")))
+    text = (root / "README.md").read_text(encoding="utf-8").split("| default recipe | card |")[1].split("\n\n")[0]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+    known = {(f"{r['name']}, {r['frames']} frames of {r['height']}x{r['width']}", r["gpu"]): r for r in rows}
+    assert len(shown) >= 4 and len(known) == len(rows)
+    for what, gpu, needs, host, hours, _ in shown:
+        r = known[what, gpu.split(",")[0]]
+        assert r["fits"] == "True" and (needs, host) == tuple(f"{float(r[k]):.1f} GiB" for k in ("peak_gpu_gib", "peak_host_gib"))
+        assert float(hours) == pytest.approx(float(r["hours"]), rel=.05)
+    tutorial = (root / "nbs/tutorials/train_on_colab.ipynb").read_text(encoding="utf-8")
+    r = known["Wan 2.1 1.3B, 33 frames of 320x512", "T4"]
+    needs, host, hours = (float(r[k]) for k in ("peak_gpu_gib", "peak_host_gib", "hours"))
+    assert f"it needs {needs:.1f} GiB of it, {host:.1f} GiB of host memory and about {hours:.1f} hours. {r['why']}" in tutorial
 
 
 # What a run of the default recipe may need of the card and its host, and what it cannot need less than, in GiB: weights, inputs of blocks, context.

@@ -742,7 +742,15 @@ def test_samples_are_written_and_change_nothing(tmp_path, monkeypatch, dit, stag
     assert [p.name for p in sorted((tmp_path/"samples").iterdir())] == [f"{stage}-0000{k}.{suffix}" for k in (1, 2)]
     assert same(copies(seen.trained), copies(plain.trained))
 
-@pytest.mark.parametrize("wrong", [dict(steps=-1), dict(steps=2.5), dict(steps="600"), dict(batch=0), dict(lr=0), dict(lr=float("nan")), dict(dropout=1), dict(prior=1),
+@pytest.mark.parametrize("steps, taken", [(None, 3), (2, 2)])
+def test_a_sample_may_take_fewer_steps(tmp_path, monkeypatch, dit, steps, taken):
+    monkeypatch.setattr(dit.defaults, "steps", 3)
+    scheduled, stock = [], type(dit).schedule
+    monkeypatch.setattr(type(dit), "schedule", lambda self, n, *rest: scheduled.append(n) or stock(self, n, *rest))
+    trainer("appearance", settings=dict(sample_every=2, sample_steps=steps), out=tmp_path, prompt=FULL).fit()
+    assert scheduled == [taken] and len(list((tmp_path/"samples").iterdir())) == 1
+
+@pytest.mark.parametrize("wrong", [dict(sample_steps=0), dict(sample_steps=1.5), dict(sample_steps="few"), dict(steps=-1), dict(steps=2.5), dict(steps="600"), dict(batch=0), dict(lr=0), dict(lr=float("nan")), dict(dropout=1), dict(prior=1),
                                    dict(log_every=0), dict(save_every=0), dict(times="cosine"), dict(shift=0), dict(token_mask=float("nan"))], ids=str)
 def test_wrong_settings_are_told_at_once(wrong):
     numbers, run = road.split(wrong)
