@@ -292,8 +292,9 @@ def explore(concepts:Annotated[Optional[list[Path]], _MANY]=None,
     if not concepts:
         concepts, others = at_hand()
         own = ", ".join(str(p) for p in concepts[:-1])
-        say(f"Your own concepts and the zoo: {own}." if own else "The zoo; what you train joins it here.")
-        if others: say(f"Left out, of another base or older: {', '.join(map(str, others))}.")
+        say(f"Opening what you trained ({own}) and the zoo that is shipped." if own
+            else "Opening the zoo that is shipped; what you train below this folder joins it.")
+        if others: say(f"Left out, since its base is another one: {', '.join(map(str, others))}.")
     serve(concepts, browser, host=host, port=port, out=out)
 
 # %% ../nbs/parts/cli.ipynb #0ca130c6

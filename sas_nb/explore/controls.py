@@ -41,7 +41,7 @@ TAKES = {"the whole person": "both", "only the look": "appearance", "only the da
 def _add_choices(e):
     "What leads to a place."
     names = e.studio.names
-    few = concept_names(e.studio)[:4]
+    few = e.studio.alike()[:4] # what is put together shares a basis
     between = ("maps", "table", "line")
     titles = {k: v for k, v in TITLES.items() if len(few) > 1 or k not in between}
     e.views = Views(titles=titles, chosen="faces")
@@ -80,6 +80,7 @@ def _add_results(e):
     e.code = Code()
     e.pins = iw.Box()
     e.message = iw.HTML()
+    e.apart = iw.HTML() # where updates over different bases are added
     e.name = iw.Text("mix", description="Name", continuous_update=False)
     e.format = iw.Dropdown(options=["diffusers", "peft", "comfyui"], description="Format")
 

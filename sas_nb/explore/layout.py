@@ -24,7 +24,7 @@ def _view(name:str, *widgets)->iw.Box:
 def _stage(e)->iw.Box:
     "The video, and beside it whose look and whose dance."
     beside = [box("part", e.start[part], e.beside[part], e.strength[part]) for part in e.start]
-    return box("show", e.screen, box("beside", *beside))
+    return box("show", e.screen, box("beside", *beside, box("apart", e.apart)))
 
 def _maps(e)->list[iw.Box]:
     titles = {part: iw.HTML(f"<h2>whose {word}</h2>") for part, word in e.words_of.items()}

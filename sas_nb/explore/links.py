@@ -8,9 +8,10 @@ __all__ = ['examples_of', 'link_all', 'show_view', 'show_where']
 # %% ../../nbs/explore/03_links.ipynb #6e2887cd
 from dataclasses import replace
 from functools import partial
+import html
 from operator import eq
 import traitlets as tr
-from .controls import concept_names, WORDS
+from .controls import WORDS
 from .offered import show_sliders, try_sliders
 from .sights import between, show_references, show_table, show_way
 from .words import chosen_chips, MOVEMENT, toggled, unknown_words
@@ -94,7 +95,7 @@ def _set_head(table, head:str, at:int, name:str):
 # %% ../../nbs/explore/03_links.ipynb #651ba568
 def examples_of(studio, chips:dict)->list[tuple]: # (label, where it leads)
     "One's look with another's dance, then what words do with that look."
-    names = concept_names(studio)
+    names = studio.alike()
     pairs = [pair for pair in studio.clothes.get("best", []) if {*pair} <= {*names}]
     other = names[len(names)//2 if len(names) < 5 else 4]
     look, dance = pairs[0] if pairs else (names[0], other)
@@ -133,8 +134,16 @@ def _link_followers(e):
     e.observe(lambda change: _follow(e), "position")
     e.views.observe(lambda change: show_view(e), "chosen")
     e.table.observe(lambda change: show_table(e), ["rows", "columns"])
+    _link_sentences(e)
     show_where(e)
     show_sliders(e)
+
+# %% ../../nbs/explore/03_links.ipynb #a16733ae
+def _link_sentences(e):
+    def said(p):
+        says = e.studio.apart(p)
+        return says and f'<span role="status">{html.escape(says)}</span>'
+    tr.dlink((e, "position"), (e.apart, "value"), said)
 
 # %% ../../nbs/explore/03_links.ipynb #158d1307
 def show_view(e):

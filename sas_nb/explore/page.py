@@ -76,7 +76,7 @@ def _moved(e, p):
 
 # %% ../../nbs/explore/04_page.ipynb #7b4e6d87
 def _studio(concepts, options:dict):
-    from sas_nb.explore import sliders # torch and the models come along; gives a studio its sliders
+    from sas_nb.explore import sliders, together # noqa: F401 (torch and the models come along)
     return concepts if hasattr(concepts, "render") else sliders.Studio(concepts, **options)
 
 def _furnish(e):
