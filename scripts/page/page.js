@@ -252,7 +252,8 @@ function map(part) {
     saved: changed => {
       if (!changed.includes("point")) return
       const point = places.snap(part, model.get("point"))
-      put(part, { point, start: places.heaviest(part, { ...position[part], point }) })
+      const [[start]] = places.shares(part, { ...position[part], point })
+      put(part, { point, start })
     },
     told: ({ go: name }) => name && startAt(part, name),
   })
