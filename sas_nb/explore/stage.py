@@ -75,8 +75,8 @@ def _add_results(e):
     e.format = iw.Dropdown(options=["diffusers", "peft", "comfyui"], description="Format")
     needs = [e.studio.room.sentence] if e.studio.room.sentence else []
     e.head = Head(title="Who dances where?", help=HELP+needs,
-                  sentence=f"{_names(e.studio)}, each learned from a video of its own, in one scene: say where "
-                           "each one is, and how strong.")
+                  sentence=f"{_names(e.studio)}, each learned from a video of its own, in one scene: say "
+                           "where each one is, and how strong.")
 
 # %% ../../nbs/explore/04_stage.ipynb #74c85d64
 def _names(studio)->str:
