@@ -31,5 +31,4 @@ def apart(self:Studio, p:Position)->str:
     "A sentence where a place adds updates over different bases; else nothing."
     one, *others = _names(self, p) or [AVERAGE]
     other = next((n for n in others if self.basis[n] != self.basis[one]), None)
-    return other and (f"{one} and {other} were learned over different bases, so their updates are only added "
-                      "here: look and dance may fit together less well than of two who share one.") or ""
+    return f"Different bases: {one} and {other} are only added up, and may fit less well." if other else ""

@@ -15,7 +15,7 @@ function render({ model, el }) {
     model.save_changes()
     const film = el.closest(".sas-explorer")?.querySelector(".sas-screen")
     if (!film || getComputedStyle(film).position != "sticky") return // what was chosen is in sight
-    el.style.scrollMarginTop = `${film.offsetHeight + 6}px` // below the video, which stays
+    el.style.scrollMarginTop = `${film.offsetHeight + 20}px` // below the video, which stays
     el.scrollIntoView({ block: "start" })
   }
 
