@@ -45,6 +45,12 @@ def test_unknown_words_and_near_ones(studio, text, unknown):
     assert {u["word"]: u["near"][0] for u in told} == unknown
 
 
+@pytest.mark.parametrize("word, first", [("snoww", "snow"), ("parc", "park"), ("walkin", "walking"), ("st", "stage")])
+def test_misspellings_come_before_beginnings(studio, word, first):
+    (told,) = unknown_words(f"a {word}", studio.dit.tokenizer, studio.words)
+    assert told["near"][0] == first and len(told["near"]) <= 3
+
+
 def test_nothing_near_is_no_offer(studio): assert unknown_words("zzzzzz", studio.dit.tokenizer, studio.words)[0]["near"] == []
 
 
@@ -113,6 +119,71 @@ def test_what_was_filmed(studio, zoo, tmp_path):
     from safetensors.torch import save_file
     save_file({"0/latents": torch.zeros(1, 16, 2, 8, 8)[:, :studio.dit.vae.config.z_dim]}, tmp_path/"motion.data.safetensors")
     for place in (tmp_path, tmp_path/"concept"): assert filmed(dict(clip=dict(fps=8.)), place, studio.dit).fps == 8.
+
+
+def test_a_run_shows_its_own_film(studio, tmp_path):
+    import torch
+    from sas_nb.clip import Clip
+    red = torch.zeros(9, 3, 64, 64); red[:, 0] = 1
+    for folder in (tmp_path/"run", tmp_path/"run"/"concept"): folder.mkdir()
+    Clip(red, 8.).save(tmp_path/"run"/"reference.mp4")
+    for place in (tmp_path/"run", tmp_path/"run"/"concept"):
+        s = filmed(dict(clip=dict(fps=12.)), place, studio.dit)
+        assert (s.frames, s.fps) == (9, 8.) and np.asarray(Image.open(BytesIO(s.data)))[48, 48].tolist() == pytest.approx([254, 0, 0], abs=12)
+    (tmp_path/"run"/"reference.mp4").write_bytes(b"no film")
+    assert filmed({}, tmp_path/"run", studio.dit) is None
+
+
+# Concepts of another basis
+
+@pytest.fixture(scope="module")
+def beside(zoo):
+    "One of another basis, and three of a zoo."
+    from dataclasses import replace
+    demo = replace(zoo["woman-00"], weights={k: w.flip(0) if k.endswith(".A") else w for k, w in zoo["woman-00"].weights.items()})
+    return Studio(dict(demo=demo) | zoo, **SMALL)
+
+
+def test_one_of_another_basis_has_its_own_map_and_one_sentence(beside, tmp_path):
+    assert beside.groups == dict(people=["woman-00", "man-02", "man-04"], things=["bonfire-01"], demo=["demo"])
+    e = Explorer(beside, out=tmp_path, faces=0)
+    assert e.table.rows == e.table.columns == ["woman-00", "man-02", "man-04", "bonfire-01"] and e.position == Position("demo", "demo") and not e.apart.value
+    assert e.head.examples[0] == "woman-00 dances like man-04" and any("share a basis" in line for line in e.head.help)
+    e.start["motion"].value = "man-02"
+    assert e.apart.value.count("Different bases: demo and man-02") == 1
+    e.start["appearance"].value = "woman-00"
+    assert not e.apart.value
+    e.close(); e.worker.wait()
+
+
+def test_those_with_a_basis_each_still_have_a_map(zoo):
+    from dataclasses import replace
+    turn = lambda c, n: replace(c, weights={k: w.roll(n, 0) if k.endswith(".A") else w for k, w in c.weights.items()})
+    s = Studio(dict(ann=turn(zoo["woman-00"], 1), bob=turn(zoo["man-02"], 2)), **SMALL)
+    assert s.groups == dict(people=["ann", "bob"]) and s.alike() == ["ann", "bob"]
+    half = s.maps["appearance"].move(Position("ann", "ann"), (0., 0.))
+    assert s.apart(half) and not s.apart(Position("ann", "ann")) and not s.apart(Position("ann", "bob", motion=0.))
+
+
+def test_a_zoo_keeps_its_sliders_beside_others(zoo, tmp_path, monkeypatch):
+    from sas_nb.explore.other_bases import known_controls
+    members = ["ann", "bob"]
+    (tmp_path/"controls.json").write_text(json.dumps(dict(people=dict(base="x", members=members, sliders={"look 1": dict(effect=2.)}))))
+    places = {n: tmp_path/n for n in ("bob", "ann", "eve")} | dict(mine=tmp_path/"other"/"mine")
+    assert known_controls(list(places), places, "x")["members"] == members
+    assert known_controls(["ann", "mine"], places, "x") == {} and known_controls(list(places), places, "y") == {}
+
+
+def test_the_choice_follows_a_drag(explorer):
+    e = explorer
+    of_part = e.studio.maps["appearance"]
+    e.start["appearance"].value = "woman-00"
+    e.pad["appearance"].point = of_part.places["man-04"]
+    assert e.start["appearance"].value == "man-04" and e.beside["appearance"].cells[0]["key"] == "man-04" and e.position == Position("man-04", "woman-00")
+    x, y = of_part.places["man-04"]
+    e.pad["appearance"].point = [.9*x, .9*y]
+    assert e.start["appearance"].value == "man-04" and "% of it" in e.beside["appearance"].cells[0]["label"]
+    e.worker.wait()
 
 
 def test_strips_are_sent_once_each_and_again_when_drawn(monkeypatch):

@@ -65,7 +65,7 @@ _TEMPLATE = """{%- extends "voila/templates/lab/index.html.j2" -%}
   html, body.jp-Notebook { background: light-dark(#fff, #14171b) !important }
   body.jp-Notebook { color: light-dark(#1b1f24, #e8eaed); margin: 0; padding: 10px; overflow: visible }
   #rendered_cells :has(.sas-explorer) { overflow: visible !important; contain: none !important }
-  #rendered_cells { background: transparent !important }
+  body :has(.sas-explorer) { background: transparent !important }
   .jp-mod-noOutputs.jp-mod-noInput, .jp-OutputPrompt { display: none }
   #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output { padding: 0; margin: 0; overflow: visible }
 </style>
