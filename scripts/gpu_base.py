@@ -69,6 +69,7 @@ class Run:
     rate: float
     warmup: int
     focus: float
+    frozen: bool  # the encoder stays as it begins
     shape: dict  # of a new autoencoder
     widths: tuple  # of encoder and decoder, and of the latents
     batch: int  # clips in a step of the autoencoder
@@ -263,7 +264,7 @@ def begun(start: Path | None, shape: dict, widths: tuple, device):
 def learners(run: Run):
     "The autoencoder as it was saved last, the running average of its weights, optimizers, and facts."
     vae = begun(run.start, run.shape, run.widths, run.device).requires_grad_(True)
-    averages, opts = running_averages(dict(vae=vae)), autoencoder_optimizers(vae, run.rate)
+    averages, opts = running_averages(dict(vae=vae)), autoencoder_optimizers(vae, run.rate, run.frozen)
     about = load_state(run.state/"autoencoder.safetensors", dict(vae=vae) | averages, opts)
     return vae, averages, opts, about
 
@@ -530,6 +531,7 @@ def train(
     rate: Annotated[float, typer.Option(help="Of the autoencoder's Muon.")] = .01,
     warmup: Annotated[int, typer.Option(help="Steps in which the autoencoder's rate rises.")] = 300,
     focus: Annotated[float, typer.Option(help="How much more heads and moving hands count.")] = 4,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Only the decoder learns: latents stay.")] = False,
     encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None,
     sizes: Annotated[list[str] | None, typer.Option("--set", help="NAME=NUMBER" + SIZES)] = None,
 ):
@@ -543,8 +545,8 @@ def train(
     if compiled is None: compiled = device.type == "cuda"
     counts = {k: int(size[k]) for k in ("batch", "clips", "images", "latents")}
     run = Run(state, out, start, module, device, compiled, size["save"], limit > 0, least, rate, warmup,
-              focus, json.loads(shape), (encoder_dim, decoder_dim, channels), **counts, fresh=size["fresh"],
-              log=Log(state, out), budget=budget)
+              focus, frozen, json.loads(shape), (encoder_dim, decoder_dim, channels), **counts,
+              fresh=size["fresh"], log=Log(state, out), budget=budget)
     check_places(run)
     drawing = Drawing(module, int(size["workers"]), budget.seed, focus > 0)
     if device.type == "cuda" and compiled: _compile_ahead(run)
@@ -578,6 +580,7 @@ def _compile_ahead(run: Run):
                  images=run.images, shape=json.dumps(run.shape),
                  encoder_dim=encoder_dim, decoder_dim=decoder_dim, channels=channels)
     words = [w for k, v in given.items() if v is not None for w in (f"--{k.replace('_', '-')}", str(v))]
+    words += ["--frozen"]*run.frozen
     with open(run.state/"ahead.log", "w") as log:
         subprocess.Popen([sys.executable, __file__, "ahead", *words], stdout=log, stderr=log)
 
@@ -585,10 +588,12 @@ def _compile_ahead(run: Run):
 @app.command(hidden=True)
 def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = None,
           world: str = "sas_nb.lab.draw_large", shape: str = SHAPE,
-          encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None):
+          encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None,
+          frozen: Annotated[bool, typer.Option("--frozen")] = False):
     "Compile what `train` needs after its first crops: the pass over whole clips, and the DiT's step."
     device = best_device()
     vae = begun(start, json.loads(shape), (encoder_dim, decoder_dim, channels), device).requires_grad_(True)
+    if frozen: autoencoder_optimizers(vae, 0., frozen)
     x = torch.rand(-(-batch//6), 3, 17, 64, 64, device=device)*2-1
     c = interest(x)
     reconstruction_loss(autoencoder_passes(vae, True), x, c, c.mean()).backward()

@@ -57,7 +57,7 @@ def quick(base, monkeypatch):
     monkeypatch.setattr(base.measure_dit, "__defaults__", (2,))
     monkeypatch.setattr(base.sample, "__defaults__", (2,))
 
-def test_a_linear_start(base, tmp_path, monkeypatch):
+def test_a_linear_start(base, quick, tmp_path, monkeypatch):
     from sas_nb.lab import draw_large
     from sas_nb.lab.autoencoder import decibels, pixels, reconstruct
     from sas_nb.lab.linear_code import linear_autoencoder, linear_code
@@ -72,6 +72,16 @@ def test_a_linear_start(base, tmp_path, monkeypatch):
     torch.manual_seed(0)
     untrained = linear_autoencoder(code).eval()
     assert (decibels(some, reconstruct(vae, some)) > decibels(some, reconstruct(untrained, some)) + 2).all()
+
+
+def test_a_frozen_encoder_stays(base, quick, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    vae = tiny_autoencoder(**TEMPORAL_2)
+    vae.save_pretrained(tmp_path/"start")
+    run(base, monkeypatch, *arguments(tmp_path, tmp_path/"start", 1), "--frozen", "--share", "1")
+    after = load_autoencoder(tmp_path/"state"/"vae").state_dict()
+    same = {k: torch.equal(v.half(), after[k].half()) for k, v in vae.state_dict().items()}
+    assert all(v for k, v in same.items() if k.startswith(("encoder", "quant"))) and not same["decoder.conv_in.weight"]
 
 
 def test_a_narrow_linear_start_is_refused():
@@ -170,7 +180,7 @@ def test_no_dit_is_trained_on_a_blurred_autoencoder(base, quick, start, tmp_path
     log, state = rows(tmp_path/"out"/"log.jsonl"), tmp_path/"state"
     assert {r["part"] for r in log} == {"autoencoder", "report", "done"} and not (state/"dit.safetensors").exists()
     assert log[-1]["parts"]["autoencoder"] > .8, "the time of the DiT is the autoencoder's"
-    blurred = type("Run", (), dict(state=state, start=start, shape={}, widths=(None, None, None), device="cpu", rate=.01, least=99))
+    blurred = type("Run", (), dict(state=state, start=start, shape={}, widths=(None, None, None), device="cpu", rate=.01, frozen=False, least=99))
     with pytest.raises(UserError, match="lower --least"): base.finished(blurred)
     blurred.least = 0
     shipped, averaged = load_autoencoder(state/"vae"), base.finished(blurred)
