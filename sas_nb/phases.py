@@ -13,7 +13,6 @@ import gc
 import torch
 from . import train
 from .adapter import SharedLoRA
-from .beforehand import new_adapter
 from .cards import Card, GIB
 from .clip import Clip
 from .data import StageData
@@ -22,7 +21,7 @@ from .memory import Memory
 from .prompt import Prompts
 from .recipe import Recipe, Run
 from .sketch import Sketch, sketched
-from .stages import build
+from .stages import build, new_adapter
 from .train import Trainer
 
 # %% ../nbs/parts/phases.ipynb #0d66541f
