@@ -448,3 +448,20 @@ def test_an_update_that_does_not_help_is_left_out(taught, monkeypatch):
     monkeypatch.setattr(folded, "_kept", lambda *args: -3.)
     concept = replace(taught[0], tokens={k: torch.ones_like(v) for k, v in taught[0].tokens.items()})
     assert folded.fold_words(concept, rank=2, steps=2, samples=6, queries=4, measured=6) == folded.Folded({}, 0, 0.)
+
+
+def test_a_concept_on_some_experts(tmp_path):
+    "On both it is the concept of the model that the pair was made of, on none the model; on one, half of it is away."
+    from sas_nb.atlas import load_zoo
+    from sas_nb.lab.experts import on_experts, two_experts
+    one = load_zoo(names=["woman-00"])["woman-00"]
+    two = VideoDiT.load(two_experts(tmp_path / "two", boundary=.6))
+    how = dict(seed=0, steps=3, num_frames=5)
+    clips = {name: c.generate(one.prompt, **how).frames for name, c in dict(
+        own=one, both=on_experts(one, two), bare=one.at(0, 0), none=on_experts(one, two, (), ()), low=on_experts(one, two, ("low",))).items()}
+    assert (clips["both"]-clips["own"]).abs().max() < 1e-3 and (clips["none"]-clips["bare"]).abs().max() < 1e-3
+    assert min((clips["low"]-clips[k]).abs().max() for k in ("own", "bare")) > .02
+    w = on_experts(one, two, ("high",), ("low",)).weights
+    assert w.keys() == {f"{part}{k}" for part in ("", "transformer_2.") for k in one.weights}
+    zero = {k for k, v in w.items() if not v.any()}
+    assert zero == {f"transformer_2.{k}" for k in one.weights if k.endswith("B1")} | {k for k in one.weights if k.endswith("B2")}
