@@ -159,6 +159,7 @@ def learn_together(pairs:list[tuple],    # a clip and its prompts, of each: with
 def _learn(adapter, clips, subjects, recipe, run, composites)->Concept:
     prompts = [s.prompts for s in subjects]
     also = (run.sample_prompt,)
+    if run.progress: print(_encoded(clips, composites))
     with stoppable(), only_run(run.out):
         data = build_together(adapter.dit, clips, prompts, recipe, composites, run.progress, also)
         history = fit_stages(adapter, data, recipe, run)
@@ -166,6 +167,10 @@ def _learn(adapter, clips, subjects, recipe, run, composites)->Concept:
         concept.info["subjects"] = [s.to_dict() for s in subjects]
         if run.out: concept.save(run.out/"concept")
     return concept
+
+def _encoded(clips, composites)->str:
+    beside = f" and {len(composites.clips)} pictures of all" if composites else ""
+    return f"encoding {len(clips)} clips of {len(clips[0])} frames{beside}, as sets and as sequences"
 
 # %% ../nbs/10_composing.ipynb #8badda5a
 def _checked_pairs(pairs)->tuple[list, list[Prompts]]: # clips, and prompts

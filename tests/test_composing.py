@@ -2,7 +2,7 @@
 import json
 import warnings
 from dataclasses import replace
-import pytest, torch
+import av, pytest, torch
 import road
 from typer.testing import CliRunner
 from sas_nb.adapter import SharedLoRA
@@ -353,6 +353,37 @@ def test_a_mask_from_a_file(clips, tmp_path):
         rgba = (torch.cat([x, m])*255).byte().permute(1, 2, 0).numpy()
         Image.fromarray(rgba, "RGBA").save(tmp_path/"frames"/f"{k:02d}.png")
     assert torch.equal(read_mask(tmp_path/"frames", clip), exact(clip))
+
+
+def filmed(path, codec, form, rgba, fps=12):
+    "Write frames (T, 4, H, W) in [0, 1] with their transparency."
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=fps, options={"lossless": "1"} if codec == "libvpx-vp9" else {})
+        stream.height, stream.width, stream.pix_fmt = *rgba.shape[2:], form
+        for x in rgba:
+            picture = av.VideoFrame.from_ndarray((255*x).round().byte().permute(1, 2, 0).contiguous().numpy(), "rgba")
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name, codec, form", [("a.mov", "prores_ks", "yuva444p10le"), ("a.webm", "libvpx-vp9", "yuva420p"), ("a.mkv", "ffv1", "bgra")])
+def test_a_film_that_is_transparent_is_its_own_mask(clips, tmp_path, name, codec, form):
+    clip, long = clips[0], moving(.2, 7)
+    mask = exact(long)
+    film = filmed(tmp_path/name, codec, form, torch.cat([long.frames, mask], 1))
+    for start in (0, 2): assert ((read_mask(film, clip, start=start/12) > .5).float() - mask[start:start+5]).abs().mean() < .01, "read as its clip is"
+    mask = exact(clip)
+    opaque = filmed(tmp_path/f"b{name[1:]}", codec, form, torch.cat([mask.expand(-1, 3, -1, -1), torch.ones(5, 1, 32, 32)], 1))
+    assert ((read_mask(opaque, clip) > .5).float() - mask).abs().mean() < .03, "nothing is transparent: its brightness"
+
+
+def test_an_animation_that_is_transparent_is_its_own_mask(clips, tmp_path):
+    from PIL import Image
+    rgba = (255*torch.cat([clips[0].frames, exact(clips[0])], 1)).byte().permute(0, 2, 3, 1).numpy()
+    first, *others = map(Image.fromarray, rgba)
+    first.save(tmp_path/"a.webp", save_all=True, append_images=others, duration=[83, 84, 83, 83, 84], lossless=True)
+    assert torch.equal(read_mask(tmp_path/"a.webp", clips[0]), exact(clips[0]))
 
 
 @pytest.mark.parametrize("call, says", [
