@@ -24,7 +24,8 @@ class Source:
     kind:str # codec, or the number of images
     fps:Fraction|None # native rate, None if it has none
     duration:float|None # seconds until its last picture goes, None if it does not say
-    pictures:object=None # generator of (time, duration, function that makes an RGB image, by `on_white` or `opacity`)
+    # generator of (time, duration, function that makes an RGB image, by `on_white` or `opacity`)
+    pictures:object=None
     t0:Fraction=Fraction(0) # time stamp of its beginning, be it sound or picture
     aspect:Fraction=Fraction(1) # of one pixel, width to height
     turn:str="none" # how the file asks to be turned
