@@ -112,18 +112,18 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
 @command("sas-nb plan film.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --gpu t4",
          "sas-nb plan film.mp4 --model Wan-AI/Wan2.2-TI2V-5B-Diffusers --gpu 24 --frames 81 --size 480x832",
          "sas-nb plan film.mp4 --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpu 4090 --frames 33 --weights int8")
-def plan(clip:Annotated[Path, _SEEN], model:Model="tiny", gpu:Gpu=None, host:Host=None, frames:Frames=None,
-         fps:Fps=None, start:Start=0., size:Size=None, recipe:Named="default", settings:Settings=None,
-         checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, weights:Weights=None,
-         swapped:Swapped=None, inputs_on_host:InputsOnHost=None, tiled:Tiled=None, vae_bits:VaeBits=None,
-         text_bits:TextBits=None, as_json:AsJson=False):
-    "Say what training on a film would need, before anything is loaded; exit code 3 if it does not fit."
+def plan(clips:Annotated[list[Path], _SEEN], model:Model="tiny", gpu:Gpu=None, host:Host=None,
+         frames:Frames=None, fps:Fps=None, start:Start=0., size:Size=None, recipe:Named="default",
+         settings:Settings=None, checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None,
+         weights:Weights=None, swapped:Swapped=None, inputs_on_host:InputsOnHost=None,
+         tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None, as_json:AsJson=False):
+    "Say what training on a film, or on several together, would need; exit code 3 if it does not fit."
     from sas_nb.plan import plan
-    shape, film = film_shape(clip, model, frames, fps, start, size)
-    wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
-                  swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,
-                  text_bits=text_bits)
-    found = plan(model, shape, chosen_recipe(recipe, settings=settings), gpu, host, wish, progress=True)
+    shape, film = film_shape(clips[0], model, frames, fps, start, size)
+    wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights, swapped=swapped,
+                  inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits, text_bits=text_bits)
+    chosen = chosen_recipe(recipe, settings=settings, concepts=len(clips))
+    found = plan(model, shape, chosen, gpu, host, wish, progress=True)
     if as_json: say(json.dumps(found.to_dict() | dict(film=film), indent=1))
     else:
         show(plan_table(found))

@@ -9,13 +9,14 @@ __all__ = ['checked_mask', 'read_mask', 'background_of', 'FoundMask', 'backgroun
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from .clip import Clip
-from .files import expanded, UserError
+from .files import UserError
+from .pictures import opacity
+from .video import read_video
 
 # %% ../nbs/parts/masks.ipynb #0d350fa5
 def checked_mask(mask:Tensor|Clip, # (T, H, W) or (T, 1, H, W) in [0, 1]; of a clip the brightness
@@ -34,29 +35,15 @@ def checked_mask(mask:Tensor|Clip, # (T, H, W) or (T, 1, H, W) in [0, 1]; of a c
     return x.clamp(0, 1)
 
 # %% ../nbs/parts/masks.ipynb #3a11799d
-def read_mask(path:str|Path, # a video, or pictures: white on the subject, or transparent elsewhere
+def read_mask(path:str|Path, # a film, or pictures: transparent outside the subject, or white on it
               clip:Clip,
               **how,         # as the clip was loaded: `start`, `rule`
              )->Tensor:      # (T, 1, H, W)
     "Raises `UserError` for a mask that does not fit its clip."
-    path = expanded(path)
-    alpha = _alpha(path, len(clip), tuple(clip.shape[2:]))
-    if alpha is not None: return checked_mask(alpha, clip)
-    mask = Clip.load(path, num_frames=len(clip), fps=clip.fps, size=tuple(clip.shape[2:]), **how)
-    return checked_mask(mask, clip)
-
-# %% ../nbs/parts/masks.ipynb #daefbc43
-def _alpha(folder:Path, n:int, size:tuple)->Tensor|None: # (T, 1, H, W)
-    "The transparency of a folder's first n pictures, if they have any."
-    if not folder.is_dir(): return None
-    layers = []
-    for file in sorted(p for p in folder.iterdir() if p.is_file())[:n]:
-        try: image = Image.open(file)
-        except (OSError, UnidentifiedImageError): continue
-        if not image.has_transparency_data: return None
-        alpha = image.convert("RGBA").getchannel("A").resize(size[::-1], Image.Resampling.BOX)
-        layers.append(torch.from_numpy(np.asarray(alpha, np.float32)/255)[None])
-    return torch.stack(layers) if layers else None
+    how |= dict(num_frames=len(clip), fps=clip.fps, size=tuple(clip.shape[2:]))
+    opaque, _ = read_video(path, **how, look=opacity)
+    shown = Clip.load(path, **how) if opaque.min() == 1 else Clip(opaque, clip.fps)
+    return checked_mask(shown, clip)
 
 # %% ../nbs/parts/masks.ipynb #ead575ae
 def background_of(clip:Clip, mask:Tensor|None=None)->Tensor: # (3, H, W)

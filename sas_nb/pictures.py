@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from .files import UserError
 
 # %% auto #0
-__all__ = ['Source', 'on_white', 'turn_of', 'untagged_hd', 'frame_picture', 'listed', 'open_folder', 'open_pages']
+__all__ = ['Source', 'on_white', 'opacity', 'turn_of', 'untagged_hd', 'frame_picture', 'listed', 'open_folder', 'open_pages']
 
 # %% ../nbs/parts/pictures.ipynb #8497d24a
 @dataclass
@@ -24,7 +24,8 @@ class Source:
     kind:str # codec, or the number of images
     fps:Fraction|None # native rate, None if it has none
     duration:float|None # seconds until its last picture goes, None if it does not say
-    pictures:object=None # generator of (time, duration, function that makes an RGB image)
+    # generator of (time, duration, function that makes an RGB image, by `on_white` or `opacity`)
+    pictures:object=None
     t0:Fraction=Fraction(0) # time stamp of its beginning, be it sound or picture
     aspect:Fraction=Fraction(1) # of one pixel, width to height
     turn:str="none" # how the file asks to be turned
@@ -57,6 +58,11 @@ def on_white(image:Image.Image, name:str="") -> Image.Image:
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
+def opacity(image:Image.Image, name:str="") -> Image.Image:
+    "An RGB image of where it is opaque: white there, black where it is transparent."
+    if not image.has_transparency_data: return Image.new("RGB", image.size, "white")
+    return image.convert("RGBA").getchannel("A").convert("RGB")
+
 # %% ../nbs/parts/pictures.ipynb #ac63e887
 _T = Image.Transpose
 _TURNS = {(1, 0, 0, 1): ("none", None),
@@ -81,11 +87,11 @@ def untagged_hd(frame):
     return (frame.colorspace == 2 and (frame.width >= 1280 or frame.height >= 720)
             and len(frame.format.components) > 2 and not frame.format.is_rgb)
 
-def frame_picture(frame, turn, aspect):
+def frame_picture(frame, turn, aspect, look=on_white):
     "A decoded frame as an upright RGB image with square pixels."
     if untagged_hd(frame): frame.colorspace = 1 # BT.709
     clear = any(c.is_alpha for c in frame.format.components) or frame.format.has_palette
-    image = on_white(Image.fromarray(frame.to_ndarray(format="rgba"))) if clear else frame.to_image()
+    image = look(Image.fromarray(frame.to_ndarray(format="rgba")) if clear else frame.to_image())
     if aspect != 1:
         width = max(1, round(image.width*aspect))
         image = image.resize((width, image.height), Image.Resampling.BICUBIC)
@@ -105,12 +111,12 @@ def listed(names:list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 # %% ../nbs/parts/pictures.ipynb #9b75039d
-def _image(path, source):
+def _image(path, source, look=on_white):
     "One picture of a folder, upright, as RGB."
     try:
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO": source.several.append(path.name)
-            return on_white(ImageOps.exif_transpose(image), path.name)
+            return look(ImageOps.exif_transpose(image), path.name)
     except UserError: raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise UserError(f"The image {path.name!r} in the folder {path.parent.name!r} cannot be read: "
@@ -175,8 +181,10 @@ def _pages(path, stays):
     with Image.open(path) as image:
         for k, stay in enumerate(stays):
             image.seek(k)
-            yield time, stay, partial(on_white, ImageOps.exif_transpose(image), path.name)
+            yield time, stay, partial(_page, ImageOps.exif_transpose(image), path.name)
             time += stay
+
+def _page(image, name, look=on_white): return look(image, name)
 
 # %% ../nbs/parts/pictures.ipynb #c10a7e12
 _PAGED = re.compile(rb"RIFF....WEBP|....ftyp(?:avif|avis|mif1|msf1)|II\*\0|MM\0\*", re.DOTALL)

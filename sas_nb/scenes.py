@@ -25,7 +25,7 @@ TEMPLATE = """\
 [dancer]
 appearance = "a [v1] woman in a red shirt and purple trousers in a park"
 motion = "she is [u1] dancing"
-# mask = "dancer-mask.mp4"        # white where the subject is; else what differs from a still background
+# mask = "dancer-mask.mp4"        # white on the subject, or transparent elsewhere; worked out if left out
 # place = [0.0, 0.0, 0.5, 1.0]    # left, top, right, bottom, from 0 to 1
 
 [waves]
@@ -121,6 +121,7 @@ def compose(clips:Annotated[list[Path], _CLIPS], prompts:Annotated[Path, _PROMPT
         recipe, settings=settings, concepts=len(clips), steps1=("stage1.steps", steps1),
         steps2=("stage2.steps", steps2), rank=("rank", rank), batch=("both.batch", batch),
         lr=("both.lr", lr), seed=("both.seed", seed))
+    if not quiet: say(f"Reading {len(clips)} clips.", err=True)
     how = dict(frames=frames, fps=fps, start=start, size=size, revision=revision)
     seen = _scene(clips, prompts, model, _mask_reader(prompts, model, start, revision), **how)
     fitted = dict(checkpointing=checkpointing, apart=apart, at_once=at_once)

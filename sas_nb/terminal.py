@@ -76,7 +76,8 @@ class Command(TyperCommand):
         "What to raise where something that must be given is not."
         given = self.make_parser(ctx).parse_args(args=list(args))[0]
         missing = [_name(p) for p in self.get_params(ctx) if p.required and _is_missing(p, ctx, given)]
-        return _UsageError(f"Missing: {', '.join(missing)}.", ctx)
+        more = f" Begin with: {ctx.command_path} --template."*any("--template" in p.opts for p in self.params)
+        return _UsageError(f"Missing: {', '.join(missing)}.{more}", ctx)
 
 # %% ../nbs/parts/terminal.ipynb #101c1014
 def say(message:str, err:bool=False, **style):

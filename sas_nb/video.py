@@ -5,6 +5,7 @@
 # %% ../nbs/parts/video.ipynb #58304e15
 from __future__ import annotations
 import math, os
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from .files import expanded, plain_number, UserError, whole_number
-from .pictures import open_folder, open_pages, Source
+from .pictures import on_white, open_folder, open_pages, Source
 from .preflight import complete, Preflight
 from .resample import cover, cover_box, fit_length, resample, rule_words
 from .stream import open_video
@@ -98,6 +99,7 @@ class _Reading:
     source:Source
     rate:Fraction # ticks per second
     start:Fraction # of the first tick
+    look:Callable=on_white # what of a picture is seen
     seen:list=field(default_factory=list) # seconds of all frames that came by
     ticks:list=field(default_factory=list) # (index, seconds) of the frame at each tick
     arrays:list=field(default_factory=list) # its picture, bytes (H,W,3)
@@ -114,7 +116,7 @@ _LIMIT = 2 << 30 # bytes of float32 frames that one clip may take
 
 def _take(reading, time, make, size):
     "Bytes (H,W,3) of one picture. Raises `UserError` if its size is not that of the first."
-    image = make()
+    image = make(look=reading.look)
     hw = image.size[::-1]
     if reading.native and hw != reading.native: reading.source.resized.append(float(time))
     reading.native = reading.native or hw
@@ -203,11 +205,12 @@ def read_video(
     size:tuple|None=None,
     start:float=0., # seconds into the file
     rule:tuple[int,int]=(4, 1), # m and k: the model's clips have m n + k frames
+    look:Callable=on_white, # or `opacity`, for the transparency
 ) -> tuple[Tensor,Preflight]: # frames (T,3,H,W) in [0,1]; what was done, and their `fps`
     "Read by the clock, upright, transparency on white. Raises `UserError`."
     wishes = _Wishes(num_frames, fps, size, start, rule)
     source = _open(path, wishes)
-    reading = _Reading(Path(path).name, source, wishes.fps or source.fps, wishes.start)
+    reading = _Reading(Path(path).name, source, wishes.fps or source.fps, wishes.start, look)
     if reading.rate is None:
         raise UserError(f"{reading.name!r} does not say how many frames per second it has: pass fps=.")
     with closing(source.pictures): _collect(reading, wishes)

@@ -2,7 +2,7 @@
 
     python scripts/compose.py --quick             # three gatherings, the nulls and the sum: a few minutes
     python scripts/compose.py                     # all 36 gatherings, all methods: many hours of a CPU
-    python scripts/compose.py --method sum --method masked --minutes 60
+    python scripts/compose.py --method sum --method "masked side by side" --minutes 60
     python scripts/compose.py --part 0/2          # one of two processes that share the folder
     python scripts/compose.py --only-table        # measure and print what is there, and make nothing
     python scripts/compose.py --keep              # also write the rows to data/bench/compose.csv

@@ -2,9 +2,10 @@
 import json
 import warnings
 from dataclasses import replace
-import pytest, torch
+import av, pytest, torch
 import road
 from typer.testing import CliRunner
+from sas_nb import export
 from sas_nb.adapter import SharedLoRA
 from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo
@@ -16,6 +17,7 @@ from sas_nb.concept import Concept
 from sas_nb.data import Examples, merged, sample_batch
 from sas_nb.dit import VideoDiT
 from sas_nb.files import Advice, UserError
+from sas_nb.folded import fold_words
 from sas_nb.learning import learn
 from sas_nb.lowrank import delta
 from sas_nb.masks import background_mask, background_of, checked_mask, masks_of, read_mask
@@ -172,6 +174,16 @@ def test_a_stopped_run_of_several_goes_on_exactly(dit, clips, tmp_path, monkeypa
         with pytest.raises(UserError, match="holds another run"): learn_together(pairs, dit, other, quiet(tmp_path/"run"), masks=[exact(c) for c in clips])
 
 
+def test_words_of_several_are_folded(dit, clips, tmp_path, monkeypatch):
+    "Plain prompts then show nearly what those with all words do."
+    scene = learn_together(list(zip(clips, SAID)), dit, few(3), quiet())
+    folded = fold_words(scene, 4, steps=30, samples=2, queries=16, measured=2)
+    assert .3 < folded.kept <= 1
+    monkeypatch.setattr(export, "fold_words", lambda concept: folded)
+    written, = scene.export(tmp_path/"lora", words="folded")
+    assert written.exists() and not [f for f in written.rglob("*") if "words" in f.name]
+
+
 def test_a_recipe_for_several():
     paper = Recipe.paper().together(2)
     assert [s.steps for s in paper.stages] == [1200, 1800] and paper.stage1.composites == .2 and paper.together(3) == paper
@@ -235,7 +247,7 @@ def test_strangers_merge_and_are_saved(tmp_path):
 def test_masked_alone_in_the_picture_is_the_concept_itself(zoo):
     "All tokens belong to the first, and the words of its prompt do too: what the other one has does not show."
     a, b = (replace(c, weights={k: w if k.endswith(".A") or "attn2.to_k" not in k and "attn2.to_v" not in k else 0*w for k, w in c.weights.items()}) for c in zoo.values())
-    scene = compose([a, b], "masked", [(0, 0, 1, 1), (0, .999, .001, 1)], equal=False)
+    scene = compose([a, b], "masked", [(0, 0, 1, 1), (0, .999, .001, 1)], equal=False, gain=1.)
     how = dict(seed=3, steps=2, num_frames=5, negative_scale=.7)
     prompt = "a [v1] woman in a park. she is [u1] dancing"
     with warnings.catch_warnings():
@@ -267,7 +279,26 @@ def test_places_from_words(zoo):
     with pytest.raises(UserError, match=r"has no \[v2\]"), warnings.catch_warnings():
         warnings.simplefilter("ignore", Advice)
         scene.generate("a [v1] woman. she is [u1] dancing", places="words", **how)
-    with pytest.raises(UserError, match="has no places"): compose(zoo).generate(places="words", **how)
+    with pytest.raises(UserError, match="has no places"): compose(zoo, "sum").generate(places="words", **how)
+
+
+def test_places_from_words_can_be_said_at_once(zoo):
+    how = dict(seed=2, steps=3, num_frames=5)
+    said = compose(zoo, "masked", "words")
+    words = said.generate(**how).frames
+    assert torch.equal(words, compose(zoo, "masked").generate(places="words", **how).frames)
+    boxes = said.generate(places=[(0, 0, .5, 1), (.5, 0, 1, 1)], **how).frames
+    assert torch.equal(boxes, compose(zoo, "masked").generate(**how).frames) and not torch.equal(boxes, words), "what is said later counts"
+
+
+def test_gain(zoo):
+    "Updates in their places are stronger by a half; it multiplies what else is asked for."
+    some = dict(seed=1, steps=2, num_frames=5)
+    assert compose(zoo, "masked").factors == tuple(1.5*f for f in compose(zoo, "masked", gain=1.).factors)
+    assert compose(zoo).way == "masked" and compose(zoo, "sum").factors == (1., 1.) and compose(zoo, "sum", gain=2.).factors == (2., 2.)
+    usual, by_hand = compose(zoo, "masked").generate(**some), compose(zoo, "masked", gain=.5).generate(appearance=3, motion=3, **some)
+    torch.testing.assert_close(usual.frames, by_hand.frames, atol=2e-3, rtol=0)
+    assert (usual.frames - compose(zoo, "masked", gain=1.).generate(**some).frames).abs().mean() > 1e-3
 
 
 def test_equal_norms(zoo):
@@ -279,9 +310,10 @@ def test_equal_norms(zoo):
 @pytest.mark.parametrize("call, says", [
     (lambda z: compose(z, "stack"), "has no 'stack'"), (lambda z: compose(list(z.values())[:1]), "at least two"), (lambda z: compose([]), "at least two"),
     (lambda z: compose([*z.values(), "waves"]), "no concept"), (lambda z: compose(z, "joint"), "learn_together"), (lambda z: compose(z, "masked", [(0, 0, 1, 1)]), "2 subjects and 1 places"),
-    (lambda z: compose(z, "masked", [(0, 0, 1, 1), (0, 0, 64, 64)]), "from 0 to 1"), (lambda z: compose(z).generate(places=[(0, 0, 1, 1)]*2), "has no places"),
+    (lambda z: compose(z, "masked", [(0, 0, 1, 1), (0, 0, 64, 64)]), "from 0 to 1"), (lambda z: compose(z, "sum", "words"), "has no places"), (lambda z: compose(z, "joint", [(0, 0, 1, 1)]*2), "has no places"),
+    (lambda z: compose(z, "masked", "left"), "places is 'left'"), (lambda z: compose(z, "masked", gain=-1), "gain=-1"), (lambda z: compose(z, gain=float("nan")), "gain=nan"), (lambda z: compose(z, "sum").generate(places=[(0, 0, 1, 1)]*2), "has no places"),
     (lambda z: compose(z).generate(appearance=[1]), "1 strengths of appearance"), (lambda z: compose(z).generate(motion=float("nan")), "motion=nan"),
-    (lambda z: compose(z, "masked").concept().save("x"), "cannot be saved as one"), (lambda z: compose([*z.values(), replace(next(iter(z.values())), info=next(iter(z.values())).info | dict(fingerprint="other"))]), "different bases"),
+    (lambda z: compose(z, "masked").concept().save("x"), "cannot be saved as one"), (lambda z: compose(z, "masked").concept().export("x", words="folded"), "cannot be saved as one"), (lambda z: compose([*z.values(), replace(next(iter(z.values())), info=next(iter(z.values())).info | dict(fingerprint="other"))]), "different bases"),
     (lambda z: compose([compose(z).concept(), *z.values()]), "of several subjects")])
 def test_what_cannot_be_composed(zoo, call, says):
     with pytest.raises(UserError) as e: call(zoo)
@@ -355,6 +387,37 @@ def test_a_mask_from_a_file(clips, tmp_path):
     assert torch.equal(read_mask(tmp_path/"frames", clip), exact(clip))
 
 
+def filmed(path, codec, form, rgba, fps=12):
+    "Write frames (T, 4, H, W) in [0, 1] with their transparency."
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=fps, options={"lossless": "1"} if codec == "libvpx-vp9" else {})
+        stream.height, stream.width, stream.pix_fmt = *rgba.shape[2:], form
+        for x in rgba:
+            picture = av.VideoFrame.from_ndarray((255*x).round().byte().permute(1, 2, 0).contiguous().numpy(), "rgba")
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name, codec, form", [("a.mov", "prores_ks", "yuva444p10le"), ("a.webm", "libvpx-vp9", "yuva420p"), ("a.mkv", "ffv1", "bgra")])
+def test_a_film_that_is_transparent_is_its_own_mask(clips, tmp_path, name, codec, form):
+    clip, long = clips[0], moving(.2, 7)
+    mask = exact(long)
+    film = filmed(tmp_path/name, codec, form, torch.cat([long.frames, mask], 1))
+    for start in (0, 2): assert ((read_mask(film, clip, start=start/12) > .5).float() - mask[start:start+5]).abs().mean() < .01, "read as its clip is"
+    mask = exact(clip)
+    opaque = filmed(tmp_path/f"b{name[1:]}", codec, form, torch.cat([mask.expand(-1, 3, -1, -1), torch.ones(5, 1, 32, 32)], 1))
+    assert ((read_mask(opaque, clip) > .5).float() - mask).abs().mean() < .03, "nothing is transparent: its brightness"
+
+
+def test_an_animation_that_is_transparent_is_its_own_mask(clips, tmp_path):
+    from PIL import Image
+    rgba = (255*torch.cat([clips[0].frames, exact(clips[0])], 1)).byte().permute(0, 2, 3, 1).numpy()
+    first, *others = map(Image.fromarray, rgba)
+    first.save(tmp_path/"a.webp", save_all=True, append_images=others, duration=[83, 84, 83, 83, 84], lossless=True)
+    assert torch.equal(read_mask(tmp_path/"a.webp", clips[0]), exact(clips[0]))
+
+
 @pytest.mark.parametrize("call, says", [
     (lambda c: checked_mask(torch.zeros(5, 1, 32, 32), c), "is empty"), (lambda c: checked_mask(torch.zeros(5, 32, 32), c), "is empty"), (lambda c: checked_mask(torch.ones(5, 1, 16, 32), c), "the clip needs"),
     (lambda c: masks_of([c, c], [None]), "2 clips and 1 masks"), (lambda c: background_mask(Clip(torch.rand(5, 3, 16, 16))), "the camera moves"), (lambda c: background_mask(Clip(torch.zeros(5, 3, 16, 16))), "Nothing moves"),
@@ -396,6 +459,34 @@ def test_a_file_of_prompts_that_is_none(films, tmp_path, text, says):
 def test_the_template_is_a_file_of_prompts():
     out = CliRunner().invoke(app, ["compose", "--template"])
     assert out.exit_code == 0 and out.output.strip() == TEMPLATE.strip()
+
+
+def test_the_plan_of_several(films, monkeypatch):
+    "As many clips as are composed, with the steps of all; each is shown alone, so one clip says the shape."
+    from sas_nb import plan
+    asked = []
+    def seen(model, shape, recipe, *rest, **more):
+        asked.append((shape, recipe))
+        raise UserError("enough")
+    monkeypatch.setattr(plan, "plan", seen)
+    for some in (films[:1], films): assert "enough" in CliRunner().invoke(app, ["plan", *some, "--frames", "5"]).output
+    (one, alone), (several, both) = asked
+    assert one == several and [s.steps for s in both.stages] == [2*s.steps for s in alone.stages]
+
+
+def test_what_is_missing_names_the_template():
+    out = CliRunner().invoke(app, ["compose"])
+    words = " ".join(out.output.replace("│", " ").split())
+    assert out.exit_code == 2 and "Missing: CLIPS..., --prompts, --out. Begin with: " in words and "compose --template." in words
+    assert "template" not in CliRunner().invoke(app, ["train"]).output
+
+
+def test_it_says_what_it_does_before_the_first_step(dit, clips, films, tmp_path, capsys):
+    learn_together(list(zip(clips, SAID)), dit, few(1), Run())
+    assert "encoding 2 clips of 5 frames and 12 pictures of all" in capsys.readouterr().out
+    (tmp_path/"scene.toml").write_text(TEMPLATE.replace("in a red shirt and purple trousers ", ""))
+    some = ["--prompts", tmp_path/"scene.toml", "--out", tmp_path/"out", "--frames", 5, "--steps1", 0, "--steps2", 0, "--rank", 4, "--set", "both.prior=0", "--no-sheet"]
+    assert "Reading 2 clips." in run(*films, *some).output
 
 
 # what was there before

@@ -79,20 +79,23 @@ def _boxes(g, grown=.04)->list: # where each subject is in the exact answer, wit
     return [tuple(float(np.clip(v, 0, 1)) for v in (x[0], y[0], x[1], y[1])) for x, y in spans]
 
 # %% ../../nbs/lab/33_compose_bench.ipynb #1d1418e5
-def together_of(way:str, **options)->Callable:
+def together_of(way:str,
+                places:str|None=None, # "boxes" of the exact answer, or as for `compose`
+                **options)->Callable:
     "Concepts that were learned apart, put together."
     def make(g, cast, seed):
-        places = _boxes(g) if options.get("places") == "boxes" else options.get("places")
-        return [compose(cast.of(g), way, places).generate(prompt_of(g), seed)]
+        where = _boxes(g) if places == "boxes" else places
+        return [compose(cast.of(g), way, where, **options).generate(prompt_of(g), seed)]
     return make
 
 def _own_masks(g)->list: # exact, (T, H, W) of each single clip
     return [torch.from_numpy(g.world.truth(s, 17, g.fps).masks[0]) for s in g.singles]
 
 def jointly(composites:float=0., **changes)->Callable:
-    "One adapter for all."
+    "One adapter for all, over the basis of the cast; as many steps as a single concept has."
     def make(g, cast, seed):
-        recipe = cast.recipe.with_(**changes).together(len(g.singles), composites)
+        steps = dict(steps=cast.recipe.stage1.steps)
+        recipe = cast.recipe.together(len(g.singles), composites).with_(both=steps, **changes)
         folder = cast.folder/_code(repr(g.singles), repr(recipe))
         concept = Concept.load(folder, cast.dit) if _is_kept(folder) else _together(g, cast, recipe, folder)
         return [compose([concept], "joint").generate(prompt_of(g), seed)]
@@ -103,13 +106,16 @@ def _together(g, cast, recipe, folder):
     prompts = [Prompts.of(p).numbered(k) for k, p in enumerate(g.prompts(), 1)]
     masks = _own_masks(g) if recipe.stage1.composites else None
     pairs = list(zip(g.clips(), prompts))
-    return learn_together(pairs, cast.dit, recipe, Run(folder, progress=False), masks)
+    return learn_together(pairs, cast.dit, recipe, Run(folder, progress=False), masks, basis=cast.basis)
 
 NULLS = {"exact": _exact, "references swapped": _exact, "captions alone": _captions}
 NULLS |= {"single concepts": _singles}
-COMPOSED = dict(sum=together_of("sum"), merged=together_of("merged"))
-COMPOSED |= {"masked": together_of("masked", places="boxes"),
-             "masked by words": together_of("masked", places="words")}
+COMPOSED = {"sum": together_of("sum"), "sum, gain 1.5": together_of("sum", gain=1.5),
+            "merged": together_of("merged")}
+COMPOSED |= {"masked by boxes, gain 1": together_of("masked", "boxes", gain=1.),
+             "masked side by side, gain 1": together_of("masked", gain=1.)}
+COMPOSED |= {"masked by boxes": together_of("masked", "boxes"),
+             "masked by words": together_of("masked", "words"), "masked side by side": together_of("masked")}
 COMPOSED |= {"joint": jointly(), "joint, stitched": jointly(.2, arrangement="stitched"),
              "joint, cut-outs": jointly(.2, arrangement="cutouts")}
 METHODS = NULLS | COMPOSED
