@@ -281,20 +281,20 @@ _MANY = typer.Argument(metavar="CONCEPTS...", show_default=False,
 _HOST = typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
 
 @command("sas-nb explore", "sas-nb explore run-of-ann run-of-bob run-of-cleo", "sas-nb explore zoo",
-         "sas-nb explore runs/* --port 9000 --no-browser")
+         "sas-nb explore runs/* --port 9000 --no-browser", "sas-nb explore run-of-ann run-of-bob --compose")
 def explore(concepts:Annotated[Optional[list[Path]], _MANY]=None,
             port:Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)]=8866,
             host:Annotated[str, _HOST]="127.0.0.1",
             browser:Annotated[bool, typer.Option(help="Open the page in a browser.")]=True,
-            out:Annotated[Path, typer.Option(help="Folder for what is saved on the page.")]=Path("explored")):
+            out:Annotated[Path, typer.Option(help="Folder for what is saved on the page.")]=Path("explored"),
+            compose:Annotated[bool, typer.Option("--compose", help="All in one scene.")]=False):
     "Open a page of faces, maps and sliders over concepts: mix looks and dances, compare, save."
     from sas_nb.explore.serve import at_hand, serve
     if not concepts:
         concepts, others = at_hand()
-        own = ", ".join(str(p) for p in concepts[:-1])
-        say(f"Your own concepts and the zoo: {own}." if own else "The zoo; what you train joins it here.")
-        if others: say(f"Left out, of another base or older: {', '.join(map(str, others))}.")
-    serve(concepts, browser, host=host, port=port, out=out)
+        say(f"Opening {', '.join(map(str, concepts[:-1])) or 'nothing of your own'}, and the shipped zoo.")
+        if others: say(f"Left out, of another base, older, or scenes: {', '.join(map(str, others))}.")
+    serve(concepts, browser, host=host, port=port, out=out, **dict(scene=True) if compose else {})
 
 # %% ../nbs/parts/cli.ipynb #0ca130c6
 if __name__ == "__main__" and "__file__" in globals(): app()

@@ -1,5 +1,6 @@
 """Train a base by the clock: autoencoder, latents of the clips at hand, DiT and text encoder, figures.
 
+    python scripts/gpu_base.py linear START                                   # an autoencoder to begin with
     python scripts/gpu_base.py wheels --start START                           # for a machine without network
     python scripts/gpu_base.py train --start START --minutes 9 --out RESULTS  # one GPU, many cores
     python scripts/gpu_base.py train --state STATE --minutes 6000 --cpu       # days; the same command goes on
@@ -34,6 +35,7 @@ from sas_nb.fast import best_device, channels_last
 from sas_nb.files import UserError
 from sas_nb.lab.autoencoder import (autoencoder_optimizers, autoencoder_report, autoencoder_step,
                                     head_and_hands, interest, pixels, reconstruction_loss)
+from sas_nb.lab.linear_code import linear_autoencoder, linear_code, without_blocks
 from sas_nb.lab.optim import load_state, running_averages, save_state, set_rates
 from sas_nb.lab.pretrain import (averaged, captions, copy_weights, dit_backward, dit_learners, dit_loss,
                                  dit_update, latent_statistics, Latents, pieces, RATES, whitener)
@@ -596,6 +598,30 @@ def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = 
     ids = torch.zeros(clips+images, LONGEST-1, dtype=torch.long, device=device)
     g = torch.Generator(device).manual_seed(0)
     dit_backward(pipe, use_matmul_attention(pipe.transformer, True), (*latents, ids), lambda z: z, g)
+
+
+@app.command()
+def linear(
+    start: Annotated[Path, typer.Argument(help="The folder to write.")],
+    channels: Annotated[int, typer.Option(help="Of a latent.")] = 64,
+    clips: Annotated[int, typer.Option(help="Drawn for it.")] = 600,
+    minutes: Annotated[float, typer.Option(help="Of learning to decode.")] = 3,
+    rate: float = .02, batch: int = 12,
+    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw_large",
+):
+    "An autoencoder to begin with: the best linear code, decoded by what has learned without its blocks."
+    check_place(start, VAE["names"], **VAE)
+    module, g = importlib.import_module(world), torch.Generator().manual_seed(0)
+    x = torch.stack([pixels(module.random_spec(seed), module) for seed in range(clips)])
+    vae = channels_last(linear_autoencoder(linear_code(x, channels))).requires_grad_(True)
+    opts = autoencoder_optimizers(vae, rate, frozen_encoder=True)
+    both, begin, step = autoencoder_passes(without_blocks(vae), noise=.03), time.process_time(), 0
+    while (had := (time.process_time()-begin)/60) < minutes:
+        set_rates(opts, (rate, rate/10), min(1, (step+1)/30, 3*(1-had/minutes)))
+        autoencoder_step(vae, both, opts, x[torch.randint(clips, (batch,), generator=g)])
+        step += 1
+    print(dict(step=step), dict(autoencoder_report(vae.eval(), module, 24)))
+    with atomic(start, **VAE) as tmp: vae.half().save_pretrained(tmp)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from sas_nb.explore.maps import AVERAGE, PARTS
 from sas_nb.explore.prompts import sentence
 from sas_nb.explore.sights import filmed, still, strip, strip_of
 from sas_nb.explore.sliders import bases, Studio
+from sas_nb.explore import together  # noqa: F401 (gives a studio what it puts together)
 from sas_nb.explore.widgets import STATIC
 from sas_nb.explore.words import chips_of
 from sas_nb.files import expanded, UserError
@@ -183,9 +184,10 @@ def runtime() -> Path:
     place.mkdir(parents=True, exist_ok=True)
     try:
         subprocess.run(
-            ["npm", "pack", "--silent", RUNTIME], cwd=place, check=True, capture_output=True, text=True
+            ["npm", "pack", "--silent", RUNTIME], cwd=place, check=True, capture_output=True, text=True,
+            timeout=300,
         )
-    except (OSError, subprocess.CalledProcessError) as e:
+    except (OSError, subprocess.SubprocessError) as e:
         raise UserError(
             f"{RUNTIME}, which runs the model in browsers, could not be fetched by npm "
             f"({getattr(e, 'stderr', '') or e}): install npm, or give --no-model."

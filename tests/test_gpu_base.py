@@ -57,6 +57,29 @@ def quick(base, monkeypatch):
     monkeypatch.setattr(base.measure_dit, "__defaults__", (2,))
     monkeypatch.setattr(base.sample, "__defaults__", (2,))
 
+def test_a_linear_start(base, tmp_path, monkeypatch):
+    from sas_nb.lab import draw_large
+    from sas_nb.lab.autoencoder import decibels, pixels, reconstruct
+    from sas_nb.lab.linear_code import linear_autoencoder, linear_code
+    from sas_nb.lab.tiny import encode, to_signed
+    monkeypatch.setattr(base, "time", Ticks())
+    run(base, monkeypatch, "linear", tmp_path/"start", "--clips", "12", "--minutes", ".8", "--batch", "2")
+    vae = load_autoencoder(tmp_path/"start").float().eval()
+    x = torch.stack([pixels(draw_large.random_spec(i), draw_large) for i in range(12)])
+    code, some = linear_code(x, 64), to_signed(x[:3])
+    z = code.encode(some)
+    assert latent_shape(vae) == (64, 9, 8, 8) and (encode(vae, some)-z).pow(2).mean() < .01*z.pow(2).mean()
+    torch.manual_seed(0)
+    untrained = linear_autoencoder(code).eval()
+    assert (decibels(some, reconstruct(vae, some)) > decibels(some, reconstruct(untrained, some)) + 2).all()
+
+
+def test_a_narrow_linear_start_is_refused():
+    from sas_nb.lab.linear_code import linear_autoencoder, linear_code
+    code = linear_code(torch.randint(256, (4, 3, 17, 64, 64), dtype=torch.uint8), 64)
+    with pytest.raises(UserError, match="width of"): linear_autoencoder(code, 64)
+
+
 def test_everything_by_the_clock_and_on_from_there(base, quick, start, tmp_path, monkeypatch):
     run(base, monkeypatch, *arguments(tmp_path, start, 1))
     out, state = tmp_path/"out", tmp_path/"state"

@@ -48,10 +48,12 @@ def marks_of(n, group="people", image=PIXEL):
 @pytest.fixture(scope="module")
 def chromium():
     from playwright.sync_api import sync_playwright
+    from test_browser import in_turn
+    in_turn()
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--no-first-run"])
-        yield browser
-        browser.close()
+        try: yield browser
+        finally: browser.close()
 
 
 @pytest.fixture

@@ -207,12 +207,15 @@ def test_drag_and_every_screen(address, chromium, name, size, options):
 def test_the_model_in_the_browser_makes_what_python_makes(tmp_path, studio, chromium):
     with http_of(built(tmp_path, True)) as address, window(chromium, 1280, 800) as page:
         opened(page, address)
-        page.evaluate("sasPage.engine.start()")
+        page.evaluate("void sasPage.engine.start()")
+        page.wait_for_function("sasPage.engine.ready || sasPage.engine.failed")  # an evaluation has no time limit, this has
         assert page.evaluate("sasPage.engine.ready"), page.evaluate("sasPage.engine.failed")
         p = studio.snap(Position(NAMES[0], NAMES[1], (.1, .2), appearance=.8))
         js = PLACED.replace("return [weights, places.ownPrompt(p)]", "return sasPage.request(p, 4)")
         asked, = page.evaluate(js, [in_js(p)])
-        raw = page.evaluate("asked => sasPage.engine.make({ ...asked, raw: true }, true, () => {}).then(c => Array.from(c.raw))", asked)
+        page.evaluate("asked => void sasPage.engine.make({ ...asked, raw: true }, true, () => {}).then(c => { globalThis.made = Array.from(c.raw) })", asked)
+        page.wait_for_function("globalThis.made")
+        raw = page.evaluate("made")
         clip = lambda seed: studio.concept(p).generate(studio.own_prompt(p), seed, 4).frames.numpy()
         ours = clip(0)
         error, other = (np.square(x - ours).mean() for x in (np.reshape(raw, ours.shape), clip(1)))

@@ -39,7 +39,8 @@ def _views(e)->list[iw.Box]:
 def layout(e)->iw.Box:
     "The whole page of an explorer."
     style = iw.HTML(f"<style>{(STATIC/'page.css').read_text()}</style>")
-    acts = box("row", e.buttons["pin"], e.buttons["full"], e.buttons["cancel"], e.clock, e.seed)
+    buttons = (e.buttons[k] for k in ("pin", "full", "cancel"))
+    acts = box("row", *buttons, e.clock, e.seed, box("apart", e.apart))
     e.buttons["full"].layout.display = "none" # where there is no need of it
     side = box("side", e.views, *_views(e), e.message)
     return box("explorer", style, e.head, box("page", _stage(e), acts, side, box("edit", e.prompt)))

@@ -93,11 +93,6 @@ class Map:
         "Where a position lies."
         start, offset = p.of(self.part)
         return [round(a + b, 6) for a, b in zip(self.places[start], offset)]
-    def move(self, p:Position, point)->Position:
-        "The position with this part at another point, from the same start."
-        start, _ = p.of(self.part)
-        offset = tuple(b - a for a, b in zip(self.places[start], point))
-        return p.put(self.part, start, offset, p.along(self.part))
     def near(self, one, other)->bool:
         "Are two points within half a step of each other?"
         return all(abs(a-b) <= self.step/2 for a, b in zip(one, other))
@@ -109,6 +104,19 @@ def shares(self:Map, p:Position)->dict[str, float]:
     marks = self.marks(self.group(p.of(self.part)[0]))
     sites = np.array([self.places[name] for name in marks], float)
     return {name: float(s) for name, s in zip(marks, natural_neighbours(sites, self.point(p))) if s}
+
+# %% ../../nbs/explore/01_maps.ipynb #83f31b5d
+def _who_has_most(shares:dict, start:str)->str: # the start where two have the same
+    return max(shares, key=lambda name: (shares[name], name == start))
+
+@patch
+def move(self:Map, p:Position, point)->Position:
+    "The position with this part at another point, from whoever has most of it there."
+    start, _ = p.of(self.part)
+    offset = tuple(b - a for a, b in zip(self.places[start], point))
+    moved = p.put(self.part, start, offset, p.along(self.part))
+    most = _who_has_most(self.shares(moved), start)
+    return moved if most == start else self.move(p.put(self.part, most, along=p.along(self.part)), point)
 
 # %% ../../nbs/explore/01_maps.ipynb #72bafb21
 def in_words(p:Position, part:str, shares:dict)->str:

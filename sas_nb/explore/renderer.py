@@ -16,27 +16,17 @@ from fastcore.basics import patch
 from PIL import Image, ImageOps
 import torch
 from ..atlas.components import pca_of
-from ..atlas.geometry import Atlas
 from ..cache import cached
 from ..clip import Clip
 from ..concept import Concept
 from ..dit import checked_steps
+from .other_bases import bases_of, comparable, grouped_by_basis, known_controls
 from .concepts import lasting_places, listed, named_concepts, open_concepts
-from .maps import AVERAGE, grouped, in_words, map_of, PARTS, Position
+from .maps import AVERAGE, in_words, map_of, PARTS, Position
 from .prompts import known_words, measured, sentence
 from .room import keep_together, room_for, Stopwatch
 from ..files import UserError, whole_number
 _all_ = ["AVERAGE", "PARTS", "Position"]
-
-# %% ../../nbs/explore/01_renderer.ipynb #c8d9eafb
-def _comparable(concepts:dict)->Atlas:
-    "The concepts over one basis; a lonely one beside the base model, which is the concept at strength zero."
-    if len(concepts) == 1:
-        (c,) = concepts.values()
-        base = replace(c.at(0, 0), tokens={word: 0*vector for word, vector in c.tokens.items()})
-        concepts = concepts | {"the base model": base}
-    atlas = Atlas(concepts) # in memory: a hand cannot wait for a disk
-    return atlas if atlas.one_basis else atlas.project_onto()
 
 # %% ../../nbs/explore/01_renderer.ipynb #1a5af0d5
 class Studio:
@@ -73,13 +63,19 @@ def _opened(studio, concepts)->dict: # name -> concept
     studio.written = lasting_places(concepts)
     studio.places = named_concepts(concepts)
     opened = open_concepts(studio.places)
-    studio.atlas = _comparable(opened)
-    studio.groups = grouped({name: c.info for name, c in opened.items()})
+    studio.atlas = comparable(opened)
+    studio.basis = bases_of(opened)
+    studio.groups = grouped_by_basis({name: c.info for name, c in opened.items()}, studio.basis)
     studio.maps = {part: map_of(studio.atlas, part, studio.groups) for part in PARTS}
-    studio.clothes = measured(studio.places.values(), next(iter(opened.values())).info.get("fingerprint"))
+    _recall(studio, next(iter(opened.values())).info.get("fingerprint"))
     has_average = len(next(iter(studio.groups.values()))) > 1
     studio.names = [*opened, AVERAGE] if has_average else [*opened]
     return opened
+
+# %% ../../nbs/explore/01_renderer.ipynb #ba02d12a
+def _recall(studio, base:str|None): # the model's fingerprint
+    studio.clothes = measured(studio.places.values(), base)
+    studio.controls = {k: known_controls(names, studio.places, base) for k, names in studio.groups.items()}
 
 # %% ../../nbs/explore/01_renderer.ipynb #c3a9e5b7
 @patch
@@ -88,9 +84,7 @@ def __repr__(self:Studio):
     return f"Studio({who}; {self.steps} steps, {len(self.kept)} videos kept)"
 
 @patch
-def span(self:Studio, part:str)->float:
-    "How far the map of a part reaches from its middle."
-    return self.maps[part].span
+def span(self:Studio, part:str)->float: return self.maps[part].span
 
 # %% ../../nbs/explore/01_renderer.ipynb #9c6862c6
 def _nearest(x, step:float)->float: return round(round(float(x)/step)*step, 6) + 0. # no -0
@@ -136,10 +130,15 @@ def start(self:Studio)->Position:
 
 # %% ../../nbs/explore/01_renderer.ipynb #d10f6c3e
 @patch
+def spanning(self:Studio, group:str)->list[str]:
+    "Whose components and average a group has: those of whom it was measured what they do, else all."
+    return self.controls[group].get("members", self.groups[group])
+
+@patch
 def components(self:Studio, part:str, group:str)->tuple: # numbers of the members (n,), and their `PCA`
     "The principal components of one group."
     if (part, group) not in self.known:
-        at = [self.atlas.index(name) for name in self.groups[group]]
+        at = [self.atlas.index(name) for name in self.spanning(group)]
         self.known[part, group] = at, pca_of(self.atlas.gram(part)[np.ix_(at, at)])
     return self.known[part, group]
 

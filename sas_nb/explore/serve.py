@@ -11,8 +11,9 @@ from pathlib import Path
 import html, importlib.util, json, os, secrets, signal, socket, subprocess, sys
 import tempfile, threading, time, webbrowser
 from ..concept import Concept
-from .concepts import is_saved, lasting_places, listed, named_concepts, open_one
+from .concepts import is_saved, is_scene, lasting_places, listed, named_concepts, open_one
 from .page import Explorer
+from .stage import SceneExplorer
 from ..files import expanded, needs, UserError
 
 # %% ../../nbs/explore/05_serve.ipynb #9a884a13
@@ -27,12 +28,14 @@ def _is_first(folder:Path)->bool:
 
 # %% ../../nbs/explore/05_serve.ipynb #29c8b74f
 def explorer_page(concepts, folder:str|None=None, # where to write that the first page is ready
-                  **options): # of `Explorer`
+                  scene:bool=False, # all in one scene; so is what was learned together in any case
+                  **options): # of `Explorer` or `SceneExplorer`
     "An `Explorer`, or a sentence that says why there is none."
     from IPython.display import HTML
     first = folder is None or _is_first(Path(folder))
     try:
-        page = Explorer(concepts, waits=not first, **options)
+        kind = SceneExplorer if scene or is_scene(concepts) else Explorer
+        page = kind(concepts, waits=not first, **options)
         if folder and first: page.worker.ask(background=[lambda stale: _tell_ready(Path(folder))])
         return page
     except UserError as e:
@@ -62,6 +65,7 @@ _TEMPLATE = """{%- extends "voila/templates/lab/index.html.j2" -%}
   html, body.jp-Notebook { background: light-dark(#fff, #14171b) !important }
   body.jp-Notebook { color: light-dark(#1b1f24, #e8eaed); margin: 0; padding: 10px; overflow: visible }
   #rendered_cells :has(.sas-explorer) { overflow: visible !important; contain: none !important }
+  #rendered_cells { background: transparent !important }
   .jp-mod-noOutputs.jp-mod-noInput, .jp-OutputPrompt { display: none }
   #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output { padding: 0; margin: 0; overflow: visible }
 </style>
@@ -186,11 +190,11 @@ def _of_base(place:Path)->str|None:
     with suppress(OSError, ValueError): return json.loads(path.read_text()).get("fingerprint")
 
 def at_hand(folder:str|Path=".", most:int=12)->tuple[list, list]: # what to show, and what is left out
-    "The shipped zoo and one's own concepts of the same base."
+    "The shipped zoo and one's own concepts of the same base; scenes have pages of their own."
     from sas_nb.atlas.places import read_zoo, zoo_folder
     zoo = next(iter(read_zoo(zoo_folder("zoo"))["members"].values()))["fingerprint"]
     own = own_concepts(folder)
-    fits = [p for p in own if _of_base(p) == zoo][:most]
+    fits = [p for p in own if _of_base(p) == zoo and not is_scene(p)][:most]
     return [*fits, "zoo"], [p for p in own if p not in fits]
 
 # %% ../../nbs/explore/05_serve.ipynb #8a2163f8

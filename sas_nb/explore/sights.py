@@ -72,11 +72,19 @@ def _drawn(info:dict): # a clip, or None
         return render(spec_of(SimpleNamespace(info=info)), fps=info["clip"]["fps"]).frames
     except (ImportError, UserError): return None
 
-def _decoded(info:dict, place:Path, dit): # a clip, or None
+# %% ../../nbs/explore/03_sights.ipynb #0488640d
+def _kept(place:Path): # (frames, fps), or None
+    "The clip of a run that was kept beside its concept."
+    path = _run_of(place)/"reference.mp4"
+    try: return _film(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError): return None # such as one that is damaged
+
+def _run_of(place:Path)->Path: return place.parent if place.name == "concept" else place
+
+def _decoded(place:Path, dit): # a clip, or None
     "What a run learned its motion from."
     from safetensors import safe_open
-    folder = place.parent if place.name == "concept" else place
-    path = folder/"motion.data.safetensors"
+    path = _run_of(place)/"motion.data.safetensors"
     if not path.is_file(): return None
     with safe_open(path, "pt") as f: latents = f.get_tensor("0/latents")
     return dit.decode(latents[:1])[0]
@@ -87,7 +95,9 @@ def filmed(info:dict,          # a concept's
            dit)->Strip|None:
     "The film that a concept was learned from, as far as it is known."
     frames = _drawn(info)
-    if frames is None and place is not None: frames = _decoded(info, expanded(place), dit)
+    if frames is None and place is not None:
+        if kept := _kept(expanded(place)): return strip(*kept)
+        frames = _decoded(expanded(place), dit)
     if frames is None: return None
     pictures = (frames.float().clamp(0, 1)*255).byte().permute(0, 2, 3, 1).cpu().numpy()
     return strip(pictures, info.get("clip", {}).get("fps") or 12.)
@@ -142,6 +152,8 @@ def show_references(e):
     for part, clips in e.beside.items():
         name, _ = e.position.of(part)
         label = "as filmed" if e.filmed.get(name) else "as learned" if name in e.strips else ""
+        share = e.studio.maps[part].shares(e.position).get(name, 0.)
+        if share < 1: label = f"{share:.0%} of it; {label}"
         cells = [dict(key=name, label=label, title=f"{e.words_of[part]} of {name}, {label}: go back to it")]
         if clips.cells != cells: clips.cells = cells
         if name in e.strips: clips.put(name, e.strips[name])

@@ -8,7 +8,6 @@ __all__ = ['TRIED', 'ENOUGH', 'Slider', 'frames_of', 'bases', 'effect', 'tried']
 # %% ../../nbs/explore/02_sliders.ipynb #0a27a5e1
 from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -16,7 +15,7 @@ from PIL import Image
 from ..cache import cached
 from .maps import AVERAGE, PARTS, Position
 from .renderer import FARTHEST, Studio
-from ..files import read_about
+
 
 # %% ../../nbs/explore/02_sliders.ipynb #1342c917
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def frames_of(webp:bytes)->np.ndarray: # (T, H, W, 3) in [0, 1]
 
 def bases(studio, group:str)->list[str]:
     "Where sliders are tried: the average, if the group has one, and its first and last member."
-    names = studio.groups[group]
+    names = studio.spanning(group)
     average = [name for name in studio.maps["appearance"].marks(group) if name == AVERAGE]
     return [*average, *dict.fromkeys((names[0], names[-1]))]
 
@@ -86,14 +85,9 @@ def tried(studio, group:str)->list[Slider]:
             for k in range(min(TRIED, len(studio.components(part, group)[1].std)))]
 
 def _shipped(studio, group:str)->dict|None: # label -> effect
-    "What was measured of a zoo, where the group is exactly its people, or its things."
-    names = studio.groups[group]
-    folders = {place.parent for name in names if isinstance(place := studio.places[name], Path)}
-    if len(folders) != 1: return None
-    file = folders.pop()/"controls.json"
-    about = (read_about(file) if file.is_file() else {}).get(group, {})
-    same = about.get("members") == names and about.get("base") in studio.dit.prints
-    return {label: x["effect"] for label, x in about["sliders"].items()} if same else None
+    "What was measured of a zoo, where all its people, or its things, are in the group."
+    sliders = studio.controls[group].get("sliders")
+    return sliders and {label: x["effect"] for label, x in sliders.items()}
 
 # %% ../../nbs/explore/02_sliders.ipynb #19ce0bd4
 def _measured(studio, group:str, watch)->dict: # label -> effect

@@ -12,10 +12,12 @@ from ..files import read_about
 
 # %% ../../nbs/explore/03_words.ipynb #00745c4d
 def _near(word:str, known:list[str], most:int=3)->list[str]:
-    "Known words that begin like this one, else those that are spelt alike."
+    "Known words that are spelt nearly so, then those that begin so; else some that are spelt alike."
     if re.fullmatch(r"[vu]\d*", word.lower()): return [f"[{word.lower()}]"]
-    begins = [w for w in known if w.startswith(word.lower())]
-    return (begins or get_close_matches(word.lower(), known, most, .5))[:most]
+    spelt = word.lower()
+    begins = [w for w in known if w.startswith(spelt)]
+    meant = get_close_matches(spelt, known, most, .75) if len(spelt) > 3 else []
+    return (list(dict.fromkeys(meant + begins)) or get_close_matches(spelt, known, most, .5))[:most]
 
 def unknown_words(text:str,
                   tokenizer,       # one of transformers'

@@ -249,7 +249,12 @@ function map(part) {
   }))
   const state = { span: 1, step: of.step, marks, label: `map of ${PARTS[part]}s`, point: [0, 0], here: "", words: "" }
   const model = holds(state, {
-    saved: changed => changed.includes("point") && put(part, { point: places.snap(part, model.get("point")) }),
+    saved: changed => {
+      if (!changed.includes("point")) return
+      const point = places.snap(part, model.get("point"))
+      const [[start]] = places.shares(part, { ...position[part], point })
+      put(part, { point, start })
+    },
     told: ({ go: name }) => name && startAt(part, name),
   })
   following.push(() => {

@@ -13,6 +13,10 @@ function render({ model, el }) {
     model.set("chosen", key)
     show()
     model.save_changes()
+    const film = el.closest(".sas-explorer")?.querySelector(".sas-screen")
+    if (!film || getComputedStyle(film).position != "sticky") return // what was chosen is in sight
+    el.style.scrollMarginTop = `${film.offsetHeight + 20}px` // below the video, which stays
+    el.scrollIntoView({ block: "start" })
   }
 
   for (const [key, label] of Object.entries(model.get("titles"))) {

@@ -2,6 +2,7 @@
 // those of `Words` in widgets.py. All rooms are reserved: nothing moves while one types.
 
 const WAIT = 250 // ms after the last key
+const MOST = 3 // unknown words that are spelt out; the text marks them all
 
 function makeButton(text, act) {
   const button = document.createElement("button")
@@ -69,11 +70,13 @@ function render({ model, el }) {
     if (shown == now) return // a button under a hand stays the same button
     shown = now
     box.setAttribute("aria-invalid", model.get("unknown").length > 0)
-    near.replaceChildren(...model.get("unknown").flatMap(({ word, near }) => {
+    const unknown = [...model.get("unknown")].sort((a, b) => (b.near.length > 0) - (a.near.length > 0))
+    near.replaceChildren(...unknown.slice(0, MOST).flatMap(({ word, near }) => {
       const says = document.createElement("span")
       says.textContent = `\u201c${word}\u201d is unknown${near.length ? "; near:" : "."}`
       return [says, ...near.map(n => makeButton(n, () => put(word, n)))]
     }))
+    if (unknown.length > MOST) near.append(`and ${unknown.length - MOST} more`)
     if (!near.childNodes.length) near.append(model.get("hint"))
   }
   const showValue = () => {
