@@ -174,7 +174,7 @@ def test_start_in_a_gif(tmp_path):
 def test_long_video_is_not_decoded_to_the_end(tmp_path, monkeypatch):
     path = write(tmp_path/"long.mp4", levels(600, 30), gop=250)
     made = []
-    monkeypatch.setattr(stream_module, "frame_picture", lambda *a, real=stream_module.frame_picture: made.append(1) or real(*a))
+    monkeypatch.setattr(stream_module, "frame_picture", lambda *a, real=stream_module.frame_picture, **k: made.append(1) or real(*a, **k))
     r = preflight(path)
     assert r.num_frames == 17 and len(made) == 17 and r.kept[-1] + len(r.dropped) < 120
     assert any("after the last frame are not used" in s for s in r.notes)

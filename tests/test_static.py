@@ -9,7 +9,7 @@ STATIC = Path(widgets.__file__).parent / "static"
 CHROMIUM = os.environ.get("SAS_NB_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 HERE = importlib.util.find_spec("playwright") and Path(CHROMIUM).exists()
 needs_chromium = [pytest.mark.browser, pytest.mark.skipif(not HERE, reason="needs playwright and chromium")]
-ALL = (widgets.Pad, widgets.Strength, widgets.Screen, widgets.Code, widgets.Clips, widgets.Clock, widgets.Words, widgets.Head, widgets.Views)
+ALL = (widgets.Pad, widgets.Strength, widgets.Screen, widgets.Code, widgets.Clips, widgets.Clock, widgets.Words, widgets.Head, widgets.Views, widgets.Places)
 WIDGETS = {w.__name__.lower(): w for w in ALL}
 FILES = sorted(STATIC.iterdir())
 SCRIPTS, STYLES = ([f for f in FILES if f.suffix == end] for end in (".js", ".css"))

@@ -103,6 +103,7 @@ def open_one(place:Path|Concept)->Concept:
 # %% ../../nbs/explore/00_concepts.ipynb #cbc4d065
 def is_scene(concepts)->bool:
     "Is this one concept of several subjects?"
+    if not isinstance(concepts, (Concept, str, Path, dict, list, tuple)): return False # a studio
     named = list(named_concepts(concepts).values())
     if len(named) != 1: return False
     if isinstance(named[0], Concept): return len(named[0].subjects) > 1

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import (patchify, WanAttentionBlock, WanResample,
-                                                              WanResidualBlock)
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, WanAttentionBlock, WanResidualBlock
 from ..files import UserError
 from .tiny import tiny_autoencoder, to_signed
 
@@ -89,7 +88,7 @@ def _zero(conv)->Tensor:
 # %% ../../nbs/lab/34_linear_code.ipynb #l1nc0de7
 def _write_strides(encoder, code):
     "All components of each frame's block, then sums of two frames, and their differences."
-    space = next(m for m in encoder.down_blocks if isinstance(m, WanResample))
+    space = next(m for m in encoder.down_blocks if hasattr(m, "time_conv"))
     _zero(encoder.conv_in)[:48, :, -1, 1, 1] = torch.eye(48)
     blocks = patchify(torch.eye(192).view(192, 3, 1, 8, 8), 4)[:, :, 0] # where each pixel of a block goes
     rows = torch.cat((code.sums*2**.5, torch.zeros_like(code.differences), code.differences))
@@ -123,7 +122,7 @@ class _Passing(nn.Module):
         super().__init__()
         self.conv_shortcut = getattr(block, "conv_shortcut", nn.Identity())
 
-    def forward(self, x, feat_cache=None, feat_idx=None): return self.conv_shortcut(x)
+    def forward(self, x, **memory): return self.conv_shortcut(x)
 
 def without_blocks(vae:AutoencoderKLWan)->AutoencoderKLWan:
     "The same autoencoder, with the same weights, without its decoder's residual and attention blocks."

@@ -247,7 +247,8 @@ function render({ model, el }) {
     names.replaceChildren(...drawNames(shown, places, size, here))
     tabs.replaceChildren(...(groups.size > 1 ? drawTabs([...groups].reverse(), group, start) : []))
     board.style.display = shown.length > 1 ? "" : "none"
-    const others = groups.size > 1 ? "nobody to mix with here; the others are above" : "a second one makes this a map"
+    const elsewhere = "nobody to mix with here; the others are above"
+    const others = groups.size > 1 ? elsewhere : "a second one makes this a map"
     if (shown.length < 2) words.value = `${here || "nobody"}: ${others}`
     if (focused) [...marks.children].find(mark => mark.dataset.name == focused)?.focus()
   }

@@ -1,5 +1,6 @@
 // Boxes over a video: who is where. The model's traits are those of `Places` in widgets.py. A box is moved by
-// a press inside it, made larger or smaller by its corner, and both by the arrow keys, with Shift for the size.
+// a press inside it, made larger or smaller by its corner, and both by the arrow keys, with Shift for the
+// size.
 
 const SAVE_EVERY = 80 // ms, while a hand drags
 const STEP = .05
@@ -98,7 +99,8 @@ function render({ model, el }) {
       Object.assign(style, { left: percent(left), top: percent(top),
                              width: percent(right - left), height: percent(bottom - top) })
       const [from, to] = [left, right].map(x => Math.round(100*x))
-      board.children[i].setAttribute("aria-label", `${name}: from ${from}% to ${to}% of the width; arrow keys move it`)
+      const where = `from ${from}% to ${to}% of the width`
+      board.children[i].setAttribute("aria-label", `${name}: ${where}; arrow keys move it`)
     })
   }
 
