@@ -2571,6 +2571,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'sas_nb.streamed.StreamedEncoder.layer': ( 'parts/streamed.html#streamedencoder.layer',
                                                                             'sas_nb/streamed.py'),
                                  'sas_nb.streamed._check': ('parts/streamed.html#_check', 'sas_nb/streamed.py'),
+                                 'sas_nb.streamed._hidden': ('parts/streamed.html#_hidden', 'sas_nb/streamed.py'),
                                  'sas_nb.streamed._read': ('parts/streamed.html#_read', 'sas_nb/streamed.py'),
                                  'sas_nb.streamed._structure': ('parts/streamed.html#_structure', 'sas_nb/streamed.py')},
             'sas_nb.subjects': { 'sas_nb.subjects.Subject': ('parts/subjects.html#subject', 'sas_nb/subjects.py'),

@@ -92,8 +92,11 @@ def forward(self:StreamedEncoder,
     block, norm = self.stock
     for i in range(self.depth):
         weights = self.layer(i)
-        rows = [functional_call(block, weights, (h,)) for h in rows]
+        rows = [_hidden(functional_call(block, weights, (h,))) for h in rows]
         del weights # before the next one is read
     last = _read(self, "encoder.final_layer_norm.", norm)
     rows = [functional_call(norm, last, (h,))[0] for h in rows]
     return BaseModelOutput(torch.stack([F.pad(h, (0, 0, 0, input_ids.shape[1]-len(h))) for h in rows]))
+
+def _hidden(answer)->Tensor: # older transformers hand back a tuple
+    return answer[0] if isinstance(answer, tuple) else answer

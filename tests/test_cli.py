@@ -108,7 +108,7 @@ def test_all_that_is_missing_is_told_at_once(words, missing):
     (["train", "x.mp4", "--preset", "paper"], "--recipe")])
 def test_an_option_by_its_earlier_name(words, new):
     result = call(*words)
-    assert result.exit_code == 2 and f"No such option: {words[2]}" in result.output and new in result.output
+    assert result.exit_code == 2 and re.search(rf"No such option:? '?{words[2]}\b", result.output) and new in result.output
 
 
 @pytest.mark.parametrize("options, says", [(["--set", "stage1.dropuot=.5"], "near are stage1.dropout"), (["--recipe", "papr"], "no recipe 'papr'"), (["--set", "both.batch=0"], "--set both.batch=0 must be")])

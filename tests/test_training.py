@@ -1,5 +1,5 @@
 "Both stages: what each trains and reads, and that a run which was killed ends as if it had not been."
-import errno, functools, json, multiprocessing, os, random, signal, sys, threading, time, warnings
+import errno, functools, importlib.util, json, multiprocessing, os, random, signal, sys, threading, time, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -729,7 +729,7 @@ def test_the_log_is_cut_back_and_keeps_the_other_stage(tmp_path):
     log.write(dict(stage="motion", step=3, loss=1.))
     log.close()
     assert [(r["stage"][0], r["step"]) for r in read_log(tmp_path/"log.jsonl")] == [("a", 1), ("a", 2), ("a", 3), ("m", 1), ("m", 2), ("m", 3)]
-    assert list((tmp_path/"tensorboard"/"motion").glob("events.*"))
+    assert bool(list((tmp_path/"tensorboard"/"motion").glob("events.*"))) == bool(importlib.util.find_spec("tensorboard"))
 
 @pytest.mark.parametrize("stage, suffix", [("appearance", "png"), ("motion", "mp4")])
 def test_samples_are_written_and_change_nothing(tmp_path, monkeypatch, dit, stage, suffix):
