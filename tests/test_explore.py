@@ -93,7 +93,7 @@ def test_the_average_is_the_average(studio, concepts):
 def test_snapping(studio):
     p = studio.snap(Position("ann", look_by=(1e-5, -1e-5), appearance=1.01, motion=.98, prompt=" a man "))
     assert p == Position("ann", prompt="a man") and studio.snap(p) == p and "-0" not in repr(p)
-    near = studio.span("motion")/40
+    near = studio.maps["motion"].span/40
     assert studio.snap(Position(dance_by=(near*1.4, near*1.6))).dance_by == pytest.approx((near, 2*near))
     with pytest.raises(UserError, match="no 'zoe' here: choose ann"): studio.snap(Position("zoe"))
 
@@ -268,7 +268,7 @@ def shown_by(e):
 def test_the_widgets_show_the_position(explorer):
     explorer.position = EVERYWHERE
     p, said = explorer.position, shown_by(explorer)
-    assert p == explorer.studio.snap(EVERYWHERE) and p.look_by[0] == pytest.approx(.2, abs=explorer.studio.span("appearance")/80)
+    assert p == explorer.studio.snap(EVERYWHERE) and p.look_by[0] == pytest.approx(.2, abs=explorer.studio.maps["appearance"].span/80)
     for part in ("appearance", "motion"): assert said[f"pad {part}"] == explorer.studio.maps[part].point(p)
     assert [explorer.pad[k].here for k in explorer.pad] == [explorer.start[k].value for k in explorer.start] == ["bob", "cleo"]
     assert (said["strength appearance"], said["strength motion"], said["prompt"], said["seed"]) == (.5, 1.5, p.prompt, 3)

@@ -7,16 +7,13 @@ __all__ = ['Arrangement', 'SceneStudio']
 
 # %% ../../nbs/explore/04_scene.ipynb #5f4f9dab
 import json
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
+from ..clip import Clip
 from ..composing import compose
 from ..concept import Concept
-from ..dit import checked_steps
 from .concepts import lasting_places, listed, named_concepts, open_concepts
-from .prompts import known_words
-from .renderer import webp
-from .room import keep_together, room_for, Stopwatch
+from .renderer import Videos
 from ..files import UserError
 from ..subjects import strips
 
@@ -53,35 +50,20 @@ def _opened(studio, concepts)->Concept: # the first
     return next(iter(studio.ways.values())).concepts[0]
 
 # %% ../../nbs/explore/04_scene.ipynb #24297b79
-class SceneStudio:
+class SceneStudio(Videos):
     """Concepts in one scene, and the videos of its arrangements. Raises `UserError` for concepts that cannot
     be put together, and where their base does not fit."""
     def __init__(self, concepts,      # as for `Studio`: two or more, or one of several clips
                  steps:int|None=None, # of a full video; the model's own when None
                  preview:int=4,       # steps of a quick one
                  most:int=200,        # videos to keep
-                 **size):             # num_frames, height, width, fps, guidance; else the concept's own
-        first = _opened(self, listed(concepts))
-        self.dit = first.base()
-        self.steps = checked_steps(self.dit.defaults.steps if steps is None else steps)
-        self.preview = checked_steps(preview)
-        self.most = most
-        self.sampling = size
-        self.pace = None
-        self.kept = OrderedDict()
-        _fit_in(self, first)
+                 guidance:float|None=None, # the concepts' own when None
+                 **size):             # num_frames, height, width, fps; the training clip's when not given
+        super().__init__(_opened(self, listed(concepts)), steps, preview, most, guidance, size)
 
 # %% ../../nbs/explore/04_scene.ipynb #7a6c31fd
-def _fit_in(studio, first:Concept):
-    size = {k: v for k, v in studio.sampling.items() if k != "guidance"}
-    studio.room = room_for(first, studio.steps, studio.preview, **size)
-    studio.dit.memory = studio.room.memory
-
 @patch(as_prop=True)
 def subjects(self:SceneStudio)->tuple: return next(iter(self.ways.values())).subjects
-
-@patch(as_prop=True)
-def words(self:SceneStudio)->list[str]: return known_words(self.dit)
 
 # %% ../../nbs/explore/04_scene.ipynb #e68cd7a2
 @patch(as_prop=True)
@@ -146,33 +128,9 @@ def advice(self:SceneStudio, p:Arrangement)->list[str]:
     return self.concept(p).advice(p.prompt) if p.prompt else []
 
 # %% ../../nbs/explore/04_scene.ipynb #1486e77b
-def _make(studio, p, quick:bool, watch)->bytes:
-    steps = studio.preview if quick else studio.steps
-    watch = Stopwatch(watch)
-    keep_together(studio.dit, studio.room)
-    how = studio.sampling | dict(progress=watch) | studio._how(p)
-    clip = studio.ways[p.way].generate(p.prompt or None, p.seed, steps, **how)
-    video = webp(clip) if quick else clip.to_mp4()
-    studio.pace = watch.pace(steps)
-    return video
-
-# %% ../../nbs/explore/04_scene.ipynb #1220e2af
 @patch
-def render(self:SceneStudio, p:Arrangement|None=None, quick:bool=False, watch=lambda share: None)->bytes:
-    "The video of an arrangement, as `Studio.render` makes that of a position. Raises `UserError`."
-    key = self.snap(self.start if p is None else p), quick
-    with self.dit.lock:
-        if key not in self.kept: self.kept[key] = _make(self, *key, watch)
-        self.kept.move_to_end(key)
-        while len(self.kept) > self.most: self.kept.popitem(last=False)
-        return self.kept[key]
-
-@patch
-def ready(self:SceneStudio, p:Arrangement, quick:bool=False)->bool: return (self.snap(p), quick) in self.kept
-
-@patch
-def seconds(self:SceneStudio, quick:bool=False)->float|None:
-    return self.pace and self.pace.seconds(self.preview if quick else self.steps)
+def clip(self:SceneStudio, p:Arrangement, steps:int, **how)->Clip:
+    return self.ways[p.way].generate(p.prompt or None, p.seed, steps, **how, **self._how(p))
 
 # %% ../../nbs/explore/04_scene.ipynb #7cb986b9
 _CODE = """from sas_nb.composing import compose

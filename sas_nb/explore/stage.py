@@ -18,7 +18,8 @@ from .layout import box
 from .links import field, link, link_words
 from .page import begin, buttons_of, Explorer
 from .sights import filmed, strip_of, when_idle
-from .widgets import Clips, Clock, Code, Head, Places, Screen, STATIC, Strength, Words
+from .widgets import (Clips, Clock, Code, drawn, Head, Places, Screen, STATIC, Strength,
+                                    Words)
 from .words import chips_of
 from .worker import Worker
 from ..files import expanded
@@ -201,11 +202,4 @@ def picture(self:SceneExplorer, clip=None)->Image.Image:
         axes.text((left + right)/2, (top + bottom)/2, s.name, ha="center")
     limits = dict(xlim=(-.02, 1.02), ylim=(1.02, -.02))
     axes.set(xticks=[], yticks=[], title=self.studio.describe(self.position), **limits)
-    return _drawn(fig)
-
-# %% ../../nbs/explore/04_stage.ipynb #f30240dc
-def _drawn(fig)->Image.Image:
-    from io import BytesIO
-    out = BytesIO()
-    fig.savefig(out, format="png")
-    return Image.open(out)
+    return drawn(fig)

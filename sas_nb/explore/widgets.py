@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATIC', 'Live', 'Pad', 'Strip', 'Strength', 'Screen', 'Clips', 'Clock', 'Places', 'Words', 'Head', 'Views', 'Code',
-           'draw']
+           'draw', 'drawn']
 
 # %% ../../nbs/explore/03_widgets.ipynb #5a6f3e44
 from dataclasses import dataclass
@@ -231,6 +231,9 @@ def draw(pads:dict,   # title -> `Pad`
     for k, (title, pad) in enumerate(pads.items()): _draw_map(fig.add_subplot(grid[0, k]), pad, title)
     if clip is not None: _draw_frames(fig.add_subplot(grid[1, :]), clip)
     fig.suptitle(heading, fontsize=10)
+    return drawn(fig)
+
+def drawn(fig)->Image.Image: # a figure of matplotlib, as pixels
     out = BytesIO()
     fig.savefig(out, format="png")
     return Image.open(out)
