@@ -16,13 +16,11 @@ from fastcore.basics import patch
 from PIL import Image
 from .layout import box
 from .links import field, link, link_words
-from .page import begin, buttons_of, Explorer
+from .page import buttons_of, Explorer, open_page
 from .sights import filmed, strip_of, when_idle
 from .widgets import (Clips, Clock, Code, drawn, Head, Places, Screen, STATIC, Strength,
                                     Words)
 from .words import chips_of
-from .worker import Worker
-from ..files import expanded
 
 # %% ../../nbs/explore/04_stage.ipynb #0c251bc6
 WAYS_IN_WORDS = {"each in its place": "masked", "all added up": "sum", "one behind the other": "merged",
@@ -165,14 +163,9 @@ class SceneExplorer(Explorer):
                  patience:float=20.,           # seconds: a longer full video waits until it is asked for
                  **options):                   # of `SceneStudio`
         tr.HasTraits.__init__(self)
-        self.studio = _studio(concepts, options)
-        self.out = expanded(out).resolve()
-        self.worker = Worker()
-        _remember(self, patience)
-        self.position = self.studio.start
-        _furnish(self)
-        self.begins = [self.refresh, partial(_show_films, self)]
-        if not waits: begin(self)
+        remember = partial(_remember, patience=patience)
+        then = partial(_show_films, self)
+        open_page(self, _studio(concepts, options), out, waits, remember, _furnish, then)
 
 # %% ../../nbs/explore/04_stage.ipynb #05b795d3
 def _studio(concepts, options:dict):
@@ -187,8 +180,6 @@ def _furnish(e):
     for w in e.held: w.observe(lambda change: change.new or e.refresh(), "dragging")
     e.observe(lambda change: e.refresh(), "position")
     e.view = _layout(e)
-    e.screen.note = e.studio.room.sentence
-    e.screen.on_msg(lambda w, message, _: "drawn" in message and begin(e))
 
 # %% ../../nbs/explore/04_stage.ipynb #c88955ee
 @patch
