@@ -6,6 +6,7 @@
     python scripts/gpu_base.py train --state STATE --minutes 6000 --cpu       # days; the same command goes on
     python scripts/gpu_base.py train --state STATE --minutes 600 --cpu --share 1 --fall 0   # autoencoder only
     python scripts/gpu_base.py unpack RESULTS FOLDER                          # the weights from their shards
+    python scripts/gpu_base.py join PIPELINE AUTOENCODER FOLDER               # a decoder that learned apart
 
 START is a folder with an autoencoder or a pipeline. STATE holds what a later piece needs, and `--minutes`
 is the time of all pieces together; with --cpu these are minutes of this process's own computing, however busy
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 import numpy as np, torch, typer
+from diffusers import WanPipeline
 from PIL import Image
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import best_device, channels_last
@@ -48,6 +50,7 @@ from sas_nb.writing import atomic, check_place
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
 SHARDS = 4  # 64 MiB in all
 PARTS = "autoencoder", "latents", "dit"
+ENCODER = "encoder.", "quant_conv."
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # an autoencoder's folder; those of versions that did not list their files are ours too
 VAE = dict(marker="config.json", names=("config.json", WEIGHTS), sign=("config.json", "AutoencoderKLWan"))
@@ -270,7 +273,11 @@ def learners(run: Run):
 
 
 def finished(run: Run):
-    "The averaged autoencoder as it was saved last. Raises `UserError` if none was, or if it is too blurred."
+    """The averaged autoencoder as it was saved last, or START's if it gets none of the time. Raises
+    `UserError` if none was saved, or if it is too blurred."""
+    if not run.budget.share:
+        vae = begun(run.start, run.shape, run.widths, run.device)
+        return vae.eval().requires_grad_(False)
     vae, averages, _, about = learners(run)
     if not about: raise UserError(f"{run.state} has no autoencoder: give the autoencoder some of the time.")
     if not sharp(run, about):
@@ -478,7 +485,7 @@ def blurred(run: Run) -> bool:
 def everything(run: Run):
     "All parts in order."
     run.budget.begin("autoencoder")
-    done = twice(run, train_autoencoder)
+    done = run.budget.share and twice(run, train_autoencoder)
     if done and run.budget.share < 1 and blurred(run):
         run.log(part="autoencoder", note=f"less than {run.least:g} dB: it has the DiT's time too")
         run.budget.share = 1
@@ -522,7 +529,7 @@ def train(
     start: Annotated[Path | None, typer.Option(help="A folder with an autoencoder, or a pipeline.")] = None,
     world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw_large",
     shape: Annotated[str, typer.Option(help="Configuration of a new autoencoder, without --start.")] = SHAPE,
-    share: Annotated[float, typer.Option(help="Of the time, for the autoencoder.")] = .5,
+    share: Annotated[float, typer.Option(help="Of the time, for the autoencoder; 0: START's stays.")] = .5,
     limit: Annotated[float, typer.Option(help="Minutes after which this piece just ends; 0: never.")] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="On the CPU, with sizes for it.")] = False,
     compiled: Annotated[bool | None, typer.Option(show_default="on a GPU")] = None,
@@ -541,6 +548,7 @@ def train(
     if limit: _end_after(limit)
     torch.backends.cudnn.benchmark = True  # shapes never change
     torch.set_float32_matmul_precision("high")
+    if not (share or start): raise typer.BadParameter("--share 0 needs an autoencoder to stay with: --start.")
     module, budget = importlib.import_module(world), Budget(state/"clock.json", minutes, share, fall, own=cpu)
     if compiled is None: compiled = device.type == "cuda"
     counts = {k: int(size[k]) for k in ("batch", "clips", "images", "latents")}
@@ -627,6 +635,28 @@ def linear(
         step += 1
     print(dict(step=step), dict(autoencoder_report(vae.eval(), module, 24)))
     with atomic(start, **VAE) as tmp: vae.half().save_pretrained(tmp)
+
+
+@app.command()
+def join(pipeline: Path, autoencoder: Path, folder: Path):
+    """FOLDER: the pipeline with an autoencoder of the same latents, whose decoder went on learning. Raises
+    `UserError` if its encoder is another."""
+    old, new = map(load_autoencoder, (pipeline, autoencoder))
+    if not _same_latents(old, new):
+        raise UserError(f"{autoencoder} encodes otherwise than {pipeline}: its DiT would not understand it.")
+    new.register_to_config(latents_mean=old.config.latents_mean, latents_std=old.config.latents_std)
+    about = json.loads((pipeline/"sas_nb.json").read_text())
+    log = autoencoder.parent/"autoencoder.jsonl"
+    rows = log.read_text().splitlines() if log.exists() else []
+    about["trained"] += [dict(autoencoder=json.loads(row), dit=None) for row in rows[-1:]]
+    ship(WanPipeline.from_pretrained(pipeline, vae=new), folder, [log, pipeline/"dit.jsonl"], **about)
+
+
+def _same_latents(*autoencoders) -> bool:
+    "In the precision in which they are shipped."
+    def encoder(vae): return {k: v.half() for k, v in vae.state_dict().items() if k.startswith(ENCODER)}
+    one, other = map(encoder, autoencoders)
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 @app.command()

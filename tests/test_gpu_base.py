@@ -84,6 +84,29 @@ def test_a_frozen_encoder_stays(base, quick, tmp_path, monkeypatch):
     assert all(v for k, v in same.items() if k.startswith(("encoder", "quant"))) and not same["decoder.conv_in.weight"]
 
 
+def test_a_dit_and_a_decoder_learn_apart_and_are_joined(base, quick, start, tmp_path, monkeypatch):
+    run(base, monkeypatch, *arguments(tmp_path/"dit", start, 1), "--share", "0")
+    run(base, monkeypatch, *arguments(tmp_path/"decoder", start, 1), "--share", "1", "--frozen")
+    pipeline, learned = tmp_path/"dit"/"state"/"pipeline", tmp_path/"decoder"/"state"/"vae"
+    run(base, monkeypatch, "join", pipeline, learned, tmp_path/"joined")
+    old, new, joined = (load_autoencoder(f) for f in (pipeline, learned, tmp_path/"joined"))
+    def same(one, other): return all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+    assert same(old, load_autoencoder(start).half().float()) and same(new, joined) and not same(old, joined)
+    assert joined.config.latents_std == old.config.latents_std and len(set(old.config.latents_std)) == 1
+    trained = json.loads((tmp_path/"joined"/"sas_nb.json").read_text())["trained"]
+    assert trained[-1]["dit"] is None and trained[0]["dit"]["step"] == rows(pipeline/"dit.jsonl")[-1]["step"]
+    assert len(VideoDiT.load(tmp_path/"joined").sample(["he is walking"], steps=1)) == 1
+    other = tiny_autoencoder(**TEMPORAL_2)
+    other.save_pretrained(tmp_path/"other")
+    result = tried(base, monkeypatch, "join", pipeline, tmp_path/"other", tmp_path/"wrong")
+    assert "encodes otherwise" in str(result.exception) and not (tmp_path/"wrong").exists()
+
+
+def test_no_share_without_a_start_is_refused(base, tmp_path, monkeypatch):
+    result = tried(base, monkeypatch, "train", "--cpu", "--share", "0", "--state", tmp_path/"state")
+    assert result.exit_code == 2 and "--start" in result.output
+
+
 def test_a_narrow_linear_start_is_refused():
     from sas_nb.lab.linear_code import linear_autoencoder, linear_code
     code = linear_code(torch.randint(256, (4, 3, 17, 64, 64), dtype=torch.uint8), 64)

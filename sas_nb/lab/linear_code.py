@@ -18,7 +18,8 @@ from .tiny import tiny_autoencoder, to_signed
 # %% ../../nbs/lab/34_linear_code.ipynb #l1nc0de1
 @dataclass(frozen=True)
 class LinearCode:
-    "PCA of two frames' blocks of 8 x 8 pixels. Rows give a latent's channels, in standard deviations."
+    """PCA of two frames' blocks of 8 x 8 pixels. Rows give a latent's channels; the deviation of a channel is
+    the root of its component's."""
     mean:Tensor        # (192,), of sums
     sums:Tensor        # (k, 192)
     differences:Tensor # (m, 192)
@@ -48,7 +49,7 @@ def linear_code(clips:Tensor,  # (n, 3, T, 64, 64) in bytes; some hundreds are e
     mean = still.mean(0)
     (axes, variance), (axes_m, variance_m) = _components(still-mean), _components(moving)
     k = int((torch.cat((variance, variance_m)).topk(channels).indices < len(variance)).sum())
-    def rows(axes, variance, n): return (axes[:, :n]/variance[:n].sqrt()).T.contiguous()
+    def rows(axes, variance, n): return (axes[:, :n]/variance[:n]**.25).T.contiguous()
     return LinearCode(mean, rows(axes, variance, k), rows(axes_m, variance_m, channels-k))
 
 def _components(rows:Tensor)->tuple[Tensor, Tensor]: # (n, 192) -> axes in columns, variances, largest first

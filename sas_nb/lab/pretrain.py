@@ -112,16 +112,19 @@ def dit_loss(dit,
 
 # %% ../../nbs/lab/14_pretrain.ipynb #010cb893
 def whitener(vae):
-    "Latents in half precision to unit variance, on the autoencoder's device."
+    "Latents in half precision to mean zero and unit variance, on the autoencoder's device."
     known = vae.config.latents_mean, vae.config.latents_std
     mean, std = (torch.tensor(v, device=vae.device).view(1, -1, 1, 1, 1) for v in known)
     return lambda z: (z.float()-mean)/std
 
+# %% ../../nbs/lab/14_pretrain.ipynb #2e16b796
 def latent_statistics(store)->dict:
-    """Mean and standard deviation of each channel over the stored clips, as the autoencoder's configuration
-    names them."""
+    """Mean of each channel over the stored clips, and one standard deviation for all, as the autoencoder's
+    configuration names them: how loud a channel is beside another is the autoencoder's decision."""
     z = store.clips[:len(store)].float()
-    return dict(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())
+    mean = z.mean((0, 2, 3, 4), keepdim=True)
+    deviation = (z-mean).pow(2).mean().sqrt().item()
+    return dict(latents_mean=mean.flatten().tolist(), latents_std=[deviation]*z.shape[1])
 
 def copy_weights(start, pipe):
     "Begin with the text encoder and DiT of another folder, if it has them; the optimizer begins anew."
