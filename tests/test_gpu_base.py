@@ -64,7 +64,7 @@ def test_a_linear_start(base, quick, tmp_path, monkeypatch):
     from sas_nb.lab.tiny import encode, to_signed
     monkeypatch.setattr(base, "time", Ticks())
     run(base, monkeypatch, "linear", tmp_path/"start", "--clips", "12", "--minutes", ".8", "--batch", "2")
-    vae = load_autoencoder(tmp_path/"start").float().eval()
+    vae = base.begun(tmp_path/"start", {}, (None, None, None), "cpu").float().eval()
     x = torch.stack([pixels(draw_large.random_spec(i), draw_large) for i in range(12)])
     code, some = linear_code(x, 64), to_signed(x[:3])
     z = code.encode(some)

@@ -9,7 +9,7 @@ __all__ = ['FPS', 'TEMPORAL_2', 'LONGEST', 'TEST_SEED', 'PRIOR', 'DEFAULTS', 'to
 
 # %% ../../nbs/lab/12_tiny.ipynb #11e4e8f5
 from pathlib import Path
-import copy, json, shutil
+import copy, inspect, json, shutil
 import numpy as np, torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -74,6 +74,12 @@ def autoencoder_passes(vae, compiled:bool=False, noise:float=.05): # x -> latent
         return z, whole.decode(z + noise*torch.randn_like(z))
     return torch.compile(both, dynamic=False) if compiled else both
 
+# %% ../../nbs/lab/12_tiny.ipynb #56ca5168
+def _alike(vae, **changes)->AutoencoderKLWan:
+    "A new one of the same configuration but for `changes`; a file's configuration may say more."
+    known = inspect.signature(AutoencoderKLWan).parameters
+    return AutoencoderKLWan(**{k: v for k, v in vae.config.items() if k in known} | changes)
+
 # %% ../../nbs/lab/12_tiny.ipynb #58313383
 @torch.no_grad()
 def wider(vae:AutoencoderKLWan,
@@ -88,8 +94,7 @@ def wider(vae:AutoencoderKLWan,
         if n < now[part]:
             raise UserError(f"The {part} has {now[part]} channels, and {n} are fewer: it can be widened only,"
                             f" so give {now[part]} or more.")
-    config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
-    wide = AutoencoderKLWan(**config | dict(base_dim=dims["encoder"], decoder_base_dim=dims["decoder"]))
+    wide = _alike(vae, base_dim=dims["encoder"], decoder_base_dim=dims["decoder"])
     narrow = dict(vae.named_parameters())
     for name, p in wide.named_parameters():
         part = name.split(".")[0]
@@ -126,9 +131,7 @@ def with_latents(vae:AutoencoderKLWan,
     now = vae.config.z_dim
     if channels < now:
         raise UserError(f"The latents have {now} channels, and {channels} are fewer: give {now} or more.")
-    config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
-    more = dict(z_dim=channels, latents_mean=[0.]*channels, latents_std=[1.]*channels)
-    deep = AutoencoderKLWan(**config | more)
+    deep = _alike(vae, z_dim=channels, latents_mean=[0.]*channels, latents_std=[1.]*channels)
     old = dict(vae.named_parameters())
     for name, p in deep.named_parameters():
         if name.startswith(("quant_conv", "post_quant_conv")): _pass_on(name, p, old[name], now, channels)
@@ -182,14 +185,16 @@ def _text_encoder(tokenizer)->UMT5EncoderModel:
 def _transformer(vae)->WanTransformer3DModel:
     channels = vae.config.z_dim
     side = 16//vae.config.scale_factor_spatial # a token is 16 pixels wide
-    return WanTransformer3DModel(patch_size=(1, side, side), num_attention_heads=6, attention_head_dim=32,
+    # all noise of a token must pass through the width
+    heads, layers = (6, 8) if channels*side**2 <= 128 else (8, 6)
+    return WanTransformer3DModel(patch_size=(1, side, side), num_attention_heads=heads, attention_head_dim=32,
                                  in_channels=channels, out_channels=channels, text_dim=128, freq_dim=128,
-                                 ffn_dim=768, num_layers=8, rope_max_seq_len=64)
+                                 ffn_dim=128*heads, num_layers=layers, rope_max_seq_len=64)
 
 # %% ../../nbs/lab/12_tiny.ipynb #0e088be5
 def tiny_pipeline(vae:AutoencoderKLWan, world=world)->WanPipeline:
-    """A Wan pipeline of 5.5 million weights around a trained autoencoder: 8 layers of width 192, a two-layer
-    text encoder."""
+    """A Wan pipeline around a trained autoencoder: 8 layers of width 192, or 6 of width 256 for more than 128
+    numbers a token; a two-layer text encoder."""
     tokenizer = make_tokenizer(world)
     text = _text_encoder(tokenizer)
     dit = _transformer(vae)
