@@ -352,17 +352,10 @@ def encoded(run: Run, vae, tokenizer) -> Latents:
     return store
 
 
-def goes_on(run: Run, pipe) -> bool:
-    "Does `start` have a DiT for latents and words such as these?"
-    if not run.start or not (run.start/"transformer").is_dir(): return False
-    words = json.loads((run.start/"text_encoder"/"config.json").read_text())["vocab_size"]
-    return (latent_shape(load_autoencoder(run.start)), words) == (latent_shape(pipe.vae), len(pipe.tokenizer))
-
-
 def train_dit(run: Run, fast: bool, portion: float):
     vae = finished(run)
     pipe = tiny_pipeline(vae, run.world).to(run.device)
-    if goes_on(run, pipe): copy_weights(run.start, pipe)
+    if run.start: copy_weights(run.start, pipe)
     modules, averages, opts = dit_learners(pipe)
     path, rng = run.state/"dit.safetensors", np.random.default_rng(1)
     about = load_state(path, modules | averages, opts)

@@ -295,3 +295,17 @@ def test_who_wears_which_colour_reaches_the_text():
     for prompt in ("a man in a {} shirt and {} trousers", "on a beach, a woman in a {} shirt and {} trousers"):
         one, other = words(prompt.format("red", "blue")), words(prompt.format("blue", "red"))
         for colour in ("▁red", "▁blue"): assert (one[colour]-other[colour]).norm() > .1*one[colour].norm(), colour
+
+
+def test_a_text_encoder_is_begun_with_where_the_dit_does_not_fit(tmp_path):
+    from sas_nb.lab.pretrain import copy_weights
+    torch.manual_seed(0)
+    tiny_pipeline(tiny_autoencoder()).save_pretrained(tmp_path)
+    other, alike = (tiny_pipeline(tiny_autoencoder(z_dim=z)) for z in (4, 16))
+    before = {k: v.clone() for k, v in other.transformer.state_dict().items()}
+    for pipe in (other, alike): copy_weights(tmp_path, pipe)
+    given = tiny_pipeline(tiny_autoencoder()).from_pretrained(tmp_path)
+    for pipe in (other, alike):
+        assert all(torch.equal(v, pipe.text_encoder.state_dict()[k]) for k, v in given.text_encoder.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in other.transformer.state_dict().items())
+    assert all(torch.equal(v, alike.transformer.state_dict()[k]) for k, v in given.transformer.state_dict().items())

@@ -13,8 +13,8 @@ import json
 import numpy as np, torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
-from transformers import UMT5EncoderModel
+from diffusers import AutoencoderKLWan, WanPipeline
+from transformers import PreTrainedTokenizerFast
 from fastcore.basics import patch
 from ..fast import best_device, mixed_precision
 from ..flow import interpolate, sample_times, velocity_target
@@ -126,13 +126,21 @@ def latent_statistics(store)->dict:
     deviation = (z-mean).pow(2).mean().sqrt().item()
     return dict(latents_mean=mean.flatten().tolist(), latents_std=[deviation]*z.shape[1])
 
+# %% ../../nbs/lab/14_pretrain.ipynb #8442528d
 def copy_weights(start, pipe):
-    "Begin with the text encoder and DiT of another folder, if it has them; the optimizer begins anew."
-    if not (Path(start)/"transformer").is_dir(): return
-    dit = WanTransformer3DModel.from_pretrained(start, subfolder="transformer")
-    text = UMT5EncoderModel.from_pretrained(start, subfolder="text_encoder")
-    pipe.transformer.load_state_dict(dit.state_dict())
-    pipe.text_encoder.load_state_dict(text.state_dict())
+    """Begin with the text encoder and the DiT of another folder, each if it is there and fits: the text
+    encoder for the same words, the DiT for such latents as well. The optimizer begins anew."""
+    start = Path(start)
+    if not (start/"tokenizer").is_dir() or _words(start) != pipe.tokenizer.get_vocab(): return
+    for name, part in dict(text_encoder=pipe.text_encoder, transformer=pipe.transformer).items():
+        if (start/name).is_dir(): _copy_alike(type(part).from_pretrained(start, subfolder=name), part)
+
+def _words(folder)->dict:
+    return PreTrainedTokenizerFast.from_pretrained(folder, subfolder="tokenizer").get_vocab()
+
+def _copy_alike(given, part):
+    shapes, wanted = ({k: v.shape for k, v in m.state_dict().items()} for m in (given, part))
+    if shapes == wanted: part.load_state_dict(given.state_dict())
 
 # %% ../../nbs/lab/14_pretrain.ipynb #741339cb
 RATES = (.02, 1.5e-3, 5e-4) # Muon for the DiT's matrices, AdamW for its other weights, and for the text's
