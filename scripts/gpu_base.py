@@ -675,6 +675,7 @@ def wheels(
     start: Annotated[Path | None, typer.Option(help="Copied into the folder too.")] = None,
     folder: Annotated[Path, typer.Option(help="Ignored by git.")] = Path("out/carry"),
     python: Annotated[str, typer.Option(help="The other machine's.")] = "3.12",
+    more: Annotated[str, typer.Option(help="For `train` there, such as '--frozen --share .2'.")] = "",
     minutes: float = 9,
 ):
     "Fetch what a GPU machine without network needs, wheels and system libraries; print the command for it."
@@ -689,7 +690,7 @@ def wheels(
     for path in _libraries(): shutil.copy(path, folder/"lib")
     if start: shutil.copytree(start, folder/"start")
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())/2**20
-    print(f"{folder}: {size:.1f} MiB\n\n{_command(folder, bool(start), minutes)}")
+    print(f"{folder}: {size:.1f} MiB\n\n{_command(folder, bool(start), minutes, more)}")
 
 
 def _libraries() -> list[str]:
@@ -701,13 +702,14 @@ def _libraries() -> list[str]:
     return [p for p in paths if Path(p).name.startswith(may_lack)]
 
 
-def _command(folder: Path, start: bool, minutes: float) -> str:
+def _command(folder: Path, start: bool, minutes: float, more: str) -> str:
     pip = "python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site"
+    begin = f"--start {folder}/start"*start
     lines = (f"{pip} {folder}/wheels/*.whl",
              "export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1",
              f"{{ python3 -c 'import skia' || export LD_LIBRARY_PATH=$PWD/{folder}/lib; }}",
              f"python3 scripts/gpu_base.py train --minutes {minutes:g} --limit {minutes+.4:g}"
-             + " --state /tmp/base" + f" --start {folder}/start"*start + ' --out "$OUT"')
+             f' --state /tmp/base {begin} {more} --out "$OUT"')
     return " && ".join(lines)
 
 

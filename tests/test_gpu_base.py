@@ -279,7 +279,8 @@ def test_the_command_for_another_machine_uses_what_was_fetched(base, tmp_path, m
     monkeypatch.setattr(base.subprocess, "run", lambda words, **_: fetched.append(list(map(str, words))))
     monkeypatch.setattr(base, "_libraries", lambda: [SCRIPT])
     (tmp_path/"start").mkdir()
-    result = CliRunner().invoke(base.app, ["wheels", "--folder", str(tmp_path/"carry"), "--start", str(tmp_path/"start"), "--minutes", "9"])
+    result = CliRunner().invoke(base.app, ["wheels", "--folder", str(tmp_path/"carry"), "--start", str(tmp_path/"start"), "--minutes", "9",
+                                           "--more", "--frozen --share .2"])
     assert result.exit_code == 0, result.output
     assert {w.split("==")[0] for w in fetched[0] if "==" in w} == set(base.WHEELS) and (tmp_path/"carry"/"lib"/SCRIPT.name).exists()
-    assert "--limit 9.4" in result.output and f"--start {tmp_path/'carry'/'start'}" in result.output and (tmp_path/"carry"/"start").is_dir()
+    assert "--limit 9.4" in result.output and "--frozen --share .2 --out" in result.output and f"--start {tmp_path/'carry'/'start'}" in result.output and (tmp_path/"carry"/"start").is_dir()
