@@ -2068,6 +2068,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'sas_nb/lab/world_large.py'),
                                         'sas_nb.lab.world_large.random_spec': ( 'lab/world_large.html#random_spec',
                                                                                 'sas_nb/lab/world_large.py')},
+            'sas_nb.lab.worlds': { 'sas_nb.lab.worlds._folder': ('lab/worlds.html#_folder', 'sas_nb/lab/worlds.py'),
+                                   'sas_nb.lab.worlds.world_of': ('lab/worlds.html#world_of', 'sas_nb/lab/worlds.py')},
             'sas_nb.lab.zoo': { 'sas_nb.lab.zoo._about': ('lab/zoo.html#_about', 'sas_nb/lab/zoo.py'),
                                 'sas_nb.lab.zoo._basis': ('lab/zoo.html#_basis', 'sas_nb/lab/zoo.py'),
                                 'sas_nb.lab.zoo._check_members': ('lab/zoo.html#_check_members', 'sas_nb/lab/zoo.py'),

@@ -32,6 +32,8 @@ def weights_of(info:dict # of a concept
     return version, None if is_folder or not version or maker == __version__ else maker
 
 # %% ../nbs/parts/bases.ipynb #6bb0b8b6
+_HOME = "sas_nb @ git+https://github.com/sas-nb/sas_nb" # releases are its tags
+
 def told(*infos:dict # of concepts
         )->str:
     "Which weights concepts need that are not shipped here, and how to get them; empty where nobody knows."
@@ -39,8 +41,8 @@ def told(*infos:dict # of concepts
     return "; ".join(dict.fromkeys(name+_to_have(release) for name, release in others if name))
 
 def _to_have(release)->str:
-    if release is None: return ""
-    return f", which is to be had by pip install sas_nb=={release}" if release else ", which no release has"
+    if not release: return "" if release is None else ", which no release has"
+    return f', which sas_nb {release} has, to be had by pip install "{_HOME}@v{release}"'
 
 # %% ../nbs/parts/bases.ipynb #71f043ec
 def made_with(info)->str:
