@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 # What `make explore` shows: runs, concepts or zoos; the zoo and your own concepts when empty.
 CONCEPTS ?=
-# Arguments for the script of `demo`, `bench`, `site`, `report` or `pretrain`, such as ARGS="--help".
+# Arguments for the script of `demo`, `bench`, `site`, `report`, `rebuild` or `pretrain`, such as ARGS="--help".
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PY := $(VENV)/bin/python
@@ -20,7 +20,7 @@ EXTRAS_docs := [docs]
 EXTRAS_site := [explore,lab,site]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo explore test check lowest lab bench bench-quick report pretrain readme sync docs site pin release clean
+.PHONY: help demo explore test check lowest lab bench bench-quick report pretrain rebuild stale readme sync docs site pin release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ report: $(VENV)/.stamp-run ## the tiny model's report card, by oracles: 500 prom
 
 pretrain: $(VENV)/.stamp-run ## train the tiny model: autoencoder, DiT, oracles, report card
 	$(PY) scripts/pretrain.py $(ARGS)
+
+rebuild: $(VENV)/.stamp-dev ## make anew, in order, what was made with another tiny model: days, resumable; ARGS="--dry-run" only says what
+	nice -n 5 $(PY) scripts/rebuild.py $(ARGS)
+
+stale: $(VENV)/.stamp-dev ## list what was made with another tiny model than the one in data/tiny
+	@$(PY) scripts/rebuild.py --stale
 
 readme: $(VENV)/.stamp-dev ## write README.md from nbs/index.ipynb
 	$(PY) scripts/readme.py

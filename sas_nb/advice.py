@@ -38,6 +38,7 @@ class GenerationConfig:
     decay:str="constant" # or "linear" or "cosine": how they fall to nothing, where a stage names none
     negative:str=""
     about:str=""       # what else to know before training, as the end of a sentence that begins with its name
+    version:str=""     # what its makers call these weights, where a name has had several
     untested:bool=False # nobody has trained on such weights with these numbers yet
     one_size:bool=False # it knows clips of this height and width only
     frame_rule:tuple=(4, 1) # m and k: a clip has m n + k frames

@@ -8,6 +8,7 @@ __all__ = ['draw_round_trip', 'log_of', 'say_learned', 'draw_run', 'totals', 'no
 # %% ../nbs/parts/answers.ipynb #440222ae
 from pathlib import Path
 from rich.table import Table
+from .bases import told, weights_of
 from .files import expanded
 from .options import RECIPES
 from .recipe import Recipe
@@ -142,8 +143,9 @@ def _recipe(info):
 # %% ../nbs/parts/answers.ipynb #be8a39b7
 def _origin(info):
     yield from ((k, info[k]) for k in ("appearance", "motion"))
-    commit = f", commit {info['revision'][:12]}" if "revision" in info else ""
-    yield "base", f"{info['base']} (weights {info['fingerprint']}{commit})"
+    known = [told(info) or weights_of(info)[0], f"weights {info['fingerprint']}"]
+    if "revision" in info: known.append(f"commit {info['revision'][:12]}")
+    yield "base", f"{info['base']} ({', '.join(filter(None, known))})"
     if "clip" in info:
         frames, _, height, width = info["clip"]["shape"]
         size = f"{frames} frames, {width} x {height}, {info['clip']['fps']:g} fps"

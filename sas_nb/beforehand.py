@@ -8,6 +8,7 @@ __all__ = ['fit_memory', 'over_basis', 'concept_place', 'checked_adapter']
 # %% ../nbs/parts/beforehand.ipynb #1228acc5
 from pathlib import Path
 from .adapter import SharedLoRA
+from .bases import check_base
 from .checkpoint import check_count
 from .clip import Clip
 from .concept import Concept
@@ -37,11 +38,13 @@ def _size(clip)->tuple[int, int, int]: # frames, height, width
     return T, H, W
 
 # %% ../nbs/parts/beforehand.ipynb #2157e266
-def over_basis(basis:dict|Concept|None, recipe:Recipe|str)->tuple[Recipe, dict|None]:
-    "A given basis decides the rank, and a concept's also the layers."
+def over_basis(basis:dict|Concept|None, recipe:Recipe|str, dit:VideoDiT)->tuple[Recipe, dict|None]:
+    """A given basis decides the rank, and a concept's also the layers. Raises `UserError` for a concept of
+    another base."""
     if isinstance(recipe, str): recipe = Recipe.named(recipe)
     if basis is None: return recipe, None
     if isinstance(basis, Concept):
+        check_base(basis.info, dit)
         recipe = recipe.with_(layers=basis.info["layers"])
         basis = {k: v for k, v in basis.weights.items() if k.endswith(".A")}
     return recipe.with_(rank=len(next(iter(basis.values())))), basis

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from . import __version__
 from .adapter import SharedLoRA
+from .bases import told
 from .data import hashed, StageData
 from .files import UserError
 from .recipe import earlier_stage, Recipe, Stage
@@ -115,14 +116,16 @@ def _short(x)->str:
     return s if len(s := repr(x)) < 100 else f"{s[:97]}..."
 
 def _sentence(name, was, now)->str:
-    hashes = str(was)[:1] == "#" or str(now)[:1] == "#"
-    return f"another {name}" + ("" if hashes else f": was {_short(was)}, is {_short(now)}")
+    if "#" not in (str(was)[:1], str(now)[:1]): return f"another {name}: was {_short(was)}, is {_short(now)}"
+    words = told(dict(fingerprint=str(was)[1:])) # of a base
+    return f"another {name}{words and f': {words}'}"
 
+# %% ../nbs/parts/checkpoint.ipynb #14b28b56
 def differences(was:dict, now:dict, defaults:dict, most:int=4)->str:
     "In words, what two runs were given that is not the same; empty if all is."
     before, today = map(_count, (was, now))
     if before != today: return f"of {_concepts(before)}, and this one is of {_concepts(today)}"
-    apart = [d for k in ("examples", "run") for d in _apart(was[k], now[k])]
+    apart = [d for k in ("run", "examples") for d in _apart(was[k], now[k])]
     apart += _recipes_apart(earlier_stage(was["recipe"]), now["recipe"], defaults)
     more = [f"and {len(apart)-most} more"]*(len(apart) > most)
     return "; ".join([_sentence(*d) for d in apart[:most]] + more)

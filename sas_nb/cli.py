@@ -289,11 +289,11 @@ def explore(concepts:Annotated[Optional[list[Path]], _MANY]=None,
             out:Annotated[Path, typer.Option(help="Folder for what is saved on the page.")]=Path("explored"),
             compose:Annotated[bool, typer.Option("--compose", help="All in one scene.")]=False):
     "Open a page of faces, maps and sliders over concepts: mix looks and dances, compare, save."
-    from sas_nb.explore.serve import at_hand, serve
+    from sas_nb.explore.serve import at_hand, left_out, serve
     if not concepts:
         concepts, others = at_hand()
         say(f"Opening {', '.join(map(str, concepts[:-1])) or 'nothing of your own'}, and the shipped zoo.")
-        if others: say(f"Left out, of another base, older, or scenes: {', '.join(map(str, others))}.")
+        if others: say(left_out(others))
     serve(concepts, browser, host=host, port=port, out=out, **dict(scene=True) if compose else {})
 
 # %% ../nbs/parts/cli.ipynb #0ca130c6

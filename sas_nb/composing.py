@@ -166,7 +166,7 @@ def learn_together(pairs:list[tuple],    # a clip and its prompts, of each: with
     motion residual over all clips. Raises `UserError` for what a person can put right."""
     clips, prompts = _checked_pairs(pairs)
     dit = VideoDiT.of(model)
-    recipe, A = over_basis(basis, recipe or Recipe.default().together(len(clips)))
+    recipe, A = over_basis(basis, recipe or Recipe.default().together(len(clips)), dit)
     clips = [fit_clip(dit, c) for c in clips]
     check_alike(clips)
     places = _checked_places(places, len(clips)) or [None]*len(clips)

@@ -16,9 +16,10 @@ from torch import Tensor
 from safetensors.torch import load_file, save as to_bytes
 from fastcore.basics import patch
 from .adapter import SharedLoRA
+from .bases import check_base, made_with
 from .clip import Clip
-from .concept_file import (as_json, base_name, check_shapes, concept_folder, FILES, made_with,
-                                 provenance, read_info, readable)
+from .concept_file import (as_json, base_name, check_shapes, concept_folder, FILES, provenance,
+                                 read_info, readable)
 from .concept_words import advice_of, as_html, as_markdown, summary_of
 from .dit import VideoDiT
 from .experts import checked_guidance
@@ -105,10 +106,7 @@ def base(self:Concept)->VideoDiT:
     if family != self.dit.family.name:
         raise UserError(f"This concept is for {family}, and {self.dit.name!r} is {self.dit.family.name}: "
                         f"load it with the base {self.info['base']!r} it names{made_with(self.info)}.")
-    if self.info["fingerprint"] not in self.dit.prints:
-        raise UserError(f"This concept was trained on another base than {self.dit.name!r} (or on other "
-                        f"weights of it): load it with the base {self.info['base']!r} it "
-                        f"names{made_with(self.info)}.")
+    check_base(self.info, self.dit)
     return self.dit
 
 # %% ../nbs/08_concept.ipynb #949bb52c

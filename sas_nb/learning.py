@@ -37,7 +37,7 @@ def learn(clip:Clip|str|Path,        # one video of the subject: a file, a folde
     can put right."""
     prompts = Prompts.of(prompts)
     dit = VideoDiT.of(model)
-    recipe, A = over_basis(basis, recipe)
+    recipe, A = over_basis(basis, recipe, dit)
     clip = fit_clip(dit, clip)
     fit_memory(dit, run, [clip], recipe)
     adapter = checked_adapter(dit, [prompts], recipe, run, A)
@@ -106,7 +106,7 @@ def learn_many(clips:list[Clip|str|Path],
         raise UserError(f"There are {len(clips)} clips and {len(prompts)} pairs of prompts: give as many, "
                         "and at least one.")
     dit, prompts = VideoDiT.of(model), [Prompts.of(p) for p in prompts]
-    recipe, A = over_basis(basis, recipe)
+    recipe, A = over_basis(basis, recipe, dit)
     clips = [fit_clip(dit, c) for c in clips]
     fit_memory(dit, run, clips, recipe)
     adapter = checked_adapter(dit, prompts, recipe, run, A)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 from .adapter import SharedLoRA
+from .bases import told
 from .concept import Concept
 from .files import Advice, UserError
 from .lowrank import norm
@@ -45,8 +46,10 @@ def _check_one(c):
 # %% ../nbs/parts/ways.ipynb #86c5d181
 def _check_two(first, c, way):
     if c.info["fingerprint"] != first.info["fingerprint"]:
+        words = told(first.info, c.info)
         raise UserError(f"The concepts are of different bases, {first.info['base']!r} and "
-                        f"{c.info['base']!r}, or of other weights of one: learn them over the same one.")
+                        f"{c.info['base']!r}, or of other weights of one{words and f' ({words})'}: "
+                        "learn them over the same one.")
     if way != "merged" and not _share_basis(first, c):
         raise UserError(f"The way {way!r} needs concepts over one basis A, and these have their own: learn "
                         "them with learn_many or with basis=, or choose the way 'merged'.")

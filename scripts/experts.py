@@ -2,18 +2,22 @@
 
 People of the shipped zoo are put on two copies of their model, one for the noisy times and one for the
 others (see nbs/lab/27_experts.ipynb). Then one copy loses the coefficients of the appearance, or of the
-motion, and the oracles say what is left. Writes data/bench/experts.csv, a row for each clip; what is there
-is kept.
+motion, and the oracles say what is left. Writes data/bench/experts.csv, a row for each clip. Rows are kept
+in out/experts, by what made them, and the same command goes on from there.
 """
 import argparse
 import csv
+import hashlib
 import itertools
 import tempfile
 from pathlib import Path
 
 import torch
 from sas_nb.atlas import load_zoo
+from sas_nb.atlas.places import zoo_folder
+from sas_nb.cache import data_path
 from sas_nb.dit import VideoDiT
+from sas_nb.hub import maker_fingerprint
 from sas_nb.lab.draw import render
 from sas_nb.lab.experts import on_experts, two_experts
 from sas_nb.lab.motion import pose_correlation
@@ -54,6 +58,18 @@ def measured(concept, two: VideoDiT, way: tuple, seeds: range, oracles: Oracles)
     return [dict(seed=s) | said | row for s, row in zip(seeds, found)]
 
 
+def rows_file(seeds: int) -> Path:
+    "Where rows of this base, this zoo and these oracles are kept."
+    zoo, oracles = zoo_folder("zoo") / "zoo.json", data_path("oracles") / "oracles.safetensors"
+    of = maker_fingerprint(VideoDiT.of("tiny")).encode() + zoo.read_bytes() + oracles.read_bytes()
+    return ROOT / "out" / "experts" / f"{hashlib.sha256(of).hexdigest()[:12]}-{seeds}.csv"
+
+
+def read(path: Path) -> list[dict]:
+    if not path.exists(): return []
+    with path.open(encoding="utf-8", newline="") as f: return list(csv.DictReader(f))
+
+
 def write(rows: list[dict], out: Path):
     with atomic(out) as tmp, tmp.open("w", encoding="utf-8", newline="") as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
@@ -69,9 +85,8 @@ def main():
     parser.add_argument("--boundaries", type=float, nargs="*", default=(.875, .6))
     parser.add_argument("--out", type=Path, default=ROOT / "data/bench/experts.csv")
     args = parser.parse_args()
-    rows = []
-    if args.out.exists():
-        with args.out.open(encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
+    kept = rows_file(args.seeds)
+    rows = read(kept)
     there = {(r["boundary"], r["concept"]) for r in rows}
     oracles = Oracles.load()
     with tempfile.TemporaryDirectory() as folder:
@@ -84,8 +99,9 @@ def main():
                 own = dict(boundary=str(boundary), concept=name)
                 found = (measured(concept, two, way, range(args.seeds), oracles) for way in WAYS)
                 rows += [own | row for row in itertools.chain(*found)]
-                write(rows, args.out)
+                write(rows, kept)
                 print(name, flush=True)
+    write(rows, args.out)
 
 
 if __name__ == "__main__": main()

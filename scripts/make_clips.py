@@ -1,12 +1,14 @@
 """Draw the example clips from the worlds' own specs.
 
-    python scripts/make_clips.py [FOLDER]           # those of data/clips
+    python scripts/make_clips.py [FOLDER]           # those of data/clips, from the world of the tiny model
     python scripts/make_clips.py --large [FOLDER]   # those of data/next/clips, from the world for 64 pixels
 """
 import argparse
 from pathlib import Path
+from types import ModuleType
 from sas_nb.lab import draw, draw_large
 from sas_nb.lab.specs import Thing, caption
+from sas_nb.lab.worlds import world_of
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 CLIPS = dict(
@@ -20,9 +22,12 @@ LARGE = dict(
                             backdrop=.6))
 
 
-def make(folder: Path, large: bool = False) -> dict[str, Path]:
-    "Write every clip, three seconds at 24 frames a second, 256 x 256 pixels."
-    world, clips = (draw_large, LARGE) if large else (draw, CLIPS)
+OF_WORLD = {draw: CLIPS, draw_large: LARGE}
+
+
+def make(folder: Path, world: ModuleType) -> dict[str, Path]:
+    "Write every clip of a world, three seconds at 24 frames a second, 256 x 256 pixels."
+    clips = OF_WORLD[world]
     return {name: world.render(spec, num_frames=72, fps=24, size=256).save(folder / f"{name}.mp4")
             for name, spec in clips.items()}
 
@@ -34,9 +39,9 @@ def main():
     parser.add_argument("--large", action="store_true")
     given = parser.parse_args()
     folder = given.folder or DATA / ("next/clips" if given.large else "clips")
-    clips = LARGE if given.large else CLIPS
-    for name, path in make(folder, given.large).items():
-        print(f"{path.name}, {path.stat().st_size/1024:.0f} KB: {caption(clips[name])}")
+    world = draw_large if given.large else world_of("tiny")
+    for name, path in make(folder, world).items():
+        print(f"{path.name}, {path.stat().st_size/1024:.0f} KB: {caption(OF_WORLD[world][name])}")
 
 
 if __name__ == "__main__": main()

@@ -13,6 +13,15 @@ from rich.console import Console
 from rich.markdown import Markdown
 from sas_nb.terminal import tidy, spell_out
 from sas_nb.lab.report import card_markdown, report_card
+from sas_nb.writing import atomic
+
+
+KEPT = Path("data/report")
+
+
+def keep_files(out: Path):
+    for name in ("report.json", "sheet.png"):
+        with atomic(KEPT / name) as tmp: tmp.write_bytes((out.expanduser() / name).read_bytes())
 
 
 def main(
@@ -27,10 +36,12 @@ def main(
         float | None, typer.Option(help="Classifier-free guidance.", show_default="the model's own")
     ] = None,
     batch: Annotated[int, typer.Option(help="Clips sampled at a time.", min=1)] = 10,
+    keep: Annotated[bool, typer.Option("--keep", help="Also write card and sheet to data/report/.")] = False,
 ):
     """Say how well a tiny model follows its prompts, with intervals, beside what the oracles say of real
     clips."""
     with tidy(): card = report_card(model, out, n, seed, steps, guidance, batch, progress=True)
+    if keep: keep_files(out)
     spell_out()
     Console().print(Markdown(card_markdown(card)))
     print(f"Look at {out / 'sheet.png'}; the figures are in {out / 'report.json'}.")

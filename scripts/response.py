@@ -142,14 +142,19 @@ def read(path: Path) -> list[dict]:
         return [{k: number(k, v) for k, v in r.items()} for r in csv.DictReader(f)]
 
 
+def of_zoo(folder: Path, *settings) -> str:
+    "Twelve hex digits that name a zoo, and how it is measured."
+    of = (folder / "zoo.json").read_bytes() + (repr(settings).encode() if settings else b"")
+    return hashlib.sha256(of).hexdigest()[:12]
+
+
 def write_curves(zoo: str, concepts: int, seeds: int, steps: int, out: Path | None):
     "Concept after concept; those of an earlier run stay."
     people = {n: c for n, c in load_zoo(zoo).items() if not c.info["truth"]["thing"]}
     folder = zoo_folder(zoo)
     out = out or folder / "response.csv"
     names = list(people)
-    settings = (folder / "zoo.json").read_bytes() + repr((SLIDERS, seeds, steps)).encode()
-    run = hashlib.sha256(settings).hexdigest()[:12]
+    run = of_zoo(folder, SLIDERS, seeds, steps)
     rows = [r for r in read(out) if r["run"] == run]
     done = {r["concept"] for r in rows}
     atlas = Atlas(people)
@@ -211,7 +216,7 @@ def about_slider(studio: Studio, slider, oracles: Oracles | None) -> dict:
 
 
 def write_sliders(zoo: str, out: Path | None):
-    """controls.json beside a zoo, group after group; one that an earlier run measured of the same members
+    """controls.json beside a zoo, group after group; one that an earlier run measured of the same zoo
     stays."""
     folder = zoo_folder(zoo)
     out = out or folder / "controls.json"
@@ -219,7 +224,8 @@ def write_sliders(zoo: str, out: Path | None):
     drawn = all("truth" in c.state()["info"] for c in studio.atlas.members)
     about = read_about(out) if out.exists() else {}
     for group, names in studio.groups.items():
-        of = dict(base=fingerprint(studio.dit.transformer), preview=studio.preview, members=names)
+        of = dict(base=fingerprint(studio.dit.transformer), zoo=of_zoo(folder), preview=studio.preview,
+                  members=names)
         if of.items() <= about.get(group, {}).items(): continue
         oracles = Oracles.load() if drawn and group == "people" else None
         known = {}

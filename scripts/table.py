@@ -3,13 +3,11 @@ what made them.
 
     # or: make bench-quick; three people, three methods, few steps, about ten minutes on two idle cores
     python scripts/table.py --quick
-    # the most informative methods, a small budget, as many people as 40 minutes allow, kept in data/bench/
-    python scripts/table.py --brief --minutes 40 --keep
-    python scripts/table.py                    # 24 people and 4 things, all methods: hours, or a GPU
-    python scripts/table.py --regularisers     # ours with each regulariser alone, and left out
-    # ours and DB-LoRA with the steps and batches of `learn`, each with both guidances, and ours with twins
-    python scripts/table.py --long
-    python scripts/table.py --ablation         # ours at other ranks, dropouts, layers and numbers of steps
+    python scripts/table.py --keep             # 24 people and 4 things, all methods, few steps: hours
+    # ours and what is nearest to it with the steps and batches of `learn`, the paper's recipe with its own
+    python scripts/table.py --long --keep
+    # ours with one thing changed: regularisers alone and left out, ranks, dropouts, layers, numbers of steps
+    python scripts/table.py --ablation --keep
     python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
 
@@ -30,23 +28,24 @@ from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import complete, estimate, LEAKS, run, save_table, table
 from sas_nb.lab.cases import cases, in_words
-from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS
+from sas_nb.lab.methods import ABLATIONS, Budget, METHODS, REGULARISERS
 from sas_nb.lab.oracles import Oracles
 from sas_nb.recipe import Recipe
 from sas_nb.writing import atomic
 
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
-LONG = ("ours", "LoRA-8 (DB-LoRA)", "ours, plain guidance", "LoRA-8, our guidance", "ours, twins")
+PAPER = "paper's recipe, 600 + 900 steps of 8"
+LONG = "ours", "LoRA-8 (DB-LoRA)", PAPER, "two LoRAs", "DreamMix-style"  # the last two are nearest to ours
+CHANGED = REGULARISERS | ABLATIONS
 SETS = dict(
-    quick=QUICK, brief=dict(people=24, things=4, method=BRIEF) | SMALL,
-    regularisers=dict(people=12, things=0, method=tuple(REGULARISERS)) | SMALL,
-    ablation=dict(people=3, things=0, method=tuple(ABLATIONS)) | SMALL,
-    long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8),
-    full=dict(people=24, things=4, method=tuple(METHODS), steps1=150, steps2=400, batch=8)
+    quick=QUICK, table=dict(people=24, things=4, method=tuple(METHODS)) | SMALL,
+    ablation=dict(people=6, things=0, method=tuple(CHANGED)) | SMALL,
+    long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8)
 )
-# sets with methods of their own, which are asked for the edits in words
-POOLS = dict(regularisers=REGULARISERS, ablation=ABLATIONS)
+# sets with methods of their own; those of the ablation are asked for the edits in words
+POOLS = dict(ablation=CHANGED, long=METHODS | {PAPER: ABLATIONS[PAPER]})
+IN_WORDS = ("ablation",)
 
 
 def part(text: str) -> tuple[int, int]:
@@ -74,16 +73,11 @@ Number = Annotated[int | None, typer.Option(min=0, show_default="the set's")]
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="A small subset.")] = False,
-    brief: Annotated[bool, typer.Option("--brief", help="The most informative methods, few steps.")] = False,
-    regularisers: Annotated[
-        bool,
-        typer.Option("--regularisers", help="Ours with each regulariser alone, and left out, few steps.")
-    ] = False,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Ours with one thing changed, few steps.")
     ] = False,
     long: Annotated[
-        bool, typer.Option("--long", help="Ours and DB-LoRA with the steps and batches of `learn`.")
+        bool, typer.Option("--long", help="Ours and its rivals with the steps and batches of `learn`.")
     ] = False,
     people: Number = None,
     things: Number = None,
@@ -106,18 +100,18 @@ def main(
         Path | None,
         typer.Option(
             help="Where to keep rows and write the table.",
-            show_default="out/table, out/regularisers, out/ablation, out/long"
+            show_default="out/table, out/ablation, out/long"
         ),
     ] = None,
 ):
     "Train every method on every concept, measure every edit, print the table."
-    flags = dict(quick=quick, brief=brief, regularisers=regularisers, ablation=ablation, long=long)
-    name = next((n for n, on in flags.items() if on), "full")
+    flags = dict(quick=quick, ablation=ablation, long=long)
+    name = next((n for n, on in flags.items() if on), "table")
     given = dict(
         people=people, things=things, method=method or None, steps1=steps1, steps2=steps2, batch=batch
     )
     s = SETS[name] | {k: v for k, v in given.items() if v is not None}
-    kind = name if name in (*POOLS, "long") else "table"
+    kind = name if name in POOLS else "table"
     pool = POOLS.get(name, METHODS)
     with tidy():
         if odd := next((m for m in s["method"] if m not in pool), None):
@@ -133,7 +127,7 @@ def main(
                          f"{budget.steps1} + {budget.steps2} steps of {budget.batch}: about {hours:.1f} "
                          "hours on one core or device; shared by n processes, an n-th.")
         asked = [
-            in_words(c) if name in POOLS else c for c in cases(s["people"], s["things"], dit.defaults.fps)
+            in_words(c) if name in IN_WORDS else c for c in cases(s["people"], s["things"], dit.defaults.fps)
         ]
         rows = run(
             asked, {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which,

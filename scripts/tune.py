@@ -5,9 +5,10 @@ benchmark uses.
     python scripts/tune.py --sample            # and what its clips are worth
     python scripts/tune.py --only ours --only "ours, shift 1"
 
-    # how to sample
-    python scripts/tune.py --sample --people 9 --steps1 75 --steps2 175 --batch 8 --sampling-steps 20 \\
-        --only ours --only "ours, half guidance" ...
+    # what data/bench/ keeps: variants briefly, some of them at length, and ways of sampling
+    python scripts/tune.py --set tune --keep tune
+    python scripts/tune.py --set tune_long --keep tune_long
+    python scripts/tune.py --set tune_sampling --keep tune_sampling
 
 Variants of training are sampled with ordinary guidance, and all are asked for the edits in words alone. Every
 pair of person and variant is kept as soon as it is done, and the same command goes on from there. Prints
@@ -21,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from sas_nb.terminal import spell_out, tidy
-from sas_nb.files import UserError
+from sas_nb.files import check_names, UserError
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import LEAKS, losses, measured, run, TABLE, table
 from sas_nb.lab.cases import case, in_words
@@ -78,6 +79,22 @@ def variants() -> dict:
 
 
 VARIANTS = variants()
+_BRIEFLY = (
+    "ours", "LoRA-8, rate x 4", "ours, rank 16", "ours, no prior", "ours, rank 16, no prior",
+    "ours, stage 2 no prior", "ours, stage 2 no dropout", "ours, stage 1 rate x 16",
+    "ours, stage 2 rate x 16", "ours, equal steps", "ours, more steps in stage 1", "ours, shift 2",
+    "ours, stage 2 shift 8", "ours, no token mask"
+)
+_SAMPLED = (
+    "ours", "ours, two thirds guidance", "ours, half guidance", "ours, two thirds guidance, against 0.5",
+    "ours, two thirds guidance, against 0.7", "LoRA-8, rate x 4"
+)
+SETS = dict(
+    tune=dict(people=4, only=_BRIEFLY, steps1=50, steps2=100, batch=4, sampling_steps=10),
+    tune_long=dict(people=6, only=("ours", "ours, prior alone", "ours, no dropout", "ours, rank 16"),
+                   steps1=100, steps2=150, batch=8, sampling_steps=10),
+    tune_sampling=dict(people=24, only=_SAMPLED, steps1=75, steps2=175, batch=8, sampling_steps=20)
+)
 
 
 def main(
@@ -91,6 +108,8 @@ def main(
     batch: int = 4,
     seed: int = 0,
     sampling_steps: Annotated[int, typer.Option(min=1)] = 10,
+    which: Annotated[str | None, typer.Option("--set", show_default="none", help=(
+        f"All of these numbers and variants, sampled: {', '.join(SETS)}."))] = None,
     minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
     share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th pair.")] = "0/1",
     keep: Annotated[
@@ -104,6 +123,10 @@ def main(
 ):
     "Train variants, measure them, print the table."
     with tidy():
+        if which:
+            check_names([which], list(SETS), "--set")
+            people, only, steps1, steps2, batch, sampling_steps = SETS[which].values()
+            sample = True
         names = list(only or VARIANTS)
         budget = Budget(steps1, steps2, batch, seed=seed)
         if odd := next((n for n in names if n not in VARIANTS), None):

@@ -282,13 +282,13 @@ def script(monkeypatch, tmp_path, dit):
 def test_the_table_script_rehearsed(tmp_path, script):
     import table as table_script
     few = ("--people", 1, "--things", 0, "--steps1", 1, "--steps2", 1, "--batch", 1, "--sampling-steps", 1)
-    r = script(table_script.main, "--brief", "--method", "ours", "--method", "two-stage", *few, "--keep")
+    r = script(table_script.main, "--method", "ours", "--method", "two-stage", *few, "--keep")
     assert r.exit_code == 0 and "1 concepts" in r.output
     kept = load_table(tmp_path/"data/bench/table.csv")
     assert [x["method"] for x in kept] == ["ours"]*9 + ["two-stage"]*9
     about = json.loads((tmp_path/"data/bench/table.json").read_text())
     assert about["budget"]["steps2"] == 1 and about["concepts"] == ["person-0"] and [about["recipes"]["paper"][s]["steps"] for s in ("stage1", "stage2")] == [600, 900]
-    assert (tmp_path/"table.md").read_text().startswith("| method | mse") and table_script.SETS["brief"]["method"] == BRIEF
+    assert (tmp_path/"table.md").read_text().startswith("| method | mse") and table_script.SETS["table"]["method"] == tuple(METHODS)
     assert "no method 'rank 4'" in script(table_script.main, "--method", "rank 4").output
     r = script(table_script.main, "--ablation", "--method", "rank 4", *few, "--minutes", 0)
     assert r.exit_code == 0 and "No concept has every method yet" in (tmp_path/"table.md").read_text()

@@ -249,7 +249,7 @@ def keep(self:_DitTraining):
     self.save(facts | dict(statistics=statistics))
     logs = [self.out/"autoencoder.jsonl", self.log]
     trained = pieces(self.start, self.out, facts)
-    ship(averaged(self.pipe, self.averages), self.out/"pipeline", logs, trained=trained)
+    ship(averaged(self.pipe, self.averages), self.out/"pipeline", logs, trained=trained, world=world.__name__)
 
 # %% ../../nbs/lab/14_pretrain.ipynb #9d12bf69
 def averaged(pipe, averages)->WanPipeline:
