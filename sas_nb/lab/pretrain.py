@@ -155,14 +155,14 @@ def dit_learners(pipe):
 
 # %% ../../nbs/lab/14_pretrain.ipynb #e77d02bf
 def dit_backward(pipe, dit, batch, whiten, g)->Tensor: # (2,), loss on clips, loss on images
-    """Gradients of one batch that the store drew, in which images weigh a quarter of clips; the new words
-    stay zero."""
+    """Gradients of one batch that the store drew, in which every token weighs the same; the new words stay
+    zero."""
     clips, images, ids = batch
     text = read(pipe, ids)
     shift = pipe.scheduler.config.shift
     parts = (clips, text[:len(clips)]), (images, text[len(clips):])
     losses = [dit_loss(dit, shift, whiten(z), t, g) for z, t in parts]
-    (losses[0]+.25*losses[1]).backward()
+    sum(loss*z.numel() for loss, (z, _) in zip(losses, parts)).div(clips.numel()+images.numel()).backward()
     pipe.text_encoder.shared.weight.grad[pipe.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = 0
     return torch.stack(losses).detach()
 
