@@ -27,6 +27,7 @@ def weights_of(info:dict # of a concept
     has them, empty where none has, None where nobody knows."""
     if info.get("fingerprint") in SHIPPED: return SHIPPED[info["fingerprint"]]
     version = info.get("base_version", "")
+    if version in dict(SHIPPED.values()): return "", None # its name, but other weights
     maker = info.get("versions", {}).get("sas_nb", __version__)
     is_folder = "base_path" in info or Path(info.get("base", "/")).is_absolute()
     return version, None if is_folder or not version or maker == __version__ else maker
