@@ -59,16 +59,18 @@ def _remember(e, patience:float):
 
 # %% ../../nbs/explore/04_page.ipynb #0fbef890
 def open_page(e, studio, out, waits:bool, remember, furnish, then):
-    "Whatever a page shows: what it keeps, its widgets, and then the first video and `then`, once."
+    """Whatever a page shows: what it keeps, its widgets; then a preview, then what `then` asks for, which
+    ends with `settle`."""
     e.studio = studio
     e.out = expanded(out).resolve()
     e.worker = Worker()
+    e.settled = False # is what a page needs there, so that there is time for full videos?
     remember(e)
     e.position = studio.start
     furnish(e)
     e.screen.note = studio.room.sentence # until there is something to see
     e.screen.on_msg(lambda w, message, _: "drawn" in message and _begin(e))
-    e.begins = [e.refresh, then]
+    e.begins = [e.refresh, lambda: e.worker.ask(background=[lambda stale: then()])]
     if not waits: _begin(e)
 
 # %% ../../nbs/explore/04_page.ipynb #m0v3dw2t
@@ -120,7 +122,8 @@ def refresh(self:Explorer,
     self.worker.ask(partial(_work, self, self.position, time.perf_counter(), full))
 
 # %% ../../nbs/explore/04_page.ipynb #4403d1f8
-def _wants_full(e, p, full:bool)->bool: return e.studio.ready(p) or not e.dragging and (full or not e.slow)
+def _wants_full(e, p, full:bool)->bool:
+    return e.studio.ready(p) or not e.dragging and (full or e.settled and not e.slow)
 
 def _work(e, p, asked:float, full:bool, stale):
     "In the worker's thread: a preview, then the full video."
