@@ -64,7 +64,7 @@ def open_page(e, studio, out, waits:bool, remember, furnish, then):
     e.studio = studio
     e.out = expanded(out).resolve()
     e.worker = Worker()
-    e.settled = False # is what a page needs there, so that there is time for full videos?
+    e.settled = True # is there time for full videos? Not while a page begins
     remember(e)
     e.position = studio.start
     furnish(e)
@@ -75,6 +75,7 @@ def open_page(e, studio, out, waits:bool, remember, furnish, then):
 
 # %% ../../nbs/explore/04_page.ipynb #m0v3dw2t
 def _begin(e):
+    if e.begins: e.settled = False # until the last of what it begins with is there
     while e.begins: e.begins.pop(0)()
 
 def _moved(e, p):
