@@ -15,8 +15,8 @@ from sas_nb.explore.renderer import Studio
 from sas_nb.explore.serve import at_hand, explorer_page, own_concepts
 from sas_nb.explore.sights import between, cell_position, filmed, strip, strip_of
 from sas_nb.explore.widgets import Clips, Strip
-from sas_nb.explore.words import (carried, chips_of, chosen_chips, toggled, unknown_words, with_chips,
-                                  without_chips)
+from sas_nb.explore.words import carried, chips_of, chosen_chips, toggled, with_chips, without_chips
+from sas_nb.prompt import unknown_words
 
 SMALL = dict(steps=2, preview=1, guidance=1, num_frames=5)
 WOMAN, MAN = "a [v] woman in a park. she is [u] dancing", "a [v] man in a park. he is [u] dancing"
@@ -241,13 +241,29 @@ def test_the_line_begins_at_one_and_ends_at_the_other(explorer):
     weigh = lambda share, other="man-04": [s.weights(between(e, "man-02", other, share), part).round(6).tolist() for part in ("appearance", "motion")]
     for share, name in ((0, "man-02"), (1, "man-04")): assert weigh(share) == [np.eye(4)[s.atlas.index(name)].tolist()]*2
     assert all(0 < max(w) < 1 for w in weigh(.5))
-    for share, name in ((.4, "man-02"), (.6, "bonfire-01")): assert weigh(share, "bonfire-01")[0] == np.eye(4)[s.atlas.index(name)].tolist() # no map in common
+    assert not s.parted("man-02", "man-04") and not e.parted.value and e.line.layout.display != "none"
     e.ends[0].value, e.ends[1].value = "man-02", "man-04"
     e.views.chosen = "line"; e.worker.wait()
     assert set(e.way.strips) == {"0", "0.25", "0.5", "0.75", "1"}
     e.way._handle_custom_msg(dict(go="1"), [])
     assert e.line.value == 1 and e.position == Position("man-04", "man-04")
     e.worker.wait()
+
+
+def test_there_is_no_line_between_two_maps(explorer, beside, tmp_path):
+    def no_line(e, one, other, why):
+        e.go(Position(one, one)); e.ends[0].value, e.ends[1].value = one, other
+        e.views.chosen = "line"
+        for share in (.45, .55, 1.): e.line.value = share
+        assert e.position == Position(one, one) and why in e.parted.value and e.line.layout.display == "none" and not e.way.cells
+        e.line.value = 0.
+    no_line(explorer, "man-02", "bonfire-01", "man-02 and bonfire-01 stand on different maps")
+    e = Explorer(beside, out=tmp_path, faces=0)
+    no_line(e, "woman-00", "demo", "woman-00 and demo have different bases")
+    e.ends[1].value = "man-04"; e.line.value = 1.
+    assert not e.parted.value and e.line.layout.display == "" and len(e.way.cells) == 5 and e.position == Position("man-04", "man-04")
+    e.views.chosen = explorer.views.chosen = "faces"; explorer.worker.wait()
+    e.close(); e.worker.wait()
 
 
 def test_examples_are_places_here(explorer):

@@ -8,7 +8,8 @@ from in_browser import few_bits
 from sas_nb.explore import Position
 from sas_nb.explore.sliders import Studio
 from sas_nb.files import UserError
-from sas_nb.explore.words import carried, chips_of, toggled, unknown_words
+from sas_nb.explore.words import carried, chips_of, toggled
+from sas_nb.prompt import unknown_words
 from test_browser import chromium, MISSING, serious, TAB_STOPS, view, window  # noqa: F401 (a fixture)
 
 NAMES = ["woman-28", "man-21", "woman-07"]

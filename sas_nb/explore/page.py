@@ -132,7 +132,7 @@ def _work(e, p, asked:float, full:bool, stale):
         if not e.studio.ready(p): _show(e, p, asked, stale, quick=True)
         if _wants_full(e, p, full): _show(e, p, asked, stale, quick=False)
     except Cancelled: e.screen.note = "stopped"
-    except UserError as error: _say_why(e, _short(error))
+    except UserError as error: _say_why(e, str(error))
     except Exception as error:
         _say_why(e, f"This place could not be shown ({type(error).__name__}: {error}).")
     finally: e.screen.progress = -1.
@@ -142,11 +142,6 @@ def _say_why(e, why:str):
     "There is no new video: the old one stays, and says that it is old."
     e.screen.note = why
     if e.screen.data: e.screen.old = "still the video before"
-
-def _short(error)->str:
-    "Without the whole vocabulary: what is unknown is marked in the prompt, and near words stand below it."
-    first, cut, _ = str(error).partition(": use words of its vocabulary")
-    return f"{first}." if cut else first
 
 # %% ../../nbs/explore/04_page.ipynb #75372909
 _NEARLY = 2. # seconds: a preview that takes longer gives way to a newer wish

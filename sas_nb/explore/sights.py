@@ -12,6 +12,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+import html
 import numpy as np
 from PIL import Image
 from .widgets import Strip
@@ -212,19 +213,22 @@ def between(e, one:str, other:str, share:float):
     for part, of_part in e.studio.maps.items():
         a, b = (of_part.places[name] for name in (one, other))
         point = [x + share*(y-x) for x, y in zip(a, b)]
-        alike = of_part.group(one) == of_part.group(other) and 0 < share < 1
-        p = of_part.move(p.put(part, one), point) if alike else p.put(part, one if share < .5 else other)
+        p = of_part.move(p.put(part, one), point) if 0 < share < 1 else p.put(part, other if share else one)
     return _worded(e, e.studio.snap(p))
 
 def _show_stop(e, share:float, p, watch):
-    if e.views.chosen != "line" or p != between(e, *(w.value for w in e.ends), share): return
+    ends = [w.value for w in e.ends]
+    if e.views.chosen != "line" or e.studio.parted(*ends) or p != between(e, *ends, share): return
     e.way.put(f"{share:g}", strip_of(e.studio.thumbnail(p, watch)))
 
 # %% ../../nbs/explore/03_sights.ipynb #31a3f380
 def show_way(e, stops=(0, .25, .5, .75, 1)):
-    "Some places on the line, playing in step."
+    "Some places on the line, playing in step; or why there is no line."
     one, other = (w.value for w in e.ends)
-    cells = [dict(key=f"{x:g}", label={0: one, 1: other}.get(x, f"{x:.0%}")) for x in stops]
+    why = e.studio.parted(one, other)
+    e.parted.value = why and f'<span role="status">{html.escape(why)}</span>'
+    e.line.layout.display = "none" if why else ""
+    cells = [] if why else [dict(key=f"{x:g}", label={0: one, 1: other}.get(x, f"{x:.0%}")) for x in stops]
     if e.way.cells != cells: e.way.cells = cells
-    if e.views.chosen != "line": return
+    if why or e.views.chosen != "line": return
     for x in stops: when_idle(e, partial(_show_stop, e, x, between(e, one, other, x)))
