@@ -296,6 +296,29 @@ def test_only_the_first_page_is_made_ahead(studio, tmp_path):
     for e in (first, second): e.close(); e.worker.wait()
 
 
+def test_a_page_is_ready_with_its_first_preview_and_whole_before_its_full_video(studio, tmp_path, monkeypatch):
+    import sas_nb.explore.sights as sights
+    told, render, maps = [], type(studio).render, sights._put_on_maps
+    studio.kept.clear()
+    def rendered(self, p=None, quick=False, watch=lambda share: None):
+        told.append("preview" if quick else "full")
+        return render(self, p, quick, watch)
+    monkeypatch.setattr(type(studio), "render", rendered)
+    monkeypatch.setattr(sights, "filmed", lambda info, place, dit: told.append(f"film {(tmp_path/'ready').exists()}") or filmed(info, place, dit))
+    monkeypatch.setattr(sights, "_put_on_maps", lambda e: told.append("maps") or maps(e))
+    e = explorer_page(studio, str(tmp_path), out=tmp_path/"out"); assert e.worker.wait() and not e.gaps
+    assert told[:2] == ["preview", "film True"] and told.index("maps") < told.index("full") and "full" not in told[:told.index("maps")]
+    assert json.loads((tmp_path/"ready").read_text()) == dict(note=studio.room.sentence) and e.screen.film
+    e.close(); e.worker.wait()
+
+
+def test_why_there_is_no_page_reaches_the_command(tmp_path):
+    from sas_nb.explore.serve import _await_page
+    from sas_nb.files import UserError
+    assert 'role="alert"' in explorer_page(str(tmp_path/"nowhere"), str(tmp_path)).data
+    with pytest.raises(UserError, match="nowhere"): _await_page(None, tmp_path, 0.)
+
+
 def test_what_is_at_hand(zoo, tmp_path, monkeypatch):
     for i, (place, name) in enumerate({"out/demo/concept": "man-02", "explored/mix": "woman-00", "runs/many/concepts/000": "man-04", ".hidden/concept": "man-04"}.items()):
         zoo[name].save(tmp_path/place)
