@@ -139,7 +139,9 @@ def _save_gif(path, pixels, fps):
 
 def _save_video(path, pixels, fps):
     options = {} if path.suffix.lower() == ".webm" else {"movflags": "+faststart"}
-    with av.open(str(path), "w", options=options) as f: _encode(f, pixels, fps, *_CODECS[path.suffix.lower()])
+    with av.open(str(path), "w", options=options) as f:
+        f.metadata["comment"] = "sas_nb" # so that it is known as ours, and may be written anew
+        _encode(f, pixels, fps, *_CODECS[path.suffix.lower()])
 
 # %% ../nbs/00_clip.ipynb #b481af16
 @patch

@@ -18,13 +18,13 @@ from fastcore.basics import patch
 from .adapter import SharedLoRA
 from .bases import check_base, made_with
 from .clip import Clip
-from .concept_file import (as_json, base_name, check_shapes, concept_folder, FILES, provenance,
-                                 read_info, readable)
+from .concept_file import as_json, base_name, check_shapes, FILES, provenance, read_info, readable
 from .concept_words import advice_of, as_html, as_markdown, summary_of
 from .dit import VideoDiT
 from .experts import checked_guidance
 from .export import write_loras
 from .files import Advice, check_names, expanded, real_number, UserError
+from .folders import concept_folder
 from .log import plot_history
 from .lowrank import norm
 from .prompt import checked_prompts, Prompts

@@ -19,6 +19,7 @@ from .concept_file import UNTESTED
 from .data import StageData
 from .dit import VideoDiT
 from .files import UserError
+from .folders import keep_film
 from .prompt import Prompts
 from .recipe import Recipe, Run
 from .running import only_run, stoppable
@@ -73,12 +74,16 @@ def _learn(adapter, clips, prompts, recipe, run, data=None)->list[Concept]:
         history = fit_stages(adapter, data, recipe, run)
         of = zip(range(len(clips)), clips, prompts)
         concepts = [Concept.of(adapter, i, clip, words, recipe, history) for i, clip, words in of]
-        if run.out: _save(concepts, run.out)
+        if run.out: _save(concepts, clips, run.out)
     return concepts
 
 # %% ../nbs/09_learning.ipynb #fdb7eb00
-def _save(concepts, out):
-    for i, concept in enumerate(concepts): concept.save(concept_place(out, i, len(concepts)))
+def _save(concepts, clips, out):
+    "Each concept, and beside it the clip as the model saw it, to compare with."
+    for i, (concept, clip) in enumerate(zip(concepts, clips)):
+        place = concept_place(out, i, len(concepts))
+        concept.save(place)
+        keep_film(clip, place)
 
 # %% ../nbs/09_learning.ipynb #7dd38ea4
 def universal_basis(dit:VideoDiT,

@@ -34,7 +34,8 @@ def named_recipe(name:str): # default, paper, a recipe's file, a concept.json, o
 
 # %% ../nbs/parts/options.ipynb #e346cffd
 def _of_concept(path):
-    from sas_nb.concept_file import concept_folder, read_info
+    from sas_nb.concept_file import read_info
+    from sas_nb.folders import concept_folder
     from sas_nb.recipe import Recipe
     info = read_info(path.parent if path.is_file() else concept_folder(path))
     recipe = info.get("recipe", {})

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PLACEHOLDERS', 'respelt', 'is_new_word', 'names_motion', 'partner', 'Prompt', 'several', 'checked_prompts',
-           'check_vocabulary', 'beyond', 'Prompts', 'check_together', 'joined_halves', 'together']
+           'known_words', 'unknown_words', 'check_vocabulary', 'beyond', 'Prompts', 'check_together', 'joined_halves',
+           'together']
 
 # %% ../nbs/parts/prompt.ipynb #e8abe2c3
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-import html, re
+import html, re, shlex
 from fastcore.basics import patch
 from .files import UserError
 
@@ -85,23 +86,41 @@ def checked_prompts(prompts:"str|Prompt|list")->list[Prompt]:
     return [Prompt.of(p) for p in prompts]
 
 # %% ../nbs/parts/prompt.ipynb #6ef8eafd
-def _with_near_words(word:str, known:list[str])->str:
-    "An unknown word, quoted, and what may be meant; a bare v, u or v1 means a placeholder."
-    placeholder = re.fullmatch(r"[vu](?:[1-9]\d*)?", word.lower())
-    near = [f"[{word.lower()}]"] if placeholder else get_close_matches(word.lower(), known, 3, .5)
-    return f"{word!r}" + (f" (near: {', '.join(near)})" if near else "")
+def known_words(tokenizer)->list[str]: # one of transformers'
+    "The placeholders, and the whole words of a tokenizer's vocabulary."
+    return [*PLACEHOLDERS] + sorted(w[1:] for w in tokenizer.get_vocab() if re.fullmatch(r"▁[^\W\d_]+", w))
+
+def _near(word:str, known:list[str], most:int=3)->list[str]:
+    "Known words that are spelt nearly so, then those that begin so; else some that are spelt alike."
+    spelt = word.lower()
+    if re.fullmatch(r"[vu]\d*", spelt): return [f"[{spelt}]"]
+    begins = [w for w in known if w.startswith(spelt)]
+    meant = get_close_matches(spelt, known, most, .75) if len(spelt) > 3 else []
+    return (list(dict.fromkeys(meant + begins)) or get_close_matches(spelt, known, most, .5))[:most]
 
 # %% ../nbs/parts/prompt.ipynb #76176a91
-def check_vocabulary(prompt:Prompt, tokenizer, model:str): # one of transformers' tokenizers, its model's name
-    "Raise `UserError` that names the words a tokenizer does not know, with near ones that it does."
-    def unknown(word): return tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
-    strange = list(dict.fromkeys(filter(unknown, re.findall(r"[^\s,.;:!?]+", prompt.plain))))
-    if not strange: return
-    known = sorted(w.lstrip("▁") for w in tokenizer.get_vocab() if w.startswith("▁") and len(w) > 2)
-    near = ", ".join(_with_near_words(w, known) for w in strange)
-    listed = " ".join(known) if len(known) < 200 else "listed in its tokenizer"
-    raise UserError(f"{model!r} does not know {near}: use words of its vocabulary, which are {listed}.")
+def unknown_words(text:str,
+                  tokenizer,
+                  known:list[str]|None=None, # to offer near ones of; all that it knows when None
+                 )->list[dict]:              # word, near
+    "Each word of a prompt that the tokenizer does not know, once, with near ones that it does."
+    plain = re.sub(_PLACEHOLDER, " ", text)
+    words = dict.fromkeys(re.findall(r"[^\s,.;:!?]+", plain))
+    ids = {w: tokenizer(w, add_special_tokens=False).input_ids for w in words}
+    unknown = [w for w in words if tokenizer.unk_token_id in ids[w]]
+    if known is None and unknown: known = known_words(tokenizer)
+    return [dict(word=w, near=_near(w, known)) for w in unknown]
 
+# %% ../nbs/parts/prompt.ipynb #57d1b99b
+def check_vocabulary(prompt:Prompt, tokenizer, model:str): # its model's name
+    "Raise `UserError` that names the words a tokenizer does not know, with near ones that it does."
+    def told(word, near): return f"{word!r} (near: {', '.join(near)})" if near else f"{word!r}"
+    unknown = ", ".join(told(**u) for u in unknown_words(prompt.plain, tokenizer))
+    if unknown:
+        raise UserError(f"{model!r} does not know {unknown}: `sas-nb models --words {shlex.quote(model)}` "
+                        "lists the words that it knows.")
+
+# %% ../nbs/parts/prompt.ipynb #09afb02e
 def beyond(prompt:Prompt, tokenizer, most:int)->str:
     "The words of a prompt behind the first `most` tokens, mostly none."
     ids = tokenizer(prompt.plain, verbose=False).input_ids[:-1] # the last one marks the end

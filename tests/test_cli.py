@@ -17,6 +17,7 @@ from sas_nb import __version__, cli
 from sas_nb.answers import changes
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
+from sas_nb.known_models import HUB
 from sas_nb.prompt import Prompts
 from sas_nb.memory import Memory
 from sas_nb.recipe import Recipe, Run
@@ -122,9 +123,17 @@ def test_the_help_says_that_a_movement_needs_no_word():
     assert "may stand alone" in " ".join(re.findall(r"[^\s│]+", ok("train", "--help")))
 
 
+@pytest.mark.parametrize("word, near", [("foresst", " (near: forest)"), ("qqqq", "")])
+def test_an_unknown_word_is_one_sentence_with_a_command_that_lists_all(trained, word, near):
+    result = call("generate", trained, f"a [v] woman in the {word}. she is [u] dancing")
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1 and f"'tiny' does not know '{word}'{near}: `sas-nb models --words tiny` lists" in said and len(said) < 160
+    assert {"forest", "[u]"} <= set(ok("models", "--words", "tiny").split())
+
+
 def test_models_says_what_is_here():
     output = ok("models")
-    for name in ("tiny", *cli.HUB, "Wan 2.1"): assert name in output
+    for name in ("tiny", *HUB, "Wan 2.1"): assert name in output
     assert "17 frames, 64 x 64" in output
 
 

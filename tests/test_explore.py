@@ -12,7 +12,6 @@ from sas_nb.dit import VideoDiT
 from sas_nb.explore.concepts import lasting_places, named_concepts
 from sas_nb.explore.maps import AVERAGE, Position
 from sas_nb.explore.page import Explorer
-from sas_nb.explore.prompts import known_words
 from sas_nb.explore.renderer import Studio
 from sas_nb.explore.serve import explorer_page, site
 from sas_nb.explore.widgets import Pad
@@ -20,6 +19,7 @@ from sas_nb.explore.worker import Cancelled, Worker
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
 from sas_nb.lab.zoo import save_zoo
+from sas_nb.prompt import known_words
 
 LAYERS, SMALL = r"blocks\.[03]\.(attn1\.to_q|attn2\.to_v|ffn\.net\.2)", dict(steps=3, preview=1, guidance=1, num_frames=5)
 PROMPT = ("a [v] man in a red shirt in a park", "he is [u] dancing")
@@ -355,7 +355,7 @@ def test_the_same_video_is_not_played_again(explorer):
 def test_prompt_marks_words_and_says_what_it_does_not_know(explorer):
     before = explorer.screen.data
     explorer.prompt.value = "a [v] man in the sn"; explorer.worker.wait()
-    assert explorer.prompt.unknown == [dict(word="sn", near=["snow"])] and "does not know 'sn'" in explorer.screen.note and len(explorer.screen.note) < 80
+    assert explorer.prompt.unknown == [dict(word="sn", near=["snow"])] and "does not know 'sn'" in explorer.screen.note and len(explorer.screen.note) < 100 and "`sas-nb models --words tiny`" in explorer.screen.note
     assert explorer.screen.data == before and explorer.screen.old == "still the video before" # it stays, and says so
     explorer.prompt.value = "a [v] man in the snow"; explorer.worker.wait()
     assert explorer.screen.note.startswith("full") and explorer.screen.data != before and explorer.position.prompt == "a [v] man in the snow"
@@ -363,7 +363,7 @@ def test_prompt_marks_words_and_says_what_it_does_not_know(explorer):
 
 
 def test_vocabulary(dit):
-    words = known_words(dit)
+    words = known_words(dit.tokenizer)
     assert {"[v]", "[u]", "dancing", "snow"} <= set(words) and not [w for w in words if "\u2581" in w]
 
 

@@ -10,12 +10,14 @@ from road import stage as stage_of
 from sas_nb import adapter as adapter_module
 from sas_nb.adapter import SharedLoRA
 from sas_nb.atlas.geometry import Atlas
+from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.data import Examples, frame_set, sequence, StageData
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.concepts import is_saved, named_concepts
 from sas_nb.fast import compiled
 from sas_nb.files import UserError
+from sas_nb.folders import film_of
 from sas_nb.lab.draw import render
 from sas_nb.lab.world import heldout_spec
 from sas_nb.learning import learn, learn_many, universal_basis
@@ -192,6 +194,20 @@ def runs(dit, clips, tmp_path_factory, own_cache):
 
 def test_the_basis_has_a_bar_of_its_own(runs):
     assert runs[1] == ["basis of all 2 concepts", "stage 1 of 2, appearance", "stage 2 of 2, motion"]
+
+def test_every_run_keeps_its_clip_as_the_model_saw_it(runs, clips, dit):
+    folder = runs[0]
+    for place, clip in (("one/concept", clips[0]), ("one", clips[0]), ("many/concepts/000", clips[0]), ("many/concepts/001", clips[1])):
+        kept = Clip.load(film_of(folder/place), size=clip.shape[2:])
+        assert (len(kept), kept.fps) == (len(clip), clip.fps) and (kept.frames - clip.frames).abs().mean() < .05
+    film = film_of(folder/"one")
+    for there in (None, b"a film of yours"):
+        film.unlink()
+        if there: film.write_bytes(there)
+        learn(clips[0], (LOOKS[0], MOVES), dit, ONE, Run(out=folder/"one", progress=False)) # finished: nothing is trained
+        if there: assert film.read_bytes() == there
+        else: assert len(Clip.load(film)) == len(clips[0])
+    film.unlink()
 
 @pytest.mark.parametrize("place", ["many", "many/concepts"])
 def test_a_run_of_many_is_no_concept_and_says_where_they_are(runs, place):

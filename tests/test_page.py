@@ -15,8 +15,8 @@ from sas_nb.explore.renderer import Studio
 from sas_nb.explore.serve import at_hand, explorer_page, own_concepts
 from sas_nb.explore.sights import between, cell_position, filmed, strip, strip_of
 from sas_nb.explore.widgets import Clips, Strip
-from sas_nb.explore.words import (carried, chips_of, chosen_chips, toggled, unknown_words, with_chips,
-                                  without_chips)
+from sas_nb.explore.words import carried, chips_of, chosen_chips, toggled, with_chips, without_chips
+from sas_nb.prompt import unknown_words
 
 SMALL = dict(steps=2, preview=1, guidance=1, num_frames=5)
 WOMAN, MAN = "a [v] woman in a park. she is [u] dancing", "a [v] man in a park. he is [u] dancing"
@@ -241,13 +241,29 @@ def test_the_line_begins_at_one_and_ends_at_the_other(explorer):
     weigh = lambda share, other="man-04": [s.weights(between(e, "man-02", other, share), part).round(6).tolist() for part in ("appearance", "motion")]
     for share, name in ((0, "man-02"), (1, "man-04")): assert weigh(share) == [np.eye(4)[s.atlas.index(name)].tolist()]*2
     assert all(0 < max(w) < 1 for w in weigh(.5))
-    for share, name in ((.4, "man-02"), (.6, "bonfire-01")): assert weigh(share, "bonfire-01")[0] == np.eye(4)[s.atlas.index(name)].tolist() # no map in common
+    assert not s.parted("man-02", "man-04") and not e.parted.value and e.line.layout.display != "none"
     e.ends[0].value, e.ends[1].value = "man-02", "man-04"
     e.views.chosen = "line"; e.worker.wait()
     assert set(e.way.strips) == {"0", "0.25", "0.5", "0.75", "1"}
     e.way._handle_custom_msg(dict(go="1"), [])
     assert e.line.value == 1 and e.position == Position("man-04", "man-04")
     e.worker.wait()
+
+
+def test_there_is_no_line_between_two_maps(explorer, beside, tmp_path):
+    def no_line(e, one, other, why):
+        e.go(Position(one, one)); e.ends[0].value, e.ends[1].value = one, other
+        e.views.chosen = "line"
+        for share in (.45, .55, 1.): e.line.value = share
+        assert e.position == Position(one, one) and why in e.parted.value and e.line.layout.display == "none" and not e.way.cells
+        e.line.value = 0.
+    no_line(explorer, "man-02", "bonfire-01", "man-02 and bonfire-01 stand on different maps")
+    e = Explorer(beside, out=tmp_path, faces=0)
+    no_line(e, "woman-00", "demo", "woman-00 and demo have different bases")
+    e.ends[1].value = "man-04"; e.line.value = 1.
+    assert not e.parted.value and e.line.layout.display == "" and len(e.way.cells) == 5 and e.position == Position("man-04", "man-04")
+    e.views.chosen = explorer.views.chosen = "faces"; explorer.worker.wait()
+    e.close(); e.worker.wait()
 
 
 def test_examples_are_places_here(explorer):
@@ -278,6 +294,29 @@ def test_only_the_first_page_is_made_ahead(studio, tmp_path):
     first, second = (explorer_page(studio, str(tmp_path), out=tmp_path/"out") for _ in range(2))
     assert first.worker.wait() and second.worker.wait() and first.screen.data and not second.screen.data and (tmp_path/"ready").exists()
     for e in (first, second): e.close(); e.worker.wait()
+
+
+def test_a_page_is_ready_with_its_first_preview_and_whole_before_its_full_video(studio, tmp_path, monkeypatch):
+    import sas_nb.explore.sights as sights
+    told, render, maps = [], type(studio).render, sights._put_on_maps
+    studio.kept.clear()
+    def rendered(self, p=None, quick=False, watch=lambda share: None):
+        told.append("preview" if quick else "full")
+        return render(self, p, quick, watch)
+    monkeypatch.setattr(type(studio), "render", rendered)
+    monkeypatch.setattr(sights, "filmed", lambda info, place, dit: told.append(f"film {(tmp_path/'ready').exists()}") or filmed(info, place, dit))
+    monkeypatch.setattr(sights, "_put_on_maps", lambda e: told.append("maps") or maps(e))
+    e = explorer_page(studio, str(tmp_path), out=tmp_path/"out"); assert e.worker.wait() and not e.gaps
+    assert told[:2] == ["preview", "film True"] and told.index("maps") < told.index("full") and "full" not in told[:told.index("maps")]
+    assert json.loads((tmp_path/"ready").read_text()) == dict(note=studio.room.sentence) and e.screen.film
+    e.close(); e.worker.wait()
+
+
+def test_why_there_is_no_page_reaches_the_command(tmp_path):
+    from sas_nb.explore.serve import _await_page
+    from sas_nb.files import UserError
+    assert 'role="alert"' in explorer_page(str(tmp_path/"nowhere"), str(tmp_path)).data
+    with pytest.raises(UserError, match="nowhere"): _await_page(None, tmp_path, 0.)
 
 
 def test_what_is_at_hand(zoo, tmp_path, monkeypatch):

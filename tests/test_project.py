@@ -144,7 +144,7 @@ def test_the_page_knows_no_model_and_the_renderer_no_widget(root):
 @pytest.mark.parametrize("module, without", [
     ("explore", "torch skia voila tensorboard anywidget"), ("explore.widgets", "torch skia voila tensorboard"),
     ("explore.page", "torch skia voila tensorboard"), ("explore.renderer", "anywidget skia voila tensorboard"),
-    ("explore.serve", "skia voila tensorboard"), ("atlas", "anywidget matplotlib skia voila tensorboard")])
+    ("explore.serve", "torch ipywidgets skia voila tensorboard"), ("folders", "torch numpy av diffusers"), ("atlas", "anywidget matplotlib skia voila tensorboard")])
 def test_an_import_loads_only_what_it_needs(module, without, root):
     code = f"import sys, sas_nb.{module}; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)

@@ -8,10 +8,12 @@ from in_browser import few_bits
 from sas_nb.explore import Position
 from sas_nb.explore.sliders import Studio
 from sas_nb.files import UserError
-from sas_nb.explore.words import carried, chips_of, toggled, unknown_words
+from sas_nb.explore.words import carried, chips_of, toggled
+from sas_nb.prompt import unknown_words
 from test_browser import chromium, MISSING, serious, TAB_STOPS, view, window  # noqa: F401 (a fixture)
 
 NAMES = ["woman-28", "man-21", "woman-07"]
+NO_MODEL = [*MISSING, *([] if shutil.which("npm") else ["npm (which fetches the runtime)"]), *([] if importlib.util.find_spec("onnxscript") else ["Python package onnxscript (pip install onnxscript)"])]
 
 
 def built(folder, *more):
@@ -203,7 +205,7 @@ def test_drag_and_every_screen(address, chromium, name, size, options):
 
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(bool(MISSING) or not shutil.which("npm") or not importlib.util.find_spec("onnxscript"), reason="needs chromium, npm, onnxscript")
+@pytest.mark.skipif(bool(NO_MODEL), reason=f"the model in a browser needs {', '.join(NO_MODEL)}")
 def test_the_model_in_the_browser_makes_what_python_makes(tmp_path, studio, chromium):
     with http_of(built(tmp_path, True)) as address, window(chromium, 1280, 800) as page:
         opened(page, address)
@@ -213,8 +215,9 @@ def test_the_model_in_the_browser_makes_what_python_makes(tmp_path, studio, chro
         p = studio.snap(Position(NAMES[0], NAMES[1], (.1, .2), appearance=.8))
         js = PLACED.replace("return [weights, places.ownPrompt(p)]", "return sasPage.request(p, 4)")
         asked, = page.evaluate(js, [in_js(p)])
-        page.evaluate("asked => void sasPage.engine.make({ ...asked, raw: true }, true, () => {}).then(c => { globalThis.made = Array.from(c.raw) })", asked)
-        page.wait_for_function("globalThis.made")
+        page.evaluate("asked => void sasPage.engine.make({ ...asked, raw: true }, true, () => {}).then(c => { globalThis.made = Array.from(c.raw) }, e => { globalThis.failed = String(e) })", asked)
+        page.wait_for_function("globalThis.made || globalThis.failed")
+        assert not page.evaluate("globalThis.failed"), page.evaluate("globalThis.failed")
         raw = page.evaluate("made")
         clip = lambda seed: studio.concept(p).generate(studio.own_prompt(p), seed, 4).frames.numpy()
         ours = clip(0)

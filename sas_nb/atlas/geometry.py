@@ -43,23 +43,28 @@ def member_blocks(owner:Tensor, # (all ranks,) whose each rank is, rising
 # %% ../../nbs/atlas/03_geometry.ipynb #2614eaff
 def by_basis(pairs:list)->list[list[int]]:
     "The members' numbers, those with the same A in this layer together."
+    holders = {} # of each tensor: a zoo's members hold the same one
+    for i, (A, *_) in enumerate(pairs): holders.setdefault(id(A), []).append(i)
     groups = {}
-    known = {id(A): (tuple(A.shape), float(A.double().sum())) for A in (p[0] for p in pairs)}
-    for i, (A, *_) in enumerate(pairs):
-        alike = groups.setdefault(known[id(A)], [])
-        same = next((g for g in alike if pairs[g[0]][0] is A or torch.equal(pairs[g[0]][0], A)), None)
-        if same is None: alike.append([i])
-        else: same.append(i)
-    return [g for alike in groups.values() for g in alike]
+    for numbers in holders.values():
+        A = pairs[numbers[0]][0]
+        alike = groups.setdefault((tuple(A.shape), float(A.double().sum())), [])
+        same = next((g for g in alike if torch.equal(pairs[g[0]][0], A)), None)
+        if same is None: alike.append(numbers)
+        else: same += numbers
+    return [sorted(g) for alike in groups.values() for g in alike]
 
+# %% ../../nbs/atlas/03_geometry.ipynb #3553a24b
 def share_a(pairs:list)->bool:
     "Do all members have the same A in this layer?"
     return len(by_basis(pairs)) == 1
 
 # %% ../../nbs/atlas/03_geometry.ipynb #0a9f3400
-def isometric_coordinates(pairs:list, device="cpu")->list[Tensor]: # one (N, out*k) per part, float64
+def isometric_coordinates(pairs:list, device="cpu",
+                          groups:list|None=None, # as of `by_basis`, where they are known
+                         )->list[Tensor]: # one (N, out*k) per part, float64
     "Isometric coordinates of members over few bases: plain PCA of them is PCA of B A."
-    groups = by_basis(pairs)
+    groups = groups or by_basis(pairs)
     A = torch.cat([pairs[g[0]][0].double() for g in groups]).to(device)
     Q, _ = canonical(A, A.new_zeros(1, len(A))) # orthonormal rows
     coordinates = [A.new_zeros(len(pairs), len(B), len(Q)) for B in pairs[0][1:]]
@@ -69,15 +74,20 @@ def isometric_coordinates(pairs:list, device="cpu")->list[Tensor]: # one (N, out
             X[g] = torch.stack([pairs[i][k] for i in g]).to(device, torch.float64) @ turn
     return [X.flatten(1) for X in coordinates]
 
+# %% ../../nbs/atlas/03_geometry.ipynb #c6322635
+def _few_vectors(pairs:list, groups:list)->bool: # as of `by_basis`
+    sizes = [len(pairs[g[0]][0]) for g in groups]
+    return sum(sizes) <= 4*max(sizes)
+
 # %% ../../nbs/atlas/03_geometry.ipynb #9b12d5f2
 def layer_gram(pairs:list,         # of every member: (A (r, in), one B (out, r) per part); ranks may differ
                device="cpu",
                rows:int=256,       # ranks in a block: what is in memory at a time is this times all ranks
               )->Tensor:           # (parts, N, N), float64, on the CPU
     "Inner products of all members' updates in one layer, part by part, never forming an update."
-    spanned = sum(len(pairs[g[0]][0]) for g in by_basis(pairs))
-    if spanned <= max(4*len(A) for A, *_ in pairs):
-        return torch.stack([X @ X.T for X in isometric_coordinates(pairs, device)]).cpu()
+    groups = by_basis(pairs)
+    if _few_vectors(pairs, groups):
+        return torch.stack([X @ X.T for X in isometric_coordinates(pairs, device, groups)]).cpu()
     dtype = torch.float32 if all(p[0].element_size() == 2 for p in pairs) else torch.float64
     owner = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(p[0]) for p in pairs])).to(device)
     A, *Bs = (torch.cat([p[k] if k == 0 else p[k].mT for p in pairs]).to(device, dtype)

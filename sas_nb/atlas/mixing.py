@@ -195,17 +195,25 @@ def _as_long(A, Bs)->torch.Tensor:
     "Rows as long as these members' updates in every direction of the inputs."
     return torch.linalg.qr(torch.cat([B.double() for B in Bs]))[1] @ A.double()
 
+def _turned(pairs, numbers, turn)->list[tuple]: # of each member, its Bs
+    "The coefficients of members with one basis, over another."
+    parts = [torch.stack(Bs).double() @ turn for Bs in zip(*(pairs[i][1:] for i in numbers))]
+    return list(zip(*(part.float() for part in parts)))
+
 def _onto_best(pairs, rank)->tuple: # A, per member its Bs, squared loss, squared norm
     "One layer of all members over the best common A of this rank."
     groups = by_basis(pairs)
-    bases = [pairs[g[0]][0] for g in groups]
-    stack = torch.cat([_as_long(A, [B for i in g for B in pairs[i][1:]]) for A, g in zip(bases, groups)])
+    bases = [pairs[g[0]][0].double() for g in groups]
+    fits = sum(map(len, bases)) <= rank # then the lengths are of no account
+    stack = torch.cat([A if fits else _as_long(A, [B for i in g for B in pairs[i][1:]])
+                       for A, g in zip(bases, groups)])
     _, S, Vh = torch.linalg.svd(stack, full_matrices=False)
     Q = torch.nn.functional.pad(Vh[:rank], (0, 0, 0, max(0, rank-len(Vh)))) # zeros where a layer is narrower
-    turns = {i: A.double() @ Q.mT for A, g in zip(bases, groups) for i in g}
-    Bs = [[(B.double() @ turns[i]).float() for B in p[1:]] for i, p in enumerate(pairs)]
+    turned = {i: Bs for A, g in zip(bases, groups) for i, Bs in zip(g, _turned(pairs, g, A @ Q.mT))}
+    Bs = [turned[i] for i in range(len(pairs))]
     return Q.float(), Bs, float((S[rank:]**2).sum()), float((S**2).sum())
 
+# %% ../../nbs/atlas/06_mixing.ipynb #cf9a8621
 def _full_rank(members)->int:
     "The rank at which nothing is lost in any layer."
     def spanned(pairs): return sum(len(pairs[g[0]][0]) for g in by_basis(pairs))

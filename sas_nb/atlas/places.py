@@ -13,17 +13,17 @@ from torch import Tensor
 from safetensors.torch import load_file
 from .lora_files import from_lora_file
 from .members import from_concept, from_folder, from_lora, Lora, Member
-from ..cache import named_folder
 from ..concept import Concept
-from ..concept_file import check_info, concept_folder, concepts_of, updated
+from ..concept_file import check_info, updated
 from ..dit import VideoDiT
 from ..files import read_about, UserError
+from ..folders import concept_folder, concepts_of, own_name, zoo_place
 
 # %% ../../nbs/atlas/02_places.ipynb #6d50be95
 def zoo_folder(folder:str|Path)->Path:
     "Where a zoo is: a folder that `save_zoo` wrote, or the shipped one of this name. Raises `UserError`."
-    path = named_folder(folder, "zoo.json")
-    if not path or not (path/"zoo.json").is_file():
+    path = zoo_place(folder)
+    if path is None:
         raise UserError(f"{str(folder)!r} holds no zoo: give a folder that scripts/zoo.py wrote, or 'zoo' "
                         "for the shipped one.")
     return path
@@ -97,8 +97,7 @@ def _lora_in(path:Path)->Path:
                     "a concept's folder or a LoRA file.")
 
 def _default_name(path:Path)->str:
-    if path.name == "concept": return path.resolve().parent.name
-    return path.name if path.is_dir() else path.stem
+    return own_name(path) if path.is_dir() else path.stem
 
 # %% ../../nbs/atlas/02_places.ipynb #d6126d2e
 def _from_path(place:str|Path, name:str|None)->Member:
@@ -128,8 +127,7 @@ def member(x,             # a `Concept`, `Lora` or `Member`, or the folder or fi
 
 # %% ../../nbs/atlas/02_places.ipynb #7278cd0d
 def _is_zoo(place)->bool:
-    path = named_folder(place, "zoo.json") if isinstance(place, (str, Path)) else None
-    return bool(path) and (path/"zoo.json").is_file()
+    return isinstance(place, (str, Path)) and zoo_place(place) is not None
 
 def _residents(place)->list[tuple]: # (name or None, member)
     "All in a zoo or a run of many; anything else stands for itself."

@@ -80,6 +80,7 @@ def _add_results(e):
     e.code = Code()
     e.pins = iw.Box()
     e.message = iw.HTML()
+    e.parted = iw.HTML() # why there is no line
     e.apart = iw.HTML() # where updates over different bases are added
     e.name = iw.Text("mix", description="Name", continuous_update=False)
     e.format = iw.Dropdown(options=["diffusers", "peft", "comfyui"], description="Format")

@@ -14,7 +14,8 @@ import traitlets as tr
 from .controls import WORDS
 from .offered import show_sliders, try_sliders
 from .sights import between, show_references, show_table, show_way
-from .words import chosen_chips, MOVEMENT, toggled, unknown_words
+from .words import chosen_chips, MOVEMENT, toggled
+from ..prompt import unknown_words
 
 # %% ../../nbs/explore/03_links.ipynb #3c3e12b0
 def link(e, widget, trait:str, put, get, same=eq):
@@ -72,7 +73,9 @@ def _link_clips(e):
 
 # %% ../../nbs/explore/03_links.ipynb #fd73895f
 def _link_line(e):
-    def along(change): e.position = between(e, *(w.value for w in e.ends), change.new)
+    def along(change):
+        ends = [w.value for w in e.ends]
+        if not e.studio.parted(*ends): e.position = between(e, *ends, change.new)
     e.line.observe(along, "value")
     e.held.append(e.line)
     e.way.on_msg(lambda w, message, _: setattr(e.line, "value", float(message.get("go", e.line.value))))

@@ -59,20 +59,23 @@ def _remember(e, patience:float):
 
 # %% ../../nbs/explore/04_page.ipynb #0fbef890
 def open_page(e, studio, out, waits:bool, remember, furnish, then):
-    "Whatever a page shows: what it keeps, its widgets, and then the first video and `then`, once."
+    """Whatever a page shows: what it keeps, its widgets; then a preview, then what `then` asks for, which
+    ends with `settle`."""
     e.studio = studio
     e.out = expanded(out).resolve()
     e.worker = Worker()
+    e.settled = True # is there time for full videos? Not while a page begins
     remember(e)
     e.position = studio.start
     furnish(e)
     e.screen.note = studio.room.sentence # until there is something to see
     e.screen.on_msg(lambda w, message, _: "drawn" in message and _begin(e))
-    e.begins = [e.refresh, then]
+    e.begins = [e.refresh, lambda: e.worker.ask(background=[lambda stale: then()])]
     if not waits: _begin(e)
 
 # %% ../../nbs/explore/04_page.ipynb #m0v3dw2t
 def _begin(e):
+    if e.begins: e.settled = False # until the last of what it begins with is there
     while e.begins: e.begins.pop(0)()
 
 def _moved(e, p):
@@ -120,7 +123,8 @@ def refresh(self:Explorer,
     self.worker.ask(partial(_work, self, self.position, time.perf_counter(), full))
 
 # %% ../../nbs/explore/04_page.ipynb #4403d1f8
-def _wants_full(e, p, full:bool)->bool: return e.studio.ready(p) or not e.dragging and (full or not e.slow)
+def _wants_full(e, p, full:bool)->bool:
+    return e.studio.ready(p) or not e.dragging and (full or e.settled and not e.slow)
 
 def _work(e, p, asked:float, full:bool, stale):
     "In the worker's thread: a preview, then the full video."
@@ -128,7 +132,7 @@ def _work(e, p, asked:float, full:bool, stale):
         if not e.studio.ready(p): _show(e, p, asked, stale, quick=True)
         if _wants_full(e, p, full): _show(e, p, asked, stale, quick=False)
     except Cancelled: e.screen.note = "stopped"
-    except UserError as error: _say_why(e, _short(error))
+    except UserError as error: _say_why(e, str(error))
     except Exception as error:
         _say_why(e, f"This place could not be shown ({type(error).__name__}: {error}).")
     finally: e.screen.progress = -1.
@@ -138,11 +142,6 @@ def _say_why(e, why:str):
     "There is no new video: the old one stays, and says that it is old."
     e.screen.note = why
     if e.screen.data: e.screen.old = "still the video before"
-
-def _short(error)->str:
-    "Without the whole vocabulary: what is unknown is marked in the prompt, and near words stand below it."
-    first, cut, _ = str(error).partition(": use words of its vocabulary")
-    return f"{first}." if cut else first
 
 # %% ../../nbs/explore/04_page.ipynb #75372909
 _NEARLY = 2. # seconds: a preview that takes longer gives way to a newer wish

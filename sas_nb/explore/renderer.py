@@ -23,9 +23,10 @@ from ..dit import checked_steps
 from .other_bases import bases_of, comparable, grouped_by_basis, known_controls
 from .concepts import lasting_places, listed, named_concepts, open_concepts
 from .maps import AVERAGE, in_words, map_of, PARTS, Position
-from .prompts import known_words, measured, sentence
+from .prompts import measured, sentence
 from .room import keep_together, room_for, Stopwatch
 from ..files import UserError, whole_number
+from ..prompt import known_words
 _all_ = ["AVERAGE", "PARTS", "Position"]
 
 # %% ../../nbs/explore/01_renderer.ipynb #93ff3440
@@ -198,14 +199,13 @@ def _names_clothes(studio, p)->bool:
 def advice(self:Studio, p:Position)->list[str]:
     "What to know of a position's prompt: new words that it forgets, and an end that the model does not read."
     if not p.prompt: return []
-    too_long = self.dit.too_long(p.prompt)
-    return [*self.concept(p).advice(p.prompt), *([too_long] if too_long else [])]
+    return [*self.concept(p).advice(p.prompt), *filter(None, [self.dit.too_long(p.prompt)])]
 
 # %% ../../nbs/explore/01_renderer.ipynb #8b9d21b4
 @patch(as_prop=True)
 def words(self:Videos)->list[str]:
     "All words that a prompt may hold, listed once: a real base has a quarter of a million tokens."
-    if "words" not in self.known: self.known["words"] = known_words(self.dit)
+    if "words" not in self.known: self.known["words"] = known_words(self.dit.tokenizer)
     return self.known["words"]
 
 # %% ../../nbs/explore/01_renderer.ipynb #41f605b6

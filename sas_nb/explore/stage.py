@@ -17,7 +17,7 @@ from PIL import Image
 from .layout import box
 from .links import field, link, link_words
 from .page import buttons_of, Explorer, open_page
-from .sights import filmed, strip_of, when_idle
+from .sights import filmed, settle, strip_of, when_idle
 from .widgets import (Clips, Clock, Code, drawn, Head, Places, Screen, STATIC, Strength,
                                     Words)
 from .words import chips_of
@@ -138,11 +138,16 @@ def _show_film(e, i:int, watch):
     place = list(e.studio.places.values())[i]
     film = filmed(c.info, place if isinstance(place, Path) else None, e.studio.dit)
     e.films[i].cells = [dict(key="film", label="as filmed" if film else "as learned")]
-    e.films[i].put("film", film or strip_of(c.generate(steps=e.studio.preview).to_mp4()))
+    if film: e.films[i].put("film", film)
+    else: when_idle(e, partial(_make_film, e, i, c))
+
+def _make_film(e, i:int, c, watch):
+    e.films[i].put("film", strip_of(c.generate(steps=e.studio.preview).to_mp4()))
 
 def _show_films(e):
-    if "joint" in e.studio.ways: return # one concept, and no film of each
-    for i in range(len(e.films)): when_idle(e, partial(_show_film, e, i))
+    alone = "joint" not in e.studio.ways # else it is one concept, and no film of each
+    for i in range(len(e.films)*alone): when_idle(e, partial(_show_film, e, i))
+    when_idle(e, lambda watch: settle(e))
 
 # %% ../../nbs/explore/04_stage.ipynb #0e20f4f0
 def _remember(e, patience:float):

@@ -32,3 +32,12 @@ def apart(self:Studio, p:Position)->str:
     one, *others = _names(self, p) or [AVERAGE]
     other = next((n for n in others if self.basis[n] != self.basis[one]), None)
     return f"Different bases: {one} and {other} are only added up, and may fit less well." if other else ""
+
+# %% ../../nbs/explore/02_together.ipynb #ffa0fe8a
+@patch
+def parted(self:Studio, one:str, other:str)->str:
+    "A sentence where there is no line between two concepts; else nothing."
+    if all(m.group(one) == m.group(other) for m in self.maps.values()): return ""
+    bases = {self.basis.get(name) for name in (one, other)} - {None}
+    why = "have different bases" if len(bases) > 1 else "stand on different maps"
+    return f"{one} and {other} {why}, so nothing lies between them: choose two of one map."

@@ -383,9 +383,8 @@ function between(one, other, share) {
   const p = { ...position }
   for (const part of Object.keys(PARTS)) {
     const [a, b] = [one, other].map(name => places.map(part).places[name])
-    const alike = places.group(one) == places.group(other) && share > 0 && share < 1
     const point = places.snap(part, a.map((x, k) => x + share*(b[k] - x)))
-    p[part] = alike ? { start: one, point, along: [] } : places.at(part, share < .5 ? one : other)
+    p[part] = share > 0 && share < 1 ? { start: one, point, along: [] } : places.at(part, share ? other : one)
   }
   return p
 }
@@ -409,9 +408,16 @@ function line() {
       go(between(...ends, +key))
     },
   })
-  const el = drawn(clips, way)
+  const [el, slider] = [drawn(clips, way), drawn(strength, model)]
+  const parted = h("p", { role: "status" })
   let wish = ""
   const showWay = () => {
+    const alike = places.group(ends[0]) == places.group(ends[1])
+    parted.textContent = alike ? "" : `${ends[0]} and ${ends[1]} stand on different maps, so nothing lies ` +
+      "between them: choose two of one map."
+    el.hidden = slider.hidden = !alike
+    parted.hidden = alike
+    if (!alike) return
     way.put({ cells: STOPS.map(x => ({ key: `${x}`, label: { 0: ends[0], 1: ends[1] }[x] ?? `${100*x}%` })) })
     const { appearance, motion, ...rest } = position
     const now = JSON.stringify([ends, rest, chosenView()])
@@ -420,7 +426,7 @@ function line() {
     for (const x of STOPS) fill(way, `${x}`, between(...ends, x), () => wish == now)
   }
   following.push(showWay)
-  return [box("row", ...selects), drawn(strength, model), el]
+  return [box("row", ...selects), parted, slider, el]
 }
 
 function prompt() {
