@@ -59,7 +59,9 @@ def _advice(index:dict, transformer:dict, vae:dict)->dict:
     size = transformer.get("num_layers"), transformer.get("num_attention_heads")
     return _ALL | _LAYERS_HEADS.get(size, {})
 
-def _is_ti2v(index, vae)->bool: return bool(index.get("expand_timesteps")) or vae.get("z_dim") == 48
+def _is_ti2v(index, vae)->bool:
+    "Its autoencoder puts 16 x 16 pixels into a latent; its 48 channels others may have too."
+    return bool(index.get("expand_timesteps")) or vae.get("scale_factor_spatial") == 16
 
 # %% ../nbs/parts/wan.ipynb #5d1f0c3a
 _QKVO = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}

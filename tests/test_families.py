@@ -78,6 +78,9 @@ def test_a_checkpoint_gets_its_authors_numbers(configuration, family, numbers):
     assert known is family and {k: getattr(config, k) for k in numbers} == numbers
     assert config.frame_rule == (4, 1) and config.untested and config.warmup == 10 and 1e-5 < config.lr*config.lr_factor <= 1e-4 and config.negative.startswith("色调艳丽")
 
+def test_channels_alone_are_no_family():
+    assert known_family(*about(vae=48)) is Wan and known_family(*about(vae=16, side=16)) is WanTI2V
+
 def test_the_tiny_model_has_its_own_and_was_tried():
     r = VideoDiT.of("tiny").defaults
     assert (r.lr, r.lr_factor, r.warmup, r.decay, r.untested, r.one_size, r.negative, r.shift) == (1e-3, 8., 0, "constant", False, True, "", None)
