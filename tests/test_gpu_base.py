@@ -203,7 +203,7 @@ def test_no_dit_is_trained_on_a_blurred_autoencoder(base, quick, start, tmp_path
     log, state = rows(tmp_path/"out"/"log.jsonl"), tmp_path/"state"
     assert {r["part"] for r in log} == {"autoencoder", "report", "done"} and not (state/"dit.safetensors").exists()
     assert log[-1]["parts"]["autoencoder"] > .8, "the time of the DiT is the autoencoder's"
-    blurred = type("Run", (), dict(state=state, start=start, shape={}, widths=(None, None, None), device="cpu", rate=.01, frozen=False, least=99))
+    blurred = type("Run", (), dict(state=state, start=start, shape={}, widths=(None, None, None), device="cpu", rate=.01, frozen=False, least=99, budget=base.Budget(state/"clock.json", 1, 1)))
     with pytest.raises(UserError, match="lower --least"): base.finished(blurred)
     blurred.least = 0
     shipped, averaged = load_autoencoder(state/"vae"), base.finished(blurred)
