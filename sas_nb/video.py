@@ -168,6 +168,9 @@ def _nothing(reading):
 
 def _single(reading, least):
     n = len(reading.ticks)
+    if len(reading.seen) == 1 and not reading.source.cut:
+        return (f"one picture, and a motion needs at least {least}: choose a video, or num_frames=1 for "
+                "a still picture")
     cut = " (the file is damaged or cut off)" if reading.source.damaged or reading.source.cut else ""
     return (f"{n} frame{'s' if n > 1 else ''} at {float(reading.rate):.4g} fps{cut}, and a motion needs at "
             f"least {least}: choose a longer video, a higher fps, or num_frames=1 for a still picture")

@@ -246,7 +246,8 @@ def say_stale(house: House) -> bool:
     for why, names in by_reason.items():
         lines = textwrap.wrap(f"{why}: {', '.join(names)}", 110, break_on_hyphens=False)
         print("\n  ".join(lines))
-    if not by_reason: print("Nothing is stale.")
+    end = "`make rebuild` makes these anew; the library works as it is." if by_reason else "Nothing is stale."
+    print(end)
     return bool(by_reason)
 
 
