@@ -640,8 +640,7 @@ def join(pipeline: Path, autoencoder: Path, folder: Path):
     new.register_to_config(latents_mean=old.config.latents_mean, latents_std=old.config.latents_std)
     about = json.loads((pipeline/"sas_nb.json").read_text())
     log = autoencoder.parent/"autoencoder.jsonl"
-    rows = log.read_text().splitlines() if log.exists() else []
-    about["trained"] += [dict(autoencoder=json.loads(row), dit=None) for row in rows[-1:]]
+    if log.exists(): about["trained"] = pieces(pipeline, autoencoder.parent, None)
     ship(WanPipeline.from_pretrained(pipeline, vae=new), folder, [log, pipeline/"dit.jsonl"], **about)
 
 
