@@ -49,7 +49,7 @@ BAD = {
     "no-index.mp4": (lambda p: cut(p, lambda data: 300), "cut off"),
     "no-pictures.mp4": (lambda p: cut(p, lambda data: data.index(b"mdat") + 20), "could be decoded"),
     "sound.wav": (sound, "only sound"),
-    "one.mp4": (lambda p: Clip(torch.rand(1, 3, 64, 64), 12).save(p), "1 frame"),
+    "one.mp4": (lambda p: Clip(torch.rand(1, 3, 64, 64), 12).save(p), "gives one picture"),
     "empty.mp4": (lambda p: p.touch(), "0 bytes"),
     "frames": (folder, "no images"),
     "missing.mp4": (lambda p: None, "There is no file"),
