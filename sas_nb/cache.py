@@ -13,7 +13,7 @@ from .files import expanded, UserError
 from .writing import atomic
 
 # %% auto #0
-__all__ = ['data_path', 'named_folder', 'cache_folder', 'in_cache', 'cached']
+__all__ = ['data_path', 'named_folder', 'model_folder', 'lasting_name', 'cache_folder', 'in_cache', 'cached']
 
 # %% ../nbs/parts/cache.ipynb #d2c25cc9
 _PACKAGE = Path(str(files("sas_nb")))
@@ -38,6 +38,20 @@ def named_folder(
     if os.path.isfile(path/holds): return path
     shipped = re.fullmatch(r"[\w-]+", str(name)) and [p for root in _DATA if (p := root/name/holds).is_file()]
     return shipped[0].parent if shipped else path if os.path.isdir(path) else None
+
+# %% ../nbs/parts/cache.ipynb #87d3b167
+def model_folder(name:str|Path)->Path|None:
+    "The local folder that a model's name means, or None for a hub id. Raises `UserError`."
+    if folder := named_folder(name, "model_index.json"): return folder
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)): return None
+    raise UserError(f"There is no model folder {str(name)!r}: give 'tiny', a folder in diffusers' format, "
+                    "or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
+
+def lasting_name(name:str|Path)->str:
+    """A model's name that means the same from everywhere: a folder with its whole path, a shipped name or hub
+    id as it is. Raises `UserError`."""
+    folder = model_folder(name)
+    return str(folder.absolute()) if folder and folder == expanded(name) else str(name)
 
 # %% ../nbs/parts/cache.ipynb #bc25fe1b
 def cache_folder() -> Path:

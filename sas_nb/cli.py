@@ -96,8 +96,8 @@ def plan(clips:Annotated[list[Path], _SEEN], model:Model="tiny", gpu:Gpu=None, h
          weights:Weights=None, swapped:Swapped=None, inputs_on_host:InputsOnHost=None,
          tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None, as_json:AsJson=False):
     "Say what training on a film, or on several together, would need; exit code 3 if it does not fit."
-    from sas_nb.plan import plan
     shape, film = film_shape(clips[0], model, frames, fps, start, size)
+    from sas_nb.plan import plan
     wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights, swapped=swapped,
                   inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits, text_bits=text_bits)
     chosen = chosen_recipe(recipe, settings=settings, concepts=len(clips))

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from rich.markup import escape
+from .cache import model_folder
+from .files import existing
+from .folders import check_concept, concept_folder
 from .options import named_model
 from .terminal import Command, Commands, in_options, tidy
 
@@ -39,6 +42,8 @@ def clip_size(model:str, download:bool=True, revision:str|None=None):
 # %% ../nbs/parts/command.ipynb #8e1c7f24
 def load_clip(path, model, frames=None, fps=None, start=0., size=None, revision=None):
     "The clip, at a size that suits it and the model."
+    existing(path)
+    model_folder(model)
     from functools import partial
     from sas_nb.advice import checked_size, size_for
     from sas_nb.clip import Clip
@@ -51,6 +56,8 @@ def load_clip(path, model, frames=None, fps=None, start=0., size=None, revision=
 # %% ../nbs/parts/command.ipynb #11e48adc
 def load_concept(folder, model=None, dtype=None, revision=None):
     "A concept, on the base that is named. Raises `UserError`."
+    check_concept(concept_folder(folder))
+    if model: model_folder(model)
     from sas_nb.concept import Concept
     from sas_nb.concept_file import base_name
     concept = Concept.load(folder)

@@ -8,7 +8,6 @@ __all__ = ['FORMAT', 'FILES', 'UNTESTED', 'check_info', 'check_shapes', 'updated
 
 # %% ../nbs/parts/concept_file.ipynb #ecfabf63
 import json
-import os
 import re
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -17,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from . import __version__
 from .bases import made_with
+from .cache import model_folder
 from .experts import split_name
 from .family import FAMILIES
 from .files import read_about, UserError
-from .folders import concepts_of
-from .hub import model_folder
+from .folders import check_concept
 from .prompt import is_new_word, names_motion, Prompt, Prompts
 from .recipe import earlier_stage
 from .subjects import Subject
@@ -192,21 +191,10 @@ def readable(folder, info):
         raise UserError(f"The concept in {str(folder)!r} is damaged ({why}{made_with(info)}): correct it, "
                         "copy it again from where it was made, or train it again.") from e
 
-# %% ../nbs/parts/concept_file.ipynb #bfa1dd82
-def _not_a_concept(folder)->str:
-    if os.path.isfile(folder/"zoo.json") or str(folder) == "zoo":
-        return "is a zoo of many concepts: open it with load_zoo, or sas-nb explore"
-    if many := concepts_of(folder):
-        return (f"is a run of many concepts, {len(many)} in all: give one of them, such as "
-                f"{str(many[0])!r}, or open all with Atlas or sas-nb explore")
-    return ("is not a concept: give a folder that sas-nb train or Concept.save wrote, which holds "
-            "concept.json and concept.safetensors")
-
 # %% ../nbs/parts/concept_file.ipynb #bcd78ab7
 def read_info(folder:Path)->dict: # with its scales
     "What concept.json says, in today's names, checked. Raises `UserError`."
-    if not os.path.isfile(folder / "concept.json"):
-        raise UserError(f"{str(folder)!r} {_not_a_concept(folder)}.")
+    check_concept(folder)
     info = {}
     with readable(folder, info): info |= updated(read_about(folder/"concept.json"))
     if _whole(info.get("format"), FORMAT+1):

@@ -14,11 +14,12 @@ from torch import Tensor
 from diffusers import DiffusionPipeline
 from fastcore.basics import patch
 from .advice import GenerationConfig
+from .cache import lasting_name
 from .clip import Clip
 from .experts import checked_guidance, guidance_at
 from .files import Advice, checked_seed, UserError, whole_number
 from .flow import guided
-from .hub import Checkpoint, lasting_name
+from .hub import Checkpoint
 from .memory import Memory
 from .passes import decoded_latents, encoded_frames, encoded_once
 from .pipeline import LazyPipeline

@@ -4,14 +4,14 @@
 
 # %% ../nbs/parts/files.ipynb #58fade68
 from __future__ import annotations
-import json, sys
+import json, os, sys
 from contextlib import suppress
 from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['UserError', 'Advice', 'plain_number', 'real_number', 'whole_number', 'one_of', 'checked_seed', 'expanded',
+__all__ = ['UserError', 'Advice', 'plain_number', 'real_number', 'whole_number', 'one_of', 'checked_seed', 'expanded', 'existing',
            'check_names', 'needs', 'read_json', 'read_about']
 
 # %% ../nbs/parts/files.ipynb #0d0701f9
@@ -68,6 +68,14 @@ def expanded(path:str|Path) -> Path:
     except RuntimeError as e:
         raise UserError(f"There is no home folder for {str(path)!r}: write the path out, "
                         "or choose another.") from e
+
+def existing(path:str|Path) -> Path:
+    "The file or folder of this name, `~` written out. Raises `UserError` where there is none."
+    path = expanded(path)
+    if os.path.exists(path): return path # also for a name that is too long for the disk
+    link = "://" in str(path) or ":/" in str(path)
+    hint = "download it first" if link else "check the spelling and the folder you are in"
+    raise UserError(f"There is no file or folder {str(path)!r}: {hint}.")
 
 # %% ../nbs/parts/files.ipynb #cf77fd30
 def check_names(given, known, what:str, # has these names

@@ -59,11 +59,14 @@ def _board(folder, step):
     except ImportError: return None
     return SummaryWriter(folder, purge_step=step+1)
 
-# %% ../nbs/parts/log.ipynb #bb68bd50
+# %% ../nbs/parts/log.ipynb #145247ef
 _STYLES = (("all times", "-", "o", 2.2), ("t 0 to ¼, almost clean", "--", "", 1.2),
            ("t ¼ to ½", "-.", "", 1.2), ("t ½ to ¾", ":", "", 1.6),
            ("t ¾ to 1, almost noise", (0, (1, 4)), "x", 1.2))
+_LEGEND = dict(loc="outside lower center", fontsize=8, title_fontsize=8,
+               title="noise time t; the line of times that are seldom drawn jumps up and down")
 
+# %% ../nbs/parts/log.ipynb #bb68bd50
 def plot_history(history, # a concept, its history (stage -> rows), or the rows that `Trainer.fit` returns
                 ):        # a matplotlib figure
     "Loss curves of every stage, over all times and in four quarters of time."
@@ -75,8 +78,7 @@ def plot_history(history, # a concept, its history (stage -> rows), or the rows 
         _curves(ax, rows, f"Loss of stage {stage!r}" if len(history) > 1 else "Training loss")
     lines = {l.get_label(): l for ax in axes for l in ax.lines}
     if lines: # beside the curves, which have no empty corner
-        fig.legend(lines.values(), lines, loc="outside lower center", ncols=min(5, 3*len(history)),
-                   fontsize=8, title="noise time", title_fontsize=8)
+        fig.legend(lines.values(), lines, ncols=min(5, 3*len(history)), **_LEGEND)
     return fig
 
 # %% ../nbs/parts/log.ipynb #46d6042f

@@ -8,6 +8,8 @@ __all__ = ['Gpu', 'Host', 'film_shape', 'plan_table', 'plan_words']
 # %% ../nbs/parts/planned.ipynb #7eb6b36c
 from pathlib import Path
 from rich.table import Table
+from .cache import model_folder
+from .files import existing
 from .options import _option
 
 # %% ../nbs/parts/planned.ipynb #849ef2b9
@@ -19,6 +21,8 @@ def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, 
                size:str|None=None)->tuple[tuple[int, int, int], str]:
     """Frames, height and width that a run would have; and a sentence if the film is enlarged to that.
     Raises `UserError`."""
+    existing(path)
+    model_folder(model)
     from sas_nb.advice import checked_size, size_for
     from sas_nb.clip import Clip
     from sas_nb.plan import own_defaults

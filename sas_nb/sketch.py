@@ -16,13 +16,13 @@ from fastcore.basics import patch
 from huggingface_hub import snapshot_download
 from . import clip, data, pipeline, shards, streamed
 from .advice import GenerationConfig
-from .cache import data_path
+from .cache import data_path, model_folder
 from .cards import Card
 from .dit import VideoDiT
 from .fake import unset_fake_temporarily, Counted, pretended, standing_in
 from .family import known_family
 from .files import UserError
-from .hub import _offline, _quiet, _readable, Checkpoint, model_folder
+from .hub import _offline, _quiet, _readable, Checkpoint
 from .memory import Memory
 from .prompt import Prompt
 from .repeat import Kept, repeating

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
-from .files import expanded, plain_number, UserError, whole_number
+from .files import existing, plain_number, UserError, whole_number
 from .pictures import on_white, open_folder, open_pages, Source
 from .preflight import complete, Preflight
 from .resample import cover, cover_box, fit_length, resample, rule_words
@@ -74,16 +74,9 @@ class _Wishes:
         if self.size is not None: self.size = _checked_size(self.size)
         self.start = _checked_start(self.start)
 
-# %% ../nbs/parts/video.ipynb #b3399dfa
-def _missing(path):
-    link = "://" in str(path) or ":/" in str(path)
-    hint = "download it first" if link else "check the spelling and the folder you are in"
-    return UserError(f"There is no file or folder {str(path)!r}: {hint}.")
-
 # %% ../nbs/parts/video.ipynb #5bc90b03
 def _open(path, wishes) -> Source:
-    path = expanded(path)
-    if not os.path.exists(path): raise _missing(path) # also for a name that is too long for the disk
+    path = existing(path)
     if path.is_dir(): return open_folder(path, wishes.fps)
     if path.stat().st_size == 0:
         raise UserError(f"{path.name!r} is empty (0 bytes): copy or download it again.")

@@ -66,6 +66,24 @@ def test_a_file_that_is_no_clip(name, tmp_path):
     assert not out.exists()
 
 
+LIGHT = """
+import sys
+from sas_nb.cli import app
+try: app(sys.argv[1:])
+except SystemExit as e: print("torch" in sys.modules, e.code)
+"""
+NOWHERE = {
+    "inspect": ["nothing.mp4"], "plan": ["nothing.mp4"], "train": ["nothing.mp4", *PROMPTS, "--out", "run"],
+    "generate": ["nothing"], "info": ["nothing"], "export": ["nothing", "--out", "lora"]}
+
+
+@pytest.mark.parametrize("command", NOWHERE)
+def test_a_wrong_name_is_answered_before_torch_is_loaded(command, tmp_path):
+    told = subprocess.run([sys.executable, "-c", LIGHT, command, *NOWHERE[command]], cwd=tmp_path, text=True, capture_output=True)
+    assert told.stdout.split() == ["False", "1"] and "'nothing" in told.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("options, says", [(["--start", 99], "--start 99"), (["--frames", 16], "4n + 1"), (["--fps", 0], "--fps 0"), (["--start", -1], "--start -1"), (["--model", "huge"], "huge")])
 def test_a_wish_that_the_clip_cannot_fulfil(options, says, dancer): assert says in refused("inspect", dancer, *options)
 

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/atlas/06_mixing.ipynb #01ca135e
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 import numpy as np
 import torch
@@ -130,6 +130,19 @@ def mix(self:Atlas,
     layers, error = _mix_layers(members, mixes, rank, self.progress)
     if self.parts == LORA_PARTS: return Lora(name, layers, error)
     return _concept(members, mixes, layers, error)
+
+# %% ../../nbs/atlas/06_mixing.ipynb #c2e2eb58
+@patch
+def __getitem__(self:Atlas, who:int|str)->Concept|Lora:
+    "One member alone. Raises `UserError`."
+    i = self.index(who)
+    return self.mix(np.eye(len(self))[i], name=self.names[i])
+
+@patch
+def __iter__(self:Atlas)->Iterator[str]: return iter(self.names)
+
+@patch
+def __contains__(self:Atlas, name:str)->bool: return name in self.names
 
 # %% ../../nbs/atlas/06_mixing.ipynb #e634005e
 @patch

@@ -11,11 +11,12 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
+from ..cache import model_folder
 from ..concept import Concept
 from ..dit import VideoDiT
 from ..experts import layer_name
 from ..files import expanded, real_number, UserError
-from ..hub import defaults_of, model_folder
+from ..hub import defaults_of
 from ..writing import atomic
 
 # %% ../../nbs/lab/27_experts.ipynb #3af0eb94

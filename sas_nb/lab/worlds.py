@@ -12,7 +12,7 @@ from types import ModuleType
 import re
 from ..dit import VideoDiT
 from ..files import read_about, UserError
-from ..hub import model_folder
+from ..cache import model_folder
 
 # %% ../../nbs/lab/35_worlds.ipynb #7b60a2a4
 def _folder(model): # None where a pipeline was handed over
