@@ -82,7 +82,8 @@ def test_lora_A_is_one_object(dit, adapter):
 def test_forward_is_the_dense_update(dit, adapter, inputs):
     fill(adapter, "B1", "B2")
     adapter.appearance, adapter.motion = .7, -1.5
-    m, x = next(iter(on(dit).values())), torch.randn(3, 192, generator=rng())
+    m = next(iter(on(dit).values()))
+    x = torch.randn(3, m.base_layer.in_features, generator=rng())
     w = {k: p.double() for k, p in (("A", m.lora_A), ("B1", m.lora_B1[0]), ("B2", m.lora_B2[0]), ("W", m.base_layer.weight))}
     dense = x.double() @ (w["W"] + .7*w["B1"] @ w["A"] - 1.5*w["B2"] @ w["A"]).T + m.base_layer.bias.double()
     torch.testing.assert_close(m(x).double(), dense, atol=1e-5, rtol=1e-5)
@@ -115,8 +116,8 @@ def test_A1_x_is_computed_once(dit, adapter, monkeypatch):
     real = torch.nn.functional.linear
     counting = types.SimpleNamespace(linear=lambda x, w, *a: narrow.append(tuple(w.shape)) or real(x, w, *a))
     monkeypatch.setattr(adapter_module, "F", counting)
-    m(torch.randn(2, 192))
-    assert narrow == [(4, 192)], "the coefficients are added before they multiply"
+    m(torch.randn(2, m.base_layer.in_features))
+    assert narrow == [(4, m.base_layer.in_features)], "the coefficients are added before they multiply"
 
 
 @torch.no_grad()
@@ -256,7 +257,7 @@ def test_it_is_not_pefts_lora_dropout(dit, adapter):
     assert not any(isinstance(part, nn.Dropout) for m in on(dit).values() for part in m.modules())
     m = next(iter(on(dit).values()))
     fill(adapter, "B1").draw_masks("appearance", .8, [rng()])
-    y = m(torch.randn(1, 192).expand(2, -1))
+    y = m(torch.randn(1, m.base_layer.in_features).expand(2, -1))
     assert torch.equal(y[0], y[1]), "equal tokens are answered equally: the mask is on weights"
 
 
