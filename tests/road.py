@@ -1,5 +1,6 @@
 "Short ways to the road's objects: a stage from a few numbers, an adapter that stays on a model until the next one."
 from dataclasses import fields, replace
+import torch
 from sas_nb.adapter import SharedLoRA
 from sas_nb.data import StageData
 from sas_nb.memory import Memory
@@ -63,6 +64,13 @@ def trainer(adapter, data, stage, prior=None, prompts=("",), seeds=None, **given
     "A trainer over examples, or over those of several concepts."
     data = StageData(data if isinstance(data, list) else [data], prior, list(prompts))
     return Trainer(adapter.dit, adapter, data, stage, run(**given), seeds)
+
+
+def latents(dit, n=1, frames=5, side=8, seed=None):
+    "Noise in the shape of n clips of so many frames, of any base."
+    g = None if seed is None else torch.Generator().manual_seed(seed)
+    t = (frames-1)//dit.family.factors(dit.configuration)[0] + 1
+    return torch.randn(n, dit.transformer.config.in_channels, t, side, side, generator=g)
 
 
 def tensors(adapter, i=0): return adapter.member(i)[0]

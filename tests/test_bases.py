@@ -96,7 +96,7 @@ def test_so_is_a_run_that_goes_on(dit, tmp_path, monkeypatch):
     "Begun on tiny 1; its latents are of that base too, but the base comes first."
     from sas_nb.data import Examples
     def trainer(value):
-        data = Examples(value*torch.ones(1, 16, 1, 4, 4), [torch.ones(1, 3, 128)], [["[v]"]])
+        data = Examples(value*torch.ones_like(road.latents(dit, frames=1, side=4)), [torch.ones(1, 3, 128)], [["[v]"]])
         return road.trainer(road.new(dit, 2), data, road.stage(steps=1, batch=1, prior=0), out=tmp_path/"run")
     trainer(1).fit()
     monkeypatch.setattr(bases, "SHIPPED", SHIPPED | {"f"*16: ("tiny 2", "0.2.0")})

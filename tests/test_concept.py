@@ -3,7 +3,7 @@ import errno, json, re, shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pytest, torch
+import pytest, road, torch
 from diffusers import WanPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -66,7 +66,7 @@ def test_the_prior_of_each_stage_is_made_like_its_data(dit, clip, monkeypatch):
     asked = []
     def prior(dit, images, prompts, **size):
         asked.append((images, prompts, size.pop("progress"), size))
-        return Examples(torch.zeros(1, dit.transformer.config.in_channels, 1 if images else 2, 8, 8), [dit.embed_once("a man in a park")], [[]])
+        return Examples(road.latents(dit, 1, 1 if images else 5), [dit.embed_once("a man in a park")], [[]])
     monkeypatch.setattr(stages, "prior_examples", prior)
     prompts = ("a man in a park. he is walking",)
     quick(clip, dit, recipe=Recipe.paper().with_(both=few(steps=1, prior=.5), prior_prompts=prompts, rank=2))

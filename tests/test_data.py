@@ -54,14 +54,14 @@ def test_examples_with_one_text_for_all(text, x):
 
 # ---------------------------------------------------------------- prior preservation
 
-@pytest.mark.parametrize("frames, t", [(True, 1), (False, 2)])
-def test_prior_is_made_once(dit, monkeypatch, frames, t):
+@pytest.mark.parametrize("frames", [True, False])
+def test_prior_is_made_once(dit, monkeypatch, frames):
     made, real = [], dit.denoise
     monkeypatch.setattr(dit, "denoise", lambda *a: made.append(len(a[0])) or real(*a), raising=False)
     make = lambda **changes: prior_examples(dit, frames, **(dict(n=3, num_frames=5, steps=2, batch=2) | changes))
     first, second = make(), make()
     assert made == [2, 1] and torch.equal(first.latents, second.latents), "the second call reads the cache"
-    assert first.latents.shape == (3, 16, t, 8, 8) and len(first.texts) == 3 and first.placeholders == [[], [], []]
+    assert first.latents.shape == road.latents(dit, 3, 1 if frames else 5).shape and len(first.texts) == 3 and first.placeholders == [[], [], []]
     assert not torch.equal(first.latents[0], first.latents[1])
     other = make(seed=7)
     assert len(made) == 4 and not torch.equal(first.latents, other.latents)

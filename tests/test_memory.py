@@ -30,9 +30,7 @@ def dit():
     road.off(dit)
 
 def examples(dit, n=3, pairs=0):
-    g = torch.Generator().manual_seed(5)
-    def latents(k): return torch.randn(k, 16, 2, 8, 8, generator=g)
-    return Examples(latents(n), [dit.embed("a man in a park")], [["[v]", "[u]"]], latents(pairs) if pairs else None)
+    return Examples(road.latents(dit, n, seed=5), [dit.embed("a man in a park")], [["[v]", "[u]"]], road.latents(dit, pairs, seed=6) if pairs else None)
 
 def trained(dit, stage="motion", pairs=0, conditioning=False, n=1, steps=3, memory=Memory(), **numbers):
     "A trainer after some steps, over coefficients that are not zero."
@@ -87,7 +85,7 @@ def test_sampling_in_pieces_knows_who_is_in_them(dit):
     for p in adapter.weights.values(): p.data.copy_(.2*torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     conditioning = SelfConditioning(dit)
     nn.init.normal_(conditioning.project.weight, std=.1)
-    x, text = torch.randn(4, 16, 2, 8, 8), dit.embed(["a man"]*4)
+    x, text = road.latents(dit, 4), dit.embed(["a man"]*4)
     def sampled(at_once):
         dit.memory = Memory(at_once=at_once)
         with torch.no_grad(), adapter.scaled_each(torch.tensor([1., .2, .5, 0.])):
@@ -111,7 +109,7 @@ def test_the_gradient_is_the_same(dit, memory, kind):
         torch.testing.assert_close(same, losses, atol=1e-5, rtol=1e-4)
 
 def test_a_swapped_model_samples_the_same_and_comes_back_whole(dit):
-    text, x, before = dit.embed(["a man"]*2), torch.randn(1, 16, 2, 8, 8), dit.prints
+    text, x, before = dit.embed(["a man"]*2), road.latents(dit), dit.prints
     plain = dit.denoise(x, text, 3, 4.)
     dit.memory = Memory(swapped=3)
     assert sum(isinstance(m, FrozenLinear) for m in dit.transformer.modules()) == 3*10
@@ -169,7 +167,7 @@ def test_no_more_than_two_of_the_waiting_blocks_are_on_the_card(swapped, kind, b
         assert (8-swapped+2)*block-64*1024 < live.peak <= (8-swapped+2)*block + room
 
 def test_inputs_of_checkpointed_blocks_leave_the_card(dit):
-    text, x, t = dit.embed("a man"), torch.randn(1, 16, 2, 8, 8), torch.tensor([.5])
+    text, x, t = dit.embed("a man"), road.latents(dit), torch.tensor([.5])
     inputs = []
     hooks = [b.register_forward_pre_hook(lambda m, args: inputs.append(weakref.ref(args[0]))) for b in repeated_blocks(dit.transformer)]
     def kept(**memory):
@@ -203,7 +201,7 @@ def test_an_adapter_trains_over_eight_bits(kind, most, more):
     road.off(dit); road.off(exact)
 
 def test_own_precision_is_read_again_after_eight_bits(dit):
-    text, x = dit.embed("a man"), torch.randn(1, 16, 2, 8, 8)
+    text, x = dit.embed("a man"), road.latents(dit)
     plain = dit.denoise(x, text, 2, 1.)
     dit.memory = Memory(weights="int8")
     low = dit.denoise(x, text, 2, 1.)
@@ -216,7 +214,7 @@ def test_own_precision_is_read_again_after_eight_bits(dit):
 def kinds(dit): return [m.kind for m in dit.transformer.modules() if isinstance(m, FrozenLinear)]
 
 def test_blocks_that_waited_are_rounded_like_the_others(dit):
-    x, text = torch.randn(1, 16, 2, 8, 8), dit.embed("a man")
+    x, text = road.latents(dit), dit.embed("a man")
     for memory in (Memory(swapped=3), Memory(swapped=2, weights="int8"), Memory(weights="int8")): dit.memory = memory
     assert kinds(dit) == ["int8"]*len(repeated_blocks(dit.transformer))*10
     fresh = VideoDiT.load("tiny", "cpu", torch.float32, Memory(weights="int8"))

@@ -147,7 +147,7 @@ def test_compiled_passes_learn_what_plain_ones_learn(vae):
 def test_attention_as_products_gives_stock_answers(shape):
     torch.manual_seed(0)
     pipe = WanPipeline.from_pretrained(data_path("tiny"))
-    x, text = torch.randn(shape[0], 16, *shape[1:]), text_of(pipe, ["a man in a park"]*shape[0], 30).detach()
+    x, text = torch.randn(shape[0], pipe.transformer.config.in_channels, *shape[1:]), text_of(pipe, ["a man in a park"]*shape[0], 30).detach()
     mine = use_matmul_attention(copy.deepcopy(pipe.transformer), compiled=False)
     t = torch.linspace(100, 900, shape[0])
     whole = F.pad(text, (0, 0, 0, 512-text.shape[1]))

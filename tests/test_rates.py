@@ -23,7 +23,7 @@ def dit(): return VideoDiT.load("tiny", device="cpu")
 def cache(tmp_path, monkeypatch): monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path/"cache"))
 
 def examples(dit, scale=1., n=2):
-    return Examples(torch.randn(n, 16, 1, 8, 8, generator=torch.Generator().manual_seed(0)), [scale*dit.embed(PROMPT)], [["[v]"]])
+    return Examples(road.latents(dit, n, 1, seed=0), [scale*dit.embed(PROMPT)], [["[v]"]])
 
 def trajectory(dit, scale, stage, **changes):
     "The word after each step, in lengths of its prompt's words; what the text encoder gives is `scale` times as long, and the model reads it as much louder."
@@ -56,7 +56,7 @@ def test_the_tiny_models_words_learn_as_they_did(dit):
     for name, absolute in (("default", 1e-3), ("paper", 1e-5)):
         for s in Recipe.named(name).stages:
             for prompt in (PROMPT, "a [v] man in a blue shirt and white trousers. he is [u] waving", *dit.defaults.prior[:3]):
-                length = float(word_lengths(road.trainer(road.new(dit, 2), Examples(torch.zeros(1, 16, 1, 8, 8), [dit.embed(prompt)], [[]]), s, None).data)[0, 0])
+                length = float(word_lengths(road.trainer(road.new(dit, 2), Examples(road.latents(dit, frames=1), [dit.embed(prompt)], [[]]), s, None).data)[0, 0])
                 assert s.token_lr*length == pytest.approx(absolute, rel=.02) and length == pytest.approx(WORD, rel=.02)
 
 @pytest.mark.parametrize("decay, last", [("constant", 1.), ("linear", 1/8), ("cosine", .5*(1+torch.cos(torch.tensor(7/8*torch.pi)).item()))])

@@ -78,7 +78,7 @@ def test_the_set_holds_images_and_no_order(dit, clip):
 
 def test_a_still_holds_one_frame_and_no_order(dit, clip):
     data, order = frame_set(dit, clip, STATIC, frozen=True), torch.tensor([3, 0, 4, 2, 1])
-    assert data.latents.shape == (5, dit.transformer.config.in_channels, 2, 8, 8) and data.placeholders == [["[v]"]]
+    assert data.latents.shape == road.latents(dit, 5).shape and data.placeholders == [["[v]"]]
     torch.testing.assert_close(data.latents[3], dit.encode(clip.frames[[3]*5][None])[0], atol=1e-4, rtol=1e-4)
     shuffled = frame_set(dit, replace(clip, frames=clip.frames[order]), STATIC, frozen=True)
     torch.testing.assert_close(shuffled.latents, data.latents[order], atol=1e-4, rtol=1e-4)
@@ -86,16 +86,16 @@ def test_a_still_holds_one_frame_and_no_order(dit, clip):
 def test_stills_are_eight_at_most_and_spread_over_the_clip(dit):
     film = render(heldout_spec(1), fps=12)
     data = frame_set(dit, film, STATIC, frozen=True)
-    assert data.latents.shape == (8, dit.transformer.config.in_channels, 5, 8, 8)
+    assert data.latents.shape == road.latents(dit, 8, 17).shape
     for i, k in ((0, 0), (7, 16)): torch.testing.assert_close(data.latents[i], dit.encode(film.frames[[k]*17][None])[0], atol=1e-4, rtol=1e-4)
 
 def test_stage_one_shows_stills_when_asked(dit, clip):
     def shown(frozen): return build(dit, [clip], [Prompts(STATIC, DYNAMIC)], road.recipe(dict(frozen=frozen), both=dict(prior=0.)))["appearance"]
-    assert [shown(frozen).concepts[0].latents.shape[2] for frozen in (False, True)] == [1, 2]
+    assert [shown(frozen).concepts[0].latents.shape[2] for frozen in (False, True)] == [1, road.latents(dit).shape[2]]
 
 def test_the_sequence_is_one_clip(dit, clip):
     data = sequence(dit, clip, FULL)
-    assert data.latents.shape == (1, dit.transformer.config.in_channels, 2, 8, 8) and data.placeholders == [["[v]", "[u]"]]
+    assert data.latents.shape == road.latents(dit).shape and data.placeholders == [["[v]", "[u]"]]
 
 @pytest.mark.parametrize("whole, motion, said", [(False, DYNAMIC, STATIC), (True, DYNAMIC, f"{STATIC}. he is dancing"), (True, "[u]", STATIC)], ids=["looks", "whole", "no words"])
 def test_the_sets_prompt_says_how_it_moves_when_asked_and_never_by_the_new_word(dit, clip, whole, motion, said):
