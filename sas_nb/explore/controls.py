@@ -8,6 +8,7 @@ __all__ = ['WORDS', 'TITLES', 'TAKES', 'HELP', 'BASES', 'concept_names', 'button
 # %% ../../nbs/explore/03_controls.ipynb #d708d5ae
 from functools import partial
 import ipywidgets as iw
+from .opening import title_of
 from .widgets import Clips, Clock, Code, Head, Pad, Screen, Strength, Views, Words
 
 # %% ../../nbs/explore/03_controls.ipynb #c347b734
@@ -75,7 +76,7 @@ def _shape(studio)->float:
 
 # %% ../../nbs/explore/03_controls.ipynb #5acd8dbb
 def _add_results(e):
-    e.screen = Screen(shape=_shape(e.studio))
+    e.screen = Screen(shape=_shape(e.studio), busy=True)
     e.clock = Clock()
     e.code = Code()
     e.pins = iw.Box()
@@ -99,7 +100,7 @@ BASES = ("All of a zoo, or of one run, share a basis, and were made to mix. Over
 def _add_head(e):
     several = len({*e.studio.basis.values()}) > 1
     needs = [BASES]*several + [e.studio.room.sentence]*bool(e.studio.room.sentence)
-    e.head = Head(title="Whose look, whose dance?", help=HELP+needs,
+    e.head = Head(title=title_of(scene=False), help=HELP+needs,
                   sentence="Every face was learned from one short video. Give it another's dance, another "
                            "place, another light: the page shows what becomes of it.")
 
