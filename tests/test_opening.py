@@ -33,6 +33,12 @@ def test_the_shape_has_the_pages_title_and_says_what_is_done(scene, title):
     assert f"<h1>{title}</h1>" in shape and "Loading &lt;b&gt;" in shape and "sas-turns" in shape and shape in _template(title).replace("Opening the page", "Loading &lt;b&gt;")
 
 
+def test_loading_pytorch_is_said_before_it_is_loaded():
+    import subprocess, sys
+    code = "import sys; from sas_nb.explore.page import Explorer; from sas_nb.explore.stage import SceneExplorer; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
 def test_a_room_shows_its_words_until_the_page_comes(monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr(Room, "say", lambda self, words: told.append(words))

@@ -179,17 +179,19 @@ def still(s:Strip)->str:
     return Strip(out.getvalue(), 1, 1., s.shape).state()["url"]
 
 # %% ../../nbs/explore/03_sights.ipynb #f864dc67
+_SEEN = {True: "its own clip", False: "as learned"} # a clip may be filmed or drawn: nobody knows
+
 def show_references(e):
     "Beside the video: whose look, and whose dance."
+    from sas_nb.explore.maps import percents # torch comes along
     for part, clips in e.beside.items():
         name, _ = e.position.of(part)
-        label = "as filmed" if e.filmed.get(name) else "as learned" if name in e.strips else ""
-        share = e.studio.maps[part].shares(e.position).get(name, 0.)
-        if share < 1: label = f"{share:.0%} of it; {label}"
+        label = _SEEN[e.filmed.get(name, False)] if name in e.strips else ""
+        share = percents(e.studio.maps[part].shares(e.position)).get(name, 0)
+        if share < 100: label = f"{share}% of it; {label}"
         cells = [dict(key=name, label=label, title=f"{e.words_of[part]} of {name}, {label}: go back to it")]
         if clips.cells != cells: clips.cells = cells
         if name in e.strips: clips.put(name, e.strips[name])
-
 
 # %% ../../nbs/explore/03_sights.ipynb #216dbdb9
 def cell_position(e, look:str, dance:str):

@@ -54,13 +54,16 @@ def _link_strength(e, i:int, part:str, widget):
     e.held.append(widget)
 
 # %% ../../nbs/explore/04_stage.ipynb #6df6ddfb
+def _film(label:str)->list: return [dict(key="film", label=label)]
+
 def _add_controls(e):
     n = len(e.studio.subjects)
     e.ways = iw.Dropdown(options=[(k, v) for k, v in WAYS_IN_WORDS.items() if v in e.studio.ways],
                          description="Put together")
     e.says = iw.HTML()
     e.strength = [_strengths(e, i) for i in range(1 if "joint" in e.studio.ways else n)]
-    e.films = [Clips(label=f"film of {s.name}") for s in e.studio.subjects]
+    room = {} if "joint" in e.studio.ways else dict(shape=_shape(e.studio), cells=_film(""))
+    e.films = [Clips(label=f"film of {s.name}", **room) for s in e.studio.subjects]
     e.boxes = Places(shape=_shape(e.studio))
     e.prompt = Words(chips=e.chips)
     e.seed = iw.BoundedIntText(0, 0, 2**31-1, description="Seed", tooltip="Another number, another take")
@@ -138,7 +141,7 @@ def _show_film(e, i:int, watch):
     c = next(iter(e.studio.ways.values())).concepts[i]
     place = list(e.studio.places.values())[i]
     film = filmed(c.info, place if isinstance(place, Path) else None, e.studio.dit)
-    e.films[i].cells = [dict(key="film", label="as filmed" if film else "as learned")]
+    e.films[i].cells = _film("its own clip" if film else "as learned")
     if film: e.films[i].put("film", film)
     else: when_idle(e, partial(_make_film, e, i, c))
 

@@ -122,6 +122,7 @@ class Clips(Live):
     names:list = tr.List([]).tag(sync=True)   # to choose heads from
     rows:list = tr.List([]).tag(sync=True)    # names
     columns:list = tr.List([]).tag(sync=True) # names
+    shape:float = tr.Float(1.).tag(sync=True) # width by height, so that room is kept before they come
     label:str = tr.Unicode("clips").tag(sync=True)
     def __init__(self, **state):
         self.strips = {}                     # key -> `Strip`
