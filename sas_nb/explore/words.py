@@ -30,10 +30,10 @@ def chips_of(dit)->dict[str, list[str]]: # kind -> phrases
 
 # %% ../../nbs/explore/03_words.ipynb #c681a839
 def fitting(chips:dict, own:str)->dict:
-    "The chips that fit whom a prompt speaks of."
+    "The chips that fit whom a prompt's first sentence speaks of: whose look it is."
     from sas_nb.explore.maps import kind_of # torch comes along
     from sas_nb.explore.prompts import is_worn
-    if kind_of(dict(appearance=own, motion="")) == "people": return chips
+    if kind_of(dict(appearance=own.partition(".")[0], motion="")) == "people": return chips
     others = ((kind, phrases) for kind, phrases in chips.items() if kind != MOVEMENT)
     kept = {kind: [p for p in phrases if not is_worn(p)] for kind, phrases in others}
     return {kind: phrases for kind, phrases in kept.items() if phrases}

@@ -63,9 +63,9 @@ export function toggled(text, phrase, chips) {
   return withChips(withoutChips(text, chips), on.includes(phrase) ? left : [...left, phrase], chips)
 }
 
-// The chips that fit whom a prompt speaks of: what people wear and how they move is for people.
+// The chips that fit whom a prompt's first sentence speaks of: what people wear and how they move is for people.
 export function fitting(chips, own, { people = [], forPeople = [] } = {}) {
-  const words = own.toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? []
+  const words = own.split(".")[0].toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? []
   if (words.some(w => people.includes(w))) return chips
   const kept = Object.entries(chips).map(([kind, of]) => [kind, of.filter(p => !forPeople.includes(p))])
   return Object.fromEntries(kept.filter(([, of]) => of.length))
