@@ -86,7 +86,7 @@ def test_each_strength_and_place_changes_the_video(scene):
 
 
 def test_films_of_each(scene):
-    assert [f.cells[0]["label"] for f in scene.films] == ["as filmed"]*2 and all(f.strips for f in scene.films) and not scene.gaps
+    assert [f.cells[0]["label"] for f in scene.films] == ["its own clip"]*2 and all(f.strips for f in scene.films) and not scene.gaps
 
 
 def test_what_cannot_be_saved_is_a_sentence(scene):
