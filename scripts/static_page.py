@@ -16,13 +16,13 @@ import torch, typer
 from sas_nb.cache import cache_folder, cached
 from sas_nb.explore import Position
 from sas_nb.explore.links import examples_of
-from sas_nb.explore.maps import AVERAGE, PARTS
+from sas_nb.explore.maps import AVERAGE, PARTS, PEOPLE
 from sas_nb.explore.prompts import sentence
 from sas_nb.explore.sights import filmed, still, strip, strip_of
 from sas_nb.explore.sliders import bases, Studio
 from sas_nb.explore import together  # noqa: F401 (gives a studio what it puts together)
 from sas_nb.explore.widgets import STATIC
-from sas_nb.explore.words import chips_of
+from sas_nb.explore.words import chips_of, fitting
 from sas_nb.files import expanded, UserError
 import in_browser
 
@@ -170,6 +170,12 @@ def about_maps(studio: Studio) -> dict:
     return dict(groups=studio.groups, maps=maps, hasAverage=AVERAGE in studio.names)
 
 
+def kinds(chips: dict) -> dict:
+    "Words that speak of people, and the chips that are for people alone."
+    all_, others = ([p for of in c.values() for p in of] for c in (chips, fitting(chips, "")))
+    return dict(people=sorted(PEOPLE), forPeople=[p for p in all_ if p not in others])
+
+
 def examples(studio: Studio, files: dict, model: bool) -> list[dict]:
     "Those of the explorer; without the model, those that were made beforehand."
     found = examples_of(studio, chips_of(studio.dit))
@@ -242,6 +248,7 @@ def build(studio: Studio, folder: Path, dances: list[str], steps: int, model: bo
         strip=dict(frames=T, fps=studio.dit.defaults.fps, shape=W / H),
         components=components(studio, offered),
         chips=chips_of(studio.dit) if model else {},
+        kinds=kinds(chips_of(studio.dit)),
         examples=examples(studio, files, model),
         sentence=SENTENCE,
         help=[*HELP, WITH if model else WITHOUT],

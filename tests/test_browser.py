@@ -391,10 +391,11 @@ def test_command_serves_until_it_is_told_to_stop(folders, tmp_path):
     port = free_port()
     server = subprocess.Popen([sys.executable, "-m", "sas_nb.cli", "explore", *map(str, folders), "--port", str(port), "--no-browser"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        assert "Loading" in server.stdout.readline()
-        assert "by tiny need less than" in server.stdout.readline()  # before any of it is read
+        assert "Starting" in server.stdout.readline()
         line = server.stdout.readline()
-        assert f"http://127.0.0.1:{port}/?token=" in line, line
+        assert f"http://127.0.0.1:{port}/?token=" in line, line  # before anything is loaded: the page says itself what it does
+        assert "by tiny need less than" in server.stdout.readline()
+        assert "first video is there" in server.stdout.readline()
         assert "/login" in urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).url
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0

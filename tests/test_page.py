@@ -9,13 +9,13 @@ from PIL import Image
 from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.links import examples_of
-from sas_nb.explore.maps import AVERAGE, Position
+from sas_nb.explore.maps import AVERAGE, in_words, percents, Position
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
 from sas_nb.explore.serve import at_hand, explorer_page, own_concepts
 from sas_nb.explore.sights import between, cell_position, filmed, strip, strip_of
 from sas_nb.explore.widgets import Clips, Strip
-from sas_nb.explore.words import carried, chips_of, chosen_chips, toggled, with_chips, without_chips
+from sas_nb.explore.words import carried, chips_of, chosen_chips, fitting, toggled, with_chips, without_chips
 from sas_nb.prompt import unknown_words
 
 SMALL = dict(steps=2, preview=1, guidance=1, num_frames=5)
@@ -74,6 +74,39 @@ def test_a_chip_goes_in_and_out(chips, chip, text):
 
 
 def test_a_word_that_only_begins_like_a_chip_is_none(): assert chosen_chips("a cat in the snowfall", dict(Place=["in the snow"])) == []
+
+
+WAVES = "a [v] ocean waves at sea. it is [u] rolling"
+
+def test_chips_fit_the_subject(chips):
+    assert fitting(chips, WOMAN) == fitting(chips, "two [v] dancers are people") == chips
+    for own in (WAVES, "a [v] flag in a park. it is [u] waving", ""):
+        kept = fitting(chips, own)
+        assert list(kept) == ["Place", "Light"] and kept["Place"] == chips["Place"]
+    own_kinds = dict(Weather=["in fog"], Style=["wearing a red scarf", "at dawn"], Movement=["bowing"])
+    assert fitting(own_kinds, WAVES) == dict(Weather=["in fog"], Style=["at dawn"])
+
+
+def test_a_hat_stays_behind_and_a_dance_comes_back(chips):
+    hat = toggled(toggled(WOMAN, "wearing a cap", chips), "in the snow", chips)
+    at_sea = carried(hat, WOMAN, WAVES, chips)
+    assert at_sea == "a [v] ocean waves at sea in the snow. it is [u] rolling"
+    assert carried(at_sea, WAVES, MAN, chips) == "a [v] man in the snow. he is [u] dancing"
+
+
+@pytest.mark.parametrize("shares, words", [
+    (dict(ann=1/3, bea=1/3, cleo=1/3), "ann 34%, bea 33%, cleo 33%"), (dict(ann=.5, bea=.2, cleo=.15, dan=.1, eli=.05), "ann 50%, bea 20%, cleo 15%, others 15%"),
+    (dict(ann=.664, bea=.168, cleo=.168), "ann 66%, bea 17%, cleo 17%"), (dict(ann=.998, bea=.002), "ann"), (dict(ann=1.), "ann"), ({"ann": .125, "bea": .125, "cleo": .125, **{f"x{i}": .125 for i in range(5)}}, "ann 13%, bea 13%, cleo 12%, others 62%")])
+def test_shares_sum_to_a_hundred(shares, words):
+    assert in_words(Position("ann", "ann"), "appearance", shares) == words
+    assert sum(percents(shares).values()) == 100 and all(abs(percents(shares)[n] - 100*s) < 1 for n, s in shares.items() if n in percents(shares))
+
+
+def test_a_slider_has_one_name(studio):
+    from sas_nb.explore.sliders import tried
+    for slider in tried(studio, "people"):
+        p = slider.put(Position("woman-00", "man-02"), 1.5)
+        assert studio.who(p, slider.part).endswith(f"; {slider.label} +1.5") and slider.label in p.describe() and "component" not in p.describe() + studio.describe(p)
 
 
 def test_chips_come_along_and_own_texts_stay(chips):
@@ -147,13 +180,50 @@ def beside(zoo):
 def test_one_of_another_basis_has_its_own_map_and_one_sentence(beside, tmp_path):
     assert beside.groups == dict(people=["woman-00", "man-02", "man-04"], things=["bonfire-01"], demo=["demo"])
     e = Explorer(beside, out=tmp_path, faces=0)
-    assert e.table.rows == e.table.columns == ["woman-00", "man-02", "man-04", "bonfire-01"] and e.position == Position("demo", "demo") and not e.apart.value
+    assert e.table.rows == e.table.columns == ["woman-00", "man-02", "man-04", "bonfire-01"] and e.position == Position("woman-00", "woman-00") and not e.apart.value  # not on a map of one
+    assert e.faces.cells[0]["key"] == "demo" and e.head.examples[-1] == "demo"  # in the grid, and one click away
+    e.head._handle_custom_msg(dict(example=2), [])
+    assert e.position == Position("demo", "demo")
     assert e.head.examples[0] == "woman-00 dances like man-04" and any("share a basis" in line for line in e.head.help)
     e.start["motion"].value = "man-02"
     assert e.apart.value.count("Different bases: demo and man-02") == 1
     e.start["appearance"].value = "woman-00"
     assert not e.apart.value
     e.close(); e.worker.wait()
+
+
+def test_the_page_begins_where_a_map_leads_somewhere(zoo):
+    from dataclasses import replace
+    turn = lambda c, n: replace(c, weights={k: w.roll(n, 0) if k.endswith(".A") else w for k, w in c.weights.items()})
+    sea, fire = turn(zoo["bonfire-01"], 1), zoo["bonfire-01"]
+    start = lambda **concepts: Studio(concepts, **SMALL).start.look
+    assert start(sea=sea) == "sea" and start(sea=sea, fire=fire) == "sea"  # there is nothing better
+    assert start(sea=sea, ann=zoo["woman-00"], bob=zoo["man-02"]) == "ann"
+    assert start(sea=sea, other=turn(zoo["woman-00"], 2), ann=zoo["woman-00"], bob=zoo["man-02"]) == "ann"  # those two are only added up
+    assert start(fire=fire, ann=zoo["woman-00"], bob=zoo["man-02"]) == "ann"
+
+
+def test_chips_follow_the_look(explorer):
+    kinds = lambda: list(explorer.prompt.chips)
+    assert kinds() == ["Hat", "Place", "Light", "Movement"]
+    explorer.start["appearance"].value = "bonfire-01"
+    assert kinds() == ["Place", "Light"]
+    explorer.start["motion"].value = "bonfire-01"
+    assert kinds() == ["Place", "Light"]
+    explorer.start["appearance"].value = "man-02"
+    assert kinds() == ["Hat", "Place", "Light", "Movement"]
+    explorer.worker.wait()
+
+
+def test_room_is_kept_for_pictures_that_come_later(explorer, studio, monkeypatch):
+    from sas_nb.explore.offered import show_sliders
+    from sas_nb.explore.sliders import tried
+    monkeypatch.setattr(explorer.screen, "shape", 1.5)
+    monkeypatch.setattr(studio, "sliders", lambda p, part: [s for s in tried(studio, "people") if s.part == part][:1], raising=False)
+    monkeypatch.setattr("sas_nb.explore.offered.when_idle", lambda e, do: None)
+    show_sliders(explorer)
+    (w,) = explorer.sliders["appearance"].children
+    assert w.low == w.high == dict(shape=1.5)
 
 
 def test_those_with_a_basis_each_still_have_a_map(zoo):

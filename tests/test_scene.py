@@ -86,7 +86,7 @@ def test_each_strength_and_place_changes_the_video(scene):
 
 
 def test_films_of_each(scene):
-    assert [f.cells[0]["label"] for f in scene.films] == ["as filmed"]*2 and all(f.strips for f in scene.films) and not scene.gaps
+    assert [f.cells[0]["label"] for f in scene.films] == ["its own clip"]*2 and all(f.strips for f in scene.films) and not scene.gaps
 
 
 def test_what_cannot_be_saved_is_a_sentence(scene):
@@ -162,4 +162,54 @@ def test_a_scene_in_chromium(served, chromium, tmp_path, name, size, options):
         page.screenshot(path=tmp_path/f"scene-{name}.png", full_page=True)
         assert page.evaluate("document.querySelector('#rendered_cells').scrollWidth") <= size[0]
         if name == "desk": assert not serious(page)
+        assert not page.errors
+
+
+ELSE = """() => [...document.querySelectorAll(".sas-explorer *")].filter(
+  e => !e.closest(".sas-places, .sas-stage, .sas-code") && e.checkVisibility()).map(e => {
+    const { x, y, width, height } = e.getBoundingClientRect()
+    return [e.tagName, e.className, ...[x, y, width, height].map(Math.round)].join(" ")
+  })"""
+SHIFTS = """() => {
+  globalThis.shifts = []
+  new PerformanceObserver(list => shifts.push(...list.getEntries().flatMap(
+    e => e.sources.map(s => s.node).filter(n => n && !(n.closest ?? n.parentElement.closest).call(n, ".sas-places")).map(n => n.className ?? n.nodeName))
+  )).observe({ type: "layout-shift" })
+}"""
+BYTES = "async () => Array.from(new Uint8Array(await (await fetch(document.querySelector('.sas-screen video').src)).arrayBuffer()))"
+
+
+def drag(page, start, by):
+    "A mouse's press, way and release; the preview comes while it is held."
+    page.mouse.move(*start); page.mouse.down()
+    for k in range(1, 9): page.mouse.move(start[0] + by[0]*k/8, start[1] + by[1]*k/8)
+    page.wait_for_selector(".sas-screen canvas")
+    page.mouse.up()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(MISSING), reason="needs chromium")
+def test_a_box_is_dragged_by_its_middle_and_by_its_corner(served, chromium, tmp_path):
+    with window(chromium, 1280, 800) as page:
+        page.goto(served)
+        page.wait_for_selector(".sas-screen video")
+        page.wait_for_function("document.querySelectorAll('.sas-subject .sas-strip[data-frames]').length == 2")
+        page.wait_for_function("document.querySelector('.sas-screen [role=status]').textContent.startsWith('full video: woman-00 on the left')")
+        page.evaluate(SHIFTS)
+        everything, films, second = page.evaluate(ELSE), [page.evaluate(BYTES)], page.locator(".sas-place").nth(1).bounding_box()
+        board = page.locator(".sas-board-of-places").bounding_box()
+        code = "t => document.querySelector('.sas-code pre').textContent.includes(t)"
+        for by, grip, place, says in (((.3, 0), (.5, .5), "(0.3, 0.0, 0.8, 1.0)", "woman-00 in the middle"), ((-.2, -.4), (.99, .99), "(0.3, 0.0, 0.6, 0.6)", "woman-00 in the middle"),
+                                      ((-2, 1), (.5, .5), "(0.0, 0.4, 0.3, 1.0)", "woman-00 on the left")):  # and no farther than the edge
+            box = page.locator(".sas-place").first.bounding_box()
+            drag(page, [box[a] + box[s]*g for a, s, g in (("x", "width", grip[0]), ("y", "height", grip[1]))], [board["width"]*by[0], board["height"]*by[1]])
+            page.wait_for_function(code, arg=place)
+            page.wait_for_function("t => document.querySelector('.sas-screen video') && document.querySelector('.sas-screen [role=status]').textContent.startsWith(`full video: ${t}`)", arg=says)
+            films.append(page.evaluate(BYTES))
+            assert films[-1] not in films[:-1]  # another picture
+            now, want = page.locator(".sas-place").first.bounding_box(), [float(x) for x in place.strip("()").split(", ")]
+            assert [now["x"], now["y"], now["x"] + now["width"], now["y"] + now["height"]] == pytest.approx(
+                [board[a] + board[s]*x for a, s, x in zip("xyxy", ("width", "height")*2, want)], abs=1.5)
+            page.screenshot(path=tmp_path/f"dragged{len(films)}.png")
+            assert page.evaluate(ELSE) == everything and page.evaluate("shifts") == [] and page.locator(".sas-place").nth(1).bounding_box() == second
         assert not page.errors

@@ -8,7 +8,8 @@ from in_browser import few_bits
 from sas_nb.explore import Position
 from sas_nb.explore.sliders import Studio
 from sas_nb.files import UserError
-from sas_nb.explore.words import carried, chips_of, toggled
+from sas_nb.explore.maps import percents
+from sas_nb.explore.words import carried, chips_of, fitting, toggled
 from sas_nb.prompt import unknown_words
 from test_browser import chromium, MISSING, serious, TAB_STOPS, view, window  # noqa: F401 (a fixture)
 
@@ -148,6 +149,16 @@ def test_words_are_those_of_python(page, studio):
       return [asked.map(([t, p]) => w.toggled(t, p, chips)), texts.map(t => w.carried(t, own, now, chips)),
               texts.map(t => w.unknownWords(t, vocabulary).map(u => u.word)), texts.map(t => w.numbered(t, vocabulary))]
     }"""
+    sea, hat = "a [v] ocean waves at sea. it is [u] rolling", toggled(toggled(own, "in the snow", chips), "wearing a cap", chips)
+    fit, gone, back, shares = page.evaluate("""async ([own, sea, hat, chips]) => {
+      const [w, { percents }] = await Promise.all([import("./words.js"), import("./places.js")])
+      const { kinds } = sasPage.about
+      const gone = w.carried(hat, own, sea, chips, kinds)
+      return [[own, sea].map(x => w.fitting(chips, x, kinds)), gone, w.carried(gone, sea, own, chips, kinds),
+              percents([["a", .125], ["b", .125], ["c", .125], ["d", .625]].sort((x, y) => y[1] - x[1]))]
+    }""", [own, sea, hat, chips])
+    assert fit == [fitting(chips, x) for x in (own, sea)] and gone == carried(hat, own, sea, chips) and back == carried(gone, sea, own, chips)
+    assert dict(shares) == percents(dict(d=.625, a=.125, b=.125, c=.125))
     about = page.evaluate("sasPage.about.vocabulary")
     flipped, moved, unknown, numbers = page.evaluate(js, [asked, texts, own, new, chips, about])
     assert flipped == [toggled(t, p, chips) for t, p in asked]

@@ -8,6 +8,7 @@ __all__ = ['WORDS', 'TITLES', 'TAKES', 'HELP', 'BASES', 'concept_names', 'button
 # %% ../../nbs/explore/03_controls.ipynb #d708d5ae
 from functools import partial
 import ipywidgets as iw
+from .opening import title_of
 from .widgets import Clips, Clock, Code, Head, Pad, Screen, Strength, Views, Words
 
 # %% ../../nbs/explore/03_controls.ipynb #c347b734
@@ -45,14 +46,20 @@ def _add_choices(e):
     between = ("maps", "table", "line")
     titles = {k: v for k, v in TITLES.items() if len(few) > 1 or k not in between}
     e.views = Views(titles=titles, chosen="faces")
-    e.faces = Clips(label="faces", cells=[dict(key=name, label=name) for name in concept_names(e.studio)])
     e.takes = iw.Dropdown(options=list(TAKES.items()), description="A click takes",
                           layout=dict(display="none") if len(names) == 1 else {})
-    e.table = Clips(label="looks by dances", names=names, rows=few, columns=few)
     e.ends = [iw.Dropdown(options=names, value=few[i % len(few)], description=d) for i, d in enumerate("AB")]
     e.line = Strength(value=0., most=1., label="from A to B")
-    e.way = Clips(label="on the way from A to B")
-    e.beside = {part: Clips(label=f"whose {word}") for part, word in WORDS.items()}
+    _add_clips(e, few)
+
+# %% ../../nbs/explore/03_controls.ipynb #ed4d9f37
+def _add_clips(e, few:list[str]): # names of the table
+    clips = partial(Clips, shape=_shape(e.studio))
+    faces = [dict(key=name, label=name) for name in concept_names(e.studio)]
+    e.faces = clips(label="faces", cells=faces)
+    e.table = clips(label="looks by dances", names=e.studio.names, rows=few, columns=few)
+    e.way = clips(label="on the way from A to B")
+    e.beside = {part: clips(label=f"whose {word}") for part, word in WORDS.items()}
 
 # %% ../../nbs/explore/03_controls.ipynb #1be08b30
 def concept_names(studio)->list[str]:
@@ -75,7 +82,7 @@ def _shape(studio)->float:
 
 # %% ../../nbs/explore/03_controls.ipynb #5acd8dbb
 def _add_results(e):
-    e.screen = Screen(shape=_shape(e.studio))
+    e.screen = Screen(shape=_shape(e.studio), busy=True)
     e.clock = Clock()
     e.code = Code()
     e.pins = iw.Box()
@@ -99,7 +106,7 @@ BASES = ("All of a zoo, or of one run, share a basis, and were made to mix. Over
 def _add_head(e):
     several = len({*e.studio.basis.values()}) > 1
     needs = [BASES]*several + [e.studio.room.sentence]*bool(e.studio.room.sentence)
-    e.head = Head(title="Whose look, whose dance?", help=HELP+needs,
+    e.head = Head(title=title_of(scene=False), help=HELP+needs,
                   sentence="Every face was learned from one short video. Give it another's dance, another "
                            "place, another light: the page shows what becomes of it.")
 

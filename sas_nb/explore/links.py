@@ -14,7 +14,7 @@ import traitlets as tr
 from .controls import WORDS
 from .offered import show_sliders, try_sliders
 from .sights import between, show_references, show_table, show_way
-from .words import chosen_chips, MOVEMENT, toggled
+from .words import chosen_chips, fitting, MOVEMENT, toggled
 from ..prompt import unknown_words
 
 # %% ../../nbs/explore/03_links.ipynb #3c3e12b0
@@ -58,8 +58,13 @@ def link_words(e):
         if "chip" in message: w.value = toggled(w.value.strip() or own(), message["chip"], e.chips)
     e.prompt.observe(look, "value")
     e.prompt.on_msg(chip)
-    tr.dlink((e, "position"), (e.prompt, "placeholder"), e.studio.own_prompt)
+    _follow_place(e)
     link(e, e.prompt, "value", put, get, same)
+
+# %% ../../nbs/explore/03_links.ipynb #4ec4fae4
+def _follow_place(e):
+    tr.dlink((e, "position"), (e.prompt, "placeholder"), e.studio.own_prompt)
+    tr.dlink((e.prompt, "placeholder"), (e.prompt, "chips"), partial(fitting, e.chips))
 
 # %% ../../nbs/explore/03_links.ipynb #7a03550c
 def _link_clips(e):
@@ -97,18 +102,27 @@ def _set_head(table, head:str, at:int, name:str):
 
 # %% ../../nbs/explore/03_links.ipynb #651ba568
 def examples_of(studio, chips:dict)->list[tuple]: # (label, where it leads)
-    "One's look with another's dance, then what words do with that look."
+    "One's look with another's dance, what words do with that look, and somebody who shares no map."
     names = studio.alike()
     pairs = [pair for pair in studio.clothes.get("best", []) if {*pair} <= {*names}]
     other = names[len(names)//2 if len(names) < 5 else 4]
     look, dance = pairs[0] if pairs else (names[0], other)
     start = studio.start.put("appearance", look).put("motion", look)
-    examples = [(f"{look} dances like {dance}", start.put("motion", dance))] if look != dance else []
+    pair = [(f"{look} dances like {dance}", start.put("motion", dance))] if look != dance else []
+    return [*pair, *_worded(studio, start, chips)][:3-len(_lonely(studio))] + _lonely(studio)
+
+# %% ../../nbs/explore/03_links.ipynb #39263d44
+def _worded(studio, start, chips:dict)->list[tuple]:
     own = studio.own_prompt(start, not studio.clothes.get("carried", True)) # clothes it does not carry
-    for kind in ("Place", "Light", MOVEMENT):
-        phrase = next((p for p in chips.get(kind, ()) if p not in own), None)
-        if phrase: examples.append((f"{look} {phrase}", replace(start, prompt=toggled(own, phrase, chips))))
-    return examples[:3]
+    fit = fitting(chips, own)
+    kinds = ("Place", "Light", MOVEMENT)
+    found = [next((p for p in fit.get(kind, ()) if p not in own), None) for kind in kinds]
+    return [(f"{start.look} {p}", replace(start, prompt=toggled(own, p, chips))) for p in found if p]
+
+def _lonely(studio)->list[tuple]: # one at most
+    start = studio.start
+    others = [name for name in studio.basis if studio.basis[name] != studio.basis[start.look]]
+    return [(name, start.put("appearance", name).put("motion", name)) for name in others[:1]]
 
 # %% ../../nbs/explore/03_links.ipynb #6efb6bcf
 def _link_examples(e):

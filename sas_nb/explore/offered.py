@@ -22,8 +22,11 @@ def _widget(e, slider)->Strength:
             when_idle(e, partial(_show_end, e, slider, w, side, value))
     return e.of_slider[_key(slider)]
 
+# %% ../../nbs/explore/03_offered.ipynb #b4fc6187
 def _new_widget(e, slider)->Strength:
-    w = Strength(value=slider.value(e.position), least=slider.least, most=slider.most, step=slider.step,
+    room = dict(shape=e.screen.shape) # kept for what comes there
+    w = Strength(value=slider.value(e.position), low=room, high=room,
+                 least=slider.least, most=slider.most, step=slider.step,
                  label=f"{slider.label}, in standard deviations", shown=slider.label)
     def take(change):
         if change.new != slider.value(e.position): e.position = slider.put(e.position, change.new)

@@ -16,7 +16,7 @@ import traitlets as tr
 from fastcore.basics import patch
 from PIL import Image
 from .controls import add_controls, button
-from .layout import box, layout
+from .layout import box, layout, opened, Room
 from .links import link_all
 from .sights import ask_for_faces
 from .widgets import draw, Screen
@@ -38,11 +38,12 @@ class Explorer(tr.HasTraits):
                  faces:int=200,                 # so many concepts get a small clip
                  waits:bool=False,              # make nothing before somebody looks
                  patience:float=20.,            # seconds: a longer full video waits until it is asked for
+                 tell=None,                     # told what is being done until the page is there
                  **options):                    # of `Studio`
         super().__init__()
         remember = partial(_remember, patience=patience)
         then = partial(ask_for_faces, self, faces)
-        open_page(self, _studio(concepts, options), out, waits, remember, _furnish, then)
+        open_page(self, opened(concepts, _studio, options, tell), out, waits, remember, _furnish, then)
 
 # %% ../../nbs/explore/04_page.ipynb #82dcccaf
 def _remember(e, patience:float):
@@ -68,7 +69,7 @@ def open_page(e, studio, out, waits:bool, remember, furnish, then):
     remember(e)
     e.position = studio.start
     furnish(e)
-    e.screen.note = studio.room.sentence # until there is something to see
+    e.screen.note = _KINDS[True] # until there is something to see
     e.screen.on_msg(lambda w, message, _: "drawn" in message and _begin(e))
     e.begins = [e.refresh, lambda: e.worker.ask(background=[lambda stale: then()])]
     if not waits: _begin(e)
@@ -86,16 +87,21 @@ def _moved(e, p):
     return p if text == p.prompt else e.studio.snap(replace(p, prompt=text))
 
 # %% ../../nbs/explore/04_page.ipynb #7b4e6d87
-def _studio(concepts, options:dict):
+def _studio(concepts, options:dict, say=lambda words: None):
+    say("Loading PyTorch")
     from sas_nb.explore import sliders, together # noqa: F401 (torch and the models come along)
-    return concepts if hasattr(concepts, "render") else sliders.Studio(concepts, **options)
+    if hasattr(concepts, "render"): return concepts
+    say("Reading the concepts and drawing their maps")
+    return sliders.Studio(concepts, **options)
 
+# %% ../../nbs/explore/04_page.ipynb #9fda6567
 def _furnish(e):
     "All widgets, linked and in their places."
     add_controls(e)
     e.buttons = buttons_of(e)
     link_all(e)
     e.view = layout(e)
+    e.room = Room(e.head.title, page=e.view)
 
 # %% ../../nbs/explore/04_page.ipynb #a6d2bc72
 @patch
@@ -128,6 +134,7 @@ def _wants_full(e, p, full:bool)->bool:
 
 def _work(e, p, asked:float, full:bool, stale):
     "In the worker's thread: a preview, then the full video."
+    e.screen.busy = True
     try:
         if not e.studio.ready(p): _show(e, p, asked, stale, quick=True)
         if _wants_full(e, p, full): _show(e, p, asked, stale, quick=False)
@@ -135,7 +142,9 @@ def _work(e, p, asked:float, full:bool, stale):
     except UserError as error: _say_why(e, str(error))
     except Exception as error:
         _say_why(e, f"This place could not be shown ({type(error).__name__}: {error}).")
-    finally: e.screen.progress = -1.
+    finally:
+        e.screen.progress = -1.
+        e.screen.busy = False
 
 # %% ../../nbs/explore/04_page.ipynb #a09271e5
 def _say_why(e, why:str):
@@ -268,6 +277,7 @@ def pin(self:Explorer):
 def close(self:Explorer):
     "Stop working, and take the widgets away."
     self.worker.close()
+    self.room.close()
     self.view.close()
 
 # %% ../../nbs/explore/04_page.ipynb #ee34ae67
@@ -283,4 +293,4 @@ def _repr_mimebundle_(self:Explorer, **kwargs):
     "The widgets; where they cannot live, the picture."
     out = BytesIO()
     self.picture().save(out, "png")
-    return self.view._repr_mimebundle_(**kwargs) | {"image/png": base64.b64encode(out.getvalue()).decode()}
+    return self.room._repr_mimebundle_(**kwargs) | {"image/png": base64.b64encode(out.getvalue()).decode()}

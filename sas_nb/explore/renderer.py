@@ -20,7 +20,7 @@ from ..cache import cached
 from ..clip import Clip
 from ..concept import Concept
 from ..dit import checked_steps
-from .other_bases import bases_of, comparable, grouped_by_basis, known_controls
+from .other_bases import bases_of, comparable, first_of, grouped_by_basis, known_controls
 from .concepts import lasting_places, listed, named_concepts, open_concepts
 from .maps import AVERAGE, in_words, map_of, PARTS, Position
 from .prompts import measured, sentence
@@ -124,8 +124,8 @@ def snap(self:Studio, p:Position)->Position:
 # %% ../../nbs/explore/01_renderer.ipynb #f46afd9b
 @patch(as_prop=True)
 def start(self:Studio)->Position:
-    "Where to begin: the first concept."
-    return self.snap(Position(self.names[0], self.names[0]))
+    "Where to begin: the first concept that shares a basis and a map with another; the first, if none does."
+    return self.snap(Position(*[first_of(self.names, self.groups, self.basis)]*2))
 
 # %% ../../nbs/explore/01_renderer.ipynb #d10f6c3e
 @patch

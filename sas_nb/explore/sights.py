@@ -18,6 +18,8 @@ from PIL import Image
 from .widgets import Strip
 from .words import carried
 from .worker import Cancelled
+from .. import __version__
+from ..cache import cached
 from ..files import UserError
 from ..folders import film_of, run_folder
 
@@ -65,14 +67,25 @@ def strip_of(video:bytes, **size)->Strip: # of `strip`
     return strip(*(_pictures if video[:4] == b"RIFF" else _film)(video), **size)
 
 # %% ../../nbs/explore/03_sights.ipynb #d63f5481
-def _drawn(info:dict): # a clip, or None
+def _drawn(info:dict)->Strip|None:
     "What a member of a zoo was learned from."
     if "truth" not in info: return None
-    try:
-        from sas_nb.lab.draw import render # the drawn world and its library, where they are installed
-        from sas_nb.lab.zoo import spec_of
-        return render(spec_of(SimpleNamespace(info=info)), fps=info["clip"]["fps"]).frames
+    try: kept = cached(partial(_draw, info), "drawn", __version__, info["truth"], info["clip"])
     except (ImportError, UserError): return None
+    frames, fps, shape = kept["about"].tolist()
+    return Strip(kept["webp"].numpy().tobytes(), int(frames), fps, shape)
+
+def _draw(info:dict)->dict: # tensors, for the disk
+    import torch
+    from sas_nb.lab.draw import render # the drawn world and its library, where they are installed
+    from sas_nb.lab.zoo import spec_of
+    fps = info["clip"]["fps"]
+    s = strip(_bytes(render(spec_of(SimpleNamespace(info=info)), fps=fps).frames), fps)
+    about = torch.tensor([s.frames, s.fps, s.shape], dtype=torch.float64)
+    return dict(webp=torch.from_numpy(np.frombuffer(s.data, np.uint8).copy()), about=about)
+
+def _bytes(frames)->np.ndarray: # (T, 3, H, W) in [0, 1] -> (T, H, W, 3)
+    return (frames.float().clamp(0, 1)*255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 # %% ../../nbs/explore/03_sights.ipynb #0488640d
 def _kept(place:Path): # (frames, fps), or None
@@ -94,13 +107,11 @@ def filmed(info:dict,          # a concept's
            place:Path|str|None,# where it was read from
            dit)->Strip|None:
     "The film that a concept was learned from, as far as it is known."
-    frames = _drawn(info)
-    if frames is None and place is not None:
-        if kept := _kept(place): return strip(*kept)
-        frames = _decoded(place, dit)
-    if frames is None: return None
-    pictures = (frames.float().clamp(0, 1)*255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    return strip(pictures, info.get("clip", {}).get("fps") or 12.)
+    if s := _drawn(info): return s
+    if place is None: return None
+    if kept := _kept(place): return strip(*kept)
+    frames = _decoded(place, dit)
+    return None if frames is None else strip(_bytes(frames), info.get("clip", {}).get("fps") or 12.)
 
 # %% ../../nbs/explore/03_sights.ipynb #1640ebad
 def when_idle(e, do):
@@ -168,17 +179,19 @@ def still(s:Strip)->str:
     return Strip(out.getvalue(), 1, 1., s.shape).state()["url"]
 
 # %% ../../nbs/explore/03_sights.ipynb #f864dc67
+_SEEN = {True: "its own clip", False: "as learned"} # a clip may be filmed or drawn: nobody knows
+
 def show_references(e):
     "Beside the video: whose look, and whose dance."
+    from sas_nb.explore.maps import percents # torch comes along
     for part, clips in e.beside.items():
         name, _ = e.position.of(part)
-        label = "as filmed" if e.filmed.get(name) else "as learned" if name in e.strips else ""
-        share = e.studio.maps[part].shares(e.position).get(name, 0.)
-        if share < 1: label = f"{share:.0%} of it; {label}"
+        label = _SEEN[e.filmed.get(name, False)] if name in e.strips else ""
+        share = percents(e.studio.maps[part].shares(e.position)).get(name, 0)
+        if share < 100: label = f"{share}% of it; {label}"
         cells = [dict(key=name, label=label, title=f"{e.words_of[part]} of {name}, {label}: go back to it")]
         if clips.cells != cells: clips.cells = cells
         if name in e.strips: clips.put(name, e.strips[name])
-
 
 # %% ../../nbs/explore/03_sights.ipynb #216dbdb9
 def cell_position(e, look:str, dance:str):

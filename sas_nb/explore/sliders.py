@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from ..cache import cached
-from .maps import AVERAGE, PARTS, Position
+from .maps import AVERAGE, PARTS, Position, slider_name
 from .renderer import FARTHEST, Studio
 
 
@@ -29,7 +29,7 @@ class Slider:
     most = FARTHEST
     step = .25
     @property
-    def label(self)->str: return f"{'look' if self.part == 'appearance' else 'dance'} {self.number}"
+    def label(self)->str: return slider_name(self.part, self.number)
     def value(self, p:Position)->float:
         "Where it stands at a position."
         along = p.along(self.part)

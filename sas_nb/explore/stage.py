@@ -14,8 +14,9 @@ import ipywidgets as iw
 import traitlets as tr
 from fastcore.basics import patch
 from PIL import Image
-from .layout import box
+from .layout import box, opened, Room
 from .links import field, link, link_words
+from .opening import title_of
 from .page import buttons_of, Explorer, open_page
 from .sights import filmed, settle, strip_of, when_idle
 from .widgets import (Clips, Clock, Code, drawn, Head, Places, Screen, STATIC, Strength,
@@ -53,27 +54,30 @@ def _link_strength(e, i:int, part:str, widget):
     e.held.append(widget)
 
 # %% ../../nbs/explore/04_stage.ipynb #6df6ddfb
+def _film(label:str)->list: return [dict(key="film", label=label)]
+
 def _add_controls(e):
     n = len(e.studio.subjects)
     e.ways = iw.Dropdown(options=[(k, v) for k, v in WAYS_IN_WORDS.items() if v in e.studio.ways],
                          description="Put together")
     e.says = iw.HTML()
     e.strength = [_strengths(e, i) for i in range(1 if "joint" in e.studio.ways else n)]
-    e.films = [Clips(label=f"film of {s.name}") for s in e.studio.subjects]
+    room = {} if "joint" in e.studio.ways else dict(shape=_shape(e.studio), cells=_film(""))
+    e.films = [Clips(label=f"film of {s.name}", **room) for s in e.studio.subjects]
     e.boxes = Places(shape=_shape(e.studio))
     e.prompt = Words(chips=e.chips)
     e.seed = iw.BoundedIntText(0, 0, 2**31-1, description="Seed", tooltip="Another number, another take")
 
 # %% ../../nbs/explore/04_stage.ipynb #782bd4c2
 def _add_results(e):
-    e.screen = Screen(shape=_shape(e.studio))
+    e.screen = Screen(shape=_shape(e.studio), busy=True)
     e.clock = Clock()
     e.code = Code()
     e.message = iw.HTML()
     e.name = iw.Text("scene", description="Name", continuous_update=False)
     e.format = iw.Dropdown(options=["diffusers", "peft", "comfyui"], description="Format")
     needs = [e.studio.room.sentence] if e.studio.room.sentence else []
-    e.head = Head(title="Who dances where?", help=HELP+needs,
+    e.head = Head(title=title_of(scene=True), help=HELP+needs,
                   sentence=f"{_names(e.studio)}, each learned from a video of its own, in one scene: say "
                            "where each one is, and how strong.")
 
@@ -137,7 +141,7 @@ def _show_film(e, i:int, watch):
     c = next(iter(e.studio.ways.values())).concepts[i]
     place = list(e.studio.places.values())[i]
     film = filmed(c.info, place if isinstance(place, Path) else None, e.studio.dit)
-    e.films[i].cells = [dict(key="film", label="as filmed" if film else "as learned")]
+    e.films[i].cells = _film("its own clip" if film else "as learned")
     if film: e.films[i].put("film", film)
     else: when_idle(e, partial(_make_film, e, i, c))
 
@@ -166,17 +170,22 @@ class SceneExplorer(Explorer):
                  out:str|Path="explored",      # folder for what is saved and exported
                  waits:bool=False,             # make nothing before somebody looks
                  patience:float=20.,           # seconds: a longer full video waits until it is asked for
+                 tell=None,                    # told what is being done until the page is there
                  **options):                   # of `SceneStudio`
         tr.HasTraits.__init__(self)
         remember = partial(_remember, patience=patience)
         then = partial(_show_films, self)
-        open_page(self, _studio(concepts, options), out, waits, remember, _furnish, then)
+        open_page(self, opened(concepts, _studio, options, tell), out, waits, remember, _furnish, then)
 
 # %% ../../nbs/explore/04_stage.ipynb #05b795d3
-def _studio(concepts, options:dict):
+def _studio(concepts, options:dict, say=lambda words: None):
+    say("Loading PyTorch")
     from sas_nb.explore.scene import SceneStudio # torch and the models come along
-    return concepts if hasattr(concepts, "render") else SceneStudio(concepts, **options)
+    if hasattr(concepts, "render"): return concepts
+    say("Reading the concepts and putting them together")
+    return SceneStudio(concepts, **options)
 
+# %% ../../nbs/explore/04_stage.ipynb #2f493ed9
 def _furnish(e):
     _add_controls(e)
     _add_results(e)
@@ -185,6 +194,7 @@ def _furnish(e):
     for w in e.held: w.observe(lambda change: change.new or e.refresh(), "dragging")
     e.observe(lambda change: e.refresh(), "position")
     e.view = _layout(e)
+    e.room = Room(e.head.title, page=e.view)
 
 # %% ../../nbs/explore/04_stage.ipynb #c88955ee
 @patch

@@ -222,7 +222,7 @@ const held = []
 const following = []
 function go(next) {
   const own = places.ownPrompt(next)
-  const text = language.carried(next.prompt, places.ownPrompt(position), own, about.chips)
+  const text = language.carried(next.prompt, places.ownPrompt(position), own, about.chips, about.kinds)
   position = { ...next, prompt: text == own ? "" : text }
   for (const follow of following) follow()
   refresh()
@@ -307,7 +307,7 @@ function beside(part) {
   following.push(() => {
     const name = position[part].start
     select.value = name
-    const label = about.faces[name] ? "as filmed" : ""
+    const label = about.faces[name] ? "its own clip" : ""
     const title = `${PARTS[part]} of ${name}, ${label}: go back to it`
     if (same(model.get("cells")[0]?.key, name)) return
     model.put({ cells: [{ key: name, label, title }] })
@@ -370,7 +370,7 @@ function table() {
     wish = now
     for (const [a, b] of pairs) {
       const own = places.ownPrompt(start(a, b))
-      const prompt = language.carried(position.prompt, places.ownPrompt(position), own, about.chips)
+      const prompt = language.carried(position.prompt, places.ownPrompt(position), own, about.chips, about.kinds)
       const p = { ...start(a, b), ...rest, prompt: prompt == own ? "" : prompt }
       fill(model, `${a}|${b}`, p, () => wish == now)
     }
@@ -440,6 +440,8 @@ function prompt() {
   following.push(() => {
     const own = places.ownPrompt(position)
     const text = position.prompt || own
+    const fit = language.fitting(about.chips, own, about.kinds)
+    if (!same(model.get("chips"), fit)) model.put({ chips: fit })
     model.put({ placeholder: own, value: text, chosen: language.chosenChips(text, about.chips),
                 unknown: language.unknownWords(text, about.vocabulary) })
   })

@@ -48,6 +48,16 @@ export function naturalNeighbours(sites, place) {
   return shares.map(s => s/all)
 }
 
+// Those who have most, the largest first, and all others, in whole percents that sum to 100: by largest
+// remainders.
+export function percents(shares, most = 3) {
+  const rest = shares.slice(most).reduce((sum, [, s]) => sum + s, 0)
+  const all = [...shares.slice(0, most), ["others", rest]].map(([name, s]) => [name, Math.floor(100*s + 1e-9), 100*s])
+  const left = 100 - all.reduce((sum, [, x]) => sum + x, 0)
+  const first = [...all].sort((a, b) => (b[2] - b[1]) - (a[2] - a[1])).slice(0, left)
+  return all.map(a => [a[0], a[1] + first.includes(a)]).filter(([, x]) => x)
+}
+
 export class Places {
   constructor(about) {
     this.about = about
@@ -103,9 +113,10 @@ export class Places {
     return prompts[table[members.indexOf(look)][members.indexOf(dance)]]
   }
   words(part, at) {
-    const who = this.shares(part, at).slice(0, 3).filter(([, s]) => s >= .01)
-    const names = who.map(([name, s]) => s < .995 ? `${name} ${Math.round(100*s)}%` : name).join(", ")
-    const pushed = at.along.flatMap((x, k) => x ? [`component ${k + 1} ${x > 0 ? "+" : ""}${x}`] : [])
+    const who = percents(this.shares(part, at))
+    const names = who.map(([name, x]) => x < 100 ? `${name} ${x}%` : name).join(", ")
+    const word = part == "appearance" ? "look" : "dance"
+    const pushed = at.along.flatMap((x, k) => x ? [`${word} ${k + 1} ${x > 0 ? "+" : ""}${x}`] : [])
     return [names, ...pushed].join("; ")
   }
   describe(position) {

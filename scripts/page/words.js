@@ -63,9 +63,20 @@ export function toggled(text, phrase, chips) {
   return withChips(withoutChips(text, chips), on.includes(phrase) ? left : [...left, phrase], chips)
 }
 
-// A prompt after its concept's own became another one.
-export function carried(text, own, now, chips) {
+// The chips that fit whom a prompt's first sentence speaks of: what people wear and how they move is for people.
+export function fitting(chips, own, { people = [], forPeople = [] } = {}) {
+  const words = own.split(".")[0].toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? []
+  if (words.some(w => people.includes(w))) return chips
+  const kept = Object.entries(chips).map(([kind, of]) => [kind, of.filter(p => !forPeople.includes(p))])
+  return Object.fromEntries(kept.filter(([, of]) => of.length))
+}
+
+// A prompt after its concept's own became another one: chips that do not fit it stay behind.
+export function carried(text, own, now, chips, kinds) {
   if (!text || withoutChips(text, chips) != withoutChips(own, chips)) return text
-  const moved = withChips(withoutChips(now, chips), chosenChips(text, chips), chips)
+  const [before, after] = [own, now].map(x => Object.values(fitting(chips, x, kinds)).flat())
+  const chosen = [...chosenChips(text, chips).filter(p => after.includes(p)),
+                  ...chosenChips(now, chips).filter(p => !before.includes(p))]
+  const moved = withChips(withoutChips(now, chips), chosen, chips)
   return moved == now ? "" : moved
 }

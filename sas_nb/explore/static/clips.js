@@ -63,6 +63,7 @@ function render({ model, el }) {
     const made = model.get("cells").map(cell => makeCell(cell, model.get("chosen"), go))
     board.classList.toggle("sas-table", rows.length > 0)
     board.style.setProperty("--columns", columns.length || 1)
+    board.style.setProperty("--shape", model.get("shape") || 1)
     board.style.setProperty("--tile", `${TILES.find(([most]) => made.length <= most)[1]}px`)
     if (rows.length) {
       const corner = make("span", "sas-corner", "look \u2193 dance \u2192")

@@ -79,7 +79,7 @@ function drawNames(marks, places, size, here) {
     ([u, v, s, t]) => Math.abs(x - u) >= (w + s)/2 || Math.abs(y - v) >= (h + t)/2)
   const order = marks.map((mark, i) => i).sort((i, j) => (marks[j].name == here) - (marks[i].name == here))
   return order.flatMap(i => {
-    const width = 4.8*marks[i].name.length
+    const width = 5.2*marks[i].name.length
     const x = Math.max(width/2 - 100, Math.min(100 - width/2, places[i][0]))
     const box = [x, places[i][1] + size/2 + 5.5, width, 9]
     if (!isFree(box)) return []
@@ -218,6 +218,7 @@ function render({ model, el }) {
   const { board, marks, names, point, resize } = parts
   const tabs = document.createElement("div")
   const words = document.createElement("output")
+  const alone = document.createElement("p") // why there is no map
   let saved = 0
   let isFlat = false
 
@@ -246,10 +247,10 @@ function render({ model, el }) {
     marks.replaceChildren(...shown.map((mark, i) => drawMark(mark, places[i], size, mark.name == here)))
     names.replaceChildren(...drawNames(shown, places, size, here))
     tabs.replaceChildren(...(groups.size > 1 ? drawTabs([...groups].reverse(), group, start) : []))
-    board.style.display = shown.length > 1 ? "" : "none"
-    const elsewhere = "nobody to mix with here; the others are above"
-    const others = groups.size > 1 ? elsewhere : "a second one makes this a map"
-    if (shown.length < 2) words.value = `${here || "nobody"}: ${others}`
+    board.style.display = words.style.display = shown.length > 1 ? "" : "none"
+    const others = groups.size > 1 ? " The buttons above lead to the other maps." : " A second one makes this a map."
+    const lonely = `Only ${here || "nobody"} is on this map, so there is nothing to drag between.${others}`
+    alone.textContent = shown.length > 1 ? "" : lonely
     if (focused) [...marks.children].find(mark => mark.dataset.name == focused)?.focus()
   }
   const move = (x, y, atOnce) => {
@@ -260,7 +261,8 @@ function render({ model, el }) {
     model.save_changes()
   }
 
-  el.append(tabs, board, words)
+  alone.className = "alone"
+  el.append(tabs, board, alone, words)
   el.classList.add("sas-pad")
   tabs.className = "tabs"
   el.dataset.lmSuppressShortcuts = "true"

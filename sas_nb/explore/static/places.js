@@ -42,6 +42,9 @@ function render({ model, el }) {
     model.save_changes()
   }
   const listen = (box, i) => {
+    box.addEventListener("focus", () => { // who was touched last lies over the others
+      for (const other of board.children) other.classList.toggle("sas-front", other == box)
+    })
     box.addEventListener("pointerdown", event => {
       if (event.button) return
       event.preventDefault()

@@ -68,6 +68,7 @@ async function makeStrip(url, label, frames, fps) {
 function render({ model, el }) {
   const stage = document.createElement("div")
   const note = document.createElement("strong")
+  const sign = document.createElement("span") // moves until there is a first video
   const bar = document.createElement("progress")
   const words = document.createElement("div")
   let url
@@ -100,6 +101,7 @@ function render({ model, el }) {
     stage.classList.toggle("sas-old", Boolean(old))
     stage.style.setProperty("--shape", model.get("shape"))
     note.textContent = old
+    sign.hidden = !model.get("busy")
     bar.style.visibility = progress < 0 ? "hidden" : "visible"
     bar.value = Math.max(progress, 0)
     words.textContent = model.get("note")
@@ -107,13 +109,14 @@ function render({ model, el }) {
   }
 
   stage.className = "sas-stage"
-  stage.append(note)
+  sign.className = "sas-turns"
+  stage.append(sign, note)
   bar.setAttribute("aria-label", "progress of the video")
   words.setAttribute("role", "status")
   el.append(stage, bar, words)
   el.classList.add("sas-screen")
   model.on("change:turn", play)
-  for (const trait of ["progress", "note", "old", "shape", "details"]) model.on(`change:${trait}`, tell)
+  for (const trait of ["progress", "note", "old", "shape", "details", "busy"]) model.on(`change:${trait}`, tell)
   play()
   tell()
   model.send({ drawn: true })

@@ -1,10 +1,12 @@
 // A named slider, maybe with a picture at each end. The model's traits are those of `Strength` in
 // widgets.py.
 
-function makeEnd(strip, name) { // of { url, frames, fps }, or nothing
-  if (!strip?.url) return []
+function makeEnd(strip, name) { // of { url, frames, fps, shape }; of { shape } while it is not there; or nothing
+  if (!strip?.url && !strip?.shape) return []
   const picture = document.createElement("span")
   picture.className = `sas-strip sas-end ${name}`
+  picture.style.setProperty("--shape", strip.shape || 1)
+  if (!strip.url) return [picture]
   picture.style.backgroundImage = `url(${strip.url})`
   picture.style.backgroundSize = `${100*strip.frames}% 100%`
   picture.dataset.frames = strip.frames
