@@ -54,7 +54,6 @@ _CHOICES = "tune", "tune_long", "tune_sampling"
 _ZOO = "zoo.json", "basis.safetensors", "concepts-*.safetensors", "truth.csv", "packing.json", "sheet.png"
 _RESPONSES = "response.csv", "controls.json", "carried.json"
 _JUDGED = "base", "oracles", "zoo"
-_PAGE = "A picture of the first screen of `make explore`, 1280 pixels wide, into nbs/images/explore.webp."
 _CARD = "Write the figures of data/report/report.json into data/tiny/README.md."
 
 ARTEFACTS = (
@@ -79,7 +78,8 @@ ARTEFACTS = (
               "cp out/demo-{base}/sheet.png nbs/images/demo.png"), 3),
     Artefact("pictures", ("base", "zoo"), ("nbs/images/looks-and-dances.webp", "nbs/images/scene.webp"),
              ("python scripts/looks_and_dances.py", "python scripts/scene.py"), 3),
-    Artefact("explore", ("base", "zoo"), ("nbs/images/explore.webp",), by_hand=_PAGE),
+    Artefact("explore", ("base", "zoo"), ("nbs/images/explore.webp",),
+             ("python scripts/explore_picture.py",)),
     Artefact("page", ("base", "zoo", "responses"), ("build/explore/*", "site/explore/*"),
              ("python scripts/static_page.py",), 30, kept=False),
 )
