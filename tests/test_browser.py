@@ -248,7 +248,7 @@ def test_every_screen(served, chromium, shots, name, size, options):
         assert video["y"] < 200 and video["x"] + video["width"] <= size[0] and video["width"] >= 330
         before = page.evaluate(f"{TAB_STOPS}.filter(e => e.compareDocumentPosition(document.querySelector('.sas-screen')) & 4).length")
         assert 3 <= before <= 20 and page.evaluate(f"{TAB_STOPS}.length") < 90
-        assert page.locator("h1").inner_text() and len(page.locator(".sas-examples button").all()) == 3
+        assert page.locator(".sas-explorer h1").inner_text() and len(page.locator(".sas-examples button").all()) == 3
         for example in page.locator(".sas-examples button").all():
             box = example.bounding_box()
             assert box["x"] >= 0 and box["x"] + box["width"] <= size[0]  # all three can be read
