@@ -31,11 +31,18 @@ def closure(requirements: list[str]) -> dict:
     return distributions
 
 
+def first_python(supported: SpecifierSet) -> str:
+    "The first Python from 3.10 on that is supported; with its third number where that is not 0."
+    releases = [f"3.{minor}.{patch}" for minor in range(10, sys.version_info.minor + 1) for patch in range(30)]
+    return next(r for r in releases if r in supported).removesuffix(".0")
+
+
 def pin(dist) -> str:
     "`name==version`, without torch's local `+cpu`, and only on the Pythons that this version supports."
-    line = f"{normal(dist.name)}=={dist.version.split('+')[0]}"
-    old = "3.10" not in SpecifierSet(dist.metadata["Requires-Python"] or "")
-    return line + (' ; python_version >= "3.11"' if old else "")
+    first = first_python(SpecifierSet(dist.metadata["Requires-Python"] or ""))
+    name = "python_full_version" if first.count(".") > 1 else "python_version"
+    marker = "" if first == "3.10" else f' ; {name} >= "{first}"'
+    return f"{normal(dist.name)}=={dist.version.split('+')[0]}{marker}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """The project as a whole: metadata in step, library in step with the notebooks, sizes, and no traces of one machine."""
-import ast, os, re, shutil, subprocess, sys
+import ast, importlib.util, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -50,6 +50,16 @@ def test_constraints_pin_every_requirement(settings, root):
     wanted = " ".join(settings[k] for k in groups).split()
     assert not [w for w in wanted if requirement_name(w) not in pins]
     assert not [p for p, version in pins.items() if "+" in version], "a local version cannot be found by pip elsewhere"
+
+
+@pytest.mark.parametrize("supported, pin", [("", "a==1"), (">=3.9", "a==1"), (">=3.11", 'a==1 ; python_version >= "3.11"'),
+                                            (">=3.11.5", 'a==1 ; python_full_version >= "3.11.5"'), ("!=3.10.*,>=3.9", 'a==1 ; python_version >= "3.11"')])
+def test_a_pin_leaves_out_the_pythons_that_a_version_does_not_support(root, supported, pin):
+    spec = importlib.util.spec_from_file_location("pin", root/"scripts"/"pin.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    dist = type("", (), dict(name="a", version="1+cpu", metadata={"Requires-Python": supported or None}))
+    assert script.pin(dist) == pin
 
 
 def test_changelog_has_this_version(root):
