@@ -33,7 +33,8 @@ def closure(requirements: list[str]) -> dict:
 
 def first_python(supported: SpecifierSet) -> str:
     "The first Python from 3.10 on that is supported; with its third number where that is not 0."
-    releases = [f"3.{minor}.{patch}" for minor in range(10, sys.version_info.minor + 1) for patch in range(30)]
+    minors = range(10, sys.version_info.minor + 1)
+    releases = (f"3.{minor}.{patch}" for minor in minors for patch in range(30))
     return next(r for r in releases if r in supported).removesuffix(".0")
 
 
