@@ -9,7 +9,7 @@ STATIC = Path(widgets.__file__).parent / "static"
 CHROMIUM = os.environ.get("SAS_NB_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 HERE = importlib.util.find_spec("playwright") and Path(CHROMIUM).exists()
 needs_chromium = [pytest.mark.browser, pytest.mark.skipif(not HERE, reason="needs playwright and chromium")]
-ALL = (widgets.Pad, widgets.Strength, widgets.Screen, widgets.Code, widgets.Clips, widgets.Clock, widgets.Words, widgets.Head, widgets.Views, widgets.Places)
+ALL = (widgets.Pad, widgets.Strength, widgets.Screen, widgets.Code, widgets.Clips, widgets.Clock, widgets.Words, widgets.Head, widgets.Views, widgets.Places, widgets.Opening)
 WIDGETS = {w.__name__.lower(): w for w in ALL}
 FILES = sorted(STATIC.iterdir())
 SCRIPTS, STYLES = ([f for f in FILES if f.suffix == end] for end in (".js", ".css"))
@@ -30,7 +30,7 @@ def faults(text, is_script):
 
 
 def test_there_is_a_file_for_each_widget_and_no_other():
-    assert {f.name for f in FILES} == {f"{w}.{end}" for w in WIDGETS for end in ("js", "css")} | {"page.css"}
+    assert {f.name for f in FILES} == {f"{w}.{end}" for w in WIDGETS for end in ("js", "css")} | {"page.css", "opening.html"}
     for key, widget in WIDGETS.items():
         for code, end in ((widget._esm, "js"), (widget._css, "css")): assert str(code) == (STATIC / f"{key}.{end}").read_text()
 
@@ -135,11 +135,12 @@ class TestWhatTheyDo:
     @pytest.mark.parametrize("file", STYLES, ids=name)
     def test_every_style_means_something(self, page, file):
         text = re.sub(r"/\*.*?\*/", "", file.read_text(), flags=re.S)
-        text = re.sub(r"@container \(max-width: \d+px\) \{((?:[^{}]*\{[^{}]*\})*)\s*\}", r"\1", text) # what holds in a narrow page
+        text = re.sub(r"@(?:container|media) \([^()]*\) \{((?:[^{}]*\{[^{}]*\})*)\s*\}", r"\1", text) # what holds in a narrow page
+        text = re.sub(r"@keyframes [\w-]+ \{((?:[^{}]*\{[^{}]*\})*)\s*\}", lambda m: re.sub(r"[^{}]+\{", "i {", m[1]), text) # a movement's steps
         rules = re.findall(r"([^{}]+)\{([^{}]*)\}", text)
         assert rules and not re.sub(r"[^{}]+\{[^{}]*\}", "", text).strip()
         pairs = [d.partition(":")[::2] for _, body in rules for d in body.split(";") if d.strip()]
-        selectors = [s.strip() for selector, _ in rules for s in selector.split(",")]
+        selectors = [s.strip() for selector, _ in rules for s in re.split(r",(?![^()]*\))", selector)]
         unknown = page.evaluate(MEANS_NOTHING, [selectors, [[p.strip(), v.strip()] for p, v in pairs]])
         assert not unknown
 

@@ -35,7 +35,7 @@ def run(env, code, cwd):
 
 def test_wheel_holds_the_library_and_its_data(wheel, files):
     names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = {f.as_posix() for f in files if f.parts[0] == "sas_nb" and f.suffix in {".py", ".js", ".css"}}
+    shipped = {f.as_posix() for f in files if f.parts[0] == "sas_nb" and f.suffix in {".py", ".js", ".css", ".html"}}
     shipped |= {f"sas_nb/{f.as_posix()}" for f in files if f.parts[0] == "data" and f.parts[1] in {"tiny", "clips", "oracles", "report", "zoo", "finder", "bench", "models"}}
     assert not shipped - names
     assert "sas_nb/py.typed" in names, "type checkers ignore a package without it"

@@ -69,7 +69,7 @@ def open_page(e, studio, out, waits:bool, remember, furnish, then):
     remember(e)
     e.position = studio.start
     furnish(e)
-    e.screen.note = _KINDS[True] # until there is something to see
+    e.screen.note = studio.room.sentence or _KINDS[True] # until there is something to see
     e.screen.on_msg(lambda w, message, _: "drawn" in message and _begin(e))
     e.begins = [e.refresh, lambda: e.worker.ask(background=[lambda stale: then()])]
     if not waits: _begin(e)

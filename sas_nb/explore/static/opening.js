@@ -5,7 +5,7 @@ const STILL = 150 // ms without a change: all widgets of the page are drawn
 const LATEST = 5000 // ms: shown then as it is
 
 function render({ model, el }) {
-  const tell = () => { el.querySelector("[role=status]").textContent = model.get("words") }
+  const tell = () => { el.querySelector("[role=status]")?.replaceChildren(model.get("words")) }
   const room = () => el.closest(".sas-room")
   let timer
   let last

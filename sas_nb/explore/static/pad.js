@@ -248,8 +248,10 @@ function render({ model, el }) {
     names.replaceChildren(...drawNames(shown, places, size, here))
     tabs.replaceChildren(...(groups.size > 1 ? drawTabs([...groups].reverse(), group, start) : []))
     board.style.display = words.style.display = shown.length > 1 ? "" : "none"
-    const others = groups.size > 1 ? " The buttons above lead to the other maps." : " A second one makes this a map."
-    const lonely = `Only ${here || "nobody"} is on this map, so there is nothing to drag between.${others}`
+    const others = groups.size > 1
+      ? "The buttons above lead to the other maps."
+      : "A second one makes this a map."
+    const lonely = `Only ${here || "nobody"} is on this map, so there is nothing to drag between. ${others}`
     alone.textContent = shown.length > 1 ? "" : lonely
     if (focused) [...marks.children].find(mark => mark.dataset.name == focused)?.focus()
   }

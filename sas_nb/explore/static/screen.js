@@ -116,7 +116,8 @@ function render({ model, el }) {
   el.append(stage, bar, words)
   el.classList.add("sas-screen")
   model.on("change:turn", play)
-  for (const trait of ["progress", "note", "old", "shape", "details", "busy"]) model.on(`change:${trait}`, tell)
+  const traits = ["progress", "note", "old", "shape", "details", "busy"]
+  for (const trait of traits) model.on(`change:${trait}`, tell)
   play()
   tell()
   model.send({ drawn: true })

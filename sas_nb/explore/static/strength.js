@@ -1,7 +1,8 @@
 // A named slider, maybe with a picture at each end. The model's traits are those of `Strength` in
 // widgets.py.
 
-function makeEnd(strip, name) { // of { url, frames, fps, shape }; of { shape } while it is not there; or nothing
+// Of { url, frames, fps, shape }; of { shape } while it is not there; or nothing.
+function makeEnd(strip, name) {
   if (!strip?.url && !strip?.shape) return []
   const picture = document.createElement("span")
   picture.className = `sas-strip sas-end ${name}`
