@@ -22,7 +22,7 @@ from sas_nb.explore.sights import filmed, still, strip, strip_of
 from sas_nb.explore.sliders import bases, Studio
 from sas_nb.explore import together  # noqa: F401 (gives a studio what it puts together)
 from sas_nb.explore.widgets import STATIC
-from sas_nb.explore.words import chips_of, fitting
+from sas_nb.explore.words import chips_of, fitting, phrases_of
 from sas_nb.files import expanded, UserError
 import in_browser
 
@@ -172,8 +172,8 @@ def about_maps(studio: Studio) -> dict:
 
 def kinds(chips: dict) -> dict:
     "Words that speak of people, and the chips that are for people alone."
-    all_, others = ([p for of in c.values() for p in of] for c in (chips, fitting(chips, "")))
-    return dict(people=sorted(PEOPLE), forPeople=[p for p in all_ if p not in others])
+    others = phrases_of(fitting(chips, ""))
+    return dict(people=sorted(PEOPLE), forPeople=[p for p in phrases_of(chips) if p not in others])
 
 
 def examples(studio: Studio, files: dict, model: bool) -> list[dict]:
