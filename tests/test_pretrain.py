@@ -36,8 +36,8 @@ def test_whole_clips_pass_as_stock_code_passes_them_in_pieces(changes, T):
 
 SPATIAL_4 = dict(dim_mult=[1, 2], temperal_downsample=[True], scale_factor_spatial=4)
 
-@pytest.mark.parametrize("channels, frames, changes", [(16, 17, {}), (24, 9, {}), (8, 5, SPATIAL_4)])
-def test_a_model_of_temporal_factor_2_goes_all_the_way(channels, frames, changes):
+@pytest.mark.parametrize("channels, frames, changes, across", [(16, 17, {}, 4), (24, 9, {}, 4), (48, 5, {}, 8), (8, 5, SPATIAL_4, 4)])
+def test_a_model_of_temporal_factor_2_goes_all_the_way(channels, frames, changes, across):
     torch.manual_seed(0)
     vae = tiny_autoencoder(**{**TEMPORAL_2, **changes}, z_dim=channels, latents_mean=[0.]*channels, latents_std=[1.]*channels)
     dit = VideoDiT(tiny_pipeline(vae))
@@ -45,7 +45,7 @@ def test_a_model_of_temporal_factor_2_goes_all_the_way(channels, frames, changes
     assert z.shape == dit.noise([0], frames, 64, 64).shape == (1, *latent_shape(vae, frames)) and z.shape[2] == (frames+1)//2
     assert dit.decode(z).shape == (1, frames, 3, 64, 64)
     assert dit.sample("a man in a park", steps=1, negative="", num_frames=frames, height=64, width=64).shape == (frames, 3, 64, 64)
-    assert dit.transformer.patch_embedding(z.float()).shape[2:] == ((frames+1)//2, 4, 4), "a token is 16 pixels wide"
+    assert dit.transformer.patch_embedding(z.float()).shape[2:] == ((frames+1)//2, 4, across), "a token is 16 pixels high"
     with pytest.raises(UserError, match=r"7 frames .* must be 4n\+1"): dit.encode(torch.rand(1, 7, 3, 64, 64)) # stock code would lose two of them
 
 def test_an_autoencoder_comes_from_a_pipeline_or_from_a_folder_of_its_own(tmp_path):

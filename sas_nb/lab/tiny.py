@@ -184,17 +184,17 @@ def _text_encoder(tokenizer)->UMT5EncoderModel:
 
 def _transformer(vae)->WanTransformer3DModel:
     channels = vae.config.z_dim
-    side = 16//vae.config.scale_factor_spatial # a token is 16 pixels wide
-    # all noise of a token must pass through the width
-    heads, layers = (6, 8) if channels*side**2 <= 128 else (8, 6)
-    return WanTransformer3DModel(patch_size=(1, side, side), num_attention_heads=heads, attention_head_dim=32,
-                                 in_channels=channels, out_channels=channels, text_dim=128, freq_dim=128,
-                                 ffn_dim=128*heads, num_layers=layers, rope_max_seq_len=64)
+    side = 16//vae.config.scale_factor_spatial
+    # a token is 16 x 16 pixels; with more than 128 numbers in it, half as wide
+    shape = dict(patch_size=(1, side, side), num_layers=8, num_attention_heads=6, attention_head_dim=32)
+    if channels*side**2 > 128:
+        shape = dict(patch_size=(1, side, side//2), num_layers=6, num_attention_heads=3, attention_head_dim=64)
+    return WanTransformer3DModel(in_channels=channels, out_channels=channels, text_dim=128, freq_dim=128,
+                                 ffn_dim=768, rope_max_seq_len=64, **shape)
 
 # %% ../../nbs/lab/12_tiny.ipynb #0e088be5
 def tiny_pipeline(vae:AutoencoderKLWan, world=world)->WanPipeline:
-    """A Wan pipeline around a trained autoencoder: 8 layers of width 192, or 6 of width 256 for more than 128
-    numbers a token; a two-layer text encoder."""
+    """A Wan pipeline around a trained autoencoder: a DiT of width 192, a two-layer text encoder."""
     tokenizer = make_tokenizer(world)
     text = _text_encoder(tokenizer)
     dit = _transformer(vae)
@@ -237,7 +237,7 @@ def use_matmul_attention(dit:WanTransformer3DModel, compiled:bool=True): # a fun
     "The same DiT with `MatmulAttention`, compiled or not; for training at the tiny model's size."
     for block in dit.blocks:
         for attention in (block.attn1, block.attn2):
-            attention.set_processor(MatmulAttention(device=dit.device))
+            attention.set_processor(MatmulAttention(dit.config.attention_head_dim, device=dit.device))
     return torch.compile(dit, dynamic=False) if compiled else dit
 
 # %% ../../nbs/lab/12_tiny.ipynb #dc40150d
