@@ -188,7 +188,8 @@ def _transformer(vae)->WanTransformer3DModel:
     # a token is 16 x 16 pixels; with more than 128 numbers in it, half as wide
     shape = dict(patch_size=(1, side, side), num_layers=8, num_attention_heads=6, attention_head_dim=32)
     if channels*side**2 > 128:
-        shape = dict(patch_size=(1, side, side//2), num_layers=6, num_attention_heads=3, attention_head_dim=64)
+        shape |= dict(patch_size=(1, side, side//2), num_layers=6)
+        shape |= dict(num_attention_heads=3, attention_head_dim=64)
     return WanTransformer3DModel(in_channels=channels, out_channels=channels, text_dim=128, freq_dim=128,
                                  ffn_dim=768, rope_max_seq_len=64, **shape)
 
