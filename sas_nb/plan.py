@@ -175,18 +175,22 @@ def _shape(model, where:Card, shape, revision)->tuple[int, int, int]:
 def _nearest(plan:Plan)->str:
     "What would fit, as a sentence; empty where nothing does."
     phases = tuple(p.name for p in plan.phases)
-    for words, job, wishes in _others(plan):
-        try: other = _planned(job, plan.host if job.card is plan.job.card else None, wishes, phases)
+    for words, job, wishes, host in _others(plan):
+        try: other = _planned(job, host, wishes, phases)
         except UserError: continue # a size that this model cannot hold
+        words = words.format(host=f"{other.peak_host_gib:.1f} GiB")
         if other.fits: return f"It would fit {words} ({other.peak_gpu_gib:.1f} GiB)."
     return "Nothing near it fits: choose a smaller model or a larger card."
 
 # %% ../nbs/parts/plan.ipynb #ad4739e6
-def _others(plan:Plan):
-    "Other jobs and wishes, the nearest first."
-    if plan.wishes: yield f"without {', '.join(f'{k}={v!r}' for k, v in plan.wishes)}", plan.job, ()
-    for others in (_smaller(plan.job), _other_means(plan.job)):
-        for words, job in others: yield words, job, plan.wishes
+def _others(plan:Plan): # words, job, wishes, GiB of host memory
+    "Others that might fit, the nearest first."
+    wishes = ", ".join(f"{k}={v!r}" for k, v in plan.wishes)
+    if wishes: yield f"without {wishes}", plan.job, (), plan.host
+    for words, job in _smaller(plan.job): yield words, job, plan.wishes, plan.host
+    if plan.host is not None: yield "with {host} of host memory", plan.job, plan.wishes, None
+    for words, job in _other_means(plan.job):
+        yield words, job, plan.wishes, plan.host if job.card is plan.job.card else None
 
 # %% ../nbs/parts/plan.ipynb #33edaeda
 def _smaller(job):

@@ -360,6 +360,12 @@ def test_the_machine_beside_the_card_counts_too(folder, large, monkeypatch):
     assert large.fitting(VideoDiT.load(folder, "cpu"), SHAPE, RECIPE, phases=("text",)) == Memory()
 
 
+def test_too_little_host_memory_is_no_matter_of_the_card(folder):
+    from sas_nb.plan import plan
+    found = plan(str(folder), SHAPE, RECIPE, CARD, 1., phases=("text",))
+    assert not found.fits and found.instead.startswith(f"It would fit with {found.peak_host_gib:.1f} GiB of host memory (")
+
+
 def test_a_model_is_planned_for_as_it_was_loaded(folder, large, monkeypatch):
     asked = []
     monkeypatch.setattr(large, "plan", lambda *args: asked.append(args) or type("P", (), dict(fits=True, memory=Memory())))
