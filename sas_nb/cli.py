@@ -164,7 +164,7 @@ def _fitted(model, shape, recipe, wish, progress): # shape of a `Clip`
     return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish, progress=progress)
 
 def _note(model):
-    if about := clip_size(model).about: say(f"Note: {model!r} {about}.", err=True)
+    if about := clip_size(model, download=False).about: say(f"Note: {model!r} {about}.", err=True)
 
 # %% ../nbs/parts/cli.ipynb #476acd4c
 def _learn(clip, prompts, model, recipe, run, sheet, wish): # the last one as of `wishes`
