@@ -83,6 +83,20 @@ def whole(part:str, configuration:dict)->dict:
     own = inspect.signature(_KINDS[part].__init__).parameters
     return {k: p.default for k, p in own.items() if p.default is not p.empty} | configuration
 
+# %% ../nbs/parts/hub.ipynb #d1a65318
+@contextmanager
+def _readable(source:str):
+    "Say in one sentence which checkpoint could not be read."
+    try: yield
+    except UserError: raise
+    except Exception as e: # diffusers, transformers and safetensors raise many kinds here
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"There is no room on the disk to download {source!r}: free some space, or let "
+                            "HF_HOME name a folder on a larger disk.") from e
+        reason = str(e).strip().split("\n")[0][:200]
+        raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the "
+                        "name is right and every file of it is complete.") from e
+
 # %% ../nbs/parts/hub.ipynb #906de50b
 def defaults_of(name:str|Path,      # as for `VideoDiT.load`
                     download:bool=True, # read a hub's configuration there; False looks only on this machine
@@ -118,20 +132,6 @@ def _quiet():
             yield
     finally:
         for library in bars: library.enable_progress_bar()
-
-# %% ../nbs/parts/hub.ipynb #d1a65318
-@contextmanager
-def _readable(source:str):
-    "Say in one sentence which checkpoint could not be read."
-    try: yield
-    except UserError: raise
-    except Exception as e: # diffusers, transformers and safetensors raise many kinds here
-        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"There is no room on the disk to download {source!r}: free some space, or let "
-                            "HF_HOME name a folder on a larger disk.") from e
-        reason = str(e).strip().split("\n")[0][:200]
-        raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the "
-                        "name is right and every file of it is complete.") from e
 
 # %% ../nbs/parts/hub.ipynb #311fb5f7
 class Checkpoint:
