@@ -19,14 +19,13 @@ from .writing import atomic
 _ROUND = ("the clip, and the most that {model!r} can show of it ({psnr:.1f} dB; at 30 few people see a "
           "difference, at 20 everybody)")
 
-def draw_round_trip(clip, model:str, path:Path)->str: # what it shows
+def draw_round_trip(clip, dit, path:Path)->str: # a `VideoDiT`; what it shows
     "Draw a clip beside its round trip."
-    from sas_nb.dit import VideoDiT
     from sas_nb.sheet import contact_sheet
-    back, psnr = VideoDiT.of(model).round_trip(clip)
-    rows = {"the clip": clip, f"through the autoencoder of {model}: PSNR {psnr:.1f} dB": back}
+    back, psnr = dit.round_trip(clip)
+    rows = {"the clip": clip, f"through the autoencoder of {dit.name}: PSNR {psnr:.1f} dB": back}
     with atomic(path) as tmp: contact_sheet(rows).save(tmp)
-    return f"Wrote {path}: {_ROUND.format(model=model, psnr=psnr)}."
+    return f"Wrote {path}: {_ROUND.format(model=dit.name, psnr=psnr)}."
 
 # %% ../nbs/parts/answers.ipynb #ee758314
 def log_of(out:Path)->bytes|None:

@@ -13,7 +13,8 @@ from .files import expanded, UserError
 from .writing import atomic
 
 # %% auto #0
-__all__ = ['data_path', 'named_folder', 'model_folder', 'lasting_name', 'cache_folder', 'in_cache', 'cached']
+__all__ = ['data_path', 'known_models', 'shipped_configuration', 'named_folder', 'model_folder', 'lasting_name', 'cache_folder',
+           'in_cache', 'cached']
 
 # %% ../nbs/parts/cache.ipynb #d2c25cc9
 _PACKAGE = Path(str(files("sas_nb")))
@@ -27,6 +28,19 @@ def data_path(
         if (path := root/name).exists(): return path
     raise UserError(f"{name!r} is not shipped with sas_nb: name a file or folder of its data/, such as "
                     "'tiny'.")
+
+# %% ../nbs/parts/cache.ipynb #d07227ab
+def known_models() -> list[str]:
+    "Hub ids of the models whose configurations are shipped."
+    root = data_path("models")
+    return sorted(p.parent.relative_to(root).as_posix() for p in root.glob("*/*/model_index.json"))
+
+def shipped_configuration(
+    name:str|Path, # of a model
+    revision:str|None=None, # only the hub knows others than the published one
+) -> Path|None: # a folder without weights
+    "The shipped configuration of a model of the hub."
+    return data_path(f"models/{name}") if revision is None and str(name) in known_models() else None
 
 # %% ../nbs/parts/cache.ipynb #19b561d2
 def named_folder(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import re
 import psutil
 import torch
+from .fast import best_dtype
 from .files import plain_number, UserError
 
 # %% ../nbs/parts/cards.ipynb #82cbf417
@@ -44,7 +45,7 @@ def card(name:str|float)->Card: # of `CARDS`, or GiB of memory
     if known in CARDS: return CARDS[known]
     size = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(gib|gb|g)?", known)
     gib = plain_number(float(size[1])) if size else None
-    if gib is None or not .5 <= gib <= 10_000:
+    if gib is None or not .5 <= gib <= 1000:
         raise UserError(f"There is no card {str(name)!r}: choose {', '.join(CARDS)}, or give its memory in "
                         "GiB, such as 12.")
     like = max((c for c in CARDS.values() if c.gib <= gib), key=lambda c: c.gib, default=_T4)
@@ -64,6 +65,7 @@ def this_card(device:torch.device)->Card:
     "The card of a device of this machine; a processor's memory is the machine's that is free."
     if device.type != "cuda": return _processor()
     about = torch.cuda.get_device_properties(device)
-    mark = re.search("T4|L4|4090|A100|H100|H200", about.name)
-    like = CARDS[mark[0].lower()] if mark else card(about.total_memory/GIB)
-    return replace(like, name=about.name, gib=torch.cuda.mem_get_info(device)[1]/GIB)
+    mark = re.search(r"\bG?(T4|L4|4090|A100|H100|H200)\b", about.name) # an L40S is no L4, a GH200 is an H200
+    like = CARDS[mark[1].lower()] if mark else card(about.total_memory/GIB)
+    gib = torch.cuda.mem_get_info(device)[1]/GIB
+    return replace(like, name=about.name, gib=gib, bf16=best_dtype(device) == torch.bfloat16)

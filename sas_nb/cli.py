@@ -19,9 +19,10 @@ from .answers import draw_round_trip, draw_run, log_of, norms_table, provenance,
 from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_clip,
                             load_concept)
 from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Dtype, Fps,
-                            Frames, InputsOnHost, Lr, Model, Named, named_model, PriorPrompt, Quiet, Rank,
-                            Regularize, Revision, SampleEvery, SampleSteps, SaveEvery, Seed, Settings, Sheet,
-                            Size, Start, Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Weights, wishes)
+                            Frames, InputsOnHost, Lr, Model, Named, named_dtype, named_model, PriorPrompt,
+                            Quiet, Rank, Regularize, Revision, SampleEvery, SampleSteps, SaveEvery, Seed,
+                            Settings, Sheet, Size, Start, Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits,
+                            Weights, wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
 from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
@@ -90,18 +91,19 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
 @command("sas-nb plan film.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --gpu t4",
          "sas-nb plan film.mp4 --model Wan-AI/Wan2.2-TI2V-5B-Diffusers --gpu 24 --frames 81 --size 480x832",
          "sas-nb plan film.mp4 --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpu 4090 --frames 33 --weights int8")
-def plan(clips:Annotated[list[Path], _SEEN], model:Model="tiny", gpu:Gpu=None, host:Host=None,
-         frames:Frames=None, fps:Fps=None, start:Start=0., size:Size=None, recipe:Named="default",
-         settings:Settings=None, checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None,
-         weights:Weights=None, swapped:Swapped=None, inputs_on_host:InputsOnHost=None,
+def plan(clips:Annotated[list[Path], _SEEN], model:Model="tiny", revision:Revision=None, dtype:Dtype=None,
+         gpu:Gpu=None, host:Host=None, frames:Frames=None, fps:Fps=None, start:Start=0., size:Size=None,
+         recipe:Named="default", settings:Settings=None, checkpointing:Checkpointing=None, apart:Apart=None,
+         at_once:AtOnce=None, weights:Weights=None, swapped:Swapped=None, inputs_on_host:InputsOnHost=None,
          tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None, as_json:AsJson=False):
     "Say what training on a film, or on several together, would need; exit code 3 if it does not fit."
-    shape, film = film_shape(clips[0], model, frames, fps, start, size)
+    shape, film = film_shape(clips[0], model, frames, fps, start, size, revision)
     from sas_nb.plan import plan
     wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights, swapped=swapped,
                   inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits, text_bits=text_bits)
     chosen = chosen_recipe(recipe, settings=settings, concepts=len(clips))
-    found = plan(model, shape, chosen, gpu, host, wish, progress=True)
+    how = dict(dtype=named_dtype(dtype), revision=revision)
+    found = plan(model, shape, chosen, gpu, host, wish, progress=True, **how)
     if as_json: say(json.dumps(found.to_dict() | dict(film=film), indent=1))
     else:
         show(plan_table(found))
@@ -162,7 +164,7 @@ def _fitted(model, shape, recipe, wish, progress): # shape of a `Clip`
     return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish, progress=progress)
 
 def _note(model):
-    if about := clip_size(model).about: say(f"Note: {model!r} {about}.", err=True)
+    if about := clip_size(model, download=False).about: say(f"Note: {model!r} {about}.", err=True)
 
 # %% ../nbs/parts/cli.ipynb #476acd4c
 def _learn(clip, prompts, model, recipe, run, sheet, wish): # the last one as of `wishes`

@@ -16,8 +16,9 @@ from torch import Tensor
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from fastcore.basics import patch
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import build_hf_headers
 from .advice import GenerationConfig
-from .cache import model_folder
+from .cache import model_folder, shipped_configuration
 from .family import known_family
 from .fast import best_device, best_dtype, channels_last
 from .files import UserError
@@ -50,7 +51,8 @@ def _cached(name:str, revision:str|None)->str|None:
 def _offline(name:str, revision:str|None=None)->bool: # False where the hub answers
     "True where a hub id has to be read from this machine's cache. Raises `UserError` if it is not there."
     from huggingface_hub import get_session, hf_hub_url
-    try: answer = get_session().head(hf_hub_url(name, "model_index.json", revision=revision), timeout=5)
+    url = hf_hub_url(name, "model_index.json", revision=revision)
+    try: answer = get_session().head(url, headers=build_hf_headers(), timeout=5) # as whoever is logged in
     except Exception as e: # whatever the network, a proxy or the offline mode says
         if _cached(name, revision): return True
         reason = " ".join(str(e).split())[:100]
@@ -81,20 +83,39 @@ def whole(part:str, configuration:dict)->dict:
     own = inspect.signature(_KINDS[part].__init__).parameters
     return {k: p.default for k, p in own.items() if p.default is not p.empty} | configuration
 
+# %% ../nbs/parts/hub.ipynb #d1a65318
+@contextmanager
+def _readable(source:str):
+    "Say in one sentence which checkpoint could not be read."
+    try: yield
+    except UserError: raise
+    except Exception as e: # diffusers, transformers and safetensors raise many kinds here
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"There is no room on the disk to download {source!r}: free some space, or let "
+                            "HF_HOME name a folder on a larger disk.") from e
+        reason = str(e).strip().split("\n")[0][:200]
+        raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the "
+                        "name is right and every file of it is complete.") from e
+
 # %% ../nbs/parts/hub.ipynb #906de50b
 def defaults_of(name:str|Path,      # as for `VideoDiT.load`
                     download:bool=True, # read a hub's configuration there; False looks only on this machine
                 revision:str|None=None, # of a hub id
                    )->GenerationConfig:
-    "What suits a checkpoint, without loading it; Wan 2.1's values where nothing can be read."
+    """What suits a checkpoint, without loading it. Raises `UserError`, but where nothing is downloaded: then
+    it has Wan 2.1's values if nothing can be read."""
     folder = model_folder(name)
     _check_revision(folder, revision)
+    place = folder or shipped_configuration(name, revision)
     try:
         # without a network, the hub's client would try for a minute
-        here = folder is not None or not download or _offline(name, revision)
-        about = _configuration(str(folder or name), local_files_only=here, revision=revision)
-        own = known_family(*about).defaults(*about)
-    except Exception: own = {} # not there, not whole or not known, which `load` says
+        here = place is not None or not download or _offline(name, revision)
+        with _readable(str(name)):
+            about = _configuration(str(place or name), local_files_only=here, revision=revision)
+            own = known_family(*about, str(name)).defaults(*about)
+    except UserError:
+        if download: raise
+        own = {}
     return GenerationConfig.read(folder, own)
 
 # %% ../nbs/parts/hub.ipynb #ed88c891
@@ -111,20 +132,6 @@ def _quiet():
             yield
     finally:
         for library in bars: library.enable_progress_bar()
-
-# %% ../nbs/parts/hub.ipynb #d1a65318
-@contextmanager
-def _readable(source:str):
-    "Say in one sentence which checkpoint could not be read."
-    try: yield
-    except UserError: raise
-    except Exception as e: # diffusers, transformers and safetensors raise many kinds here
-        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"There is no room on the disk to download {source!r}: free some space, or let "
-                            "HF_HOME name a folder on a larger disk.") from e
-        reason = str(e).strip().split("\n")[0][:200]
-        raise UserError(f"{source!r} could not be loaded as a diffusers pipeline ({reason}): check that the "
-                        "name is right and every file of it is complete.") from e
 
 # %% ../nbs/parts/hub.ipynb #311fb5f7
 class Checkpoint:
@@ -172,8 +179,9 @@ def place(self:Checkpoint, part:str)->Path:
     "The folder of a part's files on this machine. Raises `UserError` if they cannot be had."
     if self.folder: return self.folder/part
     with _readable(self.source), _quiet():
-        folder = snapshot_download(self.source, allow_patterns=[f"{part}/*"], local_files_only=self.offline,
-                                   ignore_patterns=["*.bin", "*.msgpack", "*.h5", "*.fp16.*"])
+        folder = snapshot_download(self.source, revision=self.revision, allow_patterns=[f"{part}/*"],
+                                   ignore_patterns=["*.bin", "*.msgpack", "*.h5", "*.fp16.*"],
+                                   local_files_only=self.offline)
     return Path(folder)/part
 
 @patch

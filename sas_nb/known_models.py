@@ -11,7 +11,9 @@ from .command import clip_size
 
 # %% ../nbs/parts/known_models.ipynb #c78dad37
 HUB = {"Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "1.3 billion weights", # examples, not a limit
-       "Wan-AI/Wan2.1-T2V-14B-Diffusers": "14 billion weights"}
+       "Wan-AI/Wan2.1-T2V-14B-Diffusers": "14 billion weights",
+       "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "5 billion weights",
+       "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "two experts of 14 billion"}
 
 def _is_local(hub_id):
     from huggingface_hub import try_to_load_from_cache

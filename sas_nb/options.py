@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'Model', 'Frames', 'Size', 'Dtype', 'Revision', 'Fps', 'St
            'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr', 'Seed', 'PriorPrompt', 'Counterfactual', 'Regularize',
            'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'SampleSteps', 'Sheet', 'Weights', 'Swapped',
            'InputsOnHost', 'Tiled', 'VaeBits', 'TextBits', 'named_recipe', 'numbers', 'setting', 'with_number',
-           'chosen_recipe', 'named_model', 'wishes']
+           'chosen_recipe', 'named_dtype', 'named_model', 'wishes']
 
 # %% ../nbs/parts/options.ipynb #e0088577
 import ast
@@ -141,14 +141,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 # %% ../nbs/parts/options.ipynb #39bdd257
 DTYPES = dict(fp32="float32", bf16="bfloat16", fp16="float16")
 
+def named_dtype(dtype:str|None): # one of `torch`'s, or None
+    "A precision by its name. Raises `UserError`."
+    if dtype is None: return None
+    if dtype not in DTYPES:
+        raise UserError(f"There is no precision {dtype!r}: choose {', '.join(DTYPES)}.")
+    import torch
+    return getattr(torch, DTYPES[dtype])
+
 def named_model(name:str, dtype:str|None=None, revision:str|None=None): # a `VideoDiT`
     "Load a model as it was asked for. Raises `UserError`."
-    import torch
     from sas_nb.dit import VideoDiT
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"There is no precision {dtype!r}: choose {', '.join(DTYPES)}.")
     if dtype is None: return VideoDiT.of(name, revision)
-    return VideoDiT.load(name, dtype=getattr(torch, DTYPES[dtype]), revision=revision)
+    return VideoDiT.load(name, dtype=named_dtype(dtype), revision=revision)
 
 # %% ../nbs/parts/options.ipynb #7f7cb394
 _T, _M, _W = "What is learned", "Memory", "What is written"

@@ -32,8 +32,12 @@ class Job:
     shape:tuple[int, int, int] # frames, height, width of the clip
     recipe:Recipe
     card:Card
+    dtype:torch.dtype|None=None # of the model; what suits the card when None
+    revision:str|None=None      # of a hub id
+    n:int=1                     # concepts at once
+    how = property(lambda self: dict(dtype=self.dtype, revision=self.revision)) # it is loaded
     @cached_property
-    def sketch(self)->Sketch: return Sketch(self.model, self.card) # what the model says of itself
+    def sketch(self)->Sketch: return Sketch(self.model, self.card, **self.how) # what it says of itself
 
 # %% ../nbs/parts/phases.ipynb #46f3effe
 @dataclass(frozen=True)
@@ -61,11 +65,12 @@ def _clip(job)->Clip:
     return Clip(torch.empty(T, 3, H, W))
 
 # %% ../nbs/parts/phases.ipynb #bd8d7d5d
-def _data(job, dit, *live)->tuple[Clip, SharedLoRA, dict[str, StageData]]: # all of it stays to the end
+def _data(job, dit, *live)->tuple[list, SharedLoRA, dict[str, StageData]]: # all of it stays to the end
     dit.live = set(live)
-    clip = _clip(job)
-    adapter = new_adapter(dit, job.recipe, [_PROMPTS]) # `learn` has it from the beginning
-    return clip, adapter, build(dit, [clip], [_PROMPTS], job.recipe)
+    clips = [_clip(job) for _ in range(job.n)]
+    prompts = [_PROMPTS]*job.n
+    adapter = new_adapter(dit, job.recipe, prompts) # `learn` has it from the beginning
+    return clips, adapter, build(dit, clips, prompts, job.recipe)
 
 # %% ../nbs/parts/phases.ipynb #38853b7d
 def _watched(counted, run)->tuple: # what it needed and its operations; what came out
@@ -95,7 +100,7 @@ def _few_passes(counted):
 def _stage(job, dit, number:int):
     stage = job.recipe.stages[number]
     few = replace(stage, steps=2*len(dit.experts), bf16=False, compile=False)
-    clip, adapter, data = _data(job, dit)
+    clips, adapter, data = _data(job, dit)
     counted = dit.checkpoint.counted
     counted.restart() # what that took is told by other phases
     with adapter.attached(), standing_in(train, "_backward", _few_passes(counted)):
@@ -106,7 +111,7 @@ def _stage(job, dit, number:int):
 
 # %% ../nbs/parts/phases.ipynb #8def6e7e
 def _sample(job, dit, live:str):
-    clip = _data(job, dit)[0] # the texts that were read stay
+    clips = _data(job, dit)[0] # the texts that were read stay
     dit.checkpoint.counted.restart() # what it took is told by other phases
     adapter = new_adapter(dit, job.recipe, [_PROMPTS])
     concept = adapter.member() # as a `Concept` keeps it
@@ -115,7 +120,7 @@ def _sample(job, dit, live:str):
     size = dict(num_frames=T, height=H, width=W)
     with adapter.attached(): latents = dit.sample(_PROMPTS.both, latents=True, **size)
     if live == "decode": dit.clips(latents, _PROMPTS.both) # as `Concept.generate` does
-    del clip, concept # which a person has all the while
+    del clips, concept # which a person has all the while
 
 # %% ../nbs/parts/phases.ipynb #c052d66b
 _ALL = "text_encoder", "vae", "transformer", "transformer_2"
@@ -136,7 +141,7 @@ def rehearsed(job:Job, memory:Memory, name:str, layers:int|None=None)->Phase:
     "A phase with so many layers of the transformer, or all. Raises `UserError`."
     if tell := REHEARSING.get(): tell(name)
     work, before = PHASES[name]
-    with sketched(job.model, job.card, memory, layers) as dit:
+    with sketched(job.model, job.card, memory, layers, **job.how) as dit:
         for part in () if memory.apart else [p for p in before if p in dit.family.parts]: dit._part(part)
         work(job, dit)
         dit.checkpoint.counted.mark()

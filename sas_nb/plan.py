@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 import math
+import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .advice import GenerationConfig
+from .cache import known_models
 from .cards import Card, card, CARDS, GIB, host_gib, this_card
 from .dit import VideoDiT
 from .fast import best_device
@@ -23,7 +25,7 @@ from .memory import Memory
 from .phases import Job, needed, Phase, PHASES, REHEARSING, timed
 from .recipe import Recipe
 from .shorter import shorter
-from .sketch import known_models, part_outline, Sketch
+from .sketch import part_outline, Sketch
 from .ladder import autoencoder_ways, in_words, wished, ways
 
 # %% ../nbs/parts/plan.ipynb #32e15331
@@ -137,12 +139,14 @@ def plan(model:str|Path,             # as for `VideoDiT.load`; its weights need 
          wishes:dict|None=None,      # fields of `Memory` that are not to be chosen
          phases:tuple=tuple(PHASES), # what is done, of `PHASES`
          progress:bool=False,        # whether a line says which phase is rehearsed
+         dtype:torch.dtype|None=None, revision:str|None=None, # as for `VideoDiT.load`
+         n:int=1,                    # concepts at once
         )->Plan:
     "What a run would need on a card, and what would fit if it does not. Raises `UserError`."
     where = _card(gpu)
     if host is None and gpu is None: host = host_gib()
     host = None if host is None else real_number(host, "host", .5, 100_000, "GiB of memory")
-    job = Job(str(model), _shape(model, where, shape), recipe, where)
+    job = Job(str(model), _shape(model, where, shape, revision), recipe, where, dtype, revision, n)
     with _rehearsals_told(progress):
         found = _planned(job, host, tuple((wishes or {}).items()), phases)
         return found if found.fits else replace(found, instead=_nearest(found))
@@ -153,35 +157,40 @@ def _card(gpu)->Card:
     return card(gpu) if gpu is not None else this_card(best_device())
 
 # %% ../nbs/parts/plan.ipynb #0e34e37d
-def own_defaults(model:str|Path)->GenerationConfig:
+def own_defaults(model:str|Path, revision:str|None=None)->GenerationConfig:
     "What suits a model, by its configuration. Raises `UserError`."
-    return Sketch(model, CARDS["t4"]).defaults
+    return Sketch(model, CARDS["t4"], revision=revision).defaults
 
 # %% ../nbs/parts/plan.ipynb #c4baaa47
-def _shape(model, where:Card, shape)->tuple[int, int, int]:
+def _shape(model, where:Card, shape, revision)->tuple[int, int, int]:
     "A clip's size that the model can hold. Raises `UserError`."
-    r = own_defaults(model)
+    sketch = Sketch(model, where, revision=revision)
+    r = sketch.defaults
     own = r.num_frames, r.height, r.width
     shape = tuple(b if a is None else a for a, b in zip(shape or (None,)*3, own))
-    VideoDiT(Sketch(model, where), str(model), r).check_size(*shape)
+    VideoDiT(sketch, str(model), r).check_size(*shape)
     return shape
 
 # %% ../nbs/parts/plan.ipynb #f3f43ccf
 def _nearest(plan:Plan)->str:
     "What would fit, as a sentence; empty where nothing does."
     phases = tuple(p.name for p in plan.phases)
-    for words, job, wishes in _others(plan):
-        try: other = _planned(job, plan.host if job.card is plan.job.card else None, wishes, phases)
+    for words, job, wishes, host in _others(plan):
+        try: other = _planned(job, host, wishes, phases)
         except UserError: continue # a size that this model cannot hold
+        words = words.format(host=f"{other.peak_host_gib:.1f} GiB")
         if other.fits: return f"It would fit {words} ({other.peak_gpu_gib:.1f} GiB)."
     return "Nothing near it fits: choose a smaller model or a larger card."
 
 # %% ../nbs/parts/plan.ipynb #ad4739e6
-def _others(plan:Plan):
-    "Other jobs and wishes, the nearest first."
-    if plan.wishes: yield f"without {', '.join(f'{k}={v!r}' for k, v in plan.wishes)}", plan.job, ()
-    for others in (_smaller(plan.job), _other_means(plan.job)):
-        for words, job in others: yield words, job, plan.wishes
+def _others(plan:Plan): # words, job, wishes, GiB of host memory
+    "Others that might fit, the nearest first."
+    wishes = ", ".join(f"{k}={v!r}" for k, v in plan.wishes)
+    if wishes: yield f"without {wishes}", plan.job, (), plan.host
+    for words, job in _smaller(plan.job): yield words, job, plan.wishes, plan.host
+    if plan.host is not None: yield "with {host} of host memory", plan.job, plan.wishes, None
+    for words, job in _other_means(plan.job):
+        yield words, job, plan.wishes, plan.host if job.card is plan.job.card else None
 
 # %% ../nbs/parts/plan.ipynb #33edaeda
 def _smaller(job):
@@ -195,15 +204,17 @@ def _smaller(job):
 
 # %% ../nbs/parts/plan.ipynb #acd1e561
 def _other_means(job): # smaller models, then larger cards
-    for model in sorted(known_models(), key=_weights_of, reverse=True):
-        if _weights_of(model) < _weights_of(job.model): yield f"with {model}", replace(job, model=model)
+    sketches = [Sketch(model, job.card) for model in known_models()]
+    for s in sorted(sketches, key=_weights_of, reverse=True):
+        smaller = _weights_of(s) < _weights_of(job.sketch)
+        if smaller: yield f"with {s.source}", replace(job, model=s.source, revision=None)
     for c in sorted(CARDS.values(), key=lambda c: c.gib):
         words = f"on a card with {c.gib:.0f} GiB, such as {c.name}"
         if c.gib > job.card.gib: yield words, replace(job, card=c)
 
 # %% ../nbs/parts/plan.ipynb #c269d6aa
-def _weights_of(model:str)->int: # about in proportion to those of its transformer
-    c = Sketch(model, CARDS["t4"]).configurations["transformer"]
+def _weights_of(sketch:Sketch)->int: # about in proportion to those of its transformer
+    c = sketch.configurations["transformer"]
     return c["num_layers"]*(c["num_attention_heads"]*c["attention_head_dim"])**2
 
 # %% ../nbs/parts/plan.ipynb #47adb4e2
@@ -217,7 +228,7 @@ def disk_bytes(job:Job)->int:
     layers = [m for outline in outlines for m in linear_layers(outline, names).values()]
     adapter = 4*job.recipe.rank*sum(m.in_features+2*m.out_features for m in layers)
     latents = 4*math.prod(sketch.family.latents_of(about, T, H, W))
-    return sketch.download()+25*latents+11*adapter
+    return sketch.download()+job.n*(25*latents+11*adapter)
 
 # %% ../nbs/parts/plan.ipynb #a56b657e
 def fitting(dit:VideoDiT,
@@ -232,10 +243,12 @@ def fitting(dit:VideoDiT,
     "How to fit a run into this machine: plainly where that is safe. Raises `UserError`."
     where = this_card(dit.device)
     where = where if gib is None else replace(where, gib=gib)
+    loaded = dit.checkpoint
     plain = wished(wishes or {})
     if at_most(dit, shape, recipe, n) < where.gib*GIB/2: return plain
-    if dit.checkpoint is None: return plain # a pipeline that was handed over stays as it is
-    found = plan(dit.name, shape, recipe, where, None, wishes, phases, progress)
+    if loaded is None: return plain # a pipeline that was handed over stays as it is
+    found = plan(dit.name, shape, recipe, where, host_gib(), wishes, phases, progress,
+                 loaded.dtype, loaded.revision, n)
     if not found.fits: raise UserError(str(found))
     return found.memory
 

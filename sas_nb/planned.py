@@ -18,7 +18,7 @@ Host = _option(float, "GiB of host memory \\[this machine's with its own card]."
 
 # %% ../nbs/parts/planned.ipynb #a236a169
 def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, start:float=0.,
-               size:str|None=None)->tuple[tuple[int, int, int], str]:
+               size:str|None=None, revision:str|None=None)->tuple[tuple[int, int, int], str]:
     """Frames, height and width that a run would have; and a sentence if the film is enlarged to that.
     Raises `UserError`."""
     existing(path)
@@ -26,13 +26,14 @@ def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, 
     from sas_nb.advice import checked_size, size_for
     from sas_nb.clip import Clip
     from sas_nb.plan import own_defaults
-    r = own_defaults(model)
+    r = own_defaults(model, revision)
     chosen = [checked_size(r, size)] if size else []
     def small(height, width): # only its length and proportions are wanted
         chosen.append(chosen[0] if size else size_for(r, height, width))
         return tuple(16*max(1, n//128) for n in chosen[0])
-    film = dict(num_frames=frames or r.num_frames, fps=fps or r.fps, start=start, rule=r.frame_rule)
-    clip = Clip.load(path, size=small, **film)
+    frames = r.num_frames if frames is None else frames
+    fps = r.fps if fps is None else fps
+    clip = Clip.load(path, size=small, num_frames=frames, fps=fps, start=start, rule=r.frame_rule)
     return (len(clip), *chosen[0]), _enlarged(clip.report.native_size, chosen[0])
 
 # %% ../nbs/parts/planned.ipynb #5771abd3

@@ -411,8 +411,8 @@ def from_hub(folder, tmp_path, monkeypatch):
     configuration = hub._configuration
     monkeypatch.setattr(hub, "_configuration", lambda source, *_, **k: configuration(str(folder)))
     asked = []
-    def download(source, allow_patterns, **k):
-        asked.append(allow_patterns)
+    def download(source, allow_patterns, revision, **k):
+        asked.append([*allow_patterns, revision])
         return str(folder)
     monkeypatch.setattr(hub, "snapshot_download", download)
     return asked
@@ -420,7 +420,13 @@ def from_hub(folder, tmp_path, monkeypatch):
 def test_of_a_hub_id_only_the_part_is_downloaded(from_hub, folder):
     dit = VideoDiT.load("someone/wan", "cpu", torch.float32, Memory(apart=True))
     assert dit.print_of("text_encoder") == load(folder).print_of("text_encoder")
-    assert isinstance(dit.text_encoder, StreamedEncoder) and from_hub == [["text_encoder/*"]]*2
+    assert isinstance(dit.text_encoder, StreamedEncoder) and from_hub == [["text_encoder/*", None]]*2
+
+def test_of_a_revision_the_weights_are_read_too(from_hub):
+    dit = VideoDiT.load("someone/wan", "cpu", torch.float32, Memory(apart=True), revision="v1")
+    for part in ("text_encoder", "transformer"): getattr(dit, part)
+    assert dit.print_of("vae") and {part for part, _ in from_hub} == {"text_encoder/*", "transformer/*", "vae/*"}
+    assert {revision for _, revision in from_hub} == {"v1"}
 
 def test_a_full_disk_is_said(from_hub, monkeypatch):
     def full(*a, **k): raise OSError(28, "No space left on device")

@@ -134,7 +134,14 @@ def test_an_unknown_word_is_one_sentence_with_a_command_that_lists_all(trained, 
 def test_models_says_what_is_here():
     output = ok("models")
     for name in ("tiny", *HUB, "Wan 2.1"): assert name in output
-    assert "17 frames, 64 x 64" in output
+    assert "17 frames, 64 x 64" in output and "121 frames, 1280 x 704" in output
+
+@pytest.mark.parametrize("command", [["inspect"], ["train", *PROMPTS, "--out", "nowhere"]], ids=lambda c: c[0])
+def test_a_model_that_nobody_has_is_refused(dancer, command, monkeypatch):
+    def no_network(): raise OSError("no network")
+    monkeypatch.setattr("huggingface_hub.get_session", no_network)
+    result = call(*command, dancer, "--model", "nobody/nothing")
+    assert result.exit_code == 1 and "There is no model folder 'nobody/nothing', and the hub cannot be asked" in " ".join(result.output.split())
 
 
 def test_inspect(dancer):

@@ -5,12 +5,14 @@ import pytest, torch
 from typer.testing import CliRunner
 import wan_folder
 from sas_nb import phases, sketch, streamed, text
-from sas_nb.cache import data_path
+from sas_nb import cards
+from sas_nb.cache import data_path, known_models
 from sas_nb.cards import Card, card
 from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
 from sas_nb.fake import Counted
 from sas_nb.files import UserError
+from sas_nb.known_models import HUB
 from sas_nb.learning import learn
 from sas_nb.memory import Memory
 from sas_nb.phases import Job, needed, PHASES, rehearsed
@@ -136,6 +138,12 @@ DANCER = "data/clips/dancer.mp4"
     ((DANCER, "--gpu", "voodoo"), "There is no card 'voodoo'"),
     ((DANCER, "--gpu", "0"), "There is no card '0'"),
     ((DANCER, "--gpu", "-4"), "There is no card '-4'"),
+    ((DANCER, "--gpu", "3090"), "There is no card '3090'"),  # not one of 3,090 GiB
+    ((DANCER, "--gpu", "RTX 5090"), "There is no card 'RTX 5090'"),
+    ((DANCER, "--frames", "0"), "--frames 0"),
+    ((DANCER, "--fps", "0"), "--fps 0"),
+    ((DANCER, "--dtype", "fp12"), "There is no precision 'fp12'"),
+    ((DANCER, "--revision", "v1"), "has no revisions"),
     ((DANCER, "--host", "0"), "host"),
     ((DANCER, "--size", "big"), "is not a size"),
     ((DANCER, "--model", "nobody/nothing"), "the hub cannot be asked for it without a network"),
@@ -225,7 +233,7 @@ def test_what_is_rehearsed_is_told(folder, monkeypatch):
 
 def test_a_full_disk_is_said(monkeypatch):
     def full(*args, **kwargs): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(sketch, "_offline", lambda name: False)
+    monkeypatch.setattr(sketch, "_offline", lambda name, revision: False)
     monkeypatch.setattr(sketch, "snapshot_download", full)
     with pytest.raises(UserError, match="no room on the disk to download 'a/b': free some space"): sketch.Sketch("a/b", CARD)
 
@@ -302,9 +310,9 @@ def test_a_folder_without_configurations(tmp_path):
 
 def test_known_models_are_read_offline():
     from sas_nb.plan import own_defaults
-    assert len(sketch.known_models()) == 4
+    assert set(known_models()) == set(HUB) and len(HUB) == 4
     assert own_defaults("Wan-AI/Wan2.2-TI2V-5B-Diffusers").num_frames == 121
-    sizes = {name: sketch.Sketch(name, CARD).download()/1e9 for name in sketch.known_models() if "A14B" not in name}
+    sizes = {name: sketch.Sketch(name, CARD).download()/1e9 for name in known_models() if "A14B" not in name}
     assert {k.split("-")[-2]: round(v) for k, v in sizes.items()} == {"1.3B": 29, "14B": 80, "5B": 34}
 
 
@@ -321,7 +329,7 @@ def test_two_experts_are_planned_for(tmp_path):
 
 def test_a_small_model_is_not_planned_for(monkeypatch):
     from sas_nb import plan
-    monkeypatch.setattr(plan, "plan", lambda *args: pytest.fail("the bound says that all fits"))
+    monkeypatch.setattr(plan, "plan", lambda *args, **how: pytest.fail("the bound says that all fits"))
     assert plan.fitting(VideoDiT.of("tiny"), (17, 64, 64)) == Memory()
 
 
@@ -329,9 +337,77 @@ def test_learn_refuses_with_the_plans_words(monkeypatch):
     from sas_nb import plan
     small = lambda device: Card("toy", .01, .1, .1, 1., device="cpu")
     monkeypatch.setattr(plan, "this_card", small)
-    monkeypatch.setattr(plan, "plan", lambda *args: type("P", (), dict(fits=False, __str__=lambda self: "It does not fit."))())
+    monkeypatch.setattr(plan, "plan", lambda *args, **how: type("P", (), dict(fits=False, __str__=lambda self: "It does not fit."))())
     with pytest.raises(UserError, match="does not fit"):
         learn(Clip(torch.rand(17, 3, 64, 64), 12.), ("a [v] man", "he is [u] dancing"), "tiny", run=Run(progress=False))
+
+
+@pytest.fixture
+def large(monkeypatch):
+    "A card on which everything has room, and a bound that does not say so."
+    from sas_nb import plan
+    monkeypatch.setattr(plan, "at_most", lambda *args: float("inf"))
+    monkeypatch.setattr(plan, "this_card", lambda device: CARD)
+    return plan
+
+
+def test_the_machine_beside_the_card_counts_too(folder, large, monkeypatch):
+    "Python alone needs more of the host than there is."
+    monkeypatch.setattr(large, "host_gib", lambda: 1.)
+    with pytest.raises(UserError, match="text needs .* GiB of host memory, and there are 1.0"):
+        large.fitting(VideoDiT.load(folder, "cpu"), SHAPE, RECIPE, phases=("text",))
+    monkeypatch.setattr(large, "host_gib", lambda: 8.)
+    assert large.fitting(VideoDiT.load(folder, "cpu"), SHAPE, RECIPE, phases=("text",)) == Memory()
+
+
+def test_too_little_host_memory_is_no_matter_of_the_card(folder):
+    from sas_nb.plan import plan
+    found = plan(str(folder), SHAPE, RECIPE, CARD, 1., phases=("text",))
+    assert not found.fits and found.instead.startswith(f"It would fit with {found.peak_host_gib:.1f} GiB of host memory (")
+
+
+def test_a_model_is_planned_for_as_it_was_loaded(folder, large, monkeypatch):
+    asked = []
+    monkeypatch.setattr(large, "plan", lambda *args: asked.append(args) or type("P", (), dict(fits=True, memory=Memory())))
+    dit = VideoDiT.load(folder, "cpu", dtype=torch.bfloat16)
+    dit.checkpoint.revision = "v1"
+    large.fitting(dit, SHAPE, RECIPE, n=3)
+    assert asked[0][-3:] == (torch.bfloat16, "v1", 3)
+
+
+@pytest.mark.parametrize("more", [dict(dtype=torch.float32), dict(n=3)], ids=str)
+def test_precision_and_number_of_concepts_count(folder, more):
+    "A model in fp32, and three concepts in one pass, need more than one in bf16."
+    job = Job(str(folder), SHAPE, RECIPE, CARD)
+    less, needs = (rehearsed(j, Memory(apart=True), "stage 2") for j in (job, replace(job, **more)))
+    weights = sum(p.numel() for p in wan_folder.random_transformer().parameters())
+    assert needs.card-less.card > (2*weights if "dtype" in more else .9*less.card-2*weights)
+    assert sum(needs.operations.values()) == pytest.approx(more.get("n", 1)*sum(less.operations.values()), rel=.01)
+    assert "n" in more or needs.operations.keys() == {32}
+
+
+def test_another_revision_is_asked_for(folder, monkeypatch):
+    "Also of a model whose configuration is shipped."
+    from sas_nb import plan
+    asked = []
+    monkeypatch.setattr(sketch, "_offline", lambda name, revision: asked.append(revision))
+    monkeypatch.setattr(sketch, "snapshot_download", lambda name, **how: asked.append(how["revision"]) or str(folder))
+    assert plan.plan(known_models()[0], SHAPE, RECIPE, CARD, revision="v1", phases=("text",)).fits
+    assert set(asked) == {"v1"}
+
+
+@pytest.mark.parametrize("name, gib, like, half", [
+    ("Tesla T4", 15, "t4", True), ("NVIDIA L4", 22, "l4", False), ("NVIDIA L40S", 45, "a100", False), ("NVIDIA T400 4GB", 4, "t4", True),
+    ("Tesla P100-PCIE-16GB", 16, "t4", True), ("NVIDIA GH200 480GB", 95, "h200", False), ("NVIDIA A100-SXM4-80GB", 79, "a100", False),
+    ("NVIDIA GeForce RTX 4090", 24, "4090", False)])
+def test_the_card_of_this_machine(monkeypatch, name, gib, like, half):
+    "Its memory and its precision are its own, its speed that of the nearest that is known."
+    about = type("About", (), dict(name=name, total_memory=gib*2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, gib*2**30))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: not half)
+    found = cards.this_card(torch.device("cuda"))
+    assert (found.name, found.gib, found.tflops, found.bf16) == (name, gib, cards.CARDS[like].tflops, not half)
 
 
 def test_readme_reads_the_table_of_cards(root):

@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 import road
+import wan_folder
 from sas_nb.clip import Clip
 from sas_nb.concept_file import updated
 from sas_nb.data import Examples
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
+from sas_nb.memory import Memory
 from sas_nb.rates import share_of_rate, word_lengths
 from sas_nb.recipe import earlier_stage, Recipe, WORD
 from sas_nb.checkpoint import differences
@@ -114,13 +116,39 @@ def test_a_recipe_that_lacks_a_number_of_today_is_refused(tmp_path):
 
 # A first look at a base
 
-def test_first_run_prints_what_to_look_at(tmp_path, capsys):
+@pytest.fixture
+def first_run(tmp_path, capsys):
+    "What the script says of five frames that grow lighter."
     spec = importlib.util.spec_from_file_location("first_run", Path(__file__).parents[1]/"scripts"/"first_run.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     frames = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).expand(5, -1, -1, -1)*torch.linspace(.5, 1, 5)[:, None, None, None]
     path = Clip(frames, 12.).save(tmp_path/"film.mp4")
-    script.main([str(path), "--steps", "2", "--batch", "1", "--prior", "0", "--rates", ".5", "1", "2"])
-    said = capsys.readouterr().out
+    def said(*args):
+        script.main([str(path), "--steps", "2", "--batch", "2", "--prior", "0", *args])
+        return capsys.readouterr().out
+    return said
+
+def test_first_run_prints_what_to_look_at(first_run):
+    said = first_run("--rates", ".5", "1", "2")
     assert said.count("x the recipe's rates") == 3 and said.count("appearance ") == said.count("motion ") == 3
     for words in ("lengths", "update/weights median", "loss by quarter", "own words are 8", "Look whether"): assert words in said, words
+
+@pytest.mark.parametrize("kind, memory", [("plain", dict(weights="int8", swapped=1)), ("experts", dict(weights="fp8"))])
+def test_first_run_is_fitted_into_the_machine(first_run, tmp_path, monkeypatch, kind, memory):
+    "As the plan says, in the size that was asked for: one sample in a pass, no encoder beside the transformer; a second look goes on."
+    from sas_nb import plan, train
+    sizes, passes = [], []
+    sparing = Memory(apart=True, checkpointing=True, at_once=1, **memory)
+    monkeypatch.setattr(plan, "fitting", lambda dit, shape, *args, **how: sizes.append(shape) or sparing)
+    backward = train._backward
+    def watched(trainer, batch, *how):
+        passes.append((len(batch.clean), trainer.dit.loaded & {"vae", "text_encoder"}))
+        return backward(trainer, batch, *how)
+    monkeypatch.setattr(train, "_backward", watched)
+    folder = wan_folder.write(tmp_path/"wan", kind)
+    args = "--model", str(folder), "--rates", "1", "--frames", "5", "--size", "32x48", "--dtype", "fp32", "--out", str(tmp_path/"look"), "--appearance", "a [v] man", "--motion", "he is [u] dancing"
+    said = first_run(*args)
+    assert sizes == [(5, 32, 48)] and "To fit: one part in memory after another" in said and "untested on real weights" in said
+    assert len(passes) == 2*2*2 and set(map(repr, passes)) == {"(1, set())"}
+    assert first_run(*args).split("rates")[1] == said.split("rates")[1] and len(passes) == 2*2*2

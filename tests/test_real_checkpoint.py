@@ -132,8 +132,29 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch):
         raise OSError("not here")
     monkeypatch.setattr("huggingface_hub.get_session", no_network)
     monkeypatch.setattr("sas_nb.hub._configuration", configuration)
-    assert defaults_of("nobody/nothing").fps == 16
+    with pytest.raises(UserError, match="without a network"): defaults_of("nobody/nothing")
     assert len(asked) == 1 and not read, "the hub's client would try for a minute"
+    assert defaults_of("nobody/nothing", download=False).fps == 16
+
+@pytest.mark.parametrize("name, numbers", [("Wan2.2-TI2V-5B", (121, 704, 1280, 24.)), ("Wan2.1-T2V-14B", (81, 480, 832, 16.))])
+def test_what_suits_a_known_model_is_known_without_a_network(monkeypatch, name, numbers):
+    monkeypatch.setattr("sas_nb.hub._offline", lambda *args: pytest.fail("asked the hub"))
+    for download in (True, False):
+        r = defaults_of(f"Wan-AI/{name}-Diffusers", download)
+        assert (r.num_frames, r.height, r.width, r.fps) == numbers
+
+def test_the_hub_is_asked_as_whoever_is_logged_in(monkeypatch):
+    "Or a gated model would be refused to those who may read it."
+    from sas_nb.hub import _offline
+    class Session:
+        def head(self, url, headers, **how):
+            told = {k.lower(): v for k, v in headers.items()}.get("authorization")
+            return type("Answer", (), dict(headers={} if told == "Bearer hf_ours" else {"X-Error-Code": "GatedRepo"}))
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setenv("HF_TOKEN", "hf_ours")
+    assert _offline("someone/gated") is False
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with pytest.raises(UserError, match="accepted its terms"): _offline("someone/gated")
 
 
 def parts(folder): return {k: getattr(load(folder).pipe, k) for k in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}

@@ -25,7 +25,7 @@ RECIPE = Recipe.default()
 
 def learned(job, dit):
     "A concept as `learn` gives it, its adapter, and the data of both stages."
-    clip, adapter, data = phases._data(job, dit)
+    (clip,), adapter, data = phases._data(job, dit)
     return Concept.of(adapter, 0, clip, phases._PROMPTS, job.recipe, dict(appearance=[], motion=[])), adapter, data
 
 

@@ -69,10 +69,12 @@ def room_for(concept:Concept, steps:int, preview:int, # sampling steps of a vide
     "How the concept's base makes videos here. Raises `UserError` where it cannot; nothing is loaded."
     dit = concept.base()
     shape = _shape(concept, num_frames, height, width)
-    job = Job(str(dit.name), shape, Recipe.default(), card or this_card(dit.device))
+    loaded = dit.checkpoint
+    how = dict(dtype=loaded.dtype, revision=loaded.revision) if loaded else {}
+    job = Job(str(dit.name), shape, Recipe.default(), card or this_card(dit.device), **how)
     bound = at_most(dit, shape, job.recipe)/GIB
     if bound < job.card.gib/2: return Room(dit.memory, sentence=f"{_what(job, bound, 'less than ')}.")
-    if dit.checkpoint is None: return Room(dit.memory)
+    if loaded is None: return Room(dit.memory)
     return _rehearsed(dit, job, None if card else host_gib(), steps, preview)
 
 # %% ../../nbs/explore/00_room.ipynb #7b04dd10
