@@ -61,7 +61,7 @@ def test_a_run_that_stopped_goes_on(house):
 
 def test_ctrl_c_is_the_scripts(house):
     "It writes its checkpoint before it ends, however long that takes; nothing after it begins."
-    (house.root/"slow.py").write_text("import os, signal, time, pathlib\ntry:\n    os.kill(os.getppid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n"
+    (house.root/"slow.py").write_text("import os, signal, time, pathlib\nsignal.signal(signal.SIGINT, signal.default_int_handler)\ntry:\n    os.kill(os.getppid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n"
                                       "except KeyboardInterrupt:\n    time.sleep(.6)\n    pathlib.Path('checkpoint').touch()\n    raise SystemExit(130)\n")
     stops = replace(house.artefacts[0], commands=("python slow.py",))
     with pytest.raises(UserError, match="oracles is not made"): replace(house, artefacts=(stops, *house.artefacts[1:])).rebuild()
