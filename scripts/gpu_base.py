@@ -184,7 +184,7 @@ class Drawing:
 
     def take(self, most: int) -> dict:
         "Copies of at most so many clips that are ready, as arrays by name; their slots are free again."
-        ready = np.flatnonzero(self.full)[:most]
+        ready = np.flatnonzero(self.full.copy())[:most]  # others fill slots meanwhile
         taken = {name: v[ready] for name, v in self.shared.items()}
         self.full[ready] = 0
         return taken

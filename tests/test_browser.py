@@ -196,7 +196,7 @@ def test_pin_and_save(page, served, shots):
     page.get_by_role("button", name=re.compile("^dan: ")).nth(1).press("Enter")
     page.get_by_role("slider", name=re.compile("look: how strong")).fill("1.1")
     page.wait_for_function("['appearance=1.1,', \"dance='dan'\"].every(t => document.querySelector('.sas-code pre').textContent.includes(t))")
-    page.wait_for_function("document.querySelector('.sas-screen [role=status]').textContent.startsWith('full')")
+    page.wait_for_selector(".sas-screen video[aria-label*=' x 1.1; dance of dan']")  # a preview is pinned as a picture
     page.get_by_role("button", name="Pin", exact=True).click()
     view(page, "Pinned")
     page.wait_for_selector(".sas-pin video")

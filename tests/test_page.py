@@ -350,6 +350,14 @@ def test_pins_show_their_seed(explorer):
     assert "seed 7" in explorer.pins.children[0].children[1].value and explorer.views.titles["pins"] == "Pinned (1)"
 
 
+def test_a_pin_is_of_what_is_seen_and_not_of_where_the_point_has_moved(explorer, monkeypatch):
+    seen = explorer.position
+    monkeypatch.setattr(explorer.worker, "ask", lambda *a, **k: None) # no new video
+    explorer.seed.value = seen.seed+7
+    explorer.pin()
+    assert explorer.position != seen and explorer.pins.children[-1].position == seen
+
+
 # What is served
 
 def test_a_page_in_store_waits_until_somebody_looks(studio, tmp_path):

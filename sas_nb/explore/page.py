@@ -191,6 +191,7 @@ def _show(e, p, asked:float, stale, quick:bool):
     if not kept: e.screen.note = _begin_note(e, quick)
     video = e.studio.render(p, quick, partial(_watch, e, stale, quick))
     e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
+    e.shown = p
     e.screen.details = _took(e.studio, time.perf_counter()-asked, quick, kept)
     what = f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}"
     e.screen.note = ". ".join([what, *e.studio.advice(p)])
@@ -261,9 +262,9 @@ def _caption(e, p)->iw.HTML:
 # %% ../../nbs/explore/04_page.ipynb #e51284f3
 @patch
 def pin(self:Explorer):
-    "Keep the present video to compare."
+    "Keep the video that is seen, to compare; the point may have moved on since."
     if not self.screen.data: return
-    p = self.position
+    p = self.shown
     film = Screen(**{k: getattr(self.screen, k) for k in ("film", "data", "label", "shape")})
     def unpin(): self.pins.children = tuple(c for c in self.pins.children if c is not card)
     buttons = box("row", button("Go there", "", partial(self.go, p)), button("Unpin", "", unpin))
