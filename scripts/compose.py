@@ -6,6 +6,7 @@
     python scripts/compose.py --part 0/2          # one of two processes that share the folder
     python scripts/compose.py --only-table        # measure and print what is there, and make nothing
     python scripts/compose.py --keep              # also write the rows to data/bench/compose.csv
+    python scripts/compose.py --method joint --add  # put these rows beside those that are kept there
 
 Every clip is kept in `--out` as soon as it is made, and so is every concept; a run that was stopped goes on.
 The whole of one gathering comes before the next, and the first gathering of every case before the second.
@@ -20,7 +21,7 @@ from sas_nb.dit import VideoDiT
 from sas_nb.files import check_names, UserError
 from sas_nb.lab.compared import Judge
 from sas_nb.lab.compose_bench import asked, Bench, Cast, METHODS, NULLS, rows, run
-from sas_nb.lab.compose_table import by_case, load_rows, methods_in, save_rows, summary
+from sas_nb.lab.compose_table import beside, by_case, load_rows, methods_in, save_rows, summary
 from sas_nb.lab.finder import Finder
 from sas_nb.lab.gatherings import CAST, gatherings
 from sas_nb.lab.oracles import Oracles
@@ -60,6 +61,7 @@ def main(
     share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th clip.")] = "0/1",
     only_table: Annotated[bool, typer.Option("--only-table", help="Make nothing.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help=f"Also write the rows to {KEPT}.")] = False,
+    add: Annotated[bool, typer.Option("--add", help=f"Put the rows beside those in {KEPT}.")] = False,
     model: str = "tiny",
     zoo: Annotated[str, typer.Option(help="Concepts of single subjects, as a folder.")] = "zoo",
     out: Annotated[Path, typer.Option(help="Where clips, concepts and rows are kept.")] = Path("out/compose"),
@@ -76,12 +78,13 @@ def main(
         table = out / "compose.csv"
         done = rows(bench, asks) if only_table else run(bench, asks, table, minutes, part(share))
         save_rows(done, table)
-        if keep: save_rows(done, KEPT)
-        text = words(load_rows(table)) if done else "There is no clip yet."
+        if add: done = beside(load_rows(KEPT), done)
+        if keep or add: save_rows(done, KEPT)
+        text = words(done) if done else "There is no clip yet."
         with atomic(out / "table.md") as tmp: tmp.write_text(text + "\n")
     spell_out()
     Console().print(Markdown(text.replace("<br>", " ")))
-    print(f"{len(done)} rows; written: {table}, {out / 'table.md'}" + (f", {KEPT}" if keep else ""))
+    print(f"{len(done)} rows; written: {table}, {out / 'table.md'}" + (f", {KEPT}" if keep or add else ""))
 
 
 if __name__ == "__main__": typer.run(main)
