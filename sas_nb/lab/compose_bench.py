@@ -122,6 +122,7 @@ COMPOSED |= {"masked by boxes": together_of("masked", "boxes"),
 COMPOSED |= {"joint": jointly(), "joint, stitched": jointly(.2, arrangement="stitched"),
              "joint, cut-outs": jointly(.2, arrangement="cutouts"),
              "joint, stitched, twice as long": jointly(.2, 2., arrangement="stitched")}
+COMPOSED |= {f"joint, stitched, share {s:g}": jointly(s, arrangement="stitched") for s in (.1, .33)}
 METHODS = NULLS | COMPOSED
 
 # %% ../../nbs/lab/33_compose_bench.ipynb #98e446a0
