@@ -80,6 +80,7 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
     """Say what the model would see of a video: which frames, which part of the picture, and what may spoil
     the training."""
     if picture: _check_picture(picture)
+    named_dtype(dtype) # told even where no picture is wanted
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     about = clip_size(model, revision=revision).about
     words = as_options(str(seen.report)) + f"\n  model    {model!r} {about}"*bool(about)

@@ -333,7 +333,7 @@ def command(*args):
     return CliRunner().invoke(app, list(map(str, args)))
 
 @pytest.mark.parametrize("args, says", [(("--size", "30x64"), "ask for 32x64"), (("--size", "big"), "is not a size"), (("--frames", "8"), "ask for 5 or 9"), (("--revision", "main"), "has no revisions"),
-                                        (("--dtype", "fp8", "--picture", "x.png"), "no precision 'fp8': choose fp32, bf16, fp16")])
+                                        (("--dtype", "fp8", "--picture", "x.png"), "no precision 'fp8': choose fp32, bf16, fp16"), (("--dtype", "fp8"), "no precision 'fp8'")])
 def test_the_command_says_what_does_not_fit(folders, tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
     answer = command("inspect", film(tmp_path/"film.mp4", 64, 64), "--model", folders["plain"], *args)
