@@ -23,6 +23,7 @@ from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counte
                             Quiet, Rank, Regularize, Revision, SampleEvery, SampleSteps, SaveEvery, Seed,
                             Settings, Sheet, Size, Start, Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits,
                             Weights, wishes)
+from .files import expanded, read_about
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
 from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
@@ -254,6 +255,7 @@ def export(concept:ConceptFolder, out:Annotated[Path, _TO],
     to load it."""
     written = load_concept(concept).export(out, format, split, words, licence)
     say("Wrote " + " and ".join(map(str, written)) + f". How to load: {out/'README.md'}")
+    if lost := read_about(expanded(out)/"export.json").get("lost"): say(lost)
 
 # %% ../nbs/parts/cli.ipynb #b7d24e90
 _MANY = typer.Argument(metavar="CONCEPTS...", show_default=False,
