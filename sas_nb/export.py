@@ -267,7 +267,7 @@ def _usage(concept, format, split, folded=None):
             + f"## {title}\n\nRun this in this folder, with sas_nb installed; it writes video.mp4.\n\n"
             f"```python\n{_program(concept, format, split, folded)}\n```\n\n{notes}\n")
 
-# %% ../nbs/parts/export.ipynb #f47424af
+# %% ../nbs/parts/export.ipynb #f47424ae
 def _words(concept)->str: return " and ".join(k for k, v in concept.tokens.items() if v.any())
 
 def _lost(concept, format, folded)->str: # empty where nothing is
@@ -278,6 +278,7 @@ def _lost(concept, format, folded)->str: # empty where nothing is
     if not folded.layers: return f"{words} are lost: folding them into the LoRA did not help."
     return f"Of what {words} change in samples, {100*folded.kept:.0f} % stays with plain prompts."
 
+# %% ../nbs/parts/export.ipynb #f47424af
 def _of_words(concept, folded)->str:
     "Where the words are, and what of them was lost."
     if not folded:
