@@ -23,6 +23,7 @@ from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counte
                             Quiet, Rank, Regularize, Revision, SampleEvery, SampleSteps, SaveEvery, Seed,
                             Settings, Sheet, Size, Start, Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits,
                             Weights, wishes)
+from .files import expanded, read_about
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
 from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
@@ -80,6 +81,7 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
     """Say what the model would see of a video: which frames, which part of the picture, and what may spoil
     the training."""
     if picture: _check_picture(picture)
+    named_dtype(dtype) # told even where no picture is wanted
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     about = clip_size(model, revision=revision).about
     words = as_options(str(seen.report)) + f"\n  model    {model!r} {about}"*bool(about)
@@ -253,6 +255,7 @@ def export(concept:ConceptFolder, out:Annotated[Path, _TO],
     to load it."""
     written = load_concept(concept).export(out, format, split, words, licence)
     say("Wrote " + " and ".join(map(str, written)) + f". How to load: {out/'README.md'}")
+    if lost := read_about(expanded(out)/"export.json").get("lost"): say(lost)
 
 # %% ../nbs/parts/cli.ipynb #b7d24e90
 _MANY = typer.Argument(metavar="CONCEPTS...", show_default=False,

@@ -170,6 +170,7 @@ def _write_about(concept, folder, format, split, folded):
     prompt = Prompt(concept.prompt).plain if folded else concept.prompt
     about = dict(base=concept.info["base"], prompt=prompt, format=format, split=split, sas_nb=__version__)
     if folded: about |= dict(words="folded", kept=round(folded.kept, 3))
+    if lost := _lost(concept, format, folded): about["lost"] = lost
     vectors = {k: v.contiguous() for k, v in concept.tokens.items()}
     if not folded: (folder/"tokens.safetensors").write_bytes(to_bytes(vectors))
     (folder/"README.md").write_text(_usage(concept, format, split, folded), "utf-8")
@@ -235,13 +236,12 @@ def _in_comfyui(concept, split, folded=None):
     "What is known of ComfyUI, and what is lost there."
     names = " and ".join(f"lora{end}.safetensors" for end in _ends(concept))
     files = f"both {names}, under other names," if split else names
-    words = " and ".join(k for k, v in concept.tokens.items() if v.any())
     text = (f"Copy {files} into ComfyUI/models/loras, and load it over the same base with the node "
             "`LoraLoaderModelOnly`, each over the model of its noise where there are two.\n\n"
             "Tried: diffusers loads these layer names, which are those of the "
             "authors' own code, and gets the same update. Not tried: ComfyUI itself, and whether it can "
             f"load the base `{concept.info['base']}`.\n\n")
-    if words and not folded:
+    if (words := _words(concept)) and not folded:
         text += (f"**{words} are lost there**, since their vectors are in tokens.safetensors, which ComfyUI "
                  "cannot read: leave these words out of the prompt, and expect less likeness. To "
                  "keep most of it, export with `words=\"folded\"`; to lose nothing, train with "
@@ -267,6 +267,17 @@ def _usage(concept, format, split, folded=None):
             + f"## {title}\n\nRun this in this folder, with sas_nb installed; it writes video.mp4.\n\n"
             f"```python\n{_program(concept, format, split, folded)}\n```\n\n{notes}\n")
 
+# %% ../nbs/parts/export.ipynb #f47424ae
+def _words(concept)->str: return " and ".join(k for k, v in concept.tokens.items() if v.any())
+
+def _lost(concept, format, folded)->str: # empty where nothing is
+    "What is lost of the words, in one sentence."
+    words = _words(concept)
+    if not words or not folded and format != "comfyui": return ""
+    if not folded: return f"{words} are lost in ComfyUI, which reads no vectors: folded ones are not."
+    if not folded.layers: return f"{words} are lost: folding them into the LoRA did not help."
+    return f"Of what {words} change in samples, {100*folded.kept:.0f} % stays with plain prompts."
+
 # %% ../nbs/parts/export.ipynb #f47424af
 def _of_words(concept, folded)->str:
     "Where the words are, and what of them was lost."
@@ -274,8 +285,7 @@ def _of_words(concept, folded)->str:
         return "The new words have vectors of their own, so the pipeline is given text as embeddings."
     if folded.kept == 1: return "The new words say nothing in this concept: plain prompts lose nothing."
     if not folded.layers: return "The new words are lost: folding them into the LoRA did not help."
-    words = " and ".join(k for k, v in concept.tokens.items() if v.any())
-    return (f"{words} are folded into how cross-attention reads the prompt: write plain prompts like the one "
-            f"above, in any program. **What was lost**: of what the words change in samples, "
+    return (f"{_words(concept)} are folded into how cross-attention reads the prompt: write plain prompts "
+            f"like the one above, in any program. **What was lost**: of what the words change in samples, "
             f"{100*folded.kept:.0f} % stays (squared distance of latents at equal noise, for the concept's "
             "own prompt and in another place). Prompts very unlike these were not measured.")

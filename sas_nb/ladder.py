@@ -7,7 +7,7 @@ __all__ = ['LADDER', 'wished', 'ways', 'autoencoder_ways', 'in_words']
 
 # %% ../nbs/parts/ladder.ipynb #e8c8ef40
 from dataclasses import replace
-from .memory import Memory
+from .memory import check_swapped, Memory
 
 # %% ../nbs/parts/ladder.ipynb #710a74d6
 LADDER = ({}, dict(apart=True), dict(checkpointing=True, at_once=1), dict(inputs_on_host=True),
@@ -29,6 +29,7 @@ def ways(depth:int,           # blocks of the transformer
          wishes:dict,         # see `wished`
         )->list[Memory]:
     "All ways, but for those of the autoencoder. Raises `UserError`."
+    check_swapped(wishes.get("swapped", 0), depth)
     way = {}
     found = []
     for change in LADDER:

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .fast import goes_back
 from .files import UserError
 from .lowbit import check_kind, FrozenLinear
-from .memory import Memory
+from .memory import check_swapped, Memory
 
 # %% ../nbs/parts/offload.ipynb #d736ea64
 def _locked(flat:Tensor)->Tensor:
@@ -145,9 +145,7 @@ def held(transformer:nn.Module)->str: # "own", "fp8" or "int8"
     return next((kind for kind in kinds if kind != "own"), "own")
 
 def _check_fit(blocks:list, memory:Memory, device:torch.device):
-    if memory.swapped > len(blocks):
-        raise UserError(f"swapped={memory.swapped} is more than the {len(blocks)} blocks of this model: set "
-                        f"at most {len(blocks)}.")
+    check_swapped(memory.swapped, len(blocks))
     if not blocks and memory.weights != "own":
         raise UserError(f"This model has no repeated blocks that could be held in {memory.weights}: set "
                         "weights='own'.")

@@ -44,11 +44,11 @@ def configuration_folder(name:str|Path, revision:str|None=None)->Path:
 
 # %% ../nbs/parts/sketch.ipynb #4e6ccb6a
 def _read(folder:Path, name:str, part:str)->dict:
-    file = folder/part
-    try: return json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"{str(name)!r} cannot be planned for, since its {part} is missing or damaged: "
-                        "give a folder with the configurations of a model in diffusers' layout.") from e
+    try: about = json.loads((folder/part).read_text("utf-8"))
+    except (OSError, ValueError): about = None
+    if isinstance(about, dict): return about
+    raise UserError(f"{str(name)!r} cannot be planned for, since its {part} is missing or damaged: "
+                    "give a folder with the configurations of a model in diffusers' layout.")
 
 _FILES = dict(transformer="transformer/config.json", vae="vae/config.json",
               text_encoder="text_encoder/config.json", scheduler="scheduler/scheduler_config.json")

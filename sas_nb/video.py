@@ -223,7 +223,8 @@ def preflight(
     fps:float|None=8, # frames per second, or None for the file's own
     size:tuple[int,int]|None=(64, 64), # height, width, or None for the file's own
     start:float=0., # seconds
+    rule:tuple[int,int]=(4, 1), # m and k: the model's clips have m n + k frames
 ) -> Preflight:
     """What `Clip.load` with the same arguments would give, and what to know before training on it.
     Raises `UserError` as it does."""
-    return read_video(path, num_frames, fps, size, start)[1]
+    return read_video(path, num_frames, fps, size, start, rule)[1]

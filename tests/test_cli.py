@@ -327,6 +327,15 @@ def test_export(trained, tmp_path, format, name):
     assert all((tmp_path / "two" / part / name).exists() for part in ("appearance", "motion"))
 
 
+def test_export_says_what_is_lost(trained, tmp_path):
+    assert "are lost" not in ok("export", trained, "--out", tmp_path / "one")
+    assert "[u] and [v] are lost in ComfyUI, which reads no vectors: folded ones are not." in " ".join(ok("export", trained, "--format", "comfyui", "--out", tmp_path / "two").split())
+    said = " ".join(ok("export", trained, "--words", "folded", "--out", tmp_path / "three").split())
+    assert re.search(r"Of what \[u\] and \[v\] change in samples, \d+ % stays|folding them into the LoRA did not help", said), said
+
+
+
+
 def raising(e):
     def f(*args, **kwargs): raise e
     return f

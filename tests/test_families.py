@@ -18,6 +18,7 @@ from sas_nb.flow import sample_times
 from sas_nb.learning import learn
 from sas_nb.recipe import Run
 from sas_nb.train import Trainer
+from sas_nb.video import preflight
 from sas_nb.wan import Wan, WanExperts, WanTI2V
 
 SIZE, PROMPTS = dict(num_frames=5, height=32, width=32), ("a [v] man in a red shirt", "he is [u] dancing")
@@ -322,7 +323,7 @@ def test_portrait_stays_portrait(folders, tmp_path, shape, size):
 def test_a_film_has_a_length_of_the_models_rule(tmp_path, rule, asked, got):
     path = film(tmp_path/"film.mp4", 32, 32, 10)
     clip = Clip.load(path, num_frames=asked, fps=16., rule=rule)
-    assert len(clip) == got
+    assert len(clip) == preflight(path, asked, 16., rule=rule).num_frames == got
     if rule == (8, 1): assert "8·1 + 1" in str(clip.report)
     with pytest.raises(UserError, match=r"needs 8n \+ 1 .*ask for 9 or 17"): Clip.load(path, num_frames=13, rule=(8, 1))
     with pytest.raises(UserError, match="a motion needs at least 17"): Clip.load(path, num_frames=33, fps=8., rule=(16, 1))
@@ -333,7 +334,7 @@ def command(*args):
     return CliRunner().invoke(app, list(map(str, args)))
 
 @pytest.mark.parametrize("args, says", [(("--size", "30x64"), "ask for 32x64"), (("--size", "big"), "is not a size"), (("--frames", "8"), "ask for 5 or 9"), (("--revision", "main"), "has no revisions"),
-                                        (("--dtype", "fp8", "--picture", "x.png"), "no precision 'fp8': choose fp32, bf16, fp16")])
+                                        (("--dtype", "fp8", "--picture", "x.png"), "no precision 'fp8': choose fp32, bf16, fp16"), (("--dtype", "fp8"), "no precision 'fp8'")])
 def test_the_command_says_what_does_not_fit(folders, tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
     answer = command("inspect", film(tmp_path/"film.mp4", 64, 64), "--model", folders["plain"], *args)

@@ -92,14 +92,17 @@ def test_words_that_say_nothing_are_folded_at_once(concept):
     assert fold_words(mute) == Folded({}, 0, 1.)
 
 def test_the_readme_says_what_was_lost_and_the_header_what_it_is(concept, quick, folded, tmp_path):
+    concept = replace(concept, info=concept.info | dict(revision="0123abc"))
     folder, = concept.export(tmp_path/"e", "comfyui", words="folded", licence="CC0-1.0")
     with safe_open(folder/"lora.safetensors", "pt") as f: said = f.metadata()
     tensors = load_file(folder/"lora.safetensors")
     assert said["licence"] == said["modelspec.license"] == "CC0-1.0" and said["prompt"] == concept.prompt
+    assert (said["base"], said["revision"]) == (concept.info["base"], "0123abc")
     assert json.loads(said["recipe"]) == concept.info["recipe"] and said["ss_network_dim"] == said["rank"] == "8"
     assert said["modelspec.hash_sha256"] == export._hash(tensors) and said["modelspec.hash_sha256"].startswith("0x")
     assert {v.shape[0] for k, v in tensors.items() if "lora_A" in k} == {8}, "one rank, since loaders differ about others"
     about, words = json.loads((folder/"export.json").read_text()), (folder/"README.md").read_text()
+    assert f"{100*folded.kept:.0f} % stays" in about["lost"]
     assert about["words"] == "folded" and about["kept"] == round(folded.kept, 3) and "[v]" not in about["prompt"]
     assert f"{100*folded.kept:.0f} % stays" in words and "lost there" not in words and not (folder/"tokens.safetensors").exists()
 

@@ -148,6 +148,7 @@ DANCER = "data/clips/dancer.mp4"
     ((DANCER, "--size", "big"), "is not a size"),
     ((DANCER, "--model", "nobody/nothing"), "the hub cannot be asked for it without a network"),
     ((DANCER, "--weights", "fp4"), "must be 'own' or 'fp8' or 'int8'"),
+    ((DANCER, "--swapped", "99"), "swapped=99 is more than the"),
     ((DANCER, "--inputs-on-host", "--no-checkpointing"), "add --checkpointing"),
     ((DANCER, "--model", "no folder"), "There is no model folder"),
     (("nowhere.mp4",), "nowhere.mp4"),
@@ -304,8 +305,9 @@ def test_wishes_that_cannot_be(costs, tmp_path):
 
 def test_a_folder_without_configurations(tmp_path):
     with pytest.raises(UserError, match="cannot be planned for"): sketch.Sketch(tmp_path, CARD)
-    (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be planned for"): sketch.Sketch(tmp_path, CARD)
+    for half in ("{", "[]", "null"):
+        (tmp_path / "model_index.json").write_text(half)
+        with pytest.raises(UserError, match="cannot be planned for"): sketch.Sketch(tmp_path, CARD)
 
 
 def test_known_models_are_read_offline():

@@ -135,6 +135,14 @@ def test_elsewhere_it_is_kept_here(monkeypatch):
     assert space["HOME"] == Path("runs")
 
 
+@pytest.mark.parametrize("size", [(320, 512), (512, 320), (64, 64)])
+def test_an_upright_film_stays_upright(size):
+    (cell,) = [c.source for c in nbformat.read(NOTEBOOK, 4).cells if "def turned" in c.source]
+    (function,) = [n for n in ast.parse(cell).body if isinstance(n, ast.FunctionDef)]
+    exec(ast.unparse(function), space := dict(SIZE=size))
+    assert space["turned"](1920, 1080) == (max(size), min(size)) and space["turned"](720, 1280) == (min(size), max(size))
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = wan_folder.write(tmp_path_factory.mktemp("wan"))
