@@ -7,7 +7,7 @@ __all__ = ['AsJson', 'main', 'models', 'inspect', 'plan', 'train', 'generate', '
 
 # %% ../nbs/parts/cli.ipynb #06764a38
 from dataclasses import replace
-import json
+import filecmp, json
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -15,9 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from . import __version__
-from .answers import draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned, totals
+from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned,
+                            words_table)
+from .cache import data_path
 from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_clip,
                             load_concept)
+from .files import expanded
 from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Dtype, Fps,
                             Frames, InputsOnHost, Lr, Model, Named, named_dtype, named_model, PriorPrompt,
                             Quiet, Rank, Regularize, Revision, SampleEvery, SampleSteps, SaveEvery, Seed,
@@ -48,15 +51,15 @@ def main(version:Annotated[bool, _VERSION]=False):
     "Learn how a subject looks and moves from one video; then generate, edit and export it."
 
 # %% ../nbs/parts/cli.ipynb #99e95ade
-_LIST = typer.Option(metavar="MODEL", help="List the words that this model knows, and nothing else.",
+_LIST = typer.Option(metavar="MODEL", help="List the words that this model knows, by kind, and nothing else.",
                      show_default=False)
 
 @command("sas-nb models", "sas-nb models --words tiny",
          "sas-nb train film.mp4 --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers ...")
 def models(words:Annotated[Optional[str], _LIST]=None):
     "List models to train on, and say which are on this machine."
-    from sas_nb.known_models import models_table, words_of
-    if words: return say(" ".join(words_of(words)))
+    from sas_nb.known_models import by_kind, models_table, words_of
+    if words: return say(by_kind(words_of(words)))
     table, note = models_table()
     show(table)
     say(note)
@@ -151,7 +154,7 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
                sample_steps=sample_steps)
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     loaded = named_model(model, dtype, revision) if dtype or revision else model
-    _learn(seen, prompts, loaded, chosen, run, sheet, wish)
+    _learn(clip, seen, prompts, loaded, chosen, run, sheet, wish)
 
 # %% ../nbs/parts/cli.ipynb #f8321628
 def _run(out, **given): # a `Run` of what was given
@@ -165,14 +168,21 @@ def _fitted(model, shape, recipe, wish, progress): # shape of a `Clip`
     T, _, H, W = shape
     return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish, progress=progress)
 
-def _note(model):
-    if about := clip_size(model, download=False).about: say(f"Note: {model!r} {about}.", err=True)
+# %% ../nbs/parts/cli.ipynb #7b0c1e6b
+def _is_shipped(film:Path)->bool:
+    "Is this an example clip, or a copy of one?"
+    if not (film := expanded(film)).is_file(): return False
+    return any(filecmp.cmp(film, known, shallow=False) for known in data_path("clips").glob("*.mp4"))
+
+def _note(model, film):
+    about = clip_size(model, download=False).about
+    if about and not _is_shipped(film): say(f"Note: {model!r} {about}.", err=True)
 
 # %% ../nbs/parts/cli.ipynb #476acd4c
-def _learn(clip, prompts, model, recipe, run, sheet, wish): # the last one as of `wishes`
+def _learn(film, clip, prompts, model, recipe, run, sheet, wish): # the last one as of `wishes`
     from sas_nb.learning import learn
     for words in clip.report.warnings: caution(as_options(f"{words}."))
-    if run.progress: _note(getattr(model, "name", model))
+    if run.progress: _note(getattr(model, "name", model), film)
     check_writable(run.out, folder=True)
     if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish, run.progress))
     before = log_of(run.out)
@@ -225,17 +235,17 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
     say(f"Wrote {clip.save(out)}: {len(clip)} frames, {clip.fps:g} per second.")
 
 # %% ../nbs/parts/cli.ipynb #fe99f2e4
-_LAYERS = typer.Option("--layers", help="Also how far each layer was moved.")
+_LAYERS = typer.Option("--layers", help="Also how far each layer was moved, and how long the new words are.")
 
 @command("sas-nb info run", "sas-nb info run --layers", "sas-nb info run --json")
 def info(concept:ConceptFolder, layers:Annotated[bool, _LAYERS]=False, as_json:AsJson=False):
-    "Show a concept: where it came from, and how far the model was moved."
+    "Show a concept: its prompts, and where it came from."
     c = load_concept(concept)
     norms = c.norms()
     if as_json: return say(json.dumps(c.info | dict(norms=norms), indent=1))
     table = Table("", "", title="Provenance", show_header=False)
-    for name, words in (*provenance(c), *totals(norms)): table.add_row(Text(name), Text(str(words)))
-    show(table, *[norms_table(norms)]*layers)
+    for name, words in provenance(c): table.add_row(Text(name), Text(str(words)))
+    show(table, *[norms_table(norms), words_table(c.tokens)]*layers)
 
 # %% ../nbs/parts/cli.ipynb #54662201
 _SPLIT = typer.Option("--split", help="Two adapters, appearance and motion, instead of one.")

@@ -6,9 +6,10 @@
     python scripts/rebuild.py --only zoo --only responses
     python scripts/rebuild.py --stamp explore        # note that these files are of what is there now
 
-data/made.json says of every artefact what made it: the fingerprint of the base's weights, the name of its
-world, and a hash of each other artefact that was read. What has the same today is fresh, and is skipped. A
-run that was stopped goes on with the artefact it was at, whose script goes on where it was.
+data/made.json says of every artefact what made it: one fingerprint of all the base's weights (text encoder,
+transformer, autoencoder; `sas-nb info` shows the transformer's own), the name of its world, a hash of each
+other artefact that was read. What has the same today is fresh, and is skipped. A run that was stopped goes on
+with the artefact it was at, whose script goes on where it was.
 """
 import hashlib, json, re, shlex, signal, subprocess, sys, textwrap
 from collections.abc import Callable
@@ -239,6 +240,10 @@ def earlier(root: Path) -> list[str]:
     return lines
 
 
+WHOLE = ("A base's fingerprint is of all its weights: text encoder, transformer, autoencoder. `sas-nb info` "
+         "shows the transformer's own, which differs.")
+
+
 def say_stale(house: House) -> bool:
     "Print what is stale, by what is wrong with it; whether there is anything."
     by_reason = {}
@@ -246,6 +251,7 @@ def say_stale(house: House) -> bool:
     for why, names in by_reason.items():
         lines = textwrap.wrap(f"{why}: {', '.join(names)}", 110, break_on_hyphens=False)
         print("\n  ".join(lines))
+    if any("of another base" in why for why in by_reason): print(WHOLE)
     end = "`make rebuild` makes these anew; the library works as it is." if by_reason else "Nothing is stale."
     print(end)
     return bool(by_reason)

@@ -107,9 +107,9 @@ def test_so_is_a_run_that_goes_on(dit, tmp_path, monkeypatch):
 def test_a_concept_and_its_description_say_which_weights(dit, tmp_path):
     from sas_nb.answers import provenance
     made = learn(Clip(torch.rand(5, 3, 64, 64), 12), ("a [v] man", "he is [u] dancing"), dit, Recipe.paper().with_(both=dict(steps=0, prior=0), rank=2), Run(progress=False))
-    assert made.info["base_version"] == "tiny 1" and "tiny (tiny 1, weights " in dict(provenance(made))["base"]
+    assert made.info["base_version"] == "tiny 1" and "tiny (tiny 1, weights of its transformer: " in dict(provenance(made))["base"]
     older = replace(made, info=made.info | dict(fingerprint=TINY_0))
-    assert f"tiny ({told(older.info)}, weights {TINY_0})" == dict(provenance(older))["base"]
+    assert f"tiny ({told(older.info)}, weights of its transformer: {TINY_0})" == dict(provenance(older))["base"]
     again = Concept.load(made.save(tmp_path/"c"))
     assert again.info["base_version"] == "tiny 1"
     (tmp_path/"c/concept.json").write_text(json.dumps(json.loads((tmp_path/"c/concept.json").read_text()) | dict(base_version=3)))

@@ -17,7 +17,7 @@ from sas_nb import __version__, cli
 from sas_nb.answers import changes
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
-from sas_nb.known_models import HUB
+from sas_nb.known_models import by_kind, HUB, words_of
 from sas_nb.prompt import Prompts
 from sas_nb.memory import Memory
 from sas_nb.recipe import Recipe, Run
@@ -129,6 +129,26 @@ def test_an_unknown_word_is_one_sentence_with_a_command_that_lists_all(trained, 
     said = " ".join(result.output.split())
     assert result.exit_code == 1 and f"'tiny' does not know '{word}'{near}: `sas-nb models --words tiny` lists" in said and len(said) < 160
     assert {"forest", "[u]"} <= set(ok("models", "--words", "tiny").split())
+
+
+def test_the_words_of_a_base_are_listed_by_kind():
+    lines = dict(line.split(":", 1) for line in ok("models", "--words", "tiny").splitlines())
+    assert lines["New words"].split() == ["[v]", "[u]"] and "woman" in lines["People"] and "dancing" in lines["Movements"] and "night" in lines["Light"] and "snow" in lines["Scenes"]
+    words = words_of("tiny")
+    assert sorted(" ".join(lines.values()).split()) == sorted(words)  # each word once, none lost
+    assert set(lines["Others"].split()) <= {"a", "an", "and", "are", "at", "holding", "in", "is", "on", "the", "wearing"}
+    many = [*words, *(f"word{i}" for i in range(200))]
+    assert by_kind(many) == " ".join(many)  # a base of a whole language: a plain list
+
+
+def test_a_note_on_real_films_is_not_for_shipped_ones(dancer, tmp_path, monkeypatch):
+    monkeypatch.setattr("sas_nb.learning.learn", lambda *a: 1/0)
+    copy, other = tmp_path / "my copy.mp4", tmp_path / "other.mp4"
+    copy.write_bytes(dancer.read_bytes())
+    Clip.load(dancer).save(other)
+    for film, noted in ((dancer, False), (copy, False), (other, True)):
+        assert ("a real film becomes a smear" in call("train", film, *PROMPTS, "--out", tmp_path / "run").output) == noted, film
+    assert "Note" not in call("train", other, *PROMPTS, "--out", tmp_path / "run", "--quiet").output
 
 
 def test_models_says_what_is_here():
@@ -308,7 +328,10 @@ def test_info(trained):
     assert "appearance |A B1|" in output and "motion |A B2|" in output and "A1" not in output
     words = " ".join(re.findall(r"[^\s│]+", output))
     assert "default, changed" in output and "rank 2 instead of 8, stage1.steps 1 instead of 75" in words and "both.batch 1 instead of 8" in words
-    assert output.index("Provenance") < output.index("How far each layer") and next(iter(norms)) not in ok("info", trained)
+    assert output.index("Provenance") < output.index("How far each layer") < output.index("norm of its vector")
+    assert "Compare appearance with motion" in " ".join(output.split()) and f"weights of its transformer: {about['fingerprint']}" in words
+    short = ok("info", trained)
+    assert next(iter(norms)) not in short and "norm" not in short and "|A B" not in short  # numbers without a scale only where asked for
 
 
 @pytest.mark.parametrize("recipe, says", [

@@ -350,6 +350,17 @@ def test_pins_show_their_seed(explorer):
     assert "seed 7" in explorer.pins.children[0].children[1].value and explorer.views.titles["pins"] == "Pinned (1)"
 
 
+def test_an_empty_view_of_pins_says_what_to_do_and_their_number_is_kept(explorer):
+    assert "Pin" in explorer.unpinned.value and explorer.views.titles["pins"] == "Pinned"
+    explorer.pin(); explorer.pin()
+    assert explorer.unpinned.value == "" and explorer.views.titles["pins"] == "Pinned (2)"
+    for left in ("Pinned (1)", "Pinned"):
+        _, unpin = explorer.pins.children[0].children[2].children
+        unpin.click()
+        assert explorer.views.titles["pins"] == left
+    assert "Pin" in explorer.unpinned.value
+
+
 def test_a_pin_is_of_what_is_seen_and_not_of_where_the_point_has_moved(explorer, monkeypatch):
     seen = explorer.position
     monkeypatch.setattr(explorer.worker, "ask", lambda *a, **k: None) # no new video

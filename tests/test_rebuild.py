@@ -118,6 +118,14 @@ def test_of_another_base_all_of_it_is_stale():
     assert all(f"of another base ({noted[n]['base']}, now {'f'*16})" in stale[n] for n in stale if "base" in noted.get(n, ()))
 
 
+def test_what_a_fingerprint_is_of_is_said(capsys):
+    house = rebuild.here()
+    assert rebuild.say_stale(again(house, base=lambda root: "f"*16)) and "`sas-nb info` shows the transformer's own" in " ".join(capsys.readouterr().out.split())
+    small = again(house)
+    small.stale = lambda: dict(page="nobody noted what made it")
+    assert rebuild.say_stale(small) and "sas-nb info" not in capsys.readouterr().out  # only where one is named
+
+
 def test_the_commands_options_are_known(root):
     "A rehearsal of the list would take days; that its scripts take these options is a second each."
     for a in rebuild.ARTEFACTS:

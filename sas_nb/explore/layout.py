@@ -36,7 +36,7 @@ def _maps(e)->list[iw.Box]:
 def _views(e)->list[iw.Box]:
     keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.code]
     return [_view("faces", e.takes, e.faces), _view("maps", *_maps(e)), _view("table", e.table),
-            _view("line", box("row", *e.ends), e.parted, e.line, e.way), _view("pins", e.pins),
+            _view("line", box("row", *e.ends), e.parted, e.line, e.way), _view("pins", e.unpinned, e.pins),
             _view("keep", *keep)]
 
 # %% ../../nbs/explore/03_layout.ipynb #8c3d265d

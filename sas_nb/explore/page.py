@@ -15,7 +15,7 @@ import ipywidgets as iw
 import traitlets as tr
 from fastcore.basics import patch
 from PIL import Image
-from .controls import add_controls, button
+from .controls import add_controls, button, show_pins
 from .layout import box, layout, opened, Room
 from .links import link_all
 from .sights import ask_for_faces
@@ -266,12 +266,11 @@ def pin(self:Explorer):
     if not self.screen.data: return
     p = self.shown
     film = Screen(**{k: getattr(self.screen, k) for k in ("film", "data", "label", "shape")})
-    def unpin(): self.pins.children = tuple(c for c in self.pins.children if c is not card)
+    def unpin(): show_pins(self, [c for c in self.pins.children if c is not card])
     buttons = box("row", button("Go there", "", partial(self.go, p)), button("Unpin", "", unpin))
     card = box("pin", film, _caption(self, p), buttons)
     card.position = p
-    self.pins.children = (*self.pins.children, card)
-    self.views.titles = self.views.titles | dict(pins=f"Pinned ({len(self.pins.children)})")
+    show_pins(self, [*self.pins.children, card])
 
 # %% ../../nbs/explore/04_page.ipynb #656761aa
 @patch
