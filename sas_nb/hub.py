@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 import errno, hashlib, inspect, json, warnings
-import torch
+import diffusers, torch
 from torch import Tensor
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from fastcore.basics import patch
@@ -78,9 +78,10 @@ def _configuration(source:str, local_files_only:bool=False,
                  for p, kind in there.items()}
     return index, parts.get("transformer", {}), parts.get("vae", {})
 
-def whole(part:str, configuration:dict)->dict:
-    "A part's configuration with diffusers' own values for what it does not say."
-    own = inspect.signature(_KINDS[part].__init__).parameters
+def whole(configuration:dict)->dict:
+    "A part's configuration with its class's own values for what it does not say."
+    kind = getattr(diffusers, str(configuration.get("_class_name")), dict)
+    own = inspect.signature(kind.__init__).parameters
     return {k: p.default for k, p in own.items() if p.default is not p.empty} | configuration
 
 # %% ../nbs/parts/hub.ipynb #d1a65318

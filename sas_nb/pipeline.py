@@ -53,8 +53,7 @@ class LazyPipeline:
         self._pipe = None if self.checkpoint else pipe
         # in memory, without weights, and names of files (see `weights_names`)
         self._parts, self._outlines, self.stored = {}, {}, {}
-        self.configuration = dict(pipeline=about[0], transformer=whole("transformer", about[1]),
-                                  vae=whole("vae", about[2]))
+        self.configuration = dict(pipeline=about[0], transformer=whole(about[1]), vae=whole(about[2]))
         self.experts = self.family.experts(self.configuration)
         self.defaults = defaults or GenerationConfig(**self.family.defaults(*about))
         self.name = self.lasting_name = name # the last one means the same from everywhere

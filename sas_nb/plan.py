@@ -214,8 +214,8 @@ def _other_means(job): # smaller models, then larger cards
 
 # %% ../nbs/parts/plan.ipynb #c269d6aa
 def _weights_of(sketch:Sketch)->int: # about in proportion to those of its transformer
-    c = sketch.configurations["transformer"]
-    return c["num_layers"]*(c["num_attention_heads"]*c["attention_head_dim"])**2
+    c = sketch.family.work(sketch.configurations)
+    return c["blocks"]*c["width"]**2
 
 # %% ../nbs/parts/plan.ipynb #47adb4e2
 def disk_bytes(job:Job)->int:
@@ -256,16 +256,12 @@ def fitting(dit:VideoDiT,
 def at_most(dit:VideoDiT, shape:tuple[int, int, int], recipe:Recipe, n:int=1)->float: # bytes
     "What a run cannot need more than, without any saving."
     (T, H, W) = shape
-    c = dit.configuration["transformer"]
-    v = dit.configuration["vae"]
-    d = c["num_attention_heads"]*c["attention_head_dim"]
-    heads = c["num_attention_heads"]
-    _, *latent = dit.family.latents_of(dit.configuration, *shape)
-    tokens = math.prod(latent)/math.prod(c["patch_size"])
+    c = dit.family.work(dit.configuration)
+    tokens = math.prod(dit.family.grid(dit.configuration, *shape))
     samples = max(16, min(Memory().at_once, n*max(s.batch for s in recipe.stages))) # 16 of a prior
-    blocks = c["num_layers"]*samples*tokens*(24*d+4*c["ffn_dim"])*5
-    scores = 0 if dit.device.type == "cuda" else 3*4*samples*heads*tokens**2
-    clips = 8*T*H*W*v["base_dim"]*4*16
+    blocks = c["blocks"]*samples*tokens*(24*c["width"]+4*c["hidden"])*5
+    scores = 0 if dit.device.type == "cuda" else 3*4*samples*c["heads"]*tokens**2
+    clips = 8*T*H*W*c["codec"]*4*16
     return 3*_weights(dit)+max(blocks+scores, clips)
 
 # %% ../nbs/parts/plan.ipynb #6ccc2eee

@@ -11,11 +11,10 @@ import math
 # %% ../nbs/parts/shorter.ipynb #8942a861
 def pass_products(sketch, shape:tuple[int, int, int])->float: # a `Sketch`; frames, height, width
     "Multiplications of one pass of the transformer over a clip, but for what is done to its text."
-    c = sketch.configurations["transformer"]
-    d = c["num_attention_heads"]*c["attention_head_dim"]
-    _, *latent = sketch.family.latents_of(sketch.configurations, *shape)
-    tokens = math.prod(latent)/math.prod(c["patch_size"])
-    return c["num_layers"]*tokens*(6*d**2+2*d*c["ffn_dim"]+2*tokens*d)
+    c = sketch.family.work(sketch.configurations)
+    d = c["width"]
+    tokens = math.prod(sketch.family.grid(sketch.configurations, *shape))
+    return c["blocks"]*tokens*(6*d**2+2*d*c["hidden"]+2*tokens*d)
 
 # %% ../nbs/parts/shorter.ipynb #9ab698ff
 _CODEC = "encoding", "decoding" # phases whose work is in proportion to the pixels

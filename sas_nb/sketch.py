@@ -81,7 +81,7 @@ class Sketch(Checkpoint):
         self.offline = True
         self.counted = counted
         self.layers = layers
-    depth = property(lambda self: self.configurations["transformer"].get("num_layers", 40))
+    depth = property(lambda self: self.family.work(self.configurations)["blocks"])
 
 # %% ../nbs/parts/sketch.ipynb #00aafcca
 def _precision(card:Card)->torch.dtype: # as `best_dtype` says on such a card

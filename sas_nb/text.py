@@ -73,7 +73,7 @@ def read_once(dit, plain:list[str])->list[Tensor]: # (1, L, D) each, on the CPU
     texts = {p: in_cache(*who, p) for p in plain}
     new = [p for p, text in texts.items() if text is None]
     rows = dict(zip(new, dit.embed(new).split(1))) if new and dit.memory.apart else {} # in one pass
-    def make(p): return dict(text=trim(rows[p]) if p in rows else dit.embed(p))
+    def make(p): return dict(text=dit.family.text.short(rows[p]) if p in rows else dit.embed(p))
     for p in new: texts[p] = cached(partial(make, p), *who, p)
     for p, text in texts.items(): dit.texts.setdefault(p, text["text"][0].to(dit.device, dit.dtype))
     return [texts[p]["text"] for p in plain]

@@ -119,6 +119,22 @@ class _Layout(_Sizes):
     @staticmethod
     def experts(configuration:dict)->tuple[Expert, ...]: return (Expert("all", "transformer"),)
 
+# %% ../nbs/parts/wan.ipynb #1af74e82
+_OWN = dict(num_layers=40, num_attention_heads=40, attention_head_dim=128, ffn_dim=13824) # diffusers' own
+
+class _Work:
+    "How much there is to compute."
+    @staticmethod
+    def work(configuration:dict)->dict[str, int]: # blocks, their width, heads, hidden width; see `codec`
+        c = _OWN | configuration["transformer"]
+        return dict(blocks=c["num_layers"], heads=c["num_attention_heads"], hidden=c["ffn_dim"],
+                    width=c["num_attention_heads"]*c["attention_head_dim"],
+                    codec=configuration["vae"].get("base_dim", 96)) # channels of the autoencoder's pixels
+    @classmethod
+    def grid(cls, configuration:dict, T:int, H:int, W:int)->tuple: # of tokens
+        patches = configuration["transformer"].get("patch_size") or (1, 2, 2)
+        return tuple(n//p for n, p in zip(cls.latents_of(configuration, T, H, W)[1:], patches))
+
 # %% ../nbs/parts/wan.ipynb #f9bb88d0
 class _Parts:
     "How the parts of a Wan pipeline are called."
@@ -166,7 +182,7 @@ class _Times:
         return scheduler
 
 # %% ../nbs/parts/wan.ipynb #aa299540
-class Wan(_Parts, _Times, _Layout):
+class Wan(_Parts, _Times, _Work, _Layout):
     "Wan 2.1, of any size."
     name = "Wan 2.1"
     pipeline = WanPipeline

@@ -174,13 +174,11 @@ def masked(parts:list[Part], prompts:Prompts, places:list[Box])->Placed:
 def regions_of(placed:Placed)->Regions:
     "Shares of tokens, for the size and the prompts that were asked for."
     dit = placed.base()
-    _, *latents = dit.family.latents_of(dit.configuration, *placed.asked["size"])
-    patches = dit.configuration["transformer"].get("patch_size") or (1, 2, 2)
+    grid = dit.family.grid(dit.configuration, *placed.asked["size"])
     owners = {w: i for i, s in enumerate(placed.subjects) for w in s.placeholders}
     prompts = [p.placeholders for p in placed.asked["prompts"]]
     n = len(placed.subjects)
     words = word_shares(prompts + [()]*len(prompts), owners, n) # negatives come last
-    grid = tuple(k//p for k, p in zip(latents, patches))
     by_words = placed.places == "words"
     video = torch.full((n, math.prod(grid)), 1/n) if by_words else box_shares(placed.places, grid)
     return Regions(video, words, rf"{dit.family.cross_attention}\.(to_k|to_v)")

@@ -74,6 +74,7 @@ ARTEFACTS = (
     Artefact("compose", (*_JUDGED, "finder"), ("data/bench/compose.csv",),
              ("python scripts/compose.py --keep --out out/compose-{base}",), 700),
     Artefact("experts", _JUDGED, ("data/bench/experts.csv",), ("python scripts/experts.py",), 60),
+    Artefact("words", ("base", "oracles"), ("data/bench/words.csv",), ("python scripts/words.py",), 30),
     Artefact("demo", ("base", "clips"), ("nbs/images/demo.png",),
              ("python scripts/demo.py --out out/demo-{base}",
               "cp out/demo-{base}/sheet.png nbs/images/demo.png"), 3),
@@ -93,7 +94,8 @@ EARLIER = ("data/bench/regularisers.csv", "data/bench/regularisers.json", "data/
 WORDS = {"oracles": "Oracles", "finder": "Finder", "zoo": r"load_zoo|['\"]zoo\b", "report": r"report\.json",
          "responses": r"response\.csv|controls\.json|carried\.json", "table": r"bench/table|kept\(\"table",
          "long": r"kept\(\"long", "ablation": r"kept\(\"abl", "choice": r"kept\(\"tune", "clips": r"clips/",
-         "compose": r"compose\.csv", "experts": r"experts\.csv"}
+         "compose": r"compose\.csv", "experts": r"experts\.csv",
+         "words": r"words\.csv"}
 BASE = r"['\"]tiny\b|--model tiny|(?<!def )\blearn(_many|_together)?\(|sas_nb\.cli"
 
 

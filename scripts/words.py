@@ -74,7 +74,7 @@ def rows_file(recipe: Recipe) -> Path:
 
 
 def main(
-    people: Annotated[int, typer.Option(help="Held-out people, from the first.")] = 4,
+    people: Annotated[int, typer.Option(help="Held-out people, from the first.")] = 3,
     steps1: Annotated[int | None, typer.Option(help="Of the first stage; the recipe's if left out.")] = None,
     steps2: Annotated[int | None, typer.Option(help="Of the second stage.")] = None,
     sampling_steps: Annotated[int | None, typer.Option(help="Of each clip; the base's if left out.")] = None,

@@ -1,11 +1,12 @@
 """Each family is its stock pipeline, with and without a concept; its numbers are its authors'; what does not fit is refused in one sentence."""
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 import pytest, torch
 from diffusers import WanPipeline
 import road
 import wan_folder as wan
-from sas_nb import advice
+from sas_nb import advice, hub
 from sas_nb.advice import checked_size, GenerationConfig, size_for
 from sas_nb.experts import split_name
 from sas_nb.clip import Clip
@@ -16,7 +17,9 @@ from sas_nb.family import known_family
 from sas_nb.files import UserError
 from sas_nb.flow import sample_times
 from sas_nb.learning import learn
-from sas_nb.recipe import Run
+from sas_nb.memory import Memory
+from sas_nb.recipe import Recipe, Run
+from sas_nb.text import read_once
 from sas_nb.train import Trainer
 from sas_nb.video import preflight
 from sas_nb.wan import Wan, WanExperts, WanTI2V
@@ -415,6 +418,10 @@ class Other(Wan):
     @classmethod
     def latents_of(cls, configuration, T, H, W): return 7, (T-1)//8+1, H//32, W//32
     @staticmethod
+    def work(configuration): return dict(blocks=3, width=10, heads=2, hidden=20, codec=4)
+    @classmethod
+    def grid(cls, configuration, T, H, W): return cls.latents_of(configuration, T, H, W)[1:]
+    @staticmethod
     def time_of(timestep): return timestep/500
     @staticmethod
     def velocity(transformer, x, t, text): return t.view(-1, 1, 1, 1, 1)*x
@@ -436,6 +443,31 @@ def test_another_family_says_what_is_its_own(folders):
     assert torch.equal(text[0, -1], torch.ones(32)) or text.shape[1] == data.texts[0].shape[1]
     batch = road.trainer(road.new(dit, 2), data, road.stage(batch=2, prior=0, token_mask=0.)).draw(range(1), 0)
     assert not batch.text[:, -1].any() and batch.text.shape[1] == text.shape[1]+1, "the word is still nothing, and at the end"
+
+def test_what_there_is_to_compute_is_asked_of_the_family(monkeypatch):
+    "A configuration whose numbers have other names."
+    from sas_nb import plan, shorter
+    about, shape, tokens, wide = dict(pipeline={}, transformer={}, vae={}), (17, 64, 96), 3*2*3, Other.work({}) | dict(width=10**4)
+    monkeypatch.setattr(plan, "_weights", lambda dit: 7.)
+    dit = SimpleNamespace(family=Other, configuration=about, device=torch.device("cuda"))
+    assert plan.at_most(dit, shape, Recipe.default(), 1000) == 21+8*17*64*96*4*4*16
+    monkeypatch.setattr(Other, "work", staticmethod(lambda configuration: wide))
+    assert plan.at_most(dit, shape, Recipe.default(), 1000) == 21+3*64*tokens*(24*10**4+4*20)*5
+    monkeypatch.undo()
+    sketch = SimpleNamespace(family=Other, configurations=about)
+    assert plan._weights_of(sketch) == 300 and shorter.pass_products(sketch, shape) == 3*tokens*(600+400+20*tokens)
+    assert hub.whole(dict(_class_name="WanTransformer3DModel"))["num_layers"] == 40 and hub.whole(dict(_class_name="LTXVideoTransformer3DModel", x=1))["num_layers"] == 28 and hub.whole({}) == {}
+
+def test_texts_read_together_are_shortened_by_their_family(folders, monkeypatch):
+    dit, asked = load(folders["plain"]), []
+    class Telling(Wan.text):
+        @staticmethod
+        def short(text): return asked.append(text.shape) or Wan.text.short(text)
+    class Family(Wan): text = Telling
+    dit.family, dit.memory = Family, Memory(apart=True)
+    monkeypatch.setattr(dit, "embed", lambda prompts: torch.ones(len(prompts), 5, 32))
+    texts = read_once(dit, ["a man", "a man dancing on the beach"])
+    assert len(asked) == 2 and len(texts) == 2
 
 @pytest.mark.parametrize("size", [1., 1e-2])
 def test_words_are_folded_into_both_experts(taught, size):

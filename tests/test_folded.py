@@ -123,3 +123,29 @@ def test_what_cannot_be_folded(concept, tmp_path, how, says):
 def test_blocks_on_the_host_cannot_be_folded(concept, dit, monkeypatch):
     monkeypatch.setattr(dit, "memory", Memory(swapped=1))
     with pytest.raises(UserError, match="swapped=0"): fold_words(concept)
+
+
+# What keeps more where only plain prompts can be written
+
+def test_a_folded_concept_is_what_is_exported(concept, folded, monkeypatch):
+    import words
+    monkeypatch.setattr(words, "fold_words", lambda concept: folded)
+    ours, theirs = words.folded(concept).adapters()["concept"], export._joined(concept.adapters()["concept"], folded)
+    assert ours.keys() == theirs.keys() and not any(v.any() for v in words.folded(concept).tokens.values())
+    for layer, (A, B) in theirs.items(): torch.testing.assert_close(ours[layer][1]@ours[layer][0], B@A, atol=1e-5, rtol=1e-4)
+
+def test_the_words_script_rehearsed(tmp_path, monkeypatch):
+    import words
+    from sas_nb.lab.bench import load_table
+    monkeypatch.setattr(words, "ROOT", tmp_path)
+    monkeypatch.setattr(words, "fold_words", partial(fold_words, rank=2, steps=2, samples=2, measured=2))
+    short = dict(people=1, steps1=1, steps2=1, sampling_steps=1, out=tmp_path/"words.csv")
+    words.main(**short)
+    rows = load_table(tmp_path/"words.csv")
+    ways = [r["method"] for r in rows]
+    assert {w: ways.count(w) for w in ways} == dict.fromkeys(("with its words", "words folded in", "words left out", "learned without words"), 8)
+    assert all(-1 <= r["identity"] <= 1 for r in rows)
+    monkeypatch.setattr(words, "measured", lambda *args: pytest.fail("it was there already"))
+    once = (tmp_path/"words.csv").read_text()
+    words.main(**short)
+    assert (tmp_path/"words.csv").read_text() == once
