@@ -3,9 +3,12 @@ Screenshots are kept in pytest's temporary folder, or in $SAS_NB_SCREENSHOTS whe
 import importlib.util, json, os, re, secrets, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+import numpy as np
 import pytest
+from sas_nb.atlas.places import zoo_folder
 from sas_nb.concept import Concept
 from sas_nb.explore.serve import site
+from sas_nb.folders import zoo_list
 from sas_nb.lab.draw import render
 from sas_nb.lab.specs import caption
 from sas_nb.lab.world import heldout_spec
@@ -283,6 +286,65 @@ def test_every_screen(served, chromium, shots, name, size, options):
                 assert page.evaluate(f"{SCROLLER}.scrollTop") != at  # a swipe scrolls
             assert page.evaluate("document.querySelector('.sas-screen').getBoundingClientRect().top") < 200  # and the video stays
         assert not page.errors and not strangers
+
+
+FRAMES = """() => {
+  const { frames, width, height } = document.querySelector(".sas-screen canvas")
+  const pixels = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true })
+  return frames.map(f => {
+    pixels.drawImage(f, 0, 0)
+    return Array.from(pixels.getImageData(0, 0, width, height).data)
+  })
+}"""
+HEAD = (slice(None), slice(14, 32), slice(20, 44))  # where the heads of the shipped people are, of 64 pixels
+
+
+def preview(page, before):
+    "The frames of the preview that comes after a change, from 0 to 1."
+    page.wait_for_function("n => +document.querySelector('.sas-screen').dataset.shown > n && document.querySelector('.sas-screen canvas')?.frames", arg=before)
+    page.wait_for_function("document.querySelector('.sas-show strong').textContent == ''")
+    frames = np.array(page.evaluate(FRAMES), float)/255
+    return frames.reshape(len(frames), 64, 64, 4)[..., :3]
+
+
+def middle(box): return box["x"] + box["width"]/2, box["y"] + box["height"]/2
+
+
+def drag_to(page, name):
+    "Drag the ring on the map of looks to somebody's face, as a hand does it."
+    (x, y), to = middle(point(page, 0).bounding_box()), middle(page.locator(f".sas-pad [data-name='{name}'] > :first-child").first.bounding_box())
+    page.mouse.move(x, y); page.mouse.down()
+    for k in range(1, 4): page.mouse.move(*(a + (b - a)*k/3 for a, b in zip((x, y), to)))
+    page.wait_for_function("n => document.querySelector('.sas-screen canvas')?.getAttribute('aria-label').includes(`look of ${n};`)", arg=name)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize("some", [pytest.param(slice(0, 3), id="three"), pytest.param(slice(None), id="all", marks=pytest.mark.slow)])
+def test_a_drag_to_a_face_changes_more_than_another_seed(chromium, tmp_path, some):
+    people = [name for name in zoo_list(zoo_folder("zoo")) if name.startswith(("man", "woman"))][some]
+    with site(["zoo"], port=free_port(), out=tmp_path, faces=0, patience=0.) as address, window(chromium, 1280, 800) as page:
+        page.goto(address)
+        page.wait_for_selector(".sas-screen canvas")
+        view(page, "Maps")
+        page.wait_for_selector(f".sas-pad [data-name='{people[-1]}']")
+        dance, seed, shots = people[0], page.get_by_label("Seed"), {}
+        for name in [*people[1:], people[0]]:
+            drag_to(page, name)
+            page.wait_for_timeout(100)
+            shots[name] = preview(page, 0)
+            before = shown(page)
+            seed.fill("1"); seed.press("Enter")
+            other = preview(page, before)
+            before = shown(page)
+            seed.fill("0"); seed.press("Enter")
+            last = preview(page, before)
+            assert np.array_equal(last, shots[name]) and f"look='{name}', dance='{dance}', look_by=(0.0, 0.0)" in page.locator(".sas-code pre").text_content()
+            shots[name, "seed"] = other
+        for one, name in zip([people[0], *people[1:]], [*people[1:], people[0]]):
+            for where in (slice(None), HEAD):
+                by = lambda x: np.abs(x[where] - shots[name][where]).mean()
+                assert by(shots[one]) > 1.2*by(shots[name, "seed"]) > 0, (one, name)
+        assert not page.errors
 
 
 def test_two_pages_at_once_and_a_reload(served, chromium, page):

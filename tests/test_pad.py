@@ -15,17 +15,18 @@ DRAW = """async ([source, style, state, width]) => {
   const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })))
   document.body.innerHTML = `<style>${style}</style>`
   const el = document.body.appendChild(document.createElement("div"))
-  Object.assign(window, { state, sent: [], held: [] })
+  Object.assign(window, { state, sent: [], held: [], saved: [] })
   const heard = {}
   const set = (name, value) => { state[name] = value; heard[`change:${name}`]?.() }
   const model = {
-    get: name => state[name], save_changes: () => held.push(state.dragging), on: (event, f) => { heard[event] = f },
+    get: name => state[name], save_changes: () => { held.push(state.dragging); saved.push([...state.point]) }, on: (event, f) => { heard[event] = f },
     set, send: message => {
       sent.push(message)
       const mark = state.marks.find(m => m.name == message.go)
       if (mark) { set("here", mark.name); set("point", [mark.x, mark.y]) } // what the page's Python answers
     },
   }
+  window.echo = set // what the page's Python says
   await module.default.render({ model, el })
 }"""
 NAMES = """() => {
@@ -109,6 +110,29 @@ def test_a_click_on_a_mark_goes_there_and_a_press_that_moves_drags(draw):
     page.mouse.click(*middle(mark)) # the point lies elsewhere now; and once more with the point upon it
     page.mouse.click(*middle(mark))
     assert page.evaluate("state.here") == name and not page.evaluate("state.dragging")
+
+
+@pytest.mark.parametrize("waits", [0, 300])
+def test_a_quick_hand_keeps_the_point_though_python_answers_of_an_older_place(draw, waits):
+    page = draw(marks_of(64))
+    x, y = middle(page.locator(".point"))
+    to = x + (60 if x < 195 else -60), y
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.evaluate("""([x, y, u]) => {
+      const move = x => document.querySelector(".board").dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y, pointerId: 1, bubbles: true }))
+      for (const k of [1, 2, 3]) move(x + k*(u - x)/3) // in no time
+      globalThis.first = saved.at(-1)
+      echo("point", first)
+    }""", [x, y, to[0]])
+    assert middle(page.locator(".point")) == pytest.approx(to, abs=1.5)
+    page.wait_for_timeout(waits)
+    assert not waits or page.evaluate("saved.at(-1)") != page.evaluate("first"), "the last place is sent though the hand rests"
+    page.evaluate("echo('point', first)")
+    page.mouse.up()
+    assert middle(page.locator(".point")) == pytest.approx(to, abs=1.5)
+    last, now = page.evaluate("[saved.at(-1), state.point]")
+    assert last == now and abs(now[0] - page.evaluate("first")[0]) > .1 and not page.evaluate("state.dragging")
 
 
 def test_a_click_between_marks_puts_the_point_there(draw):

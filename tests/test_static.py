@@ -127,6 +127,32 @@ class TestWhatTheyDo:
         for message in ({"drawn": True}, {"go": "ann"}, {"go": "the average"}): assert message in ran["sent"]
         assert ran["saved"][-1]["point"] == pytest.approx([.025, 0])
 
+    def test_a_quick_hand_keeps_its_box_though_python_answers_of_an_older_place(self, page):
+        first, last, shown = page.evaluate("""async source => {
+          const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })))
+          const el = document.body.appendChild(document.createElement("div"))
+          const state = { places: [{ name: "ann", box: [0, 0, .5, 1] }], shown: true, shape: 1, dragging: false }, heard = {}, saved = []
+          const set = (name, value) => { state[name] = value; heard[`change:${name}`]?.() }
+          const model = { get: name => state[name], set, send: () => {}, on: (event, f) => { heard[event] = f }, save_changes: () => saved.push(state.places[0].box) }
+          await module.default.render({ model, el })
+          const board = el.querySelector(".sas-board-of-places"), box = board.firstChild
+          Object.assign(board.style, { width: "200px", height: "100px", position: "relative" })
+          box.setPointerCapture = () => {}
+          const hand = (type, x) => box.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: 5, bubbles: true }))
+          hand("pointerdown", 0)
+          for (const x of [10, 40, 80]) hand("pointermove", x) // in no time
+          const first = saved.at(-1)
+          set("places", [{ name: "ann", box: first }])
+          await new Promise(done => setTimeout(done, 200))
+          const last = saved.at(-1)
+          set("places", [{ name: "ann", box: first }])
+          hand("pointerup", 80)
+          el.remove()
+          return [first, last, [saved.at(-1), box.style.left]]
+        }""", (STATIC/"places.js").read_text())
+        assert first[0] == pytest.approx(.05) and last[0] == pytest.approx(.4), "the last place is sent though the hand rests"
+        assert shown[0][0] == pytest.approx(.4) and shown[1] == "40%"
+
     def test_the_slider(self, page):
         ran = drawn(page, "strength", value=1.25, label="motion")
         assert "motion: 1.25" in ran["text"] and {"drawn": True} in ran["sent"]

@@ -198,9 +198,9 @@ def test_drag_and_every_screen(address, chromium, name, size, options):
         if name == "phone":
             page.locator(f".sas-pad [data-name='{NAMES[1]}']").first.tap()
         else:
-            page.mouse.move(*middle(spot(NAMES[0]))); page.mouse.down()
-            to = middle(spot(NAMES[1]))
-            for k in range(1, 6): page.mouse.move(*(a + (b - a)*k/5 for a, b in zip(middle(spot(NAMES[0])), to)))
+            start, to = middle(spot(NAMES[0])), middle(spot(NAMES[1]))  # before the drag, in which marks are drawn anew
+            page.mouse.move(*start); page.mouse.down()
+            for k in range(1, 6): page.mouse.move(*(a + (b - a)*k/5 for a, b in zip(start, to)))
             page.mouse.up()
         page.wait_for_function("n => document.querySelector('.sas-screen [role=status]').textContent.includes(`look of ${n}`)", arg=NAMES[1])
         assert picture(page) != before

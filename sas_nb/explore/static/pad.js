@@ -174,7 +174,7 @@ function listenToPointer(model, { board, marks, point }, move, start) {
     press = null
   })
   const letGo = () => {
-    model.save_changes() // the last place first: what follows the release is made there
+    move.send() // the last place first: what follows the release is made there
     hold(false)
   }
   board.addEventListener("pointercancel", () => {
@@ -220,13 +220,15 @@ function render({ model, el }) {
   const words = document.createElement("output")
   const alone = document.createElement("p") // why there is no map
   let saved = 0
+  let later = 0
+  let held = null // where a hand holds the point: what Python says meanwhile is of an older place
   let isFlat = false
 
   const onBoard = ([x, y]) => [100*x/model.get("span"), -100*y/model.get("span")]
   const clamp = value => Math.max(-model.get("span"), Math.min(model.get("span"), +value.toFixed(6)))
   const start = name => model.send({ go: name })
   const showPoint = () => {
-    const [x, y] = model.get("point")
+    const [x, y] = held ?? model.get("point")
     point.setAttribute("transform", `translate(${onBoard([x, y]).join(" ")})`)
     words.value = model.get("words") || `${x.toFixed(2)}, ${y.toFixed(2)}`
     const [most, text] = [model.get("span"), words.value]
@@ -256,11 +258,24 @@ function render({ model, el }) {
     if (focused) [...marks.children].find(mark => mark.dataset.name == focused)?.focus()
   }
   const move = (x, y, atOnce) => {
-    model.set("point", [clamp(x), isFlat ? 0 : clamp(y)])
+    held = [clamp(x), isFlat ? 0 : clamp(y)]
+    model.set("point", held)
     showPoint()
-    if (!atOnce && Date.now() - saved <= SAVE_EVERY) return
+    const wait = saved + SAVE_EVERY - Date.now()
+    if (atOnce || wait < 0) send()
+    else later ||= setTimeout(send, wait) // the hand may rest now
+    if (!model.get("dragging")) held = null
+  }
+  const send = () => {
+    clearTimeout(later)
+    later = 0
     saved = Date.now()
+    if (held) model.set("point", held)
     model.save_changes()
+  }
+  move.send = () => {
+    send()
+    held = null
   }
 
   alone.className = "alone"

@@ -27,14 +27,26 @@ function make(className) {
 function render({ model, el }) {
   const board = make("sas-board-of-places")
   let saved = 0
+  let later = 0
+  let held = null // where a hand holds the boxes: what Python says meanwhile is of older places
   let press = null
 
   const put = (i, place, atOnce) => {
     const rounded = place.map(x => +x.toFixed(4))
-    model.set("places", model.get("places").map((p, j) => i == j ? { ...p, box: rounded } : p))
+    const places = held ?? model.get("places")
+    held = places.map((p, j) => i == j ? { ...p, box: rounded } : p)
+    model.set("places", held)
     show()
-    if (!atOnce && Date.now() - saved <= SAVE_EVERY) return
+    const wait = saved + SAVE_EVERY - Date.now()
+    if (atOnce || wait < 0) send()
+    else later ||= setTimeout(send, wait) // the hand may rest now
+    if (!press) held = null
+  }
+  const send = () => {
+    clearTimeout(later)
+    later = 0
     saved = Date.now()
+    if (held) model.set("places", held)
     model.save_changes()
   }
   const hold = held => {
@@ -62,7 +74,8 @@ function render({ model, el }) {
     const letGo = () => {
       if (!press) return
       press = null
-      model.save_changes() // the last place first: what follows the release is made there
+      send() // the last place first: what follows the release is made there
+      held = null
       hold(false)
     }
     box.addEventListener("pointerup", letGo)
@@ -92,7 +105,7 @@ function render({ model, el }) {
     show()
   }
   const show = () => {
-    const places = model.get("places")
+    const places = held ?? model.get("places")
     if (board.children.length != places.length) return showAll()
     el.style.display = model.get("shown") ? "" : "none"
     el.style.setProperty("--shape", model.get("shape"))
