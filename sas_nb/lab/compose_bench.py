@@ -111,6 +111,7 @@ def _together(g, cast, recipe, folder):
     pairs = list(zip(g.clips(), prompts))
     return learn_together(pairs, cast.dit, recipe, Run(folder, progress=False), masks, basis=cast.basis)
 
+# %% ../../nbs/lab/33_compose_bench.ipynb #da08b4d7
 NULLS = {"exact": _exact, "references swapped": _exact, "captions alone": _captions}
 NULLS |= {"single concepts": _singles}
 COMPOSED = {"sum": together_of("sum"), "sum, gain 1.5": together_of("sum", gain=1.5),
