@@ -22,7 +22,7 @@ from .fast import best_device
 from .files import real_number, UserError
 from .layers import linear_layers
 from .memory import Memory
-from .phases import Job, needed, Phase, PHASES, REHEARSING, timed
+from .phases import CONTEXT, Job, needed, Phase, PHASES, REHEARSING, timed
 from .recipe import Recipe
 from .shorter import shorter
 from .sketch import part_outline, Sketch
@@ -176,6 +176,7 @@ def _nearest(plan:Plan)->str:
     "What would fit, as a sentence; empty where nothing does."
     phases = tuple(p.name for p in plan.phases)
     for words, job, wishes, host in _others(plan):
+        if job.card.gib*GIB <= CONTEXT: continue # nothing fits, whatever it is
         try: other = _planned(job, host, wishes, phases)
         except UserError: continue # a size that this model cannot hold
         words = words.format(host=f"{other.peak_host_gib:.1f} GiB")

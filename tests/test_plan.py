@@ -255,10 +255,21 @@ def test_what_it_says_for_a_program(folder, gpu, code, root, monkeypatch):
     assert said["instead"] == ("" if code == 0 else "It would fit on a card with 15 GiB, such as T4 (0.8 GiB).")
 
 
+def test_a_card_that_the_context_fills_is_tried_once(folder, monkeypatch):
+    from sas_nb import plan
+    cards, planned = [], plan._planned
+    def counted(job, *rest):
+        cards.append(job.card.gib)
+        return planned(job, *rest)
+    monkeypatch.setattr(plan, "_planned", counted)
+    assert plan.plan(folder, (5, 48, 48), gpu=.5).instead.startswith("It would fit on a card with")
+    assert cards[0] == .5 and min(cards[1:]) > .8
+
+
 def test_the_smallest_change_that_fits(tmp_path, monkeypatch):
     "Cards of just less than each way needs, down to one that nothing fits; each time the first way that fits is chosen."
     from sas_nb import plan
-    monkeypatch.setattr(phases, "CONTEXT", 0)
+    for module in (phases, plan): monkeypatch.setattr(module, "CONTEXT", 0)
     root, order, found = configured(tmp_path, transformer=dict(num_layers=4, num_attention_heads=4, ffn_dim=2048)), ways(4, {}), []
     def planned(gib): return plan.plan(str(root), (9, 128, 128), FEW, replace(CARD, gib=gib), phases=("stage 2",))
     while not found or found[-1].fits and len(found) < 12: found.append(planned(.999*found[-1].peak_gpu_gib if found else 1000.))

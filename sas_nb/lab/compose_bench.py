@@ -91,11 +91,10 @@ def together_of(way:str,
 def _own_masks(g)->list: # exact, (T, H, W) of each single clip
     return [torch.from_numpy(g.world.truth(s, 17, g.fps).masks[0]) for s in g.singles]
 
-def jointly(composites:float=0., times:float=1., **changes)->Callable:
-    "One adapter for all, over the basis of the cast; each concept has `times` the steps of a single one."
+def jointly(composites:float=0., **changes)->Callable:
+    "One adapter for all, over the basis of the cast; each concept has as many steps as a single one."
     def make(g, cast, seed):
-        recipe = cast.recipe.together(len(g.singles), composites)
-        recipe = recipe.with_(both=dict(steps=round(times*recipe.stage1.steps)), **changes)
+        recipe = cast.recipe.together(len(g.singles), composites).with_(**changes)
         return [compose([learned_jointly(g, cast, recipe)], "joint").generate(prompt_of(g), seed)]
     return make
 
@@ -121,8 +120,7 @@ COMPOSED |= {"masked by boxes, gain 1": together_of("masked", "boxes", gain=1.),
 COMPOSED |= {"masked by boxes": together_of("masked", "boxes"),
              "masked by words": together_of("masked", "words"), "masked side by side": together_of("masked")}
 COMPOSED |= {"joint": jointly(), "joint, stitched": jointly(.2, arrangement="stitched"),
-             "joint, cut-outs": jointly(.2, arrangement="cutouts"),
-             "joint, stitched, twice as long": jointly(.2, 2., arrangement="stitched")}
+             "joint, cut-outs": jointly(.2, arrangement="cutouts")}
 COMPOSED |= {f"joint, stitched, share {s:g}": jointly(s, arrangement="stitched") for s in (.1, .33)}
 METHODS = NULLS | COMPOSED
 
