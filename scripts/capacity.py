@@ -1,6 +1,6 @@
 """How many people fit into one adapter? Learn n of them together, and look for each one alone in it.
 
-    python scripts/capacity.py                    # 2, 4, 8 and 12 people, two groups of each: 40 minutes
+    python scripts/capacity.py                    # 2, 4 and 8 people, two groups of each: 20 minutes
     python scripts/capacity.py --people 4 --minutes 10
     python scripts/capacity.py --keep             # also write the rows to data/bench/capacity.csv
 
@@ -28,7 +28,7 @@ from sas_nb.writing import atomic
 
 KEPT = Path("data/bench/capacity.csv")
 COLUMNS = "people", "group", "rank", "look", "movement", "alone_look", "alone_movement"
-CROWDS = 2, 4, 8, 12
+CROWDS = 2, 4, 8
 SCENE = dict(scene="snow")  # nobody was filmed there
 
 
@@ -60,7 +60,7 @@ def row_of(judge: Judge, g: Gathering, cast: Cast, group: int) -> dict:
 
 def main(
     people: Annotated[
-        list[int] | None, typer.Option(min=2, help="How many; may be repeated.", show_default="2, 4, 8, 12")
+        list[int] | None, typer.Option(min=2, help="How many; may be repeated.", show_default="2, 4, 8")
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="Of each size.")] = 2,
     minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,

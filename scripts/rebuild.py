@@ -73,6 +73,8 @@ ARTEFACTS = (
              tuple(f"python scripts/tune.py --set {n} --keep {n}" for n in _CHOICES), 700),
     Artefact("compose", (*_JUDGED, "finder"), ("data/bench/compose.csv",),
              ("python scripts/compose.py --keep --out out/compose-{base}",), 700),
+    Artefact("capacity", (*_JUDGED, "finder"), ("data/bench/capacity.csv",),
+             ("python scripts/capacity.py --keep --out out/capacity-{base}",), 30),
     Artefact("experts", _JUDGED, ("data/bench/experts.csv",), ("python scripts/experts.py",), 60),
     Artefact("words", ("base", "oracles"), ("data/bench/words.csv",), ("python scripts/words.py",), 30),
     Artefact("demo", ("base", "clips"), ("nbs/images/demo.png",),
@@ -94,7 +96,7 @@ EARLIER = ("data/bench/regularisers.csv", "data/bench/regularisers.json", "data/
 WORDS = {"oracles": "Oracles", "finder": "Finder", "zoo": r"load_zoo|['\"]zoo\b", "report": r"report\.json",
          "responses": r"response\.csv|controls\.json|carried\.json", "table": r"bench/table|kept\(\"table",
          "long": r"kept\(\"long", "ablation": r"kept\(\"abl", "choice": r"kept\(\"tune", "clips": r"clips/",
-         "compose": r"compose\.csv", "experts": r"experts\.csv",
+         "compose": r"compose\.csv", "capacity": r"capacity\.csv", "experts": r"experts\.csv",
          "words": r"words\.csv"}
 BASE = r"['\"]tiny\b|--model tiny|(?<!def )\blearn(_many|_together)?\(|sas_nb\.cli"
 
