@@ -855,6 +855,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sas_nb.explore.serve._fits': ('explore/serve.html#_fits', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._folders': ('explore/serve.html#_folders', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._is_first': ('explore/serve.html#_is_first', 'sas_nb/explore/serve.py'),
+                                      'sas_nb.explore.serve._last_words': ('explore/serve.html#_last_words', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._notebook': ('explore/serve.html#_notebook', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._says': ('explore/serve.html#_says', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._settings': ('explore/serve.html#_settings', 'sas_nb/explore/serve.py'),

@@ -249,7 +249,7 @@ def info(concept:ConceptFolder, layers:Annotated[bool, _LAYERS]=False, as_json:A
 
 # %% ../nbs/parts/cli.ipynb #54662201
 _SPLIT = typer.Option("--split", help="Two adapters, appearance and motion, instead of one.")
-_WORDS = typer.Option(help="beside: vectors of [v] and [u] in a file; folded: into the LoRA, for plain "
+_WORDS = typer.Option(help="beside: vectors of \\[v] and \\[u] in a file; folded: into the LoRA, for plain "
                            "prompts.")
 _LICENCE = typer.Option(help="Of what is exported, for its header.", show_default=False)
 _TO = typer.Option(help="Folder to write.", show_default=False)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from sas_nb.files import UserError
 from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.links import examples_of
@@ -403,9 +404,20 @@ def test_a_page_is_ready_with_its_first_preview_and_whole_before_its_full_video(
 
 def test_why_there_is_no_page_reaches_the_command(tmp_path):
     from sas_nb.explore.serve import _await_page
-    from sas_nb.files import UserError
     assert 'role="alert"' in explorer_page(str(tmp_path/"nowhere"), str(tmp_path)).data
     with pytest.raises(UserError, match="nowhere"): _await_page(None, tmp_path, 0.)
+    (tmp_path/"ready").unlink()
+    assert _await_page(None, tmp_path, 0.) == ["The first video takes long. The page shows it as soon as it is there."]
+
+
+@pytest.mark.parametrize("missing", ["voila", "ipykernel"])
+def test_what_the_page_is_served_with_is_asked_for_and_missed_at_once(root, monkeypatch, missing):
+    from sas_nb.explore import serve
+    asked = (root/"settings.ini").read_text().split("explore_requirements =")[1].split("_requirements")[0]
+    assert f"    {missing}>=" in asked
+    find = serve.importlib.util.find_spec
+    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
+    with pytest.raises(UserError, match=f"the package {missing}, which is not installed: run"): serve._check_site({}, "127.0.0.1", 1)
 
 
 def test_what_is_at_hand(zoo, tmp_path, monkeypatch):

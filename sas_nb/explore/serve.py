@@ -146,9 +146,10 @@ def _check_port(host:str, port:int):
 # %% ../../nbs/explore/05_serve.ipynb #6118ac3a
 def _check_site(named:dict, host:str, port:int):
     "Raise `UserError` for what would fail later."
-    if not importlib.util.find_spec("voila"):
-        raise UserError(f"The page needs Voila, which is not installed: run {needs('explore')}, "
-                        "or use Explorer in a notebook.")
+    for name in ("voila", "ipykernel"):
+        if not importlib.util.find_spec(name):
+            raise UserError(f"The page needs the package {name}, which is not installed: run "
+                            f"{needs('explore')}, or use Explorer in a notebook.")
     for name, place in named.items():
         if not is_saved(place):
             raise UserError(f"{name!r} is not the folder of a saved concept: "
@@ -163,9 +164,11 @@ def _await(server, host:str, port:int, log, seconds:float=60):
     while time.time() < until and server.poll() is None:
         try: return socket.create_connection((reach, port), 1).close()
         except OSError: time.sleep(.1)
+    raise UserError(f"Voila did not start ({_last_words(log)}): check that it runs with `voila --version`.")
+
+def _last_words(log)->str:
     log.seek(0)
-    last_words = " ".join(log.read()[-300:].split())
-    raise UserError(f"Voila did not start ({last_words}): check that it runs with `voila --version`.")
+    return " ".join(log.read()[-300:].split())
 
 # %% ../../nbs/explore/05_serve.ipynb #d6b19ef6
 def _wait(server, file:Path, seconds:float):
@@ -174,12 +177,14 @@ def _wait(server, file:Path, seconds:float):
     while time.time() < until and server.poll() is None and not file.exists(): time.sleep(.1)
 
 # %% ../../nbs/explore/05_serve.ipynb #937537f8
-def _await_page(server, folder:Path, seconds:float=120)->str: # what its base needs
+def _await_page(server, folder:Path, seconds:float=120)->list[str]: # what its base needs, what is there
     "Until the first video is there. Raises `UserError` that says why there is no page."
     _wait(server, folder/_READY, seconds)
-    said = json.loads((folder/_READY).read_text()) if (folder/_READY).exists() else {}
+    if not (folder/_READY).exists():
+        return ["The first video takes long. The page shows it as soon as it is there."]
+    said = json.loads((folder/_READY).read_text())
     if "wrong" in said: raise UserError(said["wrong"])
-    return said.get("note", "")
+    return [*filter(None, [said.get("note")]), "The first video is there."]
 
 # %% ../../nbs/explore/05_serve.ipynb #2fbadaea
 @contextmanager
@@ -192,7 +197,10 @@ def _voila(folder:Path, host:str, port:int):
                                   env=os.environ | dict(JUPYTER_PATH=paths))
         try:
             _await(server, host, port, log)
-            _wait(server, folder/_BEGUN, 60)
+            _wait(server, folder/_BEGUN, 120)
+            if not (folder/_BEGUN).exists():
+                raise UserError(f"The page's kernel did not start ({_last_words(log)}): check that "
+                                "`jupyter kernelspec list` names python3.")
             yield server
         finally: _stop(server)
 
@@ -208,7 +216,7 @@ def _stop(server):
 @contextmanager
 def site(concepts, host:str="127.0.0.1", port:int=8866, out:str|Path="explored",
          begun=lambda address: None, # told the address as soon as there is something to see
-         note=lambda words: None,    # told what the base needs here
+         note=lambda words: None,    # told what the base needs here, and when the first video is there
          **options):                 # of the page
     "Serve the explorer of saved concepts with Voila; gives the address. Raises `UserError`."
     concepts = listed(concepts)
@@ -220,7 +228,7 @@ def site(concepts, host:str="127.0.0.1", port:int=8866, out:str|Path="explored",
         _write_site(Path(folder), lasting_places(concepts), options, token, host, port)
         with _voila(Path(folder), host, port) as server:
             begun(address)
-            if needed := _await_page(server, Path(folder)): note(needed)
+            for words in _await_page(server, Path(folder)): note(words)
             yield address
 
 # %% ../../nbs/explore/05_serve.ipynb #b28de66c
@@ -284,6 +292,6 @@ def serve(concepts, browser:bool=True, **kwargs):
     print("Starting the page ...", flush=True)
     try:
         with site(concepts, begun=partial(_begun, browser), note=partial(print, flush=True), **kwargs):
-            print("The first video is there. Ctrl-C stops the page.", flush=True)
+            print("Ctrl-C stops the page.", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt: print("\nStopped.")
