@@ -2415,6 +2415,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'sas_nb.prompt.check_together': ('parts/prompt.html#check_together', 'sas_nb/prompt.py'),
                                'sas_nb.prompt.check_vocabulary': ('parts/prompt.html#check_vocabulary', 'sas_nb/prompt.py'),
                                'sas_nb.prompt.checked_prompts': ('parts/prompt.html#checked_prompts', 'sas_nb/prompt.py'),
+                               'sas_nb.prompt.in_one_place': ('parts/prompt.html#in_one_place', 'sas_nb/prompt.py'),
                                'sas_nb.prompt.is_new_word': ('parts/prompt.html#is_new_word', 'sas_nb/prompt.py'),
                                'sas_nb.prompt.joined_halves': ('parts/prompt.html#joined_halves', 'sas_nb/prompt.py'),
                                'sas_nb.prompt.known_words': ('parts/prompt.html#known_words', 'sas_nb/prompt.py'),

@@ -17,7 +17,8 @@ from .concept import Concept
 from .dit import VideoDiT
 from .files import Advice, check_names, real_number, UserError
 from .learning import fit_clip, fit_stages
-from .prompt import check_together, checked_prompts, Prompts, several, together
+from .prompt import (check_together, checked_prompts, in_one_place, Prompts, several,
+                           together)
 from .recipe import Recipe, Run
 from .running import only_run, stoppable
 from .stages import build_together
@@ -34,7 +35,7 @@ class Composition:
     concepts:tuple[Concept, ...]    # one for each subject; of the way "joint" the one that has all
     factors:tuple[float, ...]=()    # of each concept's update
     by_words:bool=False             # whether places are read from the words, and not the subjects'
-    prompts = property(lambda self: together([s.prompts for s in self.subjects]))
+    prompts = property(lambda self: together(in_one_place([s.prompts for s in self.subjects])))
     prompt = property(lambda self: self.prompts.both.text)
     def __repr__(self):
         return f"Composition({self.way!r}: {', '.join(s.name for s in self.subjects)}; {self.prompt!r})"

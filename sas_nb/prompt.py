@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACEHOLDERS', 'respelt', 'is_new_word', 'names_motion', 'partner', 'Prompt', 'several', 'checked_prompts',
            'known_words', 'unknown_words', 'check_vocabulary', 'beyond', 'Prompts', 'check_together', 'joined_halves',
-           'together']
+           'together', 'in_one_place']
 
 # %% ../nbs/parts/prompt.ipynb #e8abe2c3
 from dataclasses import dataclass, field
@@ -248,6 +248,11 @@ def place(self:Prompts)->str:
 def without_place(self:Prompts)->Prompts:
     "The same subject anywhere."
     return Prompts(re.sub(_ANYWHERE, "", self.appearance.text.strip().rstrip(".")), self.motion)
+
+def in_one_place(prompts:list[Prompts])->list[Prompts]:
+    "A place that all of them share is named once, by the last."
+    if len({p.place for p in prompts}) > 1: return prompts
+    return [*(p.without_place() for p in prompts[:-1]), prompts[-1]]
 
 # %% ../nbs/parts/prompt.ipynb #35bcbb56
 def _joined(own:Prompt, text:str)->str:
