@@ -20,13 +20,12 @@ from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance
 from .cache import data_path
 from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_clip,
                             load_concept)
-from .files import expanded
+from .files import expanded, read_about
 from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Dtype, Fps,
                             Frames, InputsOnHost, Lr, Model, Named, named_dtype, named_model, PriorPrompt,
                             Quiet, Rank, Regularize, Revision, SampleEvery, SampleSteps, SaveEvery, Seed,
                             Settings, Sheet, Size, Start, Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits,
                             Weights, wishes)
-from .files import expanded, read_about
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
 from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
