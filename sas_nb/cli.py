@@ -144,7 +144,7 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
         recipe, regularize, settings, steps1=("stage1.steps", steps1), steps2=("stage2.steps", steps2),
         rank=("rank", rank), batch=("both.batch", batch), lr=("both.lr", lr), seed=("both.seed", seed),
         prior_prompt=("prior_prompts", prior_prompt and tuple(prior_prompt)),
-        counterfactual=("counterfactual", counterfactual))
+        counterfactual=("counterfactual", counterfactual and tuple(counterfactual)))
     prompts = Prompts(appearance, motion)
     wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
                   swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,

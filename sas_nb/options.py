@@ -170,9 +170,9 @@ Seed = _option(int, "Same seed, same concept \\[the recipe's].", _T)
 
 # %% ../nbs/parts/options.ipynb #a7d7e14d
 _PRIOR = "A two-part prompt for prior preservation; repeat for more \\[the model's own]."
-_OTHER = "Both prompts about somebody else, for counterfactual pairs \\[a woman for a man, or a man]."
+_OTHER = "Both prompts about somebody else, for counterfactual pairs; repeat for more \\[a woman for a man]."
 PriorPrompt = _option(list[str], _PRIOR, _T)
-Counterfactual = _option(str, _OTHER, _T)
+Counterfactual = _option(list[str], _OTHER, _T)
 _ALL = "All regularisers, or none and fewer steps."
 Regularize = Annotated[bool, typer.Option(help=_ALL, rich_help_panel=_T)]
 

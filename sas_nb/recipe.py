@@ -118,8 +118,8 @@ class Recipe:
     layers:str|None=None
     # two-part prompts for prior preservation; the checkpoint's own when None
     prior_prompts:tuple[str, ...]|None=None
-    # both prompts about somebody else; a woman for a man, and the other way round, when None
-    counterfactual:str|None=None
+    # both prompts about somebody else, one or several; a woman for a man, and back, when None
+    counterfactual:str|tuple[str, ...]|None=None
     # of the pictures that show several concepts: "stitched" side by side, or "cutouts" over one background
     arrangement:str="stitched"
     def __post_init__(self): one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
@@ -221,7 +221,8 @@ def from_dict(cls:Recipe, given:dict)->Recipe:
     parts = {k: v for k, v in given.items() if k not in ("stage1", "stage2", "sampling")}
     given = given | {s: earlier_stage(given.get(s)) for s in ("stage1", "stage2")}
     for s in ("stage1", "stage2"): _check_whole(s, given.get(s))
-    if (prompts := parts.get("prior_prompts")) is not None: parts["prior_prompts"] = tuple(prompts)
+    for name in ("prior_prompts", "counterfactual"):
+        if isinstance(parts.get(name), list): parts[name] = tuple(parts[name])
     nested = {k: given[k] for k in ("stage1", "stage2", "sampling") if k in given}
     return replace(start.with_(**nested, **parts), name=str(given.get("name", "from a file")))
 

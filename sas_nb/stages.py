@@ -10,7 +10,7 @@ from dataclasses import replace
 from .adapter import SharedLoRA
 from .clip import Clip
 from .composites import Composites
-from .counterfactual import add_counterfactuals, counterpart
+from .counterfactual import add_counterfactuals, others_of
 from .data import Examples, frame_set, frozen_length, merged, prior_examples, sequence, StageData
 from .dit import VideoDiT
 from .prompt import Prompt, Prompts, together
@@ -55,7 +55,7 @@ def _words(dit, captions, prompts, recipe, also)->list[str]:
     to exchange for one."""
     whole = [p.both.plain for p in prompts]
     words = [*captions, *whole]
-    if recipe.stage2.counterfactuals: words += [recipe.counterfactual or counterpart(p) for p in whole]
+    if recipe.stage2.counterfactuals: words += [o for p in whole for o in others_of(p, recipe.counterfactual)]
     if any(s.prior for s in recipe.stages): words += recipe.prior_prompts or dit.defaults.prior
     words += [*filter(None, also), dit.defaults.negative]
     return list(dict.fromkeys(Prompt.of(w).plain for w in words))

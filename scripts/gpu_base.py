@@ -506,9 +506,9 @@ def check_places(run: Run):
 # ---- the commands
 
 
-GPU = dict(batch=128, clips=512, images=256, latents=16_000, fresh=256, ring=80_000, first=4096, uses=6.,
+GPU = dict(batch=128, clips=256, images=2048, latents=16_000, fresh=256, ring=80_000, first=4096, uses=6.,
            workers=14, save=.75)
-CPU = dict(batch=2, clips=24, images=16, latents=1600, fresh=4, ring=2000, first=128, uses=3.,
+CPU = dict(batch=2, clips=16, images=64, latents=1600, fresh=4, ring=2000, first=128, uses=3.,
            workers=1, save=6.)
 SHAPE = json.dumps(dict(TEMPORAL_2, base_dim=32))
 SIZES = "; by default " + ", ".join(f"{k} {GPU[k]:g} on a GPU and {CPU[k]:g} on a CPU" for k in GPU)

@@ -236,7 +236,7 @@ def test_every_training_option_arrives(given, dancer, tmp_path):
     assert recipe == Recipe.paper().with_(
         both=both, stage1=dict(steps=11, dropout=.1), stage2=dict(steps=12, counterfactuals=.25), rank=3,
         sampling=dict(negative_scale=1), layers="blocks.0.ffn.net.2", prior_prompts=tuple(prompts),
-        counterfactual="a dog. it is running")
+        counterfactual=("a dog. it is running",))
 
 
 def test_a_recipe_from_a_file_and_from_a_run(given, dancer, trained, tmp_path):

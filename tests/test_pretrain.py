@@ -222,7 +222,8 @@ def test_a_store_keeps_latents_beside_their_seeds_and_captions(vae):
     tokenizer = make_tokenizer()
     store, rng = Latents(vae, tokenizer, seed=100, most=24, batch=8), np.random.default_rng(0)
     for _ in range(4): store.add(rng)
-    for k, n in ((0, 0), (23, 23)): # a clip, and a frame, by their places
+    assert len(store.images) == 4*len(store.clips) and torch.equal(store.image_seeds, store.seeds.repeat_interleave(4))
+    for k, n in ((0, 0), (23, 95)): # a clip, and a frame, by their places
         whole, frames = (to_signed(torch.from_numpy(render_array(s, fps=FPS)).permute(3, 0, 1, 2)[None]) for s in (random_spec(store.seeds[k].item()), random_spec(store.image_seeds[n].item())))
         with torch.no_grad(): clip, images = encode(vae, whole)[0], encode(vae, frames[0].transpose(0, 1)[:, :, None])
         assert (store.clips[k]-clip).abs().max() < .05*clip.abs().max()
@@ -232,12 +233,12 @@ def test_a_store_keeps_latents_beside_their_seeds_and_captions(vae):
 def test_a_drawn_batch_has_each_sample_beside_a_caption_of_its_own_and_some_without(vae):
     store = Latents(vae, make_tokenizer(), seed=100, most=24, batch=8)
     for _ in range(3): store.add(np.random.default_rng(0))
-    store.clips[:] = torch.arange(24).view(-1, 1, 1, 1, 1); store.images[:] = torch.arange(24).view(-1, 1, 1, 1, 1)
+    store.clips[:] = torch.arange(24).view(-1, 1, 1, 1, 1); store.images[:] = torch.arange(24).repeat_interleave(4).view(-1, 1, 1, 1, 1)
     clips, images, ids = store.draw(300, 200, torch.Generator().manual_seed(0))
     assert clips.shape == (300, 16, 5, 8, 8) and images.shape == (200, 16, 1, 8, 8) and ids.shape == (500, store.words.shape[-1])
     silent = (ids == store.nothing).all(1)
     assert .05 < silent.float().mean() < .16
-    for z, row, words in [*zip(clips, ids[:300], [store.words]*300), *zip(images, ids[300:], [store.image_words]*200)]:
+    for z, row, words in [*zip(clips, ids[:300], [store.words]*300), *zip(images, ids[300:], [store.image_words[::4]]*200)]:
         assert (row == store.nothing[0]).all() or (words[int(z.flatten()[0])] == row).all(1).any()
 
 def test_a_fused_adam_counts_its_steps_where_its_weights_are(tmp_path):

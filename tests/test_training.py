@@ -127,6 +127,13 @@ def test_twins_are_of_whom_the_words_say(dit, monkeypatch):
     for others in (None, "a [v] robot in a red shirt in a park. he is [u] dancing"): add_counterfactuals(dit, replace(twinned(), counterfactuals=None), FULL, others, n=1, seed=9)
     assert heard == [(plain, "a woman in a red shirt in a park. she is dancing"), (plain, "a robot in a red shirt in a park. he is dancing")], "and never by the new words"
 
+def test_several_others_take_turns(dit, monkeypatch):
+    road.off(dit); heard = []
+    monkeypatch.setattr(counterfactual, "redraw", lambda dit, clean, before, after, seed, **how: heard.append((after, seed)) or clean)
+    def made(*others, n): return add_counterfactuals(dit, replace(twinned(), counterfactuals=None), FULL, others, n=n, seed=9).counterfactuals
+    assert len(made("a man in a cap", "a [v] woman", n=3)) == 3 and heard == [("a man in a cap", 9), ("a woman", 10), ("a man in a cap", 11)]
+    assert len(made("a man", "a woman", "a tree", n=1)) == 3, "each at least once"
+
 @pytest.mark.parametrize("said, other", [("a [v] man. he is [u] dancing", "a woman. she is dancing"), ("A girl and her dog. She is [u] running", "A boy and his dog. He is running"),
                                          ("a woman and a man, a human", "a man and a woman, a human")])
 def test_somebody_else_is_the_other_of_two(said, other): assert counterpart(said) == other
@@ -187,6 +194,10 @@ def test_learn_makes_twins_where_stage_two_wants_them(dit, clip, monkeypatch):
     monkeypatch.setattr(stages, "add_counterfactuals", lambda dit, data, *words: made.append(words) or data)
     for share in (0., .25): build(dit, [clip], [prompts], road.recipe(stage2=dict(counterfactuals=share), both=dict(prior=0.), counterfactual="a woman"))
     assert made == [(prompts.both, "a woman")]
+    several = road.recipe(stage2=dict(counterfactuals=.25), both=dict(prior=0.), counterfactual=("a woman", "a man in a cap"))
+    assert Recipe.from_dict(several.to_dict()) == several
+    build(dit, [clip], [prompts], several)
+    assert made[1:] == [(prompts.both, ("a woman", "a man in a cap"))]
 
 
 # what is trained

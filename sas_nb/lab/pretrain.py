@@ -35,19 +35,19 @@ def captions(tokenizer, spec, seed:int, n:int=4, world=world)->Tensor: # (2, n, 
 
 # %% ../../nbs/lab/14_pretrain.ipynb #15eda44f
 class Latents:
-    """Encoded clips, and `images` times as many single frames, with captions, in 16 bits; when it is full,
-    new ones take the place of the oldest."""
-    def __init__(self, vae, tokenizer, seed:int=50_000_000, most:int=100_000, batch:int=16, images:int=1,
+    """Encoded clips, and some single frames of each, with captions, in 16 bits; when it is full, new ones
+    take the place of the oldest."""
+    def __init__(self, vae, tokenizer, seed:int=50_000_000, most:int=100_000, batch:int=16, stills:int=4,
                  workers:int=0, world=world):
-        self.vae, self.seed, self.batch, self.n = vae, seed, batch, images
+        self.vae, self.seed, self.batch, self.stills = vae, seed, batch, stills
         # clips that fit, clips encoded so far
         self.most = most//batch*batch
         self.made = 0
         clips = Clips(seed, partial(captions, tokenizer, world=world), world)
-        self.drawn = iter(DataLoader(clips, batch_size=batch*images, num_workers=workers))
+        self.drawn = iter(DataLoader(clips, batch_size=batch, num_workers=workers))
         self.nothing = ids_of(tokenizer, "", LONGEST).short().to(vae.device)
         self.clips, self.words, self.seeds = self._room(self.most, 17)
-        self.images, self.image_words, self.image_seeds = self._room(self.most*images, 1)
+        self.images, self.image_words, self.image_seeds = self._room(self.most*stills, 1)
 
     def _room(self, n, frames, descriptions=4): # takes memory only as it is filled
         latents = torch.empty(n, *latent_shape(self.vae, frames), dtype=torch.half, device=self.vae.device)
@@ -66,21 +66,26 @@ def add(self:Latents, rng):
 @patch
 @torch.no_grad()
 def put(self:Latents,
-        seeds, # (n,); n = batch*images
+        seeds, # (n,); n = batch
         x,     # (n, 3, 17, 64, 64) uint8
         words, # (n, 2, captions, L-1)
         rng):
-    "Encode a batch of clips whole, and one random frame of each clip."
-    frames = torch.stack([v[:, k:k+1] for v, k in zip(x, rng.integers(0, x.shape[2], len(x)))])
+    "Encode a batch of clips whole, and some random frames of each clip."
     at = self.made % self.most
-    clips, images = (slice(n*at, n*(at+self.batch)) for n in (1, self.n))
-    self.clips[clips], self.images[images] = (_encoded(self.vae, v) for v in (x[:self.batch], frames))
-    self.words[clips] = words[:self.batch, 0].to(self.words.device)
-    self.image_words[images] = words[:, 1].to(self.words.device)
-    self.seeds[clips] = seeds[:self.batch]
-    self.image_seeds[images] = seeds
+    clips, images = (slice(n*at, n*(at+self.batch)) for n in (1, self.stills))
+    self.clips[clips] = _encoded(self.vae, x)
+    self.images[images] = _encoded(self.vae, _stills(x, self.stills, rng))
+    self.words[clips] = words[:, 0].to(self.words.device)
+    self.image_words[images] = words[:, 1].repeat_interleave(self.stills, 0).to(self.words.device)
+    self.seeds[clips] = seeds
+    self.image_seeds[images] = seeds.repeat_interleave(self.stills)
     self.made += self.batch
     self.seed = max(self.seed, *seeds.tolist())+1
+
+# %% ../../nbs/lab/14_pretrain.ipynb #st1llenc
+def _stills(x, n, rng)->Tensor: # (len(x)*n, 3, 1, 64, 64)
+    times = rng.integers(0, x.shape[2], (len(x), n))
+    return torch.stack([v[:, k:k+1] for v, own in zip(x, times) for k in own])
 
 def _encoded(vae, x):
     with mixed_precision(vae.device): return encode(vae, to_signed(x, vae.device)).half()
@@ -93,7 +98,7 @@ def draw(self:Latents, clips:int, images:int, g:torch.Generator)->tuple[Tensor, 
     GPU."""
     def any_of(n, most): return torch.randint(most, (n,), generator=g, device=g.device)
     i = any_of(clips, len(self))
-    j = any_of(images, self.n*len(self))
+    j = any_of(images, self.stills*len(self))
     n = self.words.shape[1]
     ids = torch.cat((self.words[i, any_of(clips, n)], self.image_words[j, any_of(images, n)]))
     silent = torch.rand(len(ids), 1, generator=g, device=g.device) < .1
