@@ -1,5 +1,5 @@
 "Both stages: what each trains and reads, and that a run which was killed ends as if it had not been."
-import errno, functools, importlib.util, json, multiprocessing, os, random, signal, sys, threading, time, warnings
+import errno, functools, importlib.util, json, multiprocessing, os, random, re, signal, sys, threading, time, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,7 +125,17 @@ def test_twins_are_of_whom_the_words_say(dit, monkeypatch):
     monkeypatch.setattr(counterfactual, "redraw", lambda dit, clean, before, after, **how: heard.append((before, after)) or clean)
     plain = FULL.replace("[v] ", "").replace("[u] ", "")
     for others in (None, "a [v] robot in a red shirt in a park. he is [u] dancing"): add_counterfactuals(dit, replace(twinned(), counterfactuals=None), FULL, others, n=1, seed=9)
-    assert heard == [(plain, "a woman in a red shirt in a park. she is dancing"), (plain, "a robot in a red shirt in a park. he is dancing")], "and never by the new words"
+    assert heard == [(plain, "a woman in a blue shirt in a park. she is dancing"), (plain, "a robot in a red shirt in a park. he is dancing")], "and never by the new words"
+
+@pytest.mark.parametrize("said, second", [("a [v] man in a park. he is [u] dancing", "a man in a green shirt and yellow trousers in a park. he is dancing"),
+    ("a girl in an orange coat", "a girl in a green coat"), ("a man in a red hat and a green coat", "a man in a purple hat and a white coat")])
+def test_others_wear_other_colours(said, second):
+    made = counterfactual.counterparts(said)
+    assert made[1] == second and len(set(made)) == 8 and all(re.search(r"\bwoman|boy", m) for m in made[::2])
+
+def test_a_prompt_of_all_colours_has_others_too():
+    said = f"a man in {', '.join(counterfactual._COLOURS)} rags"
+    assert len(counterfactual.counterparts(said)) == 8
 
 def test_several_others_take_turns(dit, monkeypatch):
     road.off(dit); heard = []
