@@ -170,7 +170,7 @@ Seed = _option(int, "Same seed, same concept \\[the recipe's].", _T)
 
 # %% ../nbs/parts/options.ipynb #a7d7e14d
 _PRIOR = "A two-part prompt for prior preservation; repeat for more \\[the model's own]."
-_OTHER = "Both prompts about somebody else, for counterfactual pairs; repeat for more \\[a woman for a man]."
+_OTHER = "Both prompts about somebody else, for counterfactual pairs; repeat for more \\[men and women]."
 PriorPrompt = _option(list[str], _PRIOR, _T)
 Counterfactual = _option(list[str], _OTHER, _T)
 _ALL = "All regularisers, or none and fewer steps."

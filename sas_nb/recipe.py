@@ -118,7 +118,7 @@ class Recipe:
     layers:str|None=None
     # two-part prompts for prior preservation; the checkpoint's own when None
     prior_prompts:tuple[str, ...]|None=None
-    # both prompts about somebody else, one or several; a woman for a man, and back, when None
+    # both prompts about somebody else, one or several; women and men in other colours when None
     counterfactual:str|tuple[str, ...]|None=None
     # of the pictures that show several concepts: "stitched" side by side, or "cutouts" over one background
     arrangement:str="stitched"
