@@ -86,18 +86,19 @@ _COLOURS = "red", "blue", "green", "yellow", "purple", "white", "black"
 _COLOURED = re.compile(rf"\b(an? )?({'|'.join(_COLOURS)}|orange|brown|pink|gr[ea]y)\b", re.I)
 _PERSON = re.compile(rf"\b({'|'.join(COUNTERPARTS)})\b", re.I)
 
-def _dressed(prompt:str, i:int)->str:
-    "The same words with other colours, the `i`-th of these; with clothes, where there was no colour."
+def _dressed(prompt:str, colours:tuple)->str:
+    "The same words with these colours for theirs; with clothes, where there was no colour."
     if not _COLOURED.search(prompt): prompt = _PERSON.sub(r"\1 in a pink shirt and pink trousers", prompt, 1)
-    own = {colour.lower() for _, colour in _COLOURED.findall(prompt)}
-    others = [c for c in _COLOURS if c not in own] or _COLOURS
-    others = itertools.islice(itertools.cycle(others), 2*i, None)
-    return _COLOURED.sub(lambda m: ("a " if m[1] else "") + next(others), prompt)
+    each = itertools.cycle(colours)
+    return _COLOURED.sub(lambda m: ("a " if m[1] else "") + next(each), prompt)
 
 def counterparts(prompt:str|Prompt, n:int=8)->list[str]: # without `[v]` and `[u]`
     "Women and men in turn, or men and women, in other colours than the prompt's. Raises `UserError`."
     turns = counterpart(prompt), Prompt.of(prompt).plain
-    return [_dressed(turns[i % 2], i) for i in range(n)]
+    own = {colour.lower() for _, colour in _COLOURED.findall(turns[1])}
+    colours = tuple(c for c in _COLOURS if c not in own) or _COLOURS
+    places = (divmod(i, len(colours)) for i in range(n)) # nobody twice
+    return [_dressed(turns[(k+c) % 2], colours[c:]+colours[:c]) for k, c in places]
 
 # %% ../nbs/07_counterfactual.ipynb #ab0ut007
 def _shown(prompt:str)->set[int]: # 0 for words about a man, 1 for a woman

@@ -8,7 +8,7 @@ import wan_folder as wan
 from sas_nb import hub
 from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
-from sas_nb.counterfactual import add_counterfactuals
+from sas_nb.counterfactual import add_counterfactuals, counterparts
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import Checkpoint, fingerprint, maker_fingerprint
@@ -237,7 +237,7 @@ def test_a_whole_run_reads_each_part_once(folder, clip, tmp_path, monkeypatch, r
         return part(self, name, *how)
     monkeypatch.setattr(Checkpoint, "part", watch)
     concept = learn(clip, PROMPTS, dit, recipe(), Run(out=tmp_path/"run", progress=False, sample_every=1, sample_prompt="a woman [v]. she is [u] walking"))
-    words = len({"a man in a red shirt in the park", "a man in a red shirt in the park. he is dancing", "a woman in a red shirt in the park. she is dancing", "a man. he is walking", "a red park. dancing", "a woman. she is walking", ""})
+    words = len({"a man in a red shirt in the park", *counterparts(said := "a man in a red shirt in the park. he is dancing"), said, "a man. he is walking", "a red park. dancing", "a woman. she is walking", ""})
     assert reads == ["text_encoder", f"{words} prompts", "vae", "transformer", "vae"], "the second time for samples"
     assert [h for _, h, on in held if not on] == [set()]*3 and held[-1] == ("vae", {"transformer"}, True)
     assert len(list((tmp_path/"run"/"samples").iterdir())) == 4

@@ -127,8 +127,8 @@ def test_twins_are_of_whom_the_words_say(dit, monkeypatch):
     for others in (None, "a [v] robot in a red shirt in a park. he is [u] dancing"): add_counterfactuals(dit, replace(twinned(), counterfactuals=None), FULL, others, n=1, seed=9)
     assert heard == [(plain, "a woman in a blue shirt in a park. she is dancing"), (plain, "a robot in a red shirt in a park. he is dancing")], "and never by the new words"
 
-@pytest.mark.parametrize("said, second", [("a [v] man in a park. he is [u] dancing", "a man in a green shirt and yellow trousers in a park. he is dancing"),
-    ("a girl in an orange coat", "a girl in a green coat"), ("a man in a red hat and a green coat", "a man in a purple hat and a white coat")])
+@pytest.mark.parametrize("said, second", [("a [v] man in a park. he is [u] dancing", "a man in a blue shirt and green trousers in a park. he is dancing"),
+    ("a girl in an orange coat", "a girl in a blue coat"), ("a man in a red hat and a green coat", "a man in a yellow hat and a purple coat")])
 def test_others_wear_other_colours(said, second):
     made = counterfactual.counterparts(said)
     assert made[1] == second and len(set(made)) == 8 and all(re.search(r"\bwoman|boy", m) for m in made[::2])
