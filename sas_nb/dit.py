@@ -93,12 +93,12 @@ def of(cls:VideoDiT, model:"VideoDiT|DiffusionPipeline|str|Path", revision:str|N
 def check_size(self:VideoDiT, T:int, H:int, W:int):
     "Raise `UserError` for a clip that the model cannot hold: Wan's have 4n+1 frames, sides multiples of 16."
     m, k = self.family.frame_rule(self.configuration)
-    step = self.family.side(self.configuration)
-    if (T-k) % m or H % step or W % step:
+    high, wide = self.family.sides(self.configuration)
+    if (T-k) % m or H % high or W % wide:
         low = max(0, (T-k)//m)*m+k
         near = "" if T == low else f" ({low} and {low+m} are near)"
-        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {m}n+{k}{near} "
-                        f"and sides multiples of {step}.")
+        raise UserError(f"A clip of {T} frames of {H}x{W} does not fit: frames must be {m}n+{k}{near}, "
+                        f"heights multiples of {high} and widths of {wide}.")
 
 # %% ../nbs/01_dit.ipynb #a7d1c00c
 @patch

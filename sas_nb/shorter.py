@@ -7,6 +7,7 @@ __all__ = ['pass_products', 'shorter']
 
 # %% ../nbs/parts/shorter.ipynb #a7da0807
 import math
+from .advice import nearest_size
 
 # %% ../nbs/parts/shorter.ipynb #8942a861
 def pass_products(sketch, shape:tuple[int, int, int])->float: # a `Sketch`; frames, height, width
@@ -33,7 +34,7 @@ def _sizes(job)->dict[str, tuple]: # option -> shape
     own = job.sketch.defaults
     m, k = own.frame_rule
     frames = (T-k)//(2*m)*m+k
-    h, w = (round(.7*n/own.side)*own.side for n in (H, W))
+    h, w = nearest_size(own.sides, .7*H, .7*W)
     shorter = {f"--frames {frames}": (frames, H, W)} if k < frames < T else {}
     smaller = {} if own.one_size else {f"--size {h}x{w}": (T, h, w)}
     return shorter | smaller

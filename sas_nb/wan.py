@@ -98,8 +98,9 @@ class _Sizes:
     def frame_rule(cls, configuration:dict)->tuple[int, int]: # m and k of m n + k frames
         return math.lcm(cls.factors(configuration)[0], 4), 1
     @classmethod
-    def side(cls, configuration:dict)->int: # heights and widths are its multiples
-        return cls.factors(configuration)[1]*(configuration["transformer"].get("patch_size") or (1, 2, 2))[1]
+    def sides(cls, configuration:dict)->tuple[int, int]: # what heights and widths are multiples of
+        patch = configuration["transformer"].get("patch_size") or (1, 2, 2)
+        return tuple(cls.factors(configuration)[1]*p for p in patch[1:])
 
 # %% ../nbs/parts/wan.ipynb #1af74e80
 class _Layout(_Sizes):
@@ -197,7 +198,8 @@ class Wan(_Parts, _Times, _Work, _Layout):
     def defaults(cls, index:dict, transformer:dict, vae:dict)->dict:
         "What suits a checkpoint: `GenerationConfig`'s fields."
         about = dict(pipeline=index, transformer=transformer, vae=vae)
-        return _advice(index, transformer, vae) | dict(frame_rule=cls.frame_rule(about), side=cls.side(about))
+        return _advice(index, transformer, vae) | dict(frame_rule=cls.frame_rule(about),
+                                                       sides=cls.sides(about))
     @staticmethod
     def holds(index:dict, transformer:dict, vae:dict)->bool: # whether a checkpoint is one of these
         return not _two(index) and not _is_ti2v(index, vae)

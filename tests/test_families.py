@@ -72,10 +72,10 @@ SMALL, LARGE = about(), about(40, 40)
 TI2V, A14B = about(30, 24, dict(expand_timesteps=True), 48, 16), about(40, 40, dict(transformer_2=ONE, boundary_ratio=.875))
 
 @pytest.mark.parametrize("configuration, family, numbers", [
-    (SMALL, Wan, dict(height=480, width=832, num_frames=81, fps=16., steps=50, guidance=6., guidance_2=None, shift=8., side=16)),
-    (LARGE, Wan, dict(height=480, width=832, num_frames=81, fps=16., steps=50, guidance=5., guidance_2=None, shift=5., side=16)),
-    (TI2V, WanTI2V, dict(height=704, width=1280, num_frames=121, fps=24., steps=50, guidance=5., guidance_2=None, shift=5., side=32)),
-    (A14B, WanExperts, dict(height=480, width=832, num_frames=81, fps=16., steps=40, guidance=4., guidance_2=3., shift=12., side=16))], ids=["1.3B", "14B", "5B", "A14B"])
+    (SMALL, Wan, dict(height=480, width=832, num_frames=81, fps=16., steps=50, guidance=6., guidance_2=None, shift=8., sides=(16, 16))),
+    (LARGE, Wan, dict(height=480, width=832, num_frames=81, fps=16., steps=50, guidance=5., guidance_2=None, shift=5., sides=(16, 16))),
+    (TI2V, WanTI2V, dict(height=704, width=1280, num_frames=121, fps=24., steps=50, guidance=5., guidance_2=None, shift=5., sides=(32, 32))),
+    (A14B, WanExperts, dict(height=480, width=832, num_frames=81, fps=16., steps=40, guidance=4., guidance_2=3., shift=12., sides=(16, 16)))], ids=["1.3B", "14B", "5B", "A14B"])
 def test_a_checkpoint_gets_its_authors_numbers(configuration, family, numbers):
     known = known_family(*configuration)
     config = GenerationConfig(**known.defaults(*configuration))
@@ -282,18 +282,29 @@ def test_times_of_an_expert_are_those_of_the_whole_that_fall_to_it(kind, shift):
 @pytest.mark.parametrize("clip, size", [((960, 540), (832, 480)), ((540, 960), (480, 832)), ((720, 1280), (480, 832)), ((1000, 1000), (624, 624))])
 def test_a_film_keeps_its_proportions(clip, size): assert size_for(GenerationConfig(), *clip) == size
 
-@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("sides", [(16, 16), (32, 32), (16, 8), (32, 16)])
 @pytest.mark.parametrize("clip", [(1920, 1080), (1000, 1000), (900, 1600), (1440, 1080), (1080, 2520), (333, 777)])
-def test_a_size_of_any_film_fits_the_model_and_is_no_larger(side, clip):
-    r = GenerationConfig(height=704, width=1280, side=side)
+def test_a_size_of_any_film_fits_the_model_and_is_no_larger(sides, clip):
+    r = GenerationConfig(height=704, width=1280, sides=sides)
     h, w = size_for(r, *clip)
-    assert h % side == w % side == 0 and h*w <= r.height*r.width and (h > w) == (clip[0] > clip[1]) or clip[0] == clip[1]
+    assert h % sides[0] == w % sides[1] == 0 and h*w <= r.height*r.width and (h > w) == (clip[0] > clip[1]) or clip[0] == clip[1]
     assert advice._lost((h, w), *clip) < .12
 
 @pytest.mark.parametrize("text, says", [("832", "is not a size"), ("480x", "is not a size"), ("480x-832", "is not a size"), ("480x830", "ask for 480x832"), ("1x1", "ask for 16x16"), ("axb", "is not a size")])
 def test_a_size_that_does_not_fit_is_refused(text, says):
     with pytest.raises(UserError, match=says) as e: checked_size(GenerationConfig(), text)
     assert str(e.value).count("\n") == 0
+
+
+def test_a_patch_may_be_higher_than_wide(tmp_path):
+    index, transformer, vae = about()
+    config = GenerationConfig(**Wan.defaults(index, transformer | dict(patch_size=[1, 2, 1]), vae))
+    assert config.sides == (16, 8)
+    config.height, config.width = 64, 72
+    assert size_for(config, 64, 72) == checked_size(config, "64x72") == (64, 72) and size_for(config, 72, 64)[0] % 16 == 0
+    with pytest.raises(UserError, match="heights are multiples of 16 and widths of 8: ask for 64x64"): checked_size(config, "72x64")
+    (tmp_path/"sas_nb.json").write_text('{"sides": [16, 8]}')
+    assert GenerationConfig.read(tmp_path).sides == (16, 8)
 
 
 # A small pair of experts to play with
@@ -414,7 +425,7 @@ class Other(Wan):
     @classmethod
     def frame_rule(cls, configuration): return 8, 1
     @classmethod
-    def side(cls, configuration): return 32
+    def sides(cls, configuration): return 32, 32
     @classmethod
     def latents_of(cls, configuration, T, H, W): return 7, (T-1)//8+1, H//32, W//32
     @staticmethod
