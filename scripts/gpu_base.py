@@ -520,7 +520,7 @@ def train(
     state: Annotated[Path, typer.Option(help="Checkpoints; the same folder goes on.")] = Path("out/base"),
     out: Annotated[Path | None, typer.Option(help="For log, pictures and shards of the weights.")] = None,
     start: Annotated[Path | None, typer.Option(help="A folder with an autoencoder, or a pipeline.")] = None,
-    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw_large",
+    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw",
     shape: Annotated[str, typer.Option(help="Configuration of a new autoencoder, without --start.")] = SHAPE,
     share: Annotated[float, typer.Option(help="Of the time, for the autoencoder; 0: START's stays.")] = .5,
     limit: Annotated[float, typer.Option(help="Minutes after which this piece just ends; 0: never.")] = 0,
@@ -588,7 +588,7 @@ def _compile_ahead(run: Run):
 
 @app.command(hidden=True)
 def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = None,
-          world: str = "sas_nb.lab.draw_large", shape: str = SHAPE,
+          world: str = "sas_nb.lab.draw", shape: str = SHAPE,
           encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None,
           frozen: Annotated[bool, typer.Option("--frozen")] = False):
     "Compile what `train` needs after its first crops: the pass over whole clips, and the DiT's step."
@@ -613,7 +613,7 @@ def linear(
     clips: Annotated[int, typer.Option(help="Drawn for it.")] = 600,
     minutes: Annotated[float, typer.Option(help="Of learning to decode.")] = 3,
     rate: float = .02, batch: int = 12,
-    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw_large",
+    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw",
 ):
     "An autoencoder to begin with: the best linear code, decoded by what has learned without its blocks."
     check_place(start, VAE["names"], **VAE)

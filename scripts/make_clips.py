@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 from types import ModuleType
-from sas_nb.lab import draw, draw_large
+from sas_nb.lab import draw, draw
 from sas_nb.lab.specs import Thing, caption
 from sas_nb.lab.worlds import world_of
 
@@ -15,14 +15,14 @@ CLIPS = dict(
     dancer=draw.heldout_spec(6),
     waves=draw.Spec((Thing("waves", shape=(.4, .2, .9, .6)),), scene="beach", backdrop=.3))
 LARGE = dict(
-    dancer=draw_large.heldout_spec(6),
-    man=draw_large.heldout_spec(39),
-    waves=draw_large.Spec((Thing("waves", shape=(.5, .3, .8, .5)),), scene="beach", backdrop=.3),
-    bonfire=draw_large.Spec((Thing("bonfire", shape=(.6, .6, .5, .3)),), scene="forest", light="night",
+    dancer=draw.heldout_spec(6),
+    man=draw.heldout_spec(39),
+    waves=draw.Spec((Thing("waves", shape=(.5, .3, .8, .5)),), scene="beach", backdrop=.3),
+    bonfire=draw.Spec((Thing("bonfire", shape=(.6, .6, .5, .3)),), scene="forest", light="night",
                             backdrop=.6))
 
 
-OF_WORLD = {draw: CLIPS, draw_large: LARGE}
+OF_WORLD = {draw: CLIPS, draw: LARGE}
 
 
 def make(folder: Path, world: ModuleType) -> dict[str, Path]:
@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--large", action="store_true")
     given = parser.parse_args()
     folder = given.folder or DATA / ("next/clips" if given.large else "clips")
-    world = draw_large if given.large else world_of("tiny")
+    world = draw if given.large else world_of("tiny")
     for name, path in make(folder, world).items():
         print(f"{path.name}, {path.stat().st_size/1024:.0f} KB: {caption(OF_WORLD[world][name])}")
 
