@@ -21,12 +21,13 @@ from ..fast import best_device, channels_last, mixed_precision
 from ..files import expanded
 from .draw import render_array
 from .optim import log_row, optimizers, own_seeds, Training
-from .oracle_nets import (bone_lengths, forward_features, identity_features, LABELS, margin_loss,
-                                    mirrored, OracleNet, seen_joints, TRAIN_SEED, visible_code, words_of)
+from .oracle_nets import (bone_lengths, CODE, forward_features, identity_features, LABELS,
+                                    margin_loss, mirrored, OracleNet, seen_joints, TRAIN_SEED, visible_code,
+                                    words_of)
 from .oracles import measure, one_person, Oracles, round_trip
 from .specs import KINDS
 from .tiny import FPS
-from .world import Person, random_spec, Spec
+from .world import Person, random_identity, random_spec, Spec
 from ..writing import atomic
 
 # %% ../../nbs/lab/14_oracle_training.ipynb #78c4487e
@@ -103,10 +104,10 @@ def degrade(x:Tensor)->Tensor: # (B, T, 3, H, W) in [0, 1]
 
 # %% ../../nbs/lab/14_oracle_training.ipynb #0f679d94
 @lru_cache
-def random_codes(n:int, seed:int=0)->Tensor: # (n, 16)
+def random_codes(n:int, seed:int=0)->Tensor: # (n, CODE)
     "The visible numbers of people made up on the spot."
     rng = np.random.default_rng(seed)
-    people = [Person(KINDS[rng.integers(2)], tuple(rng.random(12))) for _ in range(n)]
+    people = [Person(kind, random_identity(rng, kind)) for kind in rng.choice(KINDS, n).tolist()]
     return torch.from_numpy(np.stack([visible_code(p) for p in people]))
 
 def place_loss(attention:Tensor, J:Tensor)->Tensor: # (N, 1024), (N, 2) pixels inside the picture -> (N,)
@@ -248,9 +249,9 @@ def _features_from(half:int, net:OracleNet, seen:dict)->Tensor: # of the second 
 @torch.no_grad()
 def _begin_as_code(line:nn.Linear, known:Tensor): # the estimated numbers themselves, standardised
     line.weight.zero_()
-    line.weight[:16, :16] = torch.diag(1/known.std(0))
+    line.weight[:CODE, :CODE] = torch.diag(1/known.std(0))
     line.bias.zero_()
-    line.bias[:16] = -known.mean(0)/known.std(0)
+    line.bias[:CODE] = -known.mean(0)/known.std(0)
 
 # %% ../../nbs/lab/14_oracle_training.ipynb #6effa348
 def train_identity(net:OracleNet, seen:dict, minutes:float, batch:int=512, margin:float=.2):
@@ -260,7 +261,7 @@ def train_identity(net:OracleNet, seen:dict, minutes:float, batch:int=512, margi
     code = standardised(seen["code"][-len(H):], known)
     _begin_as_code(net.identity.line, known)
     spread = .3*H.std(0)
-    centre = nn.Parameter(torch.eye(16, net.identity.line.out_features, device=net.device))
+    centre = nn.Parameter(torch.eye(CODE, net.identity.line.out_features, device=net.device))
     def loss(fraction):
         i = torch.randint(len(H), (batch,), device=net.device)
         others = standardised(known[torch.randint(4000, (500,), device=net.device)], known)

@@ -24,7 +24,7 @@ from .draw import render_array
 from .oracle_nets import answers, HELD_SEED, LABELS, OracleNet, seen_joints, words_of
 from .specs import edit, KINDS
 from .tiny import decode, encode, FPS, to_signed
-from .world import random_spec, Spec
+from .world import random_identity, random_spec, Spec
 from ..stats import proportion
 from ..writing import atomic
 
@@ -105,7 +105,7 @@ def attributes(self:Oracles, frames:Tensor|Clip)->dict[str, tuple[list, Tensor]]
     return named_answers(self.look(frames))
 
 @patch
-def identity(self:Oracles, frames:Tensor|Clip)->Tensor: # (B, T, 3, S, S) in [0, 1] -> (B, 32) of length 1
+def identity(self:Oracles, frames:Tensor|Clip)->Tensor: # (B, T, 3, S, S) in [0, 1] -> (B, D) of length 1
     """Who it is: products near 1 mean one person, whatever the clothes, the scene and the movement. Raises
     `UserError`."""
     return self.look(frames)["identity"]
@@ -137,7 +137,8 @@ def verification(v:np.ndarray, draws:int=40, seed:int=0)->dict:
 def one_person(rng:np.random.Generator, seeds)->list[Spec]:
     """The clips of these seeds, with one new person in all of them: clothes, scene and movement stay the
     seeds'."""
-    who = dict(kind=KINDS[rng.integers(2)], identity=tuple(rng.random(12).tolist()))
+    kind = KINDS[rng.integers(2)]
+    who = dict(kind=kind, identity=random_identity(rng, kind))
     return [edit(random_spec(s, people=1), **who) for s in seeds]
 
 def held_specs(n:int, clips:int=6)->list[Spec]: # `clips` of each of n//clips people
@@ -188,12 +189,15 @@ def shown(name:str, row:dict)->str:
     form = dict(identity="{:.3f}", joints="{:.2f} px").get(name, "{:.1%}").format
     return f"{form(row['value'])} ({form(row['low'])} to {form(row['high'])})"
 
+# %% ../../nbs/lab/13_oracles.ipynb #7ab1e0f0
 @patch
 def _repr_markdown_(self:Oracles):
     def cell(name, row, bar):
-        return shown(name, row) + ("" if meets(name, row, bar) else ", **below its bar**")
+        good = bar is None or meets(name, row, bar)
+        return shown(name, row) + ("" if good else ", **below its bar**")
     lines = ["| asked | words | on renders | on round trips |", "|---|---|---|---|"]
-    for name, bars in ORACLE_BARS.items() if self.accuracy else ():
+    for name in next(iter(self.accuracy.values()), ()): # every answer that was measured
+        bars = ORACLE_BARS.get(name, (None, None))
         cells = [cell(name, rows[name], bar) for rows, bar in zip(self.accuracy.values(), bars)]
         count = len(LABELS[name]) if name in LABELS else ""
         lines.append(f"| {name} | {count} | " + " | ".join(cells) + " |")
