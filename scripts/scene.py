@@ -15,8 +15,7 @@ from sas_nb.lab.zoo import spec_of
 from sas_nb.sheet import to_images
 
 PLACES = {"man-14": (0, .3, .55, 1), "waves-00": (0, .63, .6, 1), "bonfire-01": (.5, .4, 1, 1)}
-SCENE = ("a [v1] man in a yellow shirt and black trousers and [v2] [u2] ocean waves and a [v3] [u3] bonfire "
-         "on a stage. he is [u1] dancing")
+SCENE = "{him} and [v2] [u2] ocean waves and a [v3] [u3] bonfire on a stage. he is [u1] dancing"
 IMAGE = Path(__file__).resolve().parent.parent/"nbs"/"images"/"scene.webp"
 
 
@@ -33,7 +32,9 @@ def main(seed: int = 1, out: Annotated[Path, typer.Option(help="A .webp.")] = IM
     concepts = load_zoo(names=list(PLACES))
     assert list(concepts) == list(PLACES) # places are in their order
     filmed = [render(spec_of(c), 17, c.fps) for c in concepts.values()]
-    scene = compose(concepts, "masked", list(PLACES.values())).generate(SCENE, seed)
+    him = concepts["man-14"].info["appearance"].replace("[v]", "[v1]").removesuffix(" in a park")
+    together = compose(concepts, "masked", list(PLACES.values()))
+    scene = together.generate(SCENE.format(him=him), seed)
     side_by_side([*filmed, scene], out)
     print(f"wrote {out}")
 

@@ -14,7 +14,7 @@ from sas_nb.lab.cases import case
 from sas_nb.lab.draw import render
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.specs import edit, random_thing
-from sas_nb.lab.world import heldout_spec, Person, Spec
+from sas_nb.lab.world import heldout_spec, identity_of, Person, Spec
 from sas_nb.lab.zoo import packed, save_zoo, spec_of
 from sas_nb.recipe import Recipe
 from sas_nb.train import Trainer
@@ -98,7 +98,7 @@ def test_the_shipped_zoo_if_there_is_one(root):
     assert [r["name"] for r in table] == list(shipped)
     assert sum(not c.info["truth"]["thing"] for c in shipped.values()) >= 64 and sum(c.info["truth"]["thing"] for c in shipped.values()) >= 8
     for (n, c), r in zip(shipped.items(), table):
-        assert float(r["identity_skin"]) == spec_of(c).subjects[0].identity[6] if r["identity_skin"] else c.info["truth"]["thing"]
+        assert float(r["identity_skin"]) == identity_of(spec_of(c).subjects[0])["skin"] if r["identity_skin"] else c.info["truth"]["thing"]
     files = [f.stat().st_size for f in (root/"data/zoo").iterdir()]
     assert sum(files) < 45e6 and max(files) < 20e6
 

@@ -19,8 +19,10 @@ from .finder import Figures, Finder, LEAST
 from .gaits import Gait, tuples
 from .gatherings import Gathering, people_of
 from .motion import pose_correlation
+from .oracle_nets import CODE
 from .oracles import named_answers, Oracles
 from .specs import THINGS
+from .world import CHOICES, IDENTITY
 
 # %% ../../nbs/lab/28_compared.ipynb #d152cea2
 SNOW = dict(scene="snow", backdrop=.5)
@@ -48,7 +50,7 @@ def _moved(x, middle, scale, ground):
     return F.grid_sample(x, grid[None].expand(len(x), -1, -1, -1), align_corners=False)
 
 # %% ../../nbs/lab/28_compared.ipynb #7c7abd4a
-CHANCE = .28 # correlation of unrelated dances
+CHANCE = .27 # correlation of unrelated dances
 
 @dataclass
 class Seen:
@@ -73,7 +75,7 @@ class Judge:
 
     def see(self, figures:list[Tensor])->Seen: # (T, 3, 64, 64) each, cut out
         "What the oracles say of figures."
-        if not figures: return Seen(torch.zeros(0, 32), torch.zeros(0, 17, 15, 2), {})
+        if not figures: return Seen(torch.zeros(0, CODE), torch.zeros(0, 17, 15, 2), {})
         out = self.oracles.look(torch.stack(figures))
         words = {k: named for k, (named, _) in named_answers(out).items()}
         return Seen(out["identity"].float(), out["joints"].float(), words)
@@ -229,7 +231,14 @@ def levelled(g:Gathering)->Gathering:
         return replace(spec, subjects=tuple(replace(p, kind=kind, facing=1) for p in spec.subjects))
     return replace(g, spec=level(g.spec), singles=tuple(map(level, g.singles)))
 
+# %% ../../nbs/lab/28_compared.ipynb #b1ended0
 def _mixed(a, b, t): return tuples((np.asarray(a) + t*(np.asarray(b)-np.asarray(a))).tolist())
+
+def _mixed_identity(a, b, t): # half of two cuts of hair is a third one: so many of the choices change hands
+    changed = [name for k, name in enumerate(CHOICES) if (k+.5)/len(CHOICES) < t]
+    mixed = dict(zip(IDENTITY, _mixed(a, b, t)))
+    own, other = dict(zip(IDENTITY, a)), dict(zip(IDENTITY, b))
+    return tuple((mixed | {name: (other if name in changed else own)[name] for name in CHOICES}).values())
 
 def _mixed_gait(a, b, t):
     numbers = {k: getattr(a, k) + t*(getattr(b, k)-getattr(a, k)) for k in ("freq", "travel", "phase")}
@@ -237,7 +246,7 @@ def _mixed_gait(a, b, t):
 
 def blended(g:Gathering, what:str, t:float): # "identity" or "gait"; a spec
     "Both people with so much of each other; half is both halfway, and 1 is a swap."
-    mix = dict(identity=_mixed, gait=_mixed_gait)[what]
+    mix = dict(identity=_mixed_identity, gait=_mixed_gait)[what]
     a, b = g.spec.subjects
     def towards(p, q): return replace(p, **{what: mix(getattr(p, what), getattr(q, what), t)})
     return replace(g.spec, subjects=(towards(a, b), towards(b, a)))

@@ -32,7 +32,7 @@ def _anywhere(rng)->list:
             for _ in range(2)]
     if rng.random() < .5: return pair
     speed = float(rng.uniform(6, 22))
-    return [replace(p, x=32+way*float(rng.uniform(-4, 10)), facing=way, gait=replace(p.gait, travel=speed))
+    return [replace(p, x=32+way*float(rng.uniform(-7, 7)), facing=way, gait=replace(p.gait, travel=speed))
             for p, way in zip(pair, (1, -1))]
 
 # %% ../../nbs/lab/26_finder_training.ipynb #0386914e

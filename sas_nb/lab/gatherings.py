@@ -14,6 +14,7 @@ import numpy as np
 from ..clip import Clip
 from . import draw
 from .cases import Case, case
+from .oracle_nets import visible_code
 from .specs import caption, HELDOUT, Person, SCENES, THINGS
 from .tiny import FPS
 
@@ -89,10 +90,10 @@ def _different(world, k):
     return [pair for pair in zip(everyone[::2], everyone[1::2]) if _differ(*pair)][k]
 
 # %% ../../nbs/lab/27_gatherings.ipynb #b4f57964
-def _distance(pair): return np.square(np.subtract(pair[0].identity, pair[1].identity)).sum()
+def _distance(pair): return np.square(np.subtract(*map(visible_code, pair))).sum()
 
 def _similar(world, k):
-    "One of the pairs of one kind whose identities are nearest, nobody in two of them; clothes may differ."
+    "One of the pairs of one kind who look most alike, nobody in two of them; clothes may differ."
     pairs = [(a, b) for a, b in combinations(dancers(world), 2) if a.kind == b.kind and a.shirt != b.shirt]
     chosen = []
     for pair in sorted(pairs, key=_distance):
@@ -104,13 +105,13 @@ def _same_clothes(world, k):
     return [(a, b) for a, b in pairs if (a.shirt, a.trousers) == (b.shirt, b.trousers)][k]
 
 # %% ../../nbs/lab/27_gatherings.ipynb #54cab2cc
-def _runner(world, n, facing, x):
+def _runner(world, n, facing): # in the middle of the stage in the middle of the clip
     rng = np.random.default_rng([HELDOUT, FIRST, n])
-    gait = replace(world.random_gait(rng, "running"), travel=20.)
+    gait = replace(world.random_gait(rng, "running"), travel=24.)
     person = world.heldout_spec(FIRST+PEOPLE+n).subjects[0] # not in the zoo
-    return replace(person, motion="running", gait=gait, facing=facing, x=x)
+    return replace(person, motion="running", gait=gait, facing=facing, x=32.)
 
-def _crossing(world, k): return _runner(world, 2*k, 1, 39.), _runner(world, 2*k+1, -1, 25.)
+def _crossing(world, k): return _runner(world, 2*k, 1), _runner(world, 2*k+1, -1)
 
 # %% ../../nbs/lab/27_gatherings.ipynb #69f4d27d
 def _placed(world, subjects, k):
