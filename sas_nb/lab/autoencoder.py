@@ -112,11 +112,6 @@ def _boxes(centres, reach)->Tensor: # (T, 2) x, y and half a width and a height,
     (x, y), (w, h) = (torch.as_tensor(v).float().T[:, :, None] for v in (centres, reach))
     return ((at-x).abs() < w)[:, None, :] & ((at-y).abs() < h)[:, :, None]
 
-def _head(J)->np.ndarray: # joints (T, 15, 2) -> (T, 4) left, top, right, bottom
-    "A world that says nothing of heads: as far round the joint as the neck is from it."
-    reach = np.linalg.norm(J[:, 0]-J[:, 1], axis=-1, keepdims=True)
-    return np.concatenate([J[:, 0]-reach, J[:, 0]+reach], 1)
-
 def _moving(at)->Tensor: # (T, 2) -> (T, 1, 1) bool
     "In which frames a point moves by more than a pixel, from the frame before or to the next."
     step = np.linalg.norm(np.diff(at, axis=0), axis=-1)
@@ -127,7 +122,7 @@ def head_and_hands(spec, world=world)->tuple[Tensor, Tensor]: # (T, 64, 64) bool
     "Where the heads of a clip's people are, and where their hands are while they move by a pixel in a frame."
     known = world.truth(spec, fps=FPS)
     heads, hands = torch.zeros(2, 17, 64, 64, dtype=torch.bool)
-    for J, box in zip(known.joints, getattr(known, "heads", None) or map(_head, known.joints)):
+    for J, box in zip(known.joints, known.heads):
         heads |= _boxes((box[:, :2]+box[:, 2:])/2, (box[:, 2:]-box[:, :2])/2)
         for name in ("hand_l", "hand_r"):
             at = J[:, world.JOINTS.index(name)]
