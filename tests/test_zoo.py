@@ -8,6 +8,7 @@ from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo, unpacked
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
+from sas_nb.explore import sights
 from sas_nb.files import UserError
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import case
@@ -68,6 +69,12 @@ def test_members_do_not_share_memory(population, tmp_path):
 def test_the_truth_comes_back_to_the_last_digit(population, spec, tmp_path):
     population["one-0"].info["truth"]["spec"] = asdict(spec)
     assert spec_of(load_zoo(save_zoo(population, tmp_path/"zoo"))["one-0"]) == spec
+
+def test_a_figure_of_an_earlier_version_is_told(population):
+    concept = population["one-0"]
+    concept.info["truth"]["spec"] = asdict(edit(heldout_spec(3), identity=(.5,)*12))
+    with pytest.raises(UserError, match="figure is one of an earlier version"): spec_of(concept)
+    assert sights._drawn(concept.info | dict(clip=dict(fps=12.))) is None, "the page does without its film"
 
 def test_what_is_no_zoo(population, tmp_path):
     other, _ = synthetic(1, rank=3, seed=9)

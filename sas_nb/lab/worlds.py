@@ -7,6 +7,7 @@ __all__ = ['world_of']
 
 # %% ../../nbs/lab/32_worlds.ipynb #45fb1fb5
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 import re
@@ -25,7 +26,7 @@ def world_of(model:VideoDiT|str|Path # loaded, or a name or folder
     folder = _folder(model)
     file = folder and folder/"sas_nb.json"
     name = read_about(file).get("world") if file and file.exists() else ""
-    if re.fullmatch(r"sas_nb\.lab\.\w+", str(name)): return import_module(name)
-    raise UserError(f"The model {getattr(model, 'name', str(model))!r} does not say which world drew the "
-                    "clips it was trained on: write it into its sas_nb.json, as in \"world\": "
+    if re.fullmatch(r"sas_nb\.lab\.\w+", str(name)) and find_spec(name): return import_module(name)
+    raise UserError(f"The model {getattr(model, 'name', str(model))!r} does not say which world that is here "
+                    "drew the clips it was trained on: write it into its sas_nb.json, as in \"world\": "
                     "\"sas_nb.lab.draw\".")

@@ -84,14 +84,17 @@ def save_zoo(concepts:dict[str, Concept], # over one basis, in full strength, wi
 def _subject(s):
     from sas_nb.lab.gaits import Gait, tuples
     from sas_nb.lab.specs import Thing
-    from sas_nb.lab.world import Person # only here: reading weights needs no world
+    from sas_nb.lab.world import IDENTITY, Person # only here: reading weights needs no world
     s = {k: tuples(v) for k, v in s.items()}
     if "gait" not in s: return Thing(**s)
+    if len(s["identity"]) != len(IDENTITY):
+        raise UserError("This concept's figure is one of an earlier version and is not drawn any more: "
+                        "make the zoo again with scripts/zoo.py.")
     return Person(**s | dict(gait=Gait(**{k: tuples(v) for k, v in s["gait"].items()})))
 
 def spec_of(concept:Concept): # a `Spec` of sas_nb.lab.world
     """The world's spec that a member was learned from: `render` draws its clip. Raises `UserError` if
-    nothing is known."""
+    nothing is known, or if the figure is one of an earlier version."""
     from sas_nb.lab.world import Spec
     known = concept.info.get("truth", {}).get("spec")
     if known: return Spec(**known | dict(subjects=tuple(map(_subject, known["subjects"]))))
