@@ -43,8 +43,8 @@ from sas_nb.lab.pretrain import (averaged, captions, copy_weights, dit_backward,
                                  dit_update, latent_statistics, Latents, pieces, RATES, whitener)
 from sas_nb.lab.tiny import (autoencoder_passes, encode, latent_shape, load_autoencoder, LONGEST,
                              make_tokenizer, ship, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder,
-                             tiny_pipeline, to_signed, training_spec, use_matmul_attention, wider,
-                             with_latents)
+                             tiny_pipeline, to_signed, TRAINED_SEED, training_spec,
+                             use_matmul_attention, wider, with_latents)
 from sas_nb.writing import atomic, check_place
 
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
@@ -96,7 +96,7 @@ class Budget:
         self.part, self.since = PARTS[0], 0 if own else START
         about = json.loads(path.read_text()) if path.exists() else {}
         self.had = about.get("minutes", dict.fromkeys(PARTS, 0.))
-        self.seed = about.get("seed", 0)  # of the next clip
+        self.seed = about.get("seed", TRAINED_SEED)  # of the next clip
 
     def now(self) -> float: return time.process_time() if self.own else time.time()
 

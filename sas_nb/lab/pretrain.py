@@ -22,7 +22,7 @@ from . import draw as world
 from .autoencoder import Clips
 from .optim import adam, continue_log, log_row, optimizers, running_averages, Training
 from .tiny import (encode, ids_of, latent_shape, LONGEST, read, ship, tiny_pipeline, to_signed,
-                             use_matmul_attention)
+                             TRAINED_SEED, use_matmul_attention)
 from ..prompt import PLACEHOLDERS
 
 # %% ../../nbs/lab/11_pretrain.ipynb #capt10ns
@@ -37,7 +37,7 @@ def captions(tokenizer, spec, seed:int, n:int=4, world=world)->Tensor: # (2, n, 
 class Latents:
     """Encoded clips, and some single frames of each, with captions, in 16 bits; when it is full, new ones
     take the place of the oldest."""
-    def __init__(self, vae, tokenizer, seed:int=50_000_000, most:int=100_000, batch:int=16, stills:int=4,
+    def __init__(self, vae, tokenizer, seed:int=TRAINED_SEED, most:int=100_000, batch:int=16, stills:int=4,
                  workers:int=0, world=world):
         self.vae, self.seed, self.batch, self.stills = vae, seed, batch, stills
         # clips that fit, clips encoded so far
@@ -227,7 +227,7 @@ class _DitTraining(Training):
 def fill(self:_DitTraining, first, rng, same_latents, **kwargs)->Latents:
     "A store with so many latents of clips that no piece has seen; the first piece whitens by its statistics."
     used = self.about.get("seen", _seeds_seen(self.start))
-    self.store = Latents(self.pipe.vae, self.pipe.tokenizer, 50_000_000+used, **kwargs)
+    self.store = Latents(self.pipe.vae, self.pipe.tokenizer, TRAINED_SEED+used, **kwargs)
     while self.store.made < first: self.store.add(rng)
     own = {} if self.start and same_latents else latent_statistics(self.store)
     self.pipe.vae.register_to_config(**(self.about.get("statistics") or own))
@@ -249,7 +249,7 @@ def learned(self:_DitTraining, losses):
 def keep(self:_DitTraining):
     "Checkpoint, and the pipeline as it stands."
     facts = self.progress() | dict(samples=self.step*self.batch, clips=self.store.made,
-                                   device=str(self.pipe.device), seen=self.store.seed-50_000_000)
+                                   device=str(self.pipe.device), seen=self.store.seed-TRAINED_SEED)
     statistics = {k: list(self.pipe.vae.config[k]) for k in ("latents_mean", "latents_std")}
     self.save(facts | dict(statistics=statistics))
     logs = [self.out/"autoencoder.jsonl", self.log]
