@@ -1990,6 +1990,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sas_nb.lab.specs.field_names': ('lab/specs.html#field_names', 'sas_nb/lab/specs.py'),
                                   'sas_nb.lab.specs.heldout': ('lab/specs.html#heldout', 'sas_nb/lab/specs.py'),
                                   'sas_nb.lab.specs.in_picture': ('lab/specs.html#in_picture', 'sas_nb/lab/specs.py'),
+                                  'sas_nb.lab.specs.indefinite': ('lab/specs.html#indefinite', 'sas_nb/lab/specs.py'),
                                   'sas_nb.lab.specs.maybe': ('lab/specs.html#maybe', 'sas_nb/lab/specs.py'),
                                   'sas_nb.lab.specs.pick': ('lab/specs.html#pick', 'sas_nb/lab/specs.py'),
                                   'sas_nb.lab.specs.random_clothes': ('lab/specs.html#random_clothes', 'sas_nb/lab/specs.py'),

@@ -22,7 +22,8 @@ from ..hub import fingerprint, maker_fingerprint
 from .draw import render_array
 from .oracle_nets import LABELS, words_of
 from .oracles import named_answers, Oracles, round_trip
-from .specs import CAMERAS, caption, HATS, HELD, LIGHTS, SCENES, Spec, THINGS
+from .specs import (CAMERAS, caption, HATS, HELD, indefinite, LIGHTS, SCENES, Spec,
+                              THINGS)
 from .tiny import FPS, TRAINED_SEED, training_spec
 from .world import random_spec
 from ..stats import median_of, proportion
@@ -34,9 +35,11 @@ REPORT_SEED = 1_900_000_000 # from here on, seeds are for reports: no model and 
 def phrases(spec:Spec)->dict[str, str]:
     "How a caption says each of `LABELS`; empty where there is nothing to say."
     w = words_of(spec)
-    return dict(scene=SCENES[w["scene"]], shirt=f"a {w['shirt']} shirt", trousers=f"{w['trousers']} trousers",
-                hat=HATS[w["hat"]], held=HELD[w["held"]], light=LIGHTS[w["light"]], kind=f"a {w['kind']} ",
-                thing=THINGS.get(w["thing"], ""), motion=f" is {w['motion']}", camera=CAMERAS[w["camera"]])
+    shirt = indefinite(f"{w['shirt']} shirt")
+    return dict(scene=SCENES[w["scene"]], shirt=shirt, trousers=f"{w['trousers']} trousers",
+                hat=HATS[w["hat"]], held=HELD[w["held"]], light=LIGHTS[w["light"]],
+                kind=f"{indefinite(w['kind'])} ", thing=THINGS.get(w["thing"], ""),
+                motion=f" is {w['motion']}", camera=CAMERAS[w["camera"]])
 
 @dataclass(frozen=True)
 class Question:

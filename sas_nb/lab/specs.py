@@ -6,7 +6,7 @@
 __all__ = ['SCENES', 'COLOURS', 'HATS', 'HELD', 'LIGHTS', 'CAMERAS', 'MOTIONS', 'THINGS', 'KINDS', 'HELDOUT', 'check_word',
            'check_words', 'field_names', 'check_fields', 'Person', 'Thing', 'Spec', 'pick', 'maybe', 'random_clothes',
            'random_motion', 'random_thing', 'random_stage', 'counts', 'thinned_out', 'seeded', 'heldout', 'Caption',
-           'caption', 'vocabulary', 'edit', 'in_picture', 'attributes']
+           'indefinite', 'caption', 'vocabulary', 'edit', 'in_picture', 'attributes']
 
 # %% ../../nbs/lab/01_specs.ipynb #e17fb2d4
 from dataclasses import dataclass, fields, replace
@@ -182,9 +182,13 @@ class Caption(NamedTuple):
     def __str__(self): return ". ".join(s for s in self if s)
 
 # %% ../../nbs/lab/01_specs.ipynb #31b54d17
+def indefinite(noun:str)->str:
+    "Words that begin with a noun or an adjective, with `a` or `an`."
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
 def _person_words(p, keep):
-    words = [f"a {p.kind}"]
-    clothes = [f"a {p.shirt} shirt"]*keep(.9) + [f"{p.trousers} trousers"]*keep(.8)
+    words = [indefinite(p.kind)]
+    clothes = [indefinite(f"{p.shirt} shirt")]*keep(.9) + [f"{p.trousers} trousers"]*keep(.8)
     if clothes: words.append("in " + " and ".join(clothes))
     if p.hat != "none" and keep(.9): words.append(f"wearing {HATS[p.hat]}")
     if p.held != "none" and keep(.9): words.append(f"holding {HELD[p.held]}")
