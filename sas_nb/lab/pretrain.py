@@ -82,7 +82,7 @@ def put(self:Latents,
     self.made += self.batch
     self.seed = max(self.seed, *seeds.tolist())+1
 
-# %% ../../nbs/lab/14_pretrain.ipynb #st1llenc
+# %% ../../nbs/lab/11_pretrain.ipynb #st1llenc
 def _stills(x, n, rng)->Tensor: # (len(x)*n, 3, 1, 64, 64)
     times = rng.integers(0, x.shape[2], (len(x), n))
     return torch.stack([v[:, k:k+1] for v, own in zip(x, times) for k in own])
