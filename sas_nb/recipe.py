@@ -157,7 +157,7 @@ def default(cls:Recipe)->Recipe:
     recipe = cls.paper().with_(
         both=ours,
         stage1=dict(steps=75, frozen=True, full_caption=True),
-        stage2=dict(steps=175),
+        stage2=dict(steps=175, counterfactuals=.5),
         sampling=dict(guidance_factor=2 / 3, negative_scale=0.7),
     )
     return replace(recipe, name="default")
@@ -202,10 +202,12 @@ def with_(self:Recipe,
 @patch
 def together(self:Recipe, n:int, # concepts
              composites:float=.2, # share of the batch
+             counterfactuals:float=0., # what they are worth to several subjects has not been measured
             )->Recipe:
     "The recipe for n concepts in one adapter, each with its own steps; one that is for several stays."
     if self.name.endswith("together"): return self
     parts = {f"stage{i}": dict(steps=n*s.steps, composites=composites) for i, s in enumerate(self.stages, 1)}
+    parts["stage2"] |= dict(counterfactuals=counterfactuals)
     return replace(self.with_(**parts), name=f"{self.name}, {n} together")
 
 # %% ../nbs/parts/recipe.ipynb #e75b2834

@@ -6,11 +6,12 @@
 __all__ = ['new_adapter', 'set_caption', 'build', 'build_together']
 
 # %% ../nbs/parts/stages.ipynb #63c17d96
+import itertools
 from dataclasses import replace
 from .adapter import SharedLoRA
 from .clip import Clip
 from .composites import Composites
-from .counterfactual import add_counterfactuals, others_of
+from .counterfactual import add_counterfactuals, names_somebody, others_of
 from .data import Examples, frame_set, frozen_length, merged, prior_examples, sequence, StageData
 from .dit import VideoDiT
 from .prompt import Prompt, Prompts, together
@@ -39,23 +40,30 @@ def build(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe:Recipe,
     """Each clip as the two stages see it, as a set and as a sequence, and what each stage has beside it: all
     that needs the encoders. Text encoder, autoencoder and DiT are needed one after another."""
     captions = [set_caption(p, recipe.stage1.full_caption) for p in prompts]
-    dit.embed_once(_words(dit, captions, prompts, recipe, also))
+    others = [_others(p.both, recipe, progress) for p in prompts]
+    dit.embed_once(_words(dit, captions, prompts, others, recipe, also))
     sets = [frame_set(dit, c, text, recipe.stage1.frozen) for c, text in zip(clips, captions)]
     films = [sequence(dit, c, p.both) for c, p in zip(clips, prompts)]
-    if recipe.stage2.counterfactuals:
-        films = [add_counterfactuals(dit, f, p.both, recipe.counterfactual) for f, p in zip(films, prompts)]
+    ways = zip(films, prompts, others)
+    films = [add_counterfactuals(dit, f, p.both, who) if who else f for f, p, who in ways]
     priors = [_prior(dit, clips[0], stage, recipe, progress) for stage in recipe.stages]
     whole = [p.both.text for p in prompts]
     return dict(appearance=StageData(sets, priors[0], captions, clips[0].fps),
                 motion=StageData(films, priors[1], whole, clips[0].fps))
 
 # %% ../nbs/parts/stages.ipynb #b078d3cc
-def _words(dit, captions, prompts, recipe, also)->list[str]:
-    """Every prompt that a run reads, once. Raises `UserError` where there is no counterfactual, and no person
-    to exchange for one."""
-    whole = [p.both.plain for p in prompts]
-    words = [*captions, *whole]
-    if recipe.stage2.counterfactuals: words += [o for p in whole for o in others_of(p, recipe.counterfactual)]
+def _others(prompt, recipe, progress)->list[str]:
+    "Who else moves like a prompt's subject: nobody where that is not asked for, or not known."
+    if not recipe.stage2.counterfactuals: return []
+    if recipe.counterfactual or names_somebody(prompt): return others_of(prompt, recipe.counterfactual)
+    if progress:
+        print(f"no counterfactual pairs, since {prompt.plain!r} names no man or woman: to have some, give "
+              "the same prompt about something else as counterfactual")
+    return []
+
+def _words(dit, captions, prompts, others, recipe, also)->list[str]:
+    "Every prompt that a run reads, once."
+    words = [*captions, *(p.both.plain for p in prompts), *itertools.chain(*others)]
     if any(s.prior for s in recipe.stages): words += recipe.prior_prompts or dit.defaults.prior
     words += [*filter(None, also), dit.defaults.negative]
     return list(dict.fromkeys(Prompt.of(w).plain for w in words))

@@ -6,7 +6,7 @@
 __all__ = ['Trainer']
 
 # %% ../nbs/06_train.ipynb #7476885b
-import time
+import itertools, time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,11 +133,18 @@ def losses(self:Trainer, batch:Batch, guess:bool=False)->Tensor: # (B,)
 # %% ../nbs/06_train.ipynb #b757886d
 @patch
 def groups(self:Trainer)->list[range]:
-    "The concepts, in groups whose samples fit into one pass; about as many in each."
-    n = self.adapter.n
-    passes = -(-n//max(1, self.dit.memory.at_once//self.stage.batch))
-    size = -(-n//passes)
-    return [range(i, min(i+size, n)) for i in range(0, n, size)]
+    """The concepts, in groups whose samples fit into one pass, about as many in each; those with
+    counterfactual pairs apart from those without."""
+    most = max(1, self.dit.memory.at_once//self.stage.batch)
+    pairs = [len(batch_parts(self.stage, data)) for data in self.data.concepts]
+    alike = itertools.groupby(range(self.adapter.n), pairs.__getitem__)
+    return [part for _, members in alike for part in _shared_out(list(members), most)]
+
+def _shared_out(members:list[int], most:int)->list[range]:
+    passes = -(-len(members)//most)
+    size = -(-len(members)//passes)
+    ends = members[-1]+1
+    return [range(i, min(i+size, ends)) for i in range(members[0], ends, size)]
 
 # %% ../nbs/06_train.ipynb #80b09cb8
 @patch

@@ -67,10 +67,10 @@ def exact(dit, monkeypatch):
     yield dit
     dit.transformer.float()
 
-@pytest.mark.parametrize("stage, pairs", [("appearance", 0.), ("motion", 0.), ("motion", .5)])
-def test_a_member_ends_as_if_alone(exact, A, data, stage, pairs):
+@pytest.mark.parametrize("stage, pairs, without", [("appearance", 0., ()), ("motion", 0., ()), ("motion", .5, ()), ("motion", .5, (1,))])
+def test_a_member_ends_as_if_alone(exact, A, data, stage, pairs, without):
     dit = exact
-    def others(d, i): return torch.randn(3, *d.latents.shape[1:], generator=torch.Generator().manual_seed(i))
+    def others(d, i): return None if i in without else torch.randn(3, *d.latents.shape[1:], generator=torch.Generator().manual_seed(i))
     if pairs: data = data | dict(motion=[replace(d, counterfactuals=others(d, i)) for i, d in enumerate(data["motion"])])
     s = stage_of(stage, steps=5, batch=2, counterfactuals=pairs, token_lr=1e-3, token_init=.5, lr=1e-2)
     p = prior(dit, data[stage][0])

@@ -302,9 +302,12 @@ def test_a_clip_is_redrawn_by_the_difference_of_its_words(folder, monkeypatch, s
         where = torch.stack([ends[min(ends, key=lambda k: far(texts[k], w))] for w in text])
         return (x-where)/t.clamp_min(1e-3)[:, None, None, None, None]
     monkeypatch.setattr(dit, "velocity", straight, raising=False)
-    made = redraw(dit, clean, "a man", "a woman", 8, guidance, draws=2)
-    torch.testing.assert_close(made, clean + guidance*(ends["a woman"]-ends["a man"])[None], atol=.02, rtol=.02)
-    torch.testing.assert_close(redraw(dit, clean, "a man", "a man", 8, guidance), clean, atol=1e-4, rtol=1e-4)
+    man, woman, nothing = (ends[k][None] for k in ("a man", "a woman", dit.defaults.negative))
+    there = nothing + guidance*(woman-nothing)
+    torch.testing.assert_close(redraw(dit, clean, "a man", "a woman", 8, guidance), clean + there - man, atol=.02, rtol=.02)
+    alike = redraw(dit, clean, "a man", "a woman", 8, guidance, guidance)
+    torch.testing.assert_close(alike, clean + guidance*(woman-man), atol=.02, rtol=.02)
+    torch.testing.assert_close(redraw(dit, clean, "a man", "a man", 8, guidance, guidance), clean, atol=1e-4, rtol=1e-4)
 
 
 def test_time_is_sigma_for_the_published_scheduler():
