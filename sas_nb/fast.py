@@ -51,9 +51,12 @@ def mixed_precision(device)->torch.autocast:
     return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or _cpu_has_bf16())
 
 @contextmanager
-def bf16_products(device="cpu"):
+def bf16_products(device="cpu", wanted:bool|None=True): # None is yes on a CPU that has them
     "Inside, linear layers multiply in bfloat16; attention on a CPU and what is trained stay in float32."
     device = torch.device(device)
+    if not (device.type == "cpu" and _cpu_has_bf16() if wanted is None else wanted):
+        yield
+        return
     plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16), plain:
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight") # slower, not wrong

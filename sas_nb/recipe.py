@@ -43,7 +43,8 @@ class Stage:
     frozen:bool             # stage 1: show frames as clips in which nothing moves, and not as images
     full_caption:bool       # stage 1: the caption also says how the subject moves, without `[u]`
     seed:int                # of all chance in this stage
-    bf16:bool               # linear layers multiply in bfloat16; what is trained stays float32
+    # linear layers multiply in bfloat16, what is trained stays float32; None is yes on a CPU that has it
+    bf16:bool|None
     compile:bool            # compile the model's passes: a minute, then faster
     warmup:int|None         # steps in which the rates rise from nothing; None is the checkpoint's own
     decay:str|None          # "constant", or how they fall to nothing: "linear", "cosine"; None likewise
@@ -66,7 +67,8 @@ _MAYBE = dict(lr=lambda x: real_number(x, "lr", 1e-12, 10, "the paper's is 1e-4"
 ARRANGEMENTS = "stitched", "cutouts"
 _CHOICES = dict(name=("appearance", "motion"), times=("uniform", "logit_normal"),
                 decay=(None, "constant", "linear", "cosine"))
-_CHOICES |= dict.fromkeys(("rescale", "frozen", "full_caption", "bf16", "compile"), (True, False))
+_CHOICES |= dict.fromkeys(("rescale", "frozen", "full_caption", "compile"), (True, False))
+_CHOICES |= dict(bf16=(None, True, False))
 
 # %% ../nbs/parts/recipe.ipynb #a165e93b
 def _checked(s:Stage)->dict:
@@ -153,7 +155,8 @@ def paper(cls:Recipe)->Recipe:
 def default(cls:Recipe)->Recipe:
     """Ours: found on held-out people with scripts/tune.py; each change is measured in
     nbs/analysis/does_it_work.ipynb."""
-    ours = dict(lr_factor=None, dropout=.2, prior=.125, token_lr=1e-3/WORD, token_init=.5, shift=4.)
+    ours = dict(lr_factor=None, dropout=.2, prior=.125, token_lr=1e-3/WORD, token_init=.5, shift=4.,
+                bf16=None)
     recipe = cls.paper().with_(
         both=ours,
         stage1=dict(steps=75, frozen=True, full_caption=True),

@@ -120,7 +120,7 @@ def velocity(self:Trainer, batch:Batch,
     "The model's answer to a batch."
     noisy = interpolate(batch.clean, batch.noise, batch.times)
     answer = self.adapter.self_conditioning.guessing if guess else self.dit.velocity
-    with bf16_products(self.dit.device) if self.stage.bf16 else nullcontext():
+    with bf16_products(self.dit.device, self.stage.bf16):
         return answer(noisy, batch.times, batch.text)
 
 @patch
