@@ -302,6 +302,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sas_nb.cache': { 'sas_nb.cache._cache_file': ('parts/cache.html#_cache_file', 'sas_nb/cache.py'),
                               'sas_nb.cache._checksum': ('parts/cache.html#_checksum', 'sas_nb/cache.py'),
                               'sas_nb.cache._kept': ('parts/cache.html#_kept', 'sas_nb/cache.py'),
+                              'sas_nb.cache._like': ('parts/cache.html#_like', 'sas_nb/cache.py'),
                               'sas_nb.cache.cache_folder': ('parts/cache.html#cache_folder', 'sas_nb/cache.py'),
                               'sas_nb.cache.cached': ('parts/cache.html#cached', 'sas_nb/cache.py'),
                               'sas_nb.cache.data_path': ('parts/cache.html#data_path', 'sas_nb/cache.py'),
