@@ -60,8 +60,8 @@ def model_folder(name:str|Path)->Path|None:
     if folder := named_folder(name, "model_index.json"): return folder
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)): return None
     near = _like(str(name))
-    advice = (f"is {near!r} meant?" if near else "give 'tiny', a folder in diffusers' format, or a hub id such "
-              "as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
+    advice = (f"is {near!r} meant?" if near else "give 'tiny', a folder in diffusers' format, or a hub id "
+              "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
     raise UserError(f"There is no model folder {str(name)!r}: {advice}")
 
 def _like(name:str)->str|None: # "wan2.1-1.3b" means "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
