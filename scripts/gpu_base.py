@@ -34,7 +34,7 @@ from diffusers import WanPipeline
 from PIL import Image
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import best_device, channels_last
-from sas_nb.files import UserError
+from sas_nb.files import read_about, UserError
 from sas_nb.lab.autoencoder import (autoencoder_optimizers, autoencoder_report, autoencoder_step,
                                     head_and_hands, interest, pixels, reconstruction_loss)
 from sas_nb.lab.linear_code import linear_autoencoder, linear_code, without_blocks
@@ -638,7 +638,7 @@ def join(pipeline: Path, autoencoder: Path, folder: Path):
     if not _same_latents(old, new):
         raise UserError(f"{autoencoder} encodes otherwise than {pipeline}: its DiT would not understand it.")
     new.register_to_config(latents_mean=old.config.latents_mean, latents_std=old.config.latents_std)
-    about = json.loads((pipeline/"sas_nb.json").read_text())
+    about = read_about(pipeline/"sas_nb.json")
     log = autoencoder.parent/"autoencoder.jsonl"
     if log.exists(): about["trained"] = pieces(pipeline, autoencoder.parent, None)
     ship(WanPipeline.from_pretrained(pipeline, vae=new), folder, [log, pipeline/"dit.jsonl"], **about)

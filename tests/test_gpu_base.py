@@ -93,6 +93,7 @@ def test_a_dit_and_a_decoder_learn_apart_and_are_joined(base, quick, start, tmp_
     def same(one, other): return all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
     assert same(old, load_autoencoder(start).half().float()) and same(new, joined) and not same(old, joined)
     assert joined.config.latents_std == old.config.latents_std and len(set(old.config.latents_std)) == 1
+    assert "files" not in json.loads((tmp_path/"joined"/"vae"/"config.json").read_text())
     trained = json.loads((tmp_path/"joined"/"sas_nb.json").read_text())["trained"]
     assert trained[-1]["dit"] is None and trained[0]["dit"]["step"] == rows(pipeline/"dit.jsonl")[-1]["step"]
     assert len(VideoDiT.load(tmp_path/"joined").sample(["he is walking"], steps=1)) == 1

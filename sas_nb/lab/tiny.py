@@ -295,6 +295,7 @@ def _save_parts(pipe, folder):
     pipe.scheduler.save_pretrained(folder/"scheduler")
     pipe.save_config(folder)
 
-def _forget_origin(config:Path): # where a part was loaded from is nobody's business
+def _forget_origin(config:Path): # where a part was loaded from, and what lay beside it, is nobody's business
     known = json.loads(config.read_text())
-    config.write_text(json.dumps({k: v for k, v in known.items() if k != "_name_or_path"}, indent=2))
+    kept = {k: v for k, v in known.items() if k not in ("_name_or_path", "files")}
+    config.write_text(json.dumps(kept, indent=2))
