@@ -498,6 +498,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sas_nb.counterfactual._exchanged': ('counterfactual.html#_exchanged', 'sas_nb/counterfactual.py'),
                                        'sas_nb.counterfactual._redrawn': ('counterfactual.html#_redrawn', 'sas_nb/counterfactual.py'),
                                        'sas_nb.counterfactual._shown': ('counterfactual.html#_shown', 'sas_nb/counterfactual.py'),
+                                       'sas_nb.counterfactual._side': ('counterfactual.html#_side', 'sas_nb/counterfactual.py'),
                                        'sas_nb.counterfactual._velocity': ('counterfactual.html#_velocity', 'sas_nb/counterfactual.py'),
                                        'sas_nb.counterfactual.about': ('counterfactual.html#about', 'sas_nb/counterfactual.py'),
                                        'sas_nb.counterfactual.add_counterfactuals': ( 'counterfactual.html#add_counterfactuals',

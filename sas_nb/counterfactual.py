@@ -25,7 +25,7 @@ def redraw(dit:VideoDiT,
            before:str,        # what they show
            after:str,         # what they are to show instead
            steps:int|None=None, guidance:float|tuple|None=None, # recommended when None
-           before_guidance:float|tuple=1., # of the old words: as strong as `guidance`, faces stay, too
+           before_guidance:float|tuple=0., # of the old words: as strong as `guidance`, faces stay, too
            seed:int=0,
           )->Tensor:          # (B, C, t, h, w)
     """Clips under other words, in step with the old ones: where the velocities under both agree, nothing
@@ -33,8 +33,8 @@ def redraw(dit:VideoDiT,
     a step)."""
     r = dit.defaults
     clean, n = clean.to(dit.device, torch.float32), len(clean)
-    sides = ((before, before_guidance), (after, r.usual_guidance() if guidance is None else guidance))
-    sides = [(dit.embed([words]*n + [r.negative]*n*(scale != 1)), scale) for words, scale in sides]
+    guidance = r.usual_guidance() if guidance is None else guidance
+    sides = [_side(dit, n, *side) for side in ((before, before_guidance), (after, guidance))]
     generator = torch.Generator().manual_seed(checked_seed(seed))
     scheduler = dit.schedule(r.steps if steps is None else steps)
     z = clean.clone()
@@ -47,6 +47,11 @@ def redraw(dit:VideoDiT,
     return z
 
 # %% ../nbs/07_counterfactual.ipynb #7a405d43
+def _side(dit, n, words, guidance)->tuple[Tensor, float|tuple]: # their text n times, and how strong it is
+    negative = dit.defaults.negative
+    if guidance == 0: return dit.embed([negative]*n), 1.
+    return dit.embed([words]*n + [negative]*n*(guidance != 1)), guidance
+
 def _velocity(dit, x, times, text, guidance)->Tensor:
     return guided(dit.velocity, x, times, *guidance_at(dit.experts, times, guidance, text)).float()
 
@@ -132,7 +137,7 @@ def add_counterfactuals(dit:VideoDiT,  # the base model, no adapter on it
                         other:str|Prompt|list|None=None, # prompts about somebody else, see `others_of`
                         n:int=OTHERS,  # how many, each from noise of its own; at least one of each other
                         steps:int|None=None, # see `redraw`; half of what the checkpoint recommends when None
-                        guidance:float|tuple|None=None, before_guidance:float|tuple=1.,
+                        guidance:float|tuple|None=None, before_guidance:float|tuple=0.,
                         seed:int=2000,
                        )->Examples:    # the same, with its `counterfactuals`
     """The same movement by others: the base redraws the clip with somebody else in the part. Made once,

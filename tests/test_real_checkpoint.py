@@ -304,7 +304,9 @@ def test_a_clip_is_redrawn_by_the_difference_of_its_words(folder, monkeypatch, s
     monkeypatch.setattr(dit, "velocity", straight, raising=False)
     man, woman, nothing = (ends[k][None] for k in ("a man", "a woman", dit.defaults.negative))
     there = nothing + guidance*(woman-nothing)
-    torch.testing.assert_close(redraw(dit, clean, "a man", "a woman", 8, guidance), clean + there - man, atol=.02, rtol=.02)
+    for old, start in ((0., nothing), (1., man)):
+        made = redraw(dit, clean, "a man", "a woman", 8, guidance, old)
+        torch.testing.assert_close(made, clean + there - start, atol=.02, rtol=.02)
     alike = redraw(dit, clean, "a man", "a woman", 8, guidance, guidance)
     torch.testing.assert_close(alike, clean + guidance*(woman-man), atol=.02, rtol=.02)
     torch.testing.assert_close(redraw(dit, clean, "a man", "a man", 8, guidance, guidance), clean, atol=1e-4, rtol=1e-4)
