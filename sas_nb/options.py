@@ -107,7 +107,7 @@ def _start(name, regularize):
 def _check_pairs(recipe):
     if recipe.stage2.counterfactuals: return
     raise UserError("--counterfactual says who else moves like the subject, and the recipe has no such "
-                    "pairs: add --set stage2.counterfactuals=0.25.")
+                    "pairs: add --set stage2.counterfactuals=0.5.")
 
 # %% ../nbs/parts/options.ipynb #c0ccafb1
 def chosen_recipe(name:str, regularize:bool=True, settings:list[str]|None=None,

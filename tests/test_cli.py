@@ -287,7 +287,7 @@ def refused(dancer, tmp_path, *options):
     (["--set", "sampling.negative_scale=nan"], "negative_scale"), (["--set", "sampling.guidance_factor=x"], "factor"),
     (["--recipe", "ours"], "default or paper"), (["--recipe", "no/such"], "default or paper"),
     (["--recipe", "zoo.json"], "recipe"), (["--no-regularize", "--recipe", "run"], "--no-regularize goes with"),
-    (["--counterfactual", "a man. he is running"], "--set stage2.counterfactuals=0.25"),
+    (["--recipe", "paper", "--counterfactual", "a man. he is running"], "--set stage2.counterfactuals=0.5"),
 ])
 def test_a_recipe_that_cannot_be(options, says, dancer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
