@@ -128,7 +128,7 @@ class Recipe:
     stages = property(lambda self: (self.stage1, self.stage2))
 
 # %% ../nbs/parts/recipe.ipynb #48454558
-WORD = 8.2 # the mean length of a prompt's words, as the tiny model reads them; hardly one differs by .1
+WORD = 8.2 # the length of a prompt's words in the first tiny model, on which rates of words were chosen
 
 def _paper_stage(name, steps, dropout)->Stage:
     return Stage(name, steps, batch=8,               # appendix 8, table 6
