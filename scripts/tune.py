@@ -54,6 +54,8 @@ def variants() -> dict:
         "stage 1 rate x 16": dict(stage1=dict(lr_factor=16.0)),
         "stage 2 rate x 16": dict(stage2=dict(lr_factor=16.0)),
         "stage 2 no dropout": dict(stage2=dict(dropout=0.0)),
+        "no pairs": dict(stage2=dict(counterfactuals=0.0)),
+        "pairs 1/4": dict(stage2=dict(counterfactuals=0.25)),
         "stage 2 no prior": dict(stage2=dict(prior=0.0)), "stage 2 shift 8": dict(stage2=dict(shift=8.0)),
         "prior 1/4, then none": dict(stage1=dict(prior=0.25), stage2=dict(prior=0.0))
     }
@@ -80,7 +82,8 @@ def variants() -> dict:
 
 VARIANTS = variants()
 _BRIEFLY = (
-    "ours", "LoRA-8, rate x 4", "ours, rank 16", "ours, no prior", "ours, rank 16, no prior",
+    "ours", "LoRA-8, rate x 4", "ours, no pairs", "ours, pairs 1/4", "ours, rank 16",
+    "ours, no prior", "ours, rank 16, no prior",
     "ours, stage 2 no prior", "ours, stage 2 no dropout", "ours, stage 1 rate x 16",
     "ours, stage 2 rate x 16", "ours, equal steps", "ours, more steps in stage 1", "ours, shift 2",
     "ours, stage 2 shift 8", "ours, no token mask"
