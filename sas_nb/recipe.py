@@ -160,7 +160,7 @@ def default(cls:Recipe)->Recipe:
     recipe = cls.paper().with_(
         both=ours,
         stage1=dict(steps=75, frozen=True, full_caption=True),
-        stage2=dict(steps=175, counterfactuals=.5),
+        stage2=dict(steps=250, dropout=0., counterfactuals=.5),
         sampling=dict(guidance_factor=2 / 3, negative_scale=0.7),
     )
     return replace(recipe, name="default")

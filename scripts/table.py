@@ -41,7 +41,7 @@ CHANGED = REGULARISERS | ABLATIONS
 SETS = dict(
     quick=QUICK, table=dict(people=24, things=4, method=tuple(METHODS)) | SMALL,
     ablation=dict(people=6, things=0, method=tuple(CHANGED)) | SMALL,
-    long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8)
+    long=dict(people=24, things=0, method=LONG, steps1=75, steps2=250, batch=8)
 )
 # sets with methods of their own; those of the ablation are asked for the edits in words
 POOLS = dict(ablation=CHANGED, long=METHODS | {PAPER: ABLATIONS[PAPER]})

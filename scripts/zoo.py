@@ -70,8 +70,8 @@ def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> tuple[Reci
     that start at zero, so that a concept is its weights. The basis is everyone's, so it is trained
     longest."""
     def steps(n): return dict(steps=max(1, round(n * share)))
-    both = dict(batch=2, lr_factor=4., token_init=0., full_caption=False, bf16=bf16, compile=fast)
-    members = Recipe.default().with_(both=both, stage1=steps(105), stage2=steps(105))
+    both = dict(batch=2, lr_factor=8., token_init=0., full_caption=False, bf16=bf16, compile=fast)
+    members = Recipe.default().with_(both=both, stage1=steps(105), stage2=steps(250))
     return members.with_(stage1=steps(175)), members
 
 

@@ -266,7 +266,7 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking",
          "a man in a blue shirt and white trousers on a beach at sunset. he is dancing",
          "a woman in a red shirt and green trousers wearing a straw hat on a street. she is walking")
 DEFAULTS = dict(height=64, width=64, num_frames=17, frozen_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3,
-                negative="", lr_factor=8., warmup=0, one_size=True, untested=False,
+                negative="", lr_factor=16., warmup=0, one_size=True, untested=False,
                    prior=PRIOR, about="knows drawn figures only: a real film becomes a smear")
 
 # %% ../../nbs/lab/09_tiny.ipynb #ac4dccac
