@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .adapter import SharedLoRA
 from .data import Batch, batch_parts, joined, sample_batch, StageData
 from .dit import VideoDiT
-from .fast import bf16_products, compiled
+from .fast import attention_beside, bf16_products, compiled
 from .files import UserError
 from .flow import interpolate, loss_per_sample, velocity_target
 from .log import Log
@@ -208,7 +208,8 @@ def _backward(trainer, batch:Batch, guess:bool)->Tensor:
     losses = trainer.losses(batch, guess)
     # a CPU's memory that is freed bit by bit goes back to the system, and takes time to be fetched again
     keep = trainer.dit.device.type == "cpu" and not trainer.dit.memory.checkpointing
-    trainer.scaler.scale(losses.sum()/trainer.stage.batch).backward(retain_graph=keep)
+    with attention_beside(trainer.dit.device, trainer.stage.bf16):
+        trainer.scaler.scale(losses.sum()/trainer.stage.batch).backward(retain_graph=keep)
     return losses.detach()
 
 # %% ../nbs/06_train.ipynb #f3dcbc62
