@@ -16,12 +16,13 @@ A run that was stopped goes on; rows of another zoo or of other settings are thr
 
 The second writes controls.json beside a zoo. All its numbers are in effects of another seed: `effect` of both
 ends on the pixels, `leak` into the other part (of a look into what moves, of a dance into what stays), and
-`safe`, the stretch around rest where the leak is below 1. For drawn people the oracles add `identity` and
-`joints`. `strangers` says the same of somebody else's look, and of somebody else's dance.
+`safe`, the stretch around rest where the leak is below 1; `walk` is what differs between the two ends. For
+drawn people the oracles add `identity` and `joints`. `strangers` says what somebody else's look changes, and
+somebody else's dance.
 
 The third writes carried.json beside a zoo: how often the oracles see a look's own shirt and trousers, when
 the prompt names them and when it leaves them to the weights, with its own dance and with another's. The
-explorer's prompts name them where that helps.
+explorer's prompts name them where that helps, if the caption did.
 """
 import csv
 import hashlib
@@ -45,6 +46,7 @@ from sas_nb.explore.sliders import bases, effect, frames_of, tried
 from sas_nb.files import read_about
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
+from sas_nb.lab.cases import Case
 from sas_nb.lab.controls import adherence
 from sas_nb.lab.draw import render
 from sas_nb.lab.motion import pose_correlation
@@ -183,14 +185,13 @@ def change(frames: np.ndarray, rest: np.ndarray, oracles: Oracles | None) -> dic
     return found | dict(identity=1 - float(said["identity"][0] @ said["identity"][1]), joints=float(joints))
 
 
-def from_rest(studio: Studio, base: str, oracles: Oracles | None) -> Callable[[Position], dict[str, float]]:
-    "What a position changes against a base at rest, in effects of another seed."
+def between(studio: Studio, base: str, oracles: Oracles | None) -> Callable[..., dict[str, float]]:
+    "What differs between two positions, or one and a base at rest, in effects of another seed on that base."
     rest = Position(base, base)
-    still = frames_of(studio.render(rest, True))
-    def plain(p): return change(frames_of(studio.render(p, True)), still, oracles)
-    seeds = [plain(replace(rest, seed=seed)) for seed in (1, 2)]
+    def plain(*ends): return change(*(frames_of(studio.render(p, True)) for p in ends), oracles)
+    seeds = [plain(replace(rest, seed=seed), rest) for seed in (1, 2)]
     unit = {k: max(np.mean([s[k] for s in seeds]), 1e-6) for k in seeds[0]}
-    return lambda p: {k: v / unit[k] for k, v in plain(p).items()}
+    return lambda p, q=rest: {k: v / unit[k] for k, v in plain(p, q).items()}
 
 
 def means(rows: list[dict]) -> dict[str, float]:
@@ -228,7 +229,11 @@ def about_slider(studio: Studio, slider, changes: dict[str, Callable]) -> dict:
     ends = [curve[-float(FARTHEST)], curve[float(FARTHEST)]]
     leak = "moves" if slider.part == "appearance" else "stays"
     mean = {k: round(v, 3) for k, v in means(ends).items()}
-    return dict(effect=round(effect(studio, slider), 3), leak=mean[leak], safe=safe(curve, leak)) | mean
+    far = float(FARTHEST)
+    away = means([of(slider.end(-far, base), slider.end(far, base)) for base, of in changes.items()])
+    walk = {k: round(v, 3) for k, v in away.items()}
+    about = dict(effect=round(effect(studio, slider), 3), leak=mean[leak], safe=safe(curve, leak), walk=walk)
+    return about | mean
 
 
 def write_sliders(zoo: str, out: Path | None):
@@ -244,7 +249,7 @@ def write_sliders(zoo: str, out: Path | None):
                   members=names)
         if of.items() <= about.get(group, {}).items(): continue
         oracles = Oracles.load() if drawn and group == "people" else None
-        changes = {base: from_rest(studio, base, oracles) for base in bases(studio, group)}
+        changes = {base: between(studio, base, oracles) for base in bases(studio, group)}
         others = strangers(studio, group, changes)
         print(f"{group}, strangers: {others}", flush=True)
         known = {}
@@ -272,11 +277,12 @@ def seen(oracles: Oracles, clip, who: tuple, mover: tuple) -> dict[str, float]:
 
 
 def dressed(studio: Studio, oracles: Oracles, look: str, dance: str, steps: int) -> dict[str, dict]:
-    "A look with a dance, its clothes named and left to the weights."
+    "A look with a dance, its clothes named, as the drawing has them, and left to the weights."
     c = studio.concept(Position(look, dance))
     members = {m.name: SimpleNamespace(info=m.state()["info"]) for m in studio.atlas.members}
     truth = [reference(oracles, members[name]) for name in (look, dance)]
-    caption, motion = c.info["appearance"], c.info["motion"]
+    caption, _ = Case(look, truth[0][0], {}, FPS).prompts()
+    motion = c.info["motion"]
     prompts = {"named": f"{caption}. {motion}", "left out": f"{without_clothes(caption)}. {motion}"}
     return {k: seen(oracles, c.generate(p, steps=steps), *truth) for k, p in prompts.items()}
 

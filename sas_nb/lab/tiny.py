@@ -41,8 +41,8 @@ def decode(vae, z:Tensor)->Tensor: # (B, C, t, h, w) -> (B, 3, T, H, W), not cla
 
 # %% ../../nbs/lab/09_tiny.ipynb #c6557f17
 def tiny_autoencoder(**changes)->AutoencoderKLWan:
-    """A small Wan autoencoder: 4x8x8 compression, 16 channels, 1.9 million weights; or as `changes` of its
-    configuration say. Its posterior is almost without noise."""
+    """A small Wan autoencoder: 4x8x8 compression, 16 channels, 1.9 million weights, as `tiny 1`'s first; or
+    as `changes` of its configuration say. Its posterior is almost without noise."""
     config = dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, attn_scales=[],
                   temperal_downsample=[True, True], patch_size=2, in_channels=12, out_channels=12,
                   scale_factor_spatial=8)
@@ -267,7 +267,7 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking",
          "a woman in a red shirt and green trousers wearing a straw hat on a street. she is walking")
 DEFAULTS = dict(height=64, width=64, num_frames=17, frozen_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3,
                 negative="", lr_factor=16., warmup=0, one_size=True, untested=False,
-                   prior=PRIOR, about="knows drawn figures only: a real film becomes a smear")
+                prior=PRIOR, about="knows drawn figures only: a real film becomes a smear")
 
 # %% ../../nbs/lab/09_tiny.ipynb #ac4dccac
 _PARTS = ("vae", "text_encoder", "transformer", "tokenizer", "scheduler")
@@ -296,6 +296,5 @@ def _save_parts(pipe, folder):
     pipe.save_config(folder)
 
 def _forget_origin(config:Path): # where a part was loaded from, and what lay beside it, is nobody's business
-    known = json.loads(config.read_text())
-    kept = {k: v for k, v in known.items() if k not in ("_name_or_path", "files")}
+    kept = {k: v for k, v in json.loads(config.read_text()).items() if k not in ("_name_or_path", "files")}
     config.write_text(json.dumps(kept, indent=2))
