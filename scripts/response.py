@@ -45,6 +45,7 @@ from sas_nb.explore.sliders import bases, effect, frames_of, tried
 from sas_nb.files import read_about
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
+from sas_nb.lab.cases import Case
 from sas_nb.lab.controls import adherence
 from sas_nb.lab.draw import render
 from sas_nb.lab.motion import pose_correlation
@@ -272,11 +273,12 @@ def seen(oracles: Oracles, clip, who: tuple, mover: tuple) -> dict[str, float]:
 
 
 def dressed(studio: Studio, oracles: Oracles, look: str, dance: str, steps: int) -> dict[str, dict]:
-    "A look with a dance, its clothes named and left to the weights."
+    "A look with a dance, its clothes named, as the drawing has them, and left to the weights."
     c = studio.concept(Position(look, dance))
     members = {m.name: SimpleNamespace(info=m.state()["info"]) for m in studio.atlas.members}
     truth = [reference(oracles, members[name]) for name in (look, dance)]
-    caption, motion = c.info["appearance"], c.info["motion"]
+    caption, _ = Case(look, truth[0][0], {}, FPS).prompts()
+    motion = c.info["motion"]
     prompts = {"named": f"{caption}. {motion}", "left out": f"{without_clothes(caption)}. {motion}"}
     return {k: seen(oracles, c.generate(p, steps=steps), *truth) for k, p in prompts.items()}
 
