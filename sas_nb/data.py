@@ -107,10 +107,9 @@ def merged(parts:list[Examples],          # of several clips, of one size
     "The examples of several clips as those of one concept."
     clips = tuple(map(len, parts))
     def all_of(name): return torch.cat([getattr(e, name) for e in parts])
-    paired = all(e.counterfactuals is not None for e in parts)
     both = Examples(all_of("latents"), [t for e in parts for t in e.texts],
                     [p for e in parts for p in e.placeholders],
-                    all_of("counterfactuals") if paired else None,
+                    all_of("counterfactuals") if all(e.counterfactuals is not None for e in parts) else None,
                     parts[0].reading, clips, composites)
     if not all(e.given for e in parts): return both
     return both.made_of(**{f"clip {i+1}": e.given for i, e in enumerate(parts)})

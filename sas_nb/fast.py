@@ -50,6 +50,7 @@ def mixed_precision(device)->torch.autocast:
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or _cpu_has_bf16())
 
+# %% ../nbs/parts/fast.ipynb #25841510
 def _bf16(device, wanted:bool|None)->bool: # None is yes on a CPU that has it
     return wanted if wanted is not None else torch.device(device).type == "cpu" and _cpu_has_bf16()
 

@@ -71,8 +71,8 @@ def words(self:Trainer)->tuple[str, ...]:
 def _check(trainer):
     if trainer.run.memory is not None: trainer.dit.memory = trainer.run.memory
     n = trainer.adapter.n
-    sets = len(trainer.data.concepts)
-    if n != sets: raise UserError(f"There are {sets} data sets for {n} concepts: give one for each.")
+    if (sets := len(trainer.data.concepts)) != n:
+        raise UserError(f"There are {sets} data sets for {n} concepts: give one for each.")
     if n > 1 and (trainer.run.sample_every or trainer.stage.self_conditioning):
         raise UserError("Many concepts train without samples and self-conditioning: set sample_every=0 and "
                         "self_conditioning=0.")
@@ -133,18 +133,15 @@ def losses(self:Trainer, batch:Batch, guess:bool=False)->Tensor: # (B,)
 # %% ../nbs/06_train.ipynb #b757886d
 @patch
 def groups(self:Trainer)->list[range]:
-    """The concepts, in groups whose samples fit into one pass, about as many in each; those with
-    counterfactual pairs apart from those without."""
+    "The concepts, in even groups that fit into one pass; those with counterfactual pairs apart from others."
     most = max(1, self.dit.memory.at_once//self.stage.batch)
-    pairs = [len(batch_parts(self.stage, data)) for data in self.data.concepts]
-    alike = itertools.groupby(range(self.adapter.n), pairs.__getitem__)
+    def parts(i): return len(batch_parts(self.stage, self.data.concepts[i]))
+    alike = itertools.groupby(range(self.adapter.n), parts)
     return [part for _, members in alike for part in _shared_out(list(members), most)]
 
 def _shared_out(members:list[int], most:int)->list[range]:
-    passes = -(-len(members)//most)
-    size = -(-len(members)//passes)
-    ends = members[-1]+1
-    return [range(i, min(i+size, ends)) for i in range(members[0], ends, size)]
+    shares = torch.tensor(members).tensor_split(-(-len(members)//most))
+    return [range(int(share[0]), int(share[-1])+1) for share in shares]
 
 # %% ../nbs/06_train.ipynb #80b09cb8
 @patch

@@ -32,8 +32,10 @@ from ..writing import atomic
 
 # %% ../../nbs/lab/30_compose_bench.ipynb #41f4d436
 # as scripts/zoo.py trains members: a concept is its weights, its words start at zero
-MEMBER = Recipe.default().with_(both=dict(batch=2, lr_factor=8., token_init=0., full_caption=False, bf16=True),
-                                stage1=dict(steps=105))
+MEMBER = Recipe.default().with_(
+    both=dict(batch=2, lr_factor=8., token_init=0., full_caption=False, bf16=True),
+    stage1=dict(steps=105),
+)
 
 class Cast:
     "Concepts of single subjects over one basis: from a zoo, or learned and kept in a folder."

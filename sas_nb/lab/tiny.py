@@ -267,7 +267,7 @@ PRIOR = ("a man in a red shirt and blue trousers in a park. he is walking",
          "a woman in a red shirt and green trousers wearing a straw hat on a street. she is walking")
 DEFAULTS = dict(height=64, width=64, num_frames=17, frozen_frames=17, fps=FPS, steps=20, guidance=4., lr=1e-3,
                 negative="", lr_factor=16., warmup=0, one_size=True, untested=False,
-                   prior=PRIOR, about="knows drawn figures only: a real film becomes a smear")
+                prior=PRIOR, about="knows drawn figures only: a real film becomes a smear")
 
 # %% ../../nbs/lab/09_tiny.ipynb #ac4dccac
 _PARTS = ("vae", "text_encoder", "transformer", "tokenizer", "scheduler")
@@ -296,6 +296,5 @@ def _save_parts(pipe, folder):
     pipe.save_config(folder)
 
 def _forget_origin(config:Path): # where a part was loaded from, and what lay beside it, is nobody's business
-    known = json.loads(config.read_text())
-    kept = {k: v for k, v in known.items() if k not in ("_name_or_path", "files")}
+    kept = {k: v for k, v in json.loads(config.read_text()).items() if k not in ("_name_or_path", "files")}
     config.write_text(json.dumps(kept, indent=2))
