@@ -65,8 +65,8 @@ def _line(t, x, weights, old): # least squares, a little held to standing still;
     return np.array([mx - slope*mt, slope])
 
 # %% ../../nbs/lab/25_finder.ipynb #e41e9cf5
-NEARER = 7.  # pixels: lines that are on average nearer are one figure
-LEAST = 30.  # pixels of a figure or a thing in the median frame; fewer are nobody
+NEARER = 5.  # pixels: lines that are on average nearer are one figure
+LEAST = 60.  # pixels of a figure or a thing in the median frame; fewer are nobody
 
 def _starts(t, x, weights):
     order = np.argsort(x)
