@@ -37,6 +37,7 @@ from sas_nb.explore.prompts import without_clothes
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import Case, case
+from sas_nb.lab.compose_bench import MEMBER
 from sas_nb.lab.draw import render
 from sas_nb.lab.specs import SCENES
 from sas_nb.lab.world import IDENTITY, Person
@@ -66,13 +67,12 @@ def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
 
 def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> tuple[Recipe, Recipe]:
     """The recipe of the basis and that of the members, at a share of the full number of steps: ours in
-    batches of 2, and so at half its rate, with a set whose caption is of looks alone and with words
-    that start at zero, so that a concept is its weights. The basis is everyone's, so it is trained
-    longest."""
-    def steps(n): return dict(steps=max(1, round(n * share)))
-    both = dict(batch=2, lr_factor=8., token_init=0., full_caption=False, bf16=bf16, compile=fast)
-    members = Recipe.default().with_(both=both, stage1=steps(105), stage2=steps(250))
-    return members.with_(stage1=steps(175)), members
+    batches of 2, and so at half its rate, which falls to nothing; with images in stage 1, whose caption is of
+    looks alone, and with words that start at zero, so that a concept is its weights."""
+    def steps(stage): return dict(steps=max(1, round(stage.steps * share)))
+    members = MEMBER.with_(both=dict(bf16=bf16, compile=fast), stage1=steps(MEMBER.stage1),
+                           stage2=steps(MEMBER.stage2))
+    return members, members
 
 
 def said(c: Case) -> Prompts:
