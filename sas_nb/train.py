@@ -198,7 +198,7 @@ def gradient(self:Trainer, batch:Batch, appearance:float=1., guess:bool=False)->
     pieces = replace(batch, text=text).pieces(self.dit.memory.at_once)
     with self.adapter.scaled(appearance=appearance):
         losses = [_backward(self, piece, guess) for piece in pieces]
-    if text.requires_grad: batch.text.backward(text.grad)
+    if text.grad is not None: batch.text.backward(text.grad)
     return torch.cat(losses)
 
 def _backward(trainer, batch:Batch, guess:bool)->Tensor:
