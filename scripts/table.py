@@ -36,7 +36,7 @@ from sas_nb.writing import atomic
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
 PAPER = "paper's recipe, 600 + 900 steps of 8"
-LONG = "ours", "LoRA-8 (DB-LoRA)", PAPER, "two LoRAs", "DreamMix-style"  # the last two are nearest to ours
+LONG = "ours", "LoRA-8 (DB-LoRA)", "ours, no pairs", "two LoRAs", PAPER  # the two between are nearest to ours
 CHANGED = REGULARISERS | ABLATIONS
 SETS = dict(
     quick=QUICK, table=dict(people=24, things=4, method=tuple(METHODS)) | SMALL,

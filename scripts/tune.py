@@ -75,14 +75,15 @@ def variants() -> dict:
     return {"ours": ours, **{f"ours, {name}": ours.sampled(**s) for name, s in sampled.items()},
             **{f"LoRA-8, {name}": lora.sampled(**s) for name, s in sampled.items()},
             "paper's recipe": set_and_sequence(Recipe.paper()),
-            **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
+            **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8, 16)},
             "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.),
             **{f"ours, {name}": set_and_sequence(sampling=Sampling(), **how) for name, how in parts.items()}}
 
 
 VARIANTS = variants()
 _BRIEFLY = (
-    "ours", "LoRA-8, rate x 4", "ours, no pairs", "ours, pairs 1/4", "ours, rank 16",
+    "ours", "LoRA-8, rate x 4", "LoRA-8, rate x 8", "LoRA-8, rate x 16", "ours, no pairs",
+    "ours, frames as images", "ours, rank 16",
     "ours, no prior", "ours, rank 16, no prior",
     "ours, stage 2 no prior", "ours, stage 2 no dropout", "ours, stage 1 rate x 16",
     "ours, stage 2 rate x 16", "ours, equal steps", "ours, more steps in stage 1", "ours, shift 2",

@@ -216,7 +216,7 @@ METHODS = {"ours": _OURS, "paper's recipe": set_and_sequence(Recipe.paper()), "L
            "textual inversion": one_stage(trainer=Words), "two-stage": two_stage,
            "ours, plain guidance": _OURS.sampled(), "LoRA-1": one_stage(1),
            "LoRA-8, our guidance": _LORA.sampled(**asdict(Recipe.default().sampling)),
-           "ours, twins": set_and_sequence(stage2=dict(counterfactuals=.25))}
+           "ours, no pairs": set_and_sequence(stage2=dict(counterfactuals=0.))}
 BRIEF = tuple(METHODS)[:10] # under a small budget; the last two are for a longer one
 
 def _ours(recipe:Recipe=Recipe.default(), **how)->Method:
