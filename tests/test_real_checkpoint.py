@@ -251,11 +251,12 @@ def test_encoding_is_the_pipelines(folder):
     torch.testing.assert_close(z*std+mean, raw, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 1, 4, 4), (1, 16, 5, 4, 4), (3, 16, 3, 4, 6), (1, 16, 2, 48, 48)])
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 5, 4, 4), (3, 3, 4, 6), (1, 2, 48, 48)]) # clips, frames, height, width
 @pytest.mark.parametrize("name", ["wan", "tiny"])
 def test_decoding_is_the_pipelines(folder, name, shape):
     "One image, one clip, some clips, and one that is large enough to be left to diffusers."
-    dit, z = load(folder) if name == "wan" else VideoDiT.load("tiny", device="cpu"), torch.randn(shape)
+    dit = load(folder) if name == "wan" else VideoDiT.load("tiny", device="cpu")
+    z = torch.randn(shape[0], dit.pipe.vae.config.z_dim, *shape[1:])
     vae, (mean, std) = dit.pipe.vae, dit.family.statistics(dit.pipe.vae, z)
     with torch.no_grad(): raw = vae.decode(z*std+mean).sample
     torch.testing.assert_close(dit.decode(z), (raw.transpose(1, 2)/2+.5).clamp(0, 1), atol=1e-5, rtol=0)
