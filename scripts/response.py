@@ -16,8 +16,9 @@ A run that was stopped goes on; rows of another zoo or of other settings are thr
 
 The second writes controls.json beside a zoo. All its numbers are in effects of another seed: `effect` of both
 ends on the pixels, `leak` into the other part (of a look into what moves, of a dance into what stays), and
-`safe`, the stretch around rest where the leak is below 1. For drawn people the oracles add `identity` and
-`joints`. `strangers` says the same of somebody else's look, and of somebody else's dance.
+`safe`, the stretch around rest where the leak is below 1; `walk` is what differs between the two ends. For
+drawn people the oracles add `identity` and `joints`. `strangers` says what somebody else's look changes, and
+somebody else's dance.
 
 The third writes carried.json beside a zoo: how often the oracles see a look's own shirt and trousers, when
 the prompt names them and when it leaves them to the weights, with its own dance and with another's. The
@@ -184,14 +185,13 @@ def change(frames: np.ndarray, rest: np.ndarray, oracles: Oracles | None) -> dic
     return found | dict(identity=1 - float(said["identity"][0] @ said["identity"][1]), joints=float(joints))
 
 
-def from_rest(studio: Studio, base: str, oracles: Oracles | None) -> Callable[[Position], dict[str, float]]:
-    "What a position changes against a base at rest, in effects of another seed."
+def between(studio: Studio, base: str, oracles: Oracles | None) -> Callable[..., dict[str, float]]:
+    "What differs between two positions, or one and a base at rest, in effects of another seed on that base."
     rest = Position(base, base)
-    still = frames_of(studio.render(rest, True))
-    def plain(p): return change(frames_of(studio.render(p, True)), still, oracles)
-    seeds = [plain(replace(rest, seed=seed)) for seed in (1, 2)]
+    def plain(*ends): return change(*(frames_of(studio.render(p, True)) for p in ends), oracles)
+    seeds = [plain(replace(rest, seed=seed), rest) for seed in (1, 2)]
     unit = {k: max(np.mean([s[k] for s in seeds]), 1e-6) for k in seeds[0]}
-    return lambda p: {k: v / unit[k] for k, v in plain(p).items()}
+    return lambda p, q=rest: {k: v / unit[k] for k, v in plain(p, q).items()}
 
 
 def means(rows: list[dict]) -> dict[str, float]:
@@ -229,7 +229,10 @@ def about_slider(studio: Studio, slider, changes: dict[str, Callable]) -> dict:
     ends = [curve[-float(FARTHEST)], curve[float(FARTHEST)]]
     leak = "moves" if slider.part == "appearance" else "stays"
     mean = {k: round(v, 3) for k, v in means(ends).items()}
-    return dict(effect=round(effect(studio, slider), 3), leak=mean[leak], safe=safe(curve, leak)) | mean
+    away = means([of(*(slider.end(sign * FARTHEST, base) for sign in (-1, 1))) for base, of in changes.items()])
+    walk = {k: round(v, 3) for k, v in away.items()}
+    about = dict(effect=round(effect(studio, slider), 3), leak=mean[leak], safe=safe(curve, leak), walk=walk)
+    return about | mean
 
 
 def write_sliders(zoo: str, out: Path | None):
@@ -245,7 +248,7 @@ def write_sliders(zoo: str, out: Path | None):
                   members=names)
         if of.items() <= about.get(group, {}).items(): continue
         oracles = Oracles.load() if drawn and group == "people" else None
-        changes = {base: from_rest(studio, base, oracles) for base in bases(studio, group)}
+        changes = {base: between(studio, base, oracles) for base in bases(studio, group)}
         others = strangers(studio, group, changes)
         print(f"{group}, strangers: {others}", flush=True)
         known = {}
