@@ -229,7 +229,8 @@ def about_slider(studio: Studio, slider, changes: dict[str, Callable]) -> dict:
     ends = [curve[-float(FARTHEST)], curve[float(FARTHEST)]]
     leak = "moves" if slider.part == "appearance" else "stays"
     mean = {k: round(v, 3) for k, v in means(ends).items()}
-    away = means([of(*(slider.end(sign * FARTHEST, base) for sign in (-1, 1))) for base, of in changes.items()])
+    far = float(FARTHEST)
+    away = means([of(slider.end(-far, base), slider.end(far, base)) for base, of in changes.items()])
     walk = {k: round(v, 3) for k, v in away.items()}
     about = dict(effect=round(effect(studio, slider), 3), leak=mean[leak], safe=safe(curve, leak), walk=walk)
     return about | mean
