@@ -77,7 +77,8 @@ def _data(job, dit, *live)->tuple[list, SharedLoRA, dict[str, StageData]]: # all
 _redraw = counterfactual.redraw
 
 def _few_draws(dit, clean, before, after, steps, **how): # stands for `counterfactual.redraw`
-    counted, few = dit.checkpoint.counted, min(steps, 3)
+    counted = dit.checkpoint.counted
+    few = min(steps, 3)
     def run(x):
         operations = dict(counted.operations)
         _redraw(dit, x, before, after, few, **how)

@@ -89,10 +89,6 @@ ARTEFACTS = (
              ("python scripts/static_page.py",), 30, kept=False),
 )
 
-# Tables of an earlier, larger set: they go once the pages that read them read the new ones
-EARLIER = ("data/bench/regularisers.csv", "data/bench/regularisers.json", "data/bench/long_other.csv",
-           "data/bench/long_other.json")
-
 # In a notebook's code -> what it reads
 WORDS = {"oracles": "Oracles", "finder": "Finder", "zoo": r"load_zoo|['\"]zoo\b", "report": r"report\.json",
          "responses": r"response\.csv|controls\.json|carried\.json", "table": r"bench/table|kept\(\"table",
@@ -237,7 +233,7 @@ def here() -> House:
 def earlier(root: Path) -> list[str]:
     "What is there of tables as they were before they were made fewer."
     from table import SETS
-    lines = [f"{f}: of an earlier set, made by nobody any more" for f in EARLIER if (root / f).exists()]
+    lines = []
     for name in ("table", "long", "ablation"):
         file = root / f"data/bench/{name}.json"
         if file.exists() and json.loads(file.read_text("utf-8"))["methods"] != list(SETS[name]["method"]):
