@@ -64,7 +64,7 @@ ARTEFACTS = (
     Artefact("report", ("base", "oracles", "finder"), ("data/report/*",),
              ("python scripts/report.py --keep",), 20),
     Artefact("card", ("report",), ("data/tiny/README.md",), by_hand=_CARD),
-    Artefact("zoo", ("base",), tuple(f"data/zoo/{f}" for f in _ZOO), ("python scripts/zoo.py",), 40),
+    Artefact("zoo", ("base",), tuple(f"data/zoo/{f}" for f in _ZOO), ("python scripts/zoo.py",), 90),
     Artefact("responses", _JUDGED, tuple(f"data/zoo/{f}" for f in _RESPONSES),
              tuple(f"python scripts/response.py{flag}" for flag in ("", " --sliders", " --clothes")), 40),
     table("table", "", 400),

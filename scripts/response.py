@@ -22,7 +22,7 @@ somebody else's dance.
 
 The third writes carried.json beside a zoo: how often the oracles see a look's own shirt and trousers, when
 the prompt names them and when it leaves them to the weights, with its own dance and with another's. The
-explorer's prompts name them where that helps.
+explorer's prompts name them where that helps, if the caption did.
 """
 import csv
 import hashlib
