@@ -4,8 +4,9 @@
     python scripts/zoo.py --people 1000 --out big --fast                # a thousand, compiled
     python scripts/zoo.py --people 5 --things 1 --share .2 --out small  # a rehearsal
 
-The shipped one has 64 people and 8 things: an hour and a half on two cores. People have an identity and a dance that no word names, and clothes that the caption leaves out, so
-that the weights must know them; all are filmed in the park, so that nothing differs but them. Everyone is
+The shipped one has 64 people and 8 things: an hour and a half on two cores. People have an identity and a
+dance that no word names, and clothes that the caption leaves out, so that the weights must know them; all
+are filmed in the park, so that nothing differs but them. Everyone is
 trained with the same chance (noise, times, dropout), so that what differs between two concepts is what
 differs between their clips. Ctrl-C, a kill or `--minutes` stop it cleanly, and the same command goes on.
 It writes
