@@ -41,8 +41,8 @@ def decode(vae, z:Tensor)->Tensor: # (B, C, t, h, w) -> (B, 3, T, H, W), not cla
 
 # %% ../../nbs/lab/09_tiny.ipynb #c6557f17
 def tiny_autoencoder(**changes)->AutoencoderKLWan:
-    """A small Wan autoencoder: 4x8x8 compression, 16 channels, 1.9 million weights, as `tiny 1`'s first; or as
-    `changes` of its configuration say. Its posterior is almost without noise."""
+    """A small Wan autoencoder: 4x8x8 compression, 16 channels, 1.9 million weights, as `tiny 1`'s first; or
+    as `changes` of its configuration say. Its posterior is almost without noise."""
     config = dict(base_dim=16, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=1, attn_scales=[],
                   temperal_downsample=[True, True], patch_size=2, in_channels=12, out_channels=12,
                   scale_factor_spatial=8)
