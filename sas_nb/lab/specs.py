@@ -158,7 +158,7 @@ def thinned_out(spec:Spec, seed:int)->bool:
     chance = np.random.default_rng(seed).random()
     dances = spec.subjects and getattr(spec.subjects[0], "motion", None) == "dancing"
     if (len(spec.subjects) > 1 and chance < .5) or (spec.camera != "static" and chance < .6): return True
-    return bool(dances and np.random.default_rng([seed, 1]).random() < .5)
+    return bool(dances and np.random.default_rng([seed, 1]).random() < .75)
 
 # %% ../../nbs/lab/01_specs.ipynb #a90b674d
 HELDOUT = 2*10**9 # seeds of `random_spec` stay below; those of held-out concepts start here
