@@ -1064,6 +1064,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sas_nb.fake.Counted.__torch_dispatch__': ('parts/fake.html#counted.__torch_dispatch__', 'sas_nb/fake.py'),
                              'sas_nb.fake.Counted.add': ('parts/fake.html#counted.add', 'sas_nb/fake.py'),
                              'sas_nb.fake.Counted.again': ('parts/fake.html#counted.again', 'sas_nb/fake.py'),
+                             'sas_nb.fake.Counted.in_few_steps': ('parts/fake.html#counted.in_few_steps', 'sas_nb/fake.py'),
                              'sas_nb.fake.Counted.leave_out': ('parts/fake.html#counted.leave_out', 'sas_nb/fake.py'),
                              'sas_nb.fake.Counted.mark': ('parts/fake.html#counted.mark', 'sas_nb/fake.py'),
                              'sas_nb.fake.Counted.note': ('parts/fake.html#counted.note', 'sas_nb/fake.py'),

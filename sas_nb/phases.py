@@ -77,12 +77,8 @@ def _data(job, dit, *live)->tuple[list, SharedLoRA, dict[str, StageData]]: # all
 _redraw = counterfactual.redraw
 
 def _few_draws(dit, clean, before, after, steps, **how): # stands for `counterfactual.redraw`
-    counted = dit.checkpoint.counted
-    few = min(steps, 3)
-    def run(x):
-        operations = dict(counted.operations)
-        _redraw(dit, x, before, after, few, **how)
-        counted.again({}, counted.since(operations), steps/few-1)
+    def walk(few): _redraw(dit, clean, before, after, few, **how)
+    def run(_): dit.checkpoint.counted.in_few_steps(steps, walk)
     return once(dit, "redraw", "transformer", run, tuple(clean.shape), clean)
 
 # %% ../nbs/parts/phases.ipynb #38853b7d

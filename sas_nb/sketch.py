@@ -255,13 +255,8 @@ def decode(self:SketchedDiT, latents)->Tensor: # (B, T, 3, H, W)
 # %% ../nbs/parts/sketch.ipynb #e81985e3
 @patch
 def denoise(self:SketchedDiT, x, text, steps, guidance, progress=False, velocity=None)->Tensor: # like x
-    def run(x):
-        counted = self.checkpoint.counted
-        few = min(steps, 3)
-        before = dict(counted.operations)
-        out = super(SketchedDiT, self).denoise(x, text, few, guidance, False, velocity)
-        counted.again({}, counted.since(before), steps/few-1)
-        return out
+    def walk(few): return super(SketchedDiT, self).denoise(x, text, few, guidance, False, velocity)
+    def run(_): return self.checkpoint.counted.in_few_steps(steps, walk)
     return once(self, "denoise", "transformer", run, tuple(x.shape), x)
 
 # %% ../nbs/parts/sketch.ipynb #f30608e8

@@ -188,7 +188,9 @@ def change(frames: np.ndarray, rest: np.ndarray, oracles: Oracles | None) -> dic
 def between(studio: Studio, base: str, oracles: Oracles | None) -> Callable[..., dict[str, float]]:
     "What differs between two positions, or one and a base at rest, in effects of another seed on that base."
     rest = Position(base, base)
-    def plain(*ends): return change(*(frames_of(studio.render(p, True)) for p in ends), oracles)
+    at_rest = frames_of(studio.render(rest, True))
+    def frames(p): return at_rest if p == rest else frames_of(studio.render(p, True))
+    def plain(*ends): return change(*map(frames, ends), oracles)
     seeds = [plain(replace(rest, seed=seed), rest) for seed in (1, 2)]
     unit = {k: max(np.mean([s[k] for s in seeds]), 1e-6) for k in seeds[0]}
     return lambda p, q=rest: {k: v / unit[k] for k, v in plain(p, q).items()}

@@ -65,14 +65,13 @@ def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
     }
 
 
-def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> tuple[Recipe, Recipe]:
-    """The recipe of the basis and that of the members, at a share of the full number of steps: ours in
-    batches of 2, and so at half its rate, which falls to nothing; with images in stage 1, whose caption is of
-    looks alone, and with words that start at zero, so that a concept is its weights."""
+def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> Recipe:
+    """The recipe of the basis and of the members, at a share of the full number of steps: ours in batches of
+    2, and so at half its rate, which falls to nothing; with images in stage 1, whose caption is of looks
+    alone, and with words that start at zero, so that a concept is its weights."""
     def steps(stage): return dict(steps=max(1, round(stage.steps * share)))
-    members = MEMBER.with_(both=dict(bf16=bf16, compile=fast), stage1=steps(MEMBER.stage1),
-                           stage2=steps(MEMBER.stage2))
-    return members, members
+    return MEMBER.with_(both=dict(bf16=bf16, compile=fast), stage1=steps(MEMBER.stage1),
+                        stage2=steps(MEMBER.stage2))
 
 
 def said(c: Case) -> Prompts:
@@ -81,15 +80,13 @@ def said(c: Case) -> Prompts:
     return Prompts(without_clothes(look), moves)
 
 
-def learned_zoo(who: dict[str, Case], dit: VideoDiT, plans: tuple[Recipe, Recipe],
-                folder: Path) -> list[Concept]:
+def learned_zoo(who: dict[str, Case], dit: VideoDiT, recipe: Recipe, folder: Path) -> list[Concept]:
     "The basis from all, then all members over it; a run found in the folder goes on."
     clips = [c.clip() for c in who.values()]
     prompts = [said(c) for c in who.values()]
-    first, recipe = plans
     run = Run(out=folder, save_every=25)
-    looks = build(dit, clips, prompts, first)["appearance"]
-    A = universal_basis(dit, looks, first, replace(run, out=folder / "basis"))
+    looks = build(dit, clips, prompts, recipe)["appearance"]
+    A = universal_basis(dit, looks, recipe, replace(run, out=folder / "basis"))
     return learn_many(clips, prompts, dit, recipe, run, A)
 
 
@@ -225,11 +222,11 @@ def main(
     def say(text): print(f"[{(time.time() - began) / 60:5.1f} min] {text}", flush=True)
     way = ("" if bf16 else "-fp32") + ("-fast" if fast else "")
     folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{way}"
-    plans = tuple(r.with_(rank=rank) for r in plan(share, bf16, fast))
+    recipe = plan(share, bf16, fast).with_(rank=rank)
     say(f"{people} people and {things} things, steps "
-        f"{', '.join(str(s.steps) for s in (plans[0].stage1, *plans[1].stages))}, checkpoints in {folder}")
+        f"{', '.join(str(s.steps) for s in (recipe.stage1, *recipe.stages))}, checkpoints in {folder}")
     try:
-        learned = learned_zoo(who, dit, plans, folder)
+        learned = learned_zoo(who, dit, recipe, folder)
     except KeyboardInterrupt as e:
         say(str(e) or "Stopped; the same command goes on.")
         raise typer.Exit(130) from None

@@ -4,7 +4,7 @@ import json
 import pytest, torch
 from typer.testing import CliRunner
 import wan_folder
-from sas_nb import phases, sketch, streamed, text
+from sas_nb import counterfactual, phases, sketch, streamed, text
 from sas_nb import cards
 from sas_nb.cache import data_path, known_models
 from sas_nb.cards import Card, card
@@ -58,6 +58,7 @@ def live_peaks(folder, recipe, memory, monkeypatch):
     watch(text, "encoded", "text_encoder", "text")
     watch(VideoDiT, "encode", "vae", "encoding")
     watch(VideoDiT, "denoise", "transformer", lambda d: "sampling" if d.adapted else "prior")
+    watch(counterfactual, "redraw", "transformer", "pairs")
     watch(VideoDiT, "decode", "vae", "decoding")
     watch(Trainer, "fit", "transformer", lambda t: "stage 1" if t.stage.name == "appearance" else "stage 2")
     with counted:
