@@ -221,7 +221,7 @@ def from_base(dit:VideoDiT,
               *words,      # all that decides what `make` gives, beside the model
              )->Tensor:
     "What the base alone makes: once, then read from the cache. Raises `UserError` if an adapter is on it."
-    return cached(lambda: dict(z=make()), name, *_base(dit, name), *words)["z"]
+    with dit.lock: return cached(lambda: dict(z=make()), name, *_base(dit, name), *words)["z"]
 
 def _base(dit, name)->tuple:
     "What a base's samples depend on, beside how they are made. Raises `UserError`."

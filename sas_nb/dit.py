@@ -45,9 +45,10 @@ class VideoDiT(LazyPipeline):
     def prints(self)->list[str]: return self.base_names() # what the base's weights may be called
     @property
     def adapted(self)->bool:
-        "Whether an adapter of peft's is on a transformer."
-        held = (self._held(part) for part in self.family.transformers)
-        return any(hasattr(t, "peft_config") for t in held)
+        "Whether an adapter of peft's is on a transformer; that of another thread is waited for."
+        with self.lock:
+            held = (self._held(part) for part in self.family.transformers)
+            return any(hasattr(t, "peft_config") for t in held)
     def __repr__(self):
         parts = ", ".join(name for name in self.family.parts if name in self.loaded) or "nothing"
         place = f"{self.dtype}, {self.device}; in memory: {parts}"
@@ -235,14 +236,16 @@ def denoise(self:VideoDiT,
             progress=False,    # show a bar; or what is told the share done before each step and at the end
             velocity=None,     # another velocity than the DiT's own, e.g. a self-conditioned one
            )->Tensor:          # (B, C, t, h, w) clean latents
-    "Follow the velocity from noise to latents with the pipeline's own scheduler."
+    """Follow the velocity from noise to latents with the pipeline's own scheduler. Whoever would put an
+    adapter on the model meanwhile, in another thread, waits."""
     scheduler = self.schedule(steps, x.device)
     x = x.float()
-    for timestep in told(scheduler.timesteps, progress, "sampling"):
-        t = self.family.time_of(timestep).expand(len(x)).to(x)
-        at = guidance_at(self.experts, t, guidance, text)
-        v = guided(velocity or self.velocity, x, t, *at)
-        x = scheduler.step(v.float(), timestep, x, return_dict=False)[0]
+    with self.lock:
+        for timestep in told(scheduler.timesteps, progress, "sampling"):
+            t = self.family.time_of(timestep).expand(len(x)).to(x)
+            at = guidance_at(self.experts, t, guidance, text)
+            v = guided(velocity or self.velocity, x, t, *at)
+            x = scheduler.step(v.float(), timestep, x, return_dict=False)[0]
     return x
 
 # %% ../nbs/01_dit.ipynb #8f6596e7

@@ -1,8 +1,10 @@
 "Each regulariser does what it says, exactly where it can be exact."
+import shutil, threading
 import pytest
 import torch
 
 import road
+from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
 from sas_nb.composites import join_prompts, stitch
 from sas_nb.data import Examples, mask_tokens, prior_examples
@@ -84,6 +86,26 @@ def test_prior_refuses_an_adapter_and_no_prompts(dit, monkeypatch):
     road.off(dit)
     monkeypatch.setattr(dit.defaults, "prior", ())
     with pytest.raises(UserError, match="needs prompts"): prior_examples(dit, True, n=1, steps=1)
+
+
+def test_a_base_waits_until_another_thread_has_taken_its_adapter_off(dit, cache):
+    "An explorer works in the background while somebody learns: neither an error nor samples of its concept."
+    adapter, on, off, made = SharedLoRA(dit, 2, FEW), threading.Event(), threading.Event(), []
+    def explore():
+        with adapter.attached():
+            on.set()
+            off.wait(60)
+    def learn(): made.append(prior_examples(dit, True, n=1, steps=1).latents)
+    explorer, learner = (threading.Thread(target=work) for work in (explore, learn))
+    explorer.start()
+    on.wait(60)
+    learner.start()
+    learner.join(.3)
+    assert learner.is_alive() and not made
+    off.set()
+    learner.join(60)
+    shutil.rmtree(cache)
+    assert torch.equal(made[0], prior_examples(dit, True, n=1, steps=1).latents)
 
 
 # ---------------------------------------------------------------- token masking

@@ -201,7 +201,7 @@ def _middle(clip, side):
 def verdict_sheet(samples:Tensor, rows:list[dict], columns:int=10, lines:int=9, scale:int=2)->Image.Image:
     "Middle frames in order, each over its number and what of its prompt the oracles did not see."
     side = samples.shape[-1]*scale
-    shown = min(len(samples), columns*lines)
+    shown = min(len(rows), columns*lines)
     wide, high = side+4, side+20
     sheet = Image.new("RGB", (columns*wide, -(-shown//columns)*high), "white")
     draw = ImageDraw.Draw(sheet)
