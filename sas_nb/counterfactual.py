@@ -130,8 +130,8 @@ def others_of(prompt:str|Prompt,
     return [p.plain for p in checked_prompts(other)] if other else counterparts(prompt)
 
 def _redrawn(dit, clean, before, others, n, how, seed)->Tensor: # (n, C, t, h, w)
-    turns = zip(range(n), itertools.cycle(others))
-    return torch.cat([redraw(dit, clean, before, other, **how, seed=seed+i).cpu() for i, other in turns])
+    turns = zip(range(n), itertools.cycle(others), itertools.cycle(clean.split(1)))
+    return torch.cat([redraw(dit, z, before, other, **how, seed=seed+i).cpu() for i, other, z in turns])
 
 # %% ../nbs/07_counterfactual.ipynb #089940f8
 def add_counterfactuals(dit:VideoDiT,  # the base model, no adapter on it
@@ -151,7 +151,7 @@ def add_counterfactuals(dit:VideoDiT,  # the base model, no adapter on it
     words = (before, *others)
     guidance = dit.defaults.usual_guidance() if guidance is None else guidance
     how = dict(steps=steps or -(-dit.defaults.steps//2), guidance=guidance, before_guidance=before_guidance)
-    def make(): return _redrawn(dit, data.latents[:1], before, others, n, how, seed)
+    def make(): return _redrawn(dit, data.latents, before, others, n, how, seed)
     latents = from_base(dit, "counterfactual pairs", make, data.latents, words, n, how, seed)
     examples = replace(data, counterfactuals=latents)
     if not data.given: return examples

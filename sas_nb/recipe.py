@@ -124,7 +124,11 @@ class Recipe:
     counterfactual:str|tuple[str, ...]|None=None
     # of the pictures that show several concepts: "stitched" side by side, or "cutouts" over one background
     arrangement:str="stitched"
-    def __post_init__(self): one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
+    # share of the width by which a fifth of what is shown is moved to the left, and a fifth to the right
+    moved:float=0.
+    def __post_init__(self):
+        one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
+        object.__setattr__(self, "moved", real_number(self.moved, "moved", 0, .5))
     stages = property(lambda self: (self.stage1, self.stage2))
 
 # %% ../nbs/parts/recipe.ipynb #48454558

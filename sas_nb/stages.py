@@ -8,6 +8,8 @@ __all__ = ['new_adapter', 'set_caption', 'build', 'build_together']
 # %% ../nbs/parts/stages.ipynb #63c17d96
 import itertools
 from dataclasses import replace
+from functools import partial
+import torch
 from .adapter import SharedLoRA
 from .clip import Clip
 from .composites import Composites
@@ -42,8 +44,8 @@ def build(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe:Recipe,
     captions = [set_caption(p, recipe.stage1.full_caption) for p in prompts]
     others = [_others(p.both, recipe, progress) for p in prompts]
     dit.embed_once(_words(dit, captions, prompts, others, recipe, also))
-    sets = [frame_set(dit, c, text, recipe.stage1.frozen) for c, text in zip(clips, captions)]
-    films = [sequence(dit, c, p.both) for c, p in zip(clips, prompts)]
+    sets = _in_places(partial(frame_set, dit, frozen=recipe.stage1.frozen), clips, captions, recipe.moved)
+    films = _in_places(partial(sequence, dit), clips, [p.both for p in prompts], recipe.moved)
     ways = zip(films, prompts, others)
     films = [add_counterfactuals(dit, f, p.both, who) if who else f for f, p, who in ways]
     priors = [_prior(dit, clips[0], stage, recipe, progress) for stage in recipe.stages]
@@ -67,6 +69,16 @@ def _words(dit, captions, prompts, others, recipe, also)->list[str]:
     if any(s.prior for s in recipe.stages): words += recipe.prior_prompts or dit.defaults.prior
     words += [*filter(None, also), dit.defaults.negative]
     return list(dict.fromkeys(Prompt.of(w).plain for w in words))
+
+# %% ../nbs/parts/stages.ipynb #1np1aces
+def _in_places(make, clips, texts, moved)->list[Examples]: # of each clip, by `make(clip, text)`
+    return [_moved(make, *both, moved) if moved else make(*both) for both in zip(clips, texts)]
+
+def _moved(make, clip, text, moved)->Examples:
+    "Three fifths are of the clip as it was filmed."
+    own = make(clip, text)
+    aside = [make(clip.moved(share), text).latents for share in (-moved, moved)]
+    return replace(own, latents=torch.cat([*[own.latents]*3, *aside])).made_of(**own.given, moved=moved)
 
 # %% ../nbs/parts/stages.ipynb #ce4eb8b2
 def _prior(dit, clip, stage, recipe, progress)->Examples|None:
