@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import road
+from sas_nb import counterfactual
 from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
 from sas_nb.composites import join_prompts, stitch
@@ -11,7 +12,10 @@ from sas_nb.data import Examples, mask_tokens, prior_examples
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.flow import clean_estimate
+from sas_nb.prompt import Prompts
+from sas_nb.recipe import Recipe
 from sas_nb.self_conditioning import SelfConditioning
+from sas_nb.stages import build
 from sas_nb.text import add_tokens
 
 FEW = r"blocks\.0\.attn1\.to_q"
@@ -230,3 +234,32 @@ def test_joined_prompts(dit):
     assert join_prompts(["a bonfire on a beach"]) == "a bonfire on a beach"
     assert join_prompts(["a man. they are waving", "a woman. they are waving"]) == "a man and a woman. they are waving"
     dit.check_words(joined)
+
+
+def test_moved_clips_are_two_fifths_of_what_is_shown(dit, monkeypatch):
+    frames = torch.zeros(5, 3, 64, 64)
+    frames[..., 24:40] = 1
+    clip, prompts = Clip(frames, 12.), Prompts("a [v] man in a park", "he is [u] dancing")
+    few = dict(prior=0., counterfactuals=.5)
+    recipe = Recipe.default().with_(both=few, stage1=dict(frozen=False), moved=.25)
+    seen = []
+    def redraw(dit, clean, *args, **how):
+        seen.append(clean)
+        return clean
+    monkeypatch.setattr(counterfactual, "redraw", redraw)
+    data = build(dit, [clip], [prompts], recipe)
+    left, right = (dit.encode_once(clip.moved(x).frames[None]) for x in (-.25, .25))
+    own = dit.encode_once(clip.frames[None])
+    assert torch.equal(data["motion"].concepts[0].latents, torch.cat([own, own, own, left, right]))
+    assert not torch.allclose(own, left) and not torch.allclose(left, right)
+    pictures = data["appearance"].concepts[0]
+    assert len(pictures) == 25 and torch.equal(pictures.latents[15:20], dit.encode_once(clip.moved(-.25).frames[:, None]))
+    assert len(seen) == 8 and all(torch.equal(z, (own, own, own, left, right)[i % 5]) for i, z in enumerate(seen))
+    assert "moved" in pictures.given and "moved" in data["motion"].concepts[0].given
+    still = build(dit, [clip], [prompts], recipe.with_(moved=0.))
+    assert len(still["motion"].concepts[0]) == 1 and "moved" not in still["motion"].concepts[0].given
+
+
+@pytest.mark.parametrize("wrong", [-.1, .6, "far", None])
+def test_what_cannot_be_moved(wrong):
+    with pytest.raises(UserError, match="moved"): Recipe.default().with_(moved=wrong)
