@@ -5,7 +5,7 @@
 # %% ../nbs/00_clip.ipynb #1c196c77
 from __future__ import annotations
 import base64, html
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -63,13 +63,6 @@ class Clip:
 def __repr__(self:Clip):
     t, _, h, w = self.shape
     return f"Clip({self.name!r}: {t} frames, {h} high, {w} wide, {self.fps:.4g} fps, {self.duration:.2f} s)"
-
-@patch
-def moved(self:Clip, share:float)->Clip: # of the width, from -.5 to .5; to the right when positive
-    "The whole picture moved sideways. What comes in at an edge is the mirror image of what lies there."
-    width = self.frames.shape[-1]
-    at = (torch.arange(width)-round(share*width)).abs()
-    return replace(self, frames=self.frames[..., torch.minimum(at, 2*(width-1)-at)])
 
 # %% ../nbs/00_clip.ipynb #f6349ce2
 @patch

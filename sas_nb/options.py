@@ -56,7 +56,7 @@ def numbers()->dict: # name -> its value in the paper's recipe
     parts = dict(both=paper.stage1, stage1=paper.stage1, stage2=paper.stage2, sampling=paper.sampling)
     named = {f"{part}.{k}": v for part, values in parts.items() for k, v in vars(values).items()}
     named = {k: v for k, v in named.items() if not k.endswith(".name")}
-    return named | {k: getattr(paper, k) for k in ("rank", "layers", "arrangement", "moved")}
+    return named | {k: getattr(paper, k) for k in ("rank", "layers", "arrangement")}
 
 # %% ../nbs/parts/options.ipynb #d8676801
 def setting(text:str)->tuple[str, object]: # the number's name, its value

@@ -35,7 +35,8 @@ class Stage:
     token_mask:float        # probability that a text token is masked
     prior:float             # share of the batch that is prior preservation
     counterfactuals:float   # stage 2: share of the batch, rounded down, that is counterfactual pairs
-    composites:float        # several concepts: share of the batch that is pictures of all of them
+    # share of the batch that is pictures of all concepts; of one concept, of it beside strangers
+    composites:float
     self_conditioning:float # probability of feeding the earlier clean estimate
     times:str               # how noise times are drawn: see `flow.sample_times`
     # above 1, more steps are spent in the noise, where layout, build and pose are decided
@@ -124,11 +125,7 @@ class Recipe:
     counterfactual:str|tuple[str, ...]|None=None
     # of the pictures that show several concepts: "stitched" side by side, or "cutouts" over one background
     arrangement:str="stitched"
-    # share of the width by which a fifth of what is shown is moved to the left, and a fifth to the right
-    moved:float=0.
-    def __post_init__(self):
-        one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
-        object.__setattr__(self, "moved", real_number(self.moved, "moved", 0, .5))
+    def __post_init__(self): one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
     stages = property(lambda self: (self.stage1, self.stage2))
 
 # %% ../nbs/parts/recipe.ipynb #48454558

@@ -31,12 +31,12 @@ from ..recipe import Recipe, Run
 from ..writing import atomic
 
 # %% ../../nbs/lab/30_compose_bench.ipynb #41f4d436
-# of the zoo's members, too; moved, or nobody could stand beside anybody
+# of the zoo's members, too; beside strangers, or nobody could stand beside anybody
 MEMBER = Recipe.default().with_(
-    both=dict(batch=2, lr_factor=8., full_caption=False, bf16=True, decay="cosine"),
+    both=dict(batch=2, lr_factor=8., full_caption=False, bf16=True, decay="cosine",
+              composites=.35),
     stage1=dict(steps=600, frozen=False),
-    stage2=dict(steps=600),
-    moved=.25,
+    stage2=dict(steps=500),
 )
 
 class Cast:
