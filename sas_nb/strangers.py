@@ -50,7 +50,9 @@ def beside_strangers(dit:VideoDiT, # the base model, no adapter on it
     words = strangers_of(prompts)
     size = dict(num_frames=len(clip), height=clip.shape[-2], width=clip.shape[-1])
     drawn = prior_examples(dit, False, words, len(words), seed=seed, progress=progress, **size)
-    films = dit.clips(drawn.latents, words, seed, clip.fps)
-    pairs = [(clip, film) if _left(i) else (film, clip) for i, film in enumerate(films)]
+    def picture(i, z, other):
+        film = dit.clips(z, other, seed+i, clip.fps)
+        return stitch([clip, film] if _left(i) else [film, clip])
+    each = zip(range(len(words)), drawn.latents.split(1), words) # one at a time, for they are large
     given = dict(kind="strangers", prompts=words, seed=seed)
-    return Composites([stitch(list(pair)) for pair in pairs], with_strangers(dit, prompts), given)
+    return Composites([picture(*one) for one in each], with_strangers(dit, prompts), given)

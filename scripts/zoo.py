@@ -68,7 +68,7 @@ def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
 def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> Recipe:
     """The recipe of the basis and of the members, at a share of the full number of steps: ours in batches of
     2, and so at half its rate, which falls to nothing; with images in stage 1, whose caption is of looks
-    alone, and with clips that are moved sideways, so that members can be composed."""
+    alone, and beside strangers, so that members can be composed."""
     def steps(stage): return dict(steps=max(1, round(stage.steps * share)))
     return MEMBER.with_(both=dict(bf16=bf16, compile=fast), stage1=steps(MEMBER.stage1),
                         stage2=steps(MEMBER.stage2))

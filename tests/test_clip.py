@@ -97,15 +97,6 @@ def test_overshoot_is_clamped_and_half_precision_is_welcome():
 
 # ---------------------------------------------------------------- time and space
 
-@pytest.mark.parametrize("share", [-.5, -.3, -.01, 0., .25, .5])
-def test_a_moved_picture_goes_on_as_its_mirror_image(share):
-    frames = torch.rand(5, 3, 6, 20)
-    by = round(20*share)
-    wide = np.pad(frames.numpy(), ((0, 0),)*3 + ((10, 10),), mode="reflect")
-    moved = Clip(frames, 12., "a").moved(share)
-    assert np.array_equal(moved.frames.numpy(), wide[..., 10-by:30-by]) and (moved.fps, moved.name) == (12., "a")
-
-
 def test_resample_and_fit_length():
     timed = [(Fraction(i, 30), Fraction(1, 30), i) for i in range(60)]
     assert [i for i, *_ in resample(timed, 30)] == list(range(60))

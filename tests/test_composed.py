@@ -1,4 +1,5 @@
 "Detect and compare, on clips whose answer is known: swapped, mixed, missing, and what a table makes of rows."
+import re
 import numpy as np, pytest, torch
 from sklearn.metrics import roc_auc_score
 from scipy.stats import spearmanr
@@ -11,7 +12,7 @@ from sas_nb.lab.draw import truth
 from sas_nb.lab.finder import figures, Finder, NEARER, two_lines
 from sas_nb.lab.gatherings import GATHERED, gathering, gatherings, prompt_of
 from sas_nb.lab.oracles import Oracles
-from sas_nb.lab.world import CHOICES, IDENTITY
+from sas_nb.lab.world import CHOICES, IDENTITY, Person
 from sas_nb.prompt import Prompt
 
 
@@ -116,7 +117,10 @@ def test_gatherings_are_the_same_each_time_and_cover_the_cases():
     for g in gatherings():
         words = Prompt(prompt_of(g))
         assert sorted(words.placeholders) == sorted(f"[{w}{k}]" for w in "uv" for k in range(1, len(g.spec.subjects) + 1))
-        assert words.plain == prompt_of(g, False) and len(g.singles) == len(g.spec.subjects)
+        dressed = [s for s in g.spec.subjects if isinstance(s, Person)]
+        assert "shirt" not in words.plain and prompt_of(g, False).count("shirt") == len(dressed)
+        assert all("shirt" not in look and "[v]" in look and "[u]" in moves for look, moves in g.prompts())
+        assert words.plain == re.sub(r" in an? \w+ shirt and \w+ trousers", "", prompt_of(g, False)) and len(g.singles) == len(g.spec.subjects)
         assert all(len(s.subjects) == 1 for s in g.singles)
 
 

@@ -74,19 +74,31 @@ RECIPE = Recipe.default().with_(both=dict(steps=2, batch=4))
 SPARING = Memory(apart=True, tiled=True, checkpointing=True, at_once=1)
 
 
-@pytest.mark.parametrize("memory", [Memory(), pytest.param(SPARING, marks=pytest.mark.slow)], ids=["plain", "sparing"])
-def test_a_plan_and_a_run_agree(folder, memory, monkeypatch, tmp_path):
+STRANGERS = RECIPE.with_(both=dict(composites=.4))
+
+
+@pytest.mark.parametrize("recipe, memory", [(RECIPE, Memory()), pytest.param(STRANGERS, Memory(), marks=pytest.mark.slow),
+                                            pytest.param(RECIPE, SPARING, marks=pytest.mark.slow)],
+                         ids=["plain", "strangers", "sparing"])
+def test_a_plan_and_a_run_agree(folder, recipe, memory, monkeypatch, tmp_path):
     monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path))
-    real = live_peaks(folder, RECIPE, memory, monkeypatch)
+    real = live_peaks(folder, recipe, memory, monkeypatch)
     monkeypatch.undo()
     read = VideoDiT.load(folder, "cpu").tokenizer
     monkeypatch.setattr(sketch, "_tokens", lambda prompt: len(read(prompt).input_ids))
     monkeypatch.setattr(phases, "_PROMPTS", Prompts.of(PROMPTS))
-    job = Job(str(folder), SHAPE, RECIPE, CPU)
+    job = Job(str(folder), SHAPE, recipe, CPU)
     planned = {name: needed(job, memory, name).host for name in PHASES}
     rehearsed.cache_clear()
     assert real.keys() == planned.keys()
-    assert {k: round(planned[k]/real[k], 3) for k in real if abs(planned[k]/real[k]-1) > .05} == {}
+    near = .15 if recipe is STRANGERS else .05 # their pictures are large beside so small a model
+    assert {k: round(planned[k]/real[k], 3) for k in real if abs(planned[k]/real[k]-1) > near} == {}
+
+
+def test_strangers_are_drawn_and_read(folder):
+    def operations(recipe, name): return sum(rehearsed(Job(str(folder), (9, 48, 48), recipe, CARD), Memory(), name).operations.values())
+    for name in ("text", "encoding", "prior"): assert operations(STRANGERS, name) > 1.05*operations(RECIPE, name), name
+    rehearsed.cache_clear()
 
 
 def test_what_is_repeated_needs_the_same(folder, monkeypatch):

@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 from ..clip import Clip
 from . import draw
+from ..explore.prompts import without_clothes
 from .cases import Case, case
 from .oracle_nets import visible_code
 from .specs import caption, HELDOUT, Person, SCENES, THINGS
@@ -32,7 +33,8 @@ class Gathering:
     def clips(self)->list[Clip]: return [self.world.render(s, fps=self.fps) for s in self.singles]
 
     def prompts(self)->list[tuple[str, str]]: # of each one's own clip: appearance and motion
-        return [Case(self.name, s, {}, self.fps).prompts() for s in self.singles]
+        both = [Case(self.name, s, {}, self.fps).prompts() for s in self.singles]
+        return [(without_clothes(look), moves) for look, moves in both]
 
     def alone(self, i:int)->"Gathering":
         "The scene with this subject only, in the middle, as large as in its own clip."
@@ -54,15 +56,15 @@ def _mark(noun, words): # "a man", "[v1]" -> "a [v1] man"
 def prompt_of(g:Gathering,
               marked:bool=True, # with `[v1]`, `[u1]`, `[v2]` ...; else plain words
              )->str:
-    "What is asked for, with every subject's own two words."
-    rest = caption(replace(g.spec, camera="static")).static
-    done = ""
-    for k, s in enumerate(g.spec.subjects, 1):
-        before, noun, rest = rest.partition(_noun(s))
-        words = f"[v{k}]" if isinstance(s, Person) else f"[v{k}] [u{k}]"
-        done += before + (_mark(noun, words) if marked else noun)
+    "What is asked for: with every subject's own two words, which know the clothes; or with the clothes."
+    look = _marked_look(g) if marked else caption(replace(g.spec, camera="static")).static
     moves = ", ".join(_moves(g, k, marked) for k in people_of(g))
-    return done + rest + (f". {moves}" if moves else "")
+    return look + (f". {moves}" if moves else "")
+
+def _marked_look(g)->str:
+    def words(k, s): return f"[v{k}]" if isinstance(s, Person) else f"[v{k}] [u{k}]"
+    marked = [_mark(_noun(s), words(k, s)) for k, s in enumerate(g.spec.subjects, 1)]
+    return f"{' and '.join(marked)} {SCENES[g.spec.scene]}"
 
 # %% ../../nbs/lab/27_gatherings.ipynb #6a1e80c0
 def _moves(g, k, marked):
