@@ -380,6 +380,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sas_nb.command.command': ('parts/command.html#command', 'sas_nb/command.py'),
                                 'sas_nb.command.fit_to_sample': ('parts/command.html#fit_to_sample', 'sas_nb/command.py'),
                                 'sas_nb.command.given': ('parts/command.html#given', 'sas_nb/command.py'),
+                                'sas_nb.command.load_basis': ('parts/command.html#load_basis', 'sas_nb/command.py'),
                                 'sas_nb.command.load_clip': ('parts/command.html#load_clip', 'sas_nb/command.py'),
                                 'sas_nb.command.load_concept': ('parts/command.html#load_concept', 'sas_nb/command.py')},
             'sas_nb.composing': { 'sas_nb.composing.Composition': ('composing.html#composition', 'sas_nb/composing.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Model', 'Frames', 'Size', 'Dtype', 'Revision', 'Fps', 'Start', 'Quiet', 'DTYPES', 'Named', 'Settings',
-           'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr', 'Seed', 'PriorPrompt', 'Counterfactual', 'Regularize',
+           'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr', 'Seed', 'Basis', 'PriorPrompt', 'Counterfactual', 'Regularize',
            'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'SampleSteps', 'Sheet', 'Weights', 'Swapped',
            'InputsOnHost', 'Tiled', 'VaeBits', 'TextBits', 'named_recipe', 'numbers', 'setting', 'with_number',
            'chosen_recipe', 'named_dtype', 'named_model', 'wishes']
@@ -12,6 +12,7 @@ __all__ = ['RECIPES', 'Model', 'Frames', 'Size', 'Dtype', 'Revision', 'Fps', 'St
 # %% ../nbs/parts/options.ipynb #e0088577
 import ast
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .files import expanded, real_number, UserError
@@ -171,6 +172,8 @@ Seed = _option(int, "Same seed, same concept \\[the recipe's].", _T)
 # %% ../nbs/parts/options.ipynb #a7d7e14d
 _PRIOR = "A two-part prompt for prior preservation; repeat for more \\[the model's own]."
 _OTHER = "Both prompts about somebody else, for counterfactual pairs; repeat for more \\[men and women]."
+_BASIS = "A concept, or zoo, over whose basis to learn: what shares a basis can be mixed and composed."
+Basis = _option(Path, _BASIS, _T)
 PriorPrompt = _option(list[str], _PRIOR, _T)
 Counterfactual = _option(list[str], _OTHER, _T)
 _ALL = "All regularisers, or none and fewer steps."

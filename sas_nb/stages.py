@@ -39,7 +39,8 @@ def build(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe:Recipe,
           also:tuple=(), # more prompts that will be asked for, such as that of samples during training
          )->dict[str, StageData]: # by the stage's name
     """Each clip as the two stages see it, as a set and as a sequence, and what each stage has beside it: all
-    that needs the encoders. Text encoder, autoencoder and DiT are needed one after another."""
+    that needs the encoders. Text encoder, autoencoder and DiT are needed one after another, and with
+    `composites` the autoencoder once more."""
     if not any(s.composites for s in recipe.stages):
         return _build(dit, clips, prompts, recipe, progress, also)
     words = [text for p in prompts for text in _words_of_company(dit, p, recipe)]

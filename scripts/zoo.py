@@ -10,7 +10,7 @@ are filmed in the park, so that nothing differs but them. Everyone is
 trained with the same chance (noise, times, dropout), so that what differs between two concepts is what
 differs between their clips. Ctrl-C, a kill or `--minutes` stop it cleanly, and the same command goes on.
 It writes
-  zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.lab.zoo.load_zoo` reads
+  zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.atlas.places.load_zoo` reads
   truth.csv     who is who: words, seed, identity and gait vectors
   packing.json  what eight bits cost: coefficients, PCA, loss, pixels
   sheet.png     everyone: as filmed, as learned, and in the snow

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 from sas_nb import __version__, cli
 from sas_nb.answers import changes
+from sas_nb.atlas.places import load_zoo
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
+from sas_nb.concept import Concept
 from sas_nb.known_models import by_kind, HUB, words_of
 from sas_nb.prompt import Prompts
 from sas_nb.memory import Memory
@@ -303,6 +305,19 @@ def test_train_writes_a_run_and_finds_it_again(dancer, trained):
     output = ok("train", dancer, *PROMPTS, "--out", trained, *SHORT)
     after = load_file(trained / "concept/concept.safetensors")
     assert str(trained / "concept") in output and all(before[k].equal(after[k]) for k in before)
+
+
+def test_train_over_the_basis_of_another(dancer, trained, tmp_path):
+    known = load_file(trained / "concept/concept.safetensors")
+    out = tmp_path / "friend"
+    ok("train", dancer, *PROMPTS, "--out", out, *SHORT, "--basis", trained, "--seed", 3)
+    own = load_file(out / "concept/concept.safetensors")
+    A = [k for k in own if k.endswith(".A")]
+    assert A and all(own[k].equal(known[k]) for k in A) and any(not own[k].equal(known[k]) for k in own if k.endswith(".B1"))
+    ok("train", dancer, *PROMPTS, "--out", tmp_path / "guest", *SHORT, "--basis", "zoo")
+    guest, member = Concept.load(tmp_path / "guest"), load_zoo(names=["woman-00"])["woman-00"]
+    assert all(guest.weights[k].equal(member.weights[k]) for k in A)
+    assert "is not a concept" in call("train", dancer, *PROMPTS, "--out", out, *SHORT, "--basis", tmp_path / "nobody").output
 
 
 def test_generate(trained, tmp_path):
