@@ -15,7 +15,7 @@ from sas_nb.lab.zoo import spec_of
 from sas_nb.sheet import to_images
 
 PLACES = {"woman-48": (0, 0, .5, 1), "man-21": (.5, 0, 1, 1)}
-SCENE = "a [v1] woman and a [v2] man in a desert. she is [u1] dancing, he is [u2] dancing"
+SCENE = "a [v1] woman and a [v2] man on a beach. she is [u1] dancing, he is [u2] dancing"
 IMAGE = Path(__file__).resolve().parent.parent/"nbs"/"images"/"scene.webp"
 
 
