@@ -114,7 +114,7 @@ def test_the_shipped_zoo_if_there_is_one(root):
 def quick(monkeypatch):
     "One step of everything, no prior, no pictures."
     few = Recipe.paper().with_(both=dict(steps=2, batch=1, prior=0.))
-    monkeypatch.setattr(zoo, "plan", lambda *a: (few, few))
+    monkeypatch.setattr(zoo, "plan", lambda *a: few)
     monkeypatch.setattr(zoo, "packing", lambda *a: dict(bits=8))
     monkeypatch.setattr(zoo, "sheet", lambda z: zoo.Image.new("RGB", (4, 4)))
     old = signal.getsignal(signal.SIGTERM)
