@@ -18,9 +18,10 @@ from . import __version__
 from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned,
                             words_table)
 from .cache import data_path
-from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_basis,
-                            load_clip, load_concept)
+from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_clip,
+                            load_concept)
 from .files import expanded, read_about
+from .folders import zoo_place
 from .options import (Apart, AtOnce, Basis, Batch, Checkpointing, chosen_recipe, Counterfactual,
                             Dtype, Fps, Frames, InputsOnHost, Lr, Model, Named, named_dtype,
                             named_model, PriorPrompt, Quiet, Rank, Regularize, Revision, SampleEvery,
@@ -178,10 +179,15 @@ def _note(model, film):
     about = clip_size(model, download=False).about
     if about and not _is_shipped(film): say(f"Note: {model!r} {about}.", err=True)
 
+# %% ../nbs/parts/cli.ipynb #ba515of1
+def _member(place): # all members of a zoo share one basis
+    from sas_nb.atlas.places import load_zoo
+    return next(iter(load_zoo(place).values())) if zoo_place(place) else load_concept(place)
+
 # %% ../nbs/parts/cli.ipynb #476acd4c
 def _learn(film, clip, prompts, model, recipe, run, sheet, wish, basis): # wishes as of `wishes`
     from sas_nb.learning import learn
-    basis = basis and load_basis(basis)
+    basis = basis and _member(basis)
     for words in clip.report.warnings: caution(as_options(f"{words}."))
     if run.progress: _note(getattr(model, "name", model), film)
     check_writable(run.out, folder=True)

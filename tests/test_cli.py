@@ -176,8 +176,8 @@ def test_inspect(dancer):
 def given(monkeypatch):
     "What `learn` was called with; nothing is learned."
     calls = {}
-    def learn(clip, prompts, model, recipe, run):
-        calls.update(clip=clip, prompts=prompts, model=model, recipe=recipe, run=run)
+    def learn(clip, prompts, model, recipe, run, basis=None):
+        calls.update(clip=clip, prompts=prompts, model=model, recipe=recipe, run=run, basis=basis)
         return type("C", (), dict(info=dict(history={})))
     monkeypatch.setattr("sas_nb.learning.learn", learn)
     return calls

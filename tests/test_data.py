@@ -265,7 +265,7 @@ def test_strangers_keep_pairs_and_are_not_shown_to_several_concepts_in_one(dit, 
     recipe = Recipe.default().with_(both=dict(prior=0., composites=.4))
     one = build(dit, clips[:1], [Prompts("a [v] man in a park", "he is [u] dancing")], recipe)["motion"].concepts[0]
     assert len(one.counterfactuals) == 8 and len(one.composites) == STRANGERS
-    both = stages.build_together(dit, clips, prompts, recipe.with_(both=dict(counterfactuals=0.)), stitched(clips, prompts, n=3))
+    both = stages.build_together(dit, clips, prompts, recipe.with_(both=dict(counterfactuals=0.)), stitched(clips, prompts, n=3, sided=False))
     assert len(both["motion"].concepts[0].composites) == 3
 
 

@@ -186,7 +186,7 @@ def test_a_model_that_may_not_be_read(code, says, root, monkeypatch):
 def told(monkeypatch):
     "Made-up hours of each phase, so that nothing is rehearsed; what a plan in a terminal says."
     from sas_nb import plan
-    hours = dict(text=.01, encoding=.1, prior=1., sampling=.1, decoding=.1) | {"stage 1": .4, "stage 2": 2.}
+    hours = dict(text=.01, encoding=.1, prior=1., pairs=0., sampling=.1, decoding=.1) | {"stage 1": .4, "stage 2": 2.}
     monkeypatch.setattr(plan, "_phase", lambda job, m, name: phases.Phase(name, 2**30, 2**30, {}, (), hours[name]))
     plan._planned.cache_clear()
     yield lambda *args: " ".join(run(DANCER, "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "--gpu", "t4", *args).output.split())
@@ -407,7 +407,7 @@ def test_precision_and_number_of_concepts_count(folder, more):
     job = Job(str(folder), SHAPE, RECIPE, CARD)
     less, needs = (rehearsed(j, Memory(apart=True), "stage 2") for j in (job, replace(job, **more)))
     weights = sum(p.numel() for p in wan_folder.random_transformer().parameters())
-    assert needs.card-less.card > (2*weights if "dtype" in more else .9*less.card-2*weights)
+    assert needs.card-less.card > (2*weights if "dtype" in more else .5*less.card-2*weights)  # what all share is there for one, too
     assert sum(needs.operations.values()) == pytest.approx(more.get("n", 1)*sum(less.operations.values()), rel=.01)
     assert "n" in more or needs.operations.keys() == {32}
 
