@@ -20,8 +20,7 @@ from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance
 from .cache import data_path
 from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_clip,
                             load_concept)
-from .files import expanded, read_about
-from .folders import zoo_place
+from .files import expanded, read_about, UserError
 from .options import (Apart, AtOnce, Basis, Batch, Checkpointing, chosen_recipe, Counterfactual,
                             Dtype, Fps, Frames, InputsOnHost, Lr, Model, Named, named_dtype,
                             named_model, PriorPrompt, Quiet, Rank, Regularize, Revision, SampleEvery,
@@ -181,8 +180,9 @@ def _note(model, film):
 
 # %% ../nbs/parts/cli.ipynb #ba515of1
 def _member(place): # all members of a zoo share one basis
-    from sas_nb.atlas.places import load_zoo
-    return next(iter(load_zoo(place).values())) if zoo_place(place) else load_concept(place)
+    from sas_nb.atlas.places import load_zoo, zoo_place
+    try: return next(iter(load_zoo(place).values())) if zoo_place(place) else load_concept(place)
+    except UserError as e: raise UserError(f"--basis takes a concept's folder, or the word zoo; {e}") from e
 
 # %% ../nbs/parts/cli.ipynb #476acd4c
 def _learn(film, clip, prompts, model, recipe, run, sheet, wish, basis): # wishes as of `wishes`

@@ -172,7 +172,7 @@ Seed = _option(int, "Same seed, same concept \\[the recipe's].", _T)
 # %% ../nbs/parts/options.ipynb #a7d7e14d
 _PRIOR = "A two-part prompt for prior preservation; repeat for more \\[the model's own]."
 _OTHER = "Both prompts about somebody else, for counterfactual pairs; repeat for more \\[men and women]."
-_BASIS = "A concept, or zoo, over whose basis to learn: what shares a basis can be mixed and composed."
+_BASIS = "A concept's folder, or the word zoo: learn over its basis, to be mixed and composed with it."
 Basis = _option(Path, _BASIS, _T)
 PriorPrompt = _option(list[str], _PRIOR, _T)
 Counterfactual = _option(list[str], _OTHER, _T)

@@ -317,7 +317,7 @@ def test_train_over_the_basis_of_another(dancer, trained, tmp_path):
     ok("train", dancer, *PROMPTS, "--out", tmp_path / "guest", *SHORT, "--basis", "zoo")
     guest, member = Concept.load(tmp_path / "guest"), load_zoo(names=["woman-00"])["woman-00"]
     assert guest.layers == member.layers and all(guest.weights[k].equal(w) for k, w in member.weights.items() if k.endswith(".A"))
-    assert "is not a concept" in call("train", dancer, *PROMPTS, "--out", out, *SHORT, "--basis", tmp_path / "nobody").output
+    assert "--basis takes a concept's folder, or the word zoo; " in call("train", dancer, *PROMPTS, "--out", out, *SHORT, "--basis", tmp_path / "nobody").output
 
 
 def test_generate(trained, tmp_path):
