@@ -5,7 +5,7 @@ The names below load their modules, and torch with them, when they are first ask
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Clip": "clip",

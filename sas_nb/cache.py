@@ -6,6 +6,7 @@
 from __future__ import annotations
 import hashlib, os, re
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from safetensors import safe_open, SafetensorError
@@ -58,8 +59,15 @@ def model_folder(name:str|Path)->Path|None:
     "The local folder that a model's name means, or None for a hub id. Raises `UserError`."
     if folder := named_folder(name, "model_index.json"): return folder
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)): return None
-    raise UserError(f"There is no model folder {str(name)!r}: give 'tiny', a folder in diffusers' format, "
-                    "or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
+    near = _like(str(name))
+    advice = (f"is {near!r} meant?" if near else "give 'tiny', a folder in diffusers' format, or a hub id "
+              "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")
+    raise UserError(f"There is no model folder {str(name)!r}: {advice}")
+
+def _like(name:str)->str|None: # "wan2.1-1.3b" means "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    def plain(x): return x.split("/")[-1].lower().removesuffix("-diffusers")
+    known = {plain(m): m for m in ("tiny", *known_models())}
+    return next((known[k] for k in get_close_matches(plain(name), known, 1, .7)), None)
 
 def lasting_name(name:str|Path)->str:
     """A model's name that means the same from everywhere: a folder with its whole path, a shipped name or hub

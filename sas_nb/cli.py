@@ -20,12 +20,12 @@ from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance
 from .cache import data_path
 from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_clip,
                             load_concept)
-from .files import expanded, read_about
-from .options import (Apart, AtOnce, Batch, Checkpointing, chosen_recipe, Counterfactual, Dtype, Fps,
-                            Frames, InputsOnHost, Lr, Model, Named, named_dtype, named_model, PriorPrompt,
-                            Quiet, Rank, Regularize, Revision, SampleEvery, SampleSteps, SaveEvery, Seed,
-                            Settings, Sheet, Size, Start, Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits,
-                            Weights, wishes)
+from .files import expanded, read_about, UserError
+from .options import (Apart, AtOnce, Basis, Batch, Checkpointing, chosen_recipe, Counterfactual,
+                            Dtype, Fps, Frames, InputsOnHost, Lr, Model, Named, named_dtype,
+                            named_model, PriorPrompt, Quiet, Rank, Regularize, Revision, SampleEvery,
+                            SampleSteps, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps1, Steps2,
+                            Swapped, TextBits, Tiled, VaeBits, Weights, wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
 from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
@@ -127,13 +127,14 @@ _BIG = "--frames 33 --batch 1 --checkpointing --apart --set both.prior=0"
 @command(f"sas-nb train data/clips/dancer.mp4 {_LOOK} --out run",
          f"sas-nb train data/clips/dancer.mp4 {_LOOK} --out quick --steps1 50 --set stage1.dropout=0.5",
          f"sas-nb train other.mp4 {_LOOK} --out other --recipe run",
+         f"sas-nb train friend.mp4 {_LOOK} --out friend --basis run --set both.composites=.35",
          f"sas-nb train film.mp4 {_LOOK} --out big --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers {_BIG}")
 def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], motion:Annotated[str, _MOTION],
           out:Annotated[Path, _OUT], model:Model="tiny", revision:Revision=None, dtype:Dtype=None,
           frames:Frames=None, size:Size=None, fps:Fps=None, start:Start=0.,
           recipe:Named="default", settings:Settings=None, steps1:Steps1=None, steps2:Steps2=None,
           rank:Rank=None, batch:Batch=None, lr:Lr=None, seed:Seed=None, regularize:Regularize=True,
-          prior_prompt:PriorPrompt=None, counterfactual:Counterfactual=None,
+          basis:Basis=None, prior_prompt:PriorPrompt=None, counterfactual:Counterfactual=None,
           checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, weights:Weights=None,
           swapped:Swapped=None, inputs_on_host:InputsOnHost=None, tiled:Tiled=None, vae_bits:VaeBits=None,
           text_bits:TextBits=None, save_every:SaveEvery=None, sample_every:SampleEvery=None,
@@ -153,7 +154,7 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
                sample_steps=sample_steps)
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     loaded = named_model(model, dtype, revision) if dtype or revision else model
-    _learn(clip, seen, prompts, loaded, chosen, run, sheet, wish)
+    _learn(clip, seen, prompts, loaded, chosen, run, sheet, wish, basis)
 
 # %% ../nbs/parts/cli.ipynb #f8321628
 def _run(out, **given): # a `Run` of what was given
@@ -177,15 +178,22 @@ def _note(model, film):
     about = clip_size(model, download=False).about
     if about and not _is_shipped(film): say(f"Note: {model!r} {about}.", err=True)
 
+# %% ../nbs/parts/cli.ipynb #ba515of1
+def _member(place): # all members of a zoo share one basis
+    from sas_nb.atlas.places import load_zoo, zoo_place
+    try: return next(iter(load_zoo(place).values())) if zoo_place(place) else load_concept(place)
+    except UserError as e: raise UserError(f"--basis takes a concept's folder, or the word zoo; {e}") from e
+
 # %% ../nbs/parts/cli.ipynb #476acd4c
-def _learn(film, clip, prompts, model, recipe, run, sheet, wish): # the last one as of `wishes`
+def _learn(film, clip, prompts, model, recipe, run, sheet, wish, basis): # wishes as of `wishes`
     from sas_nb.learning import learn
+    basis = basis and _member(basis)
     for words in clip.report.warnings: caution(as_options(f"{words}."))
     if run.progress: _note(getattr(model, "name", model), film)
     check_writable(run.out, folder=True)
     if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish, run.progress))
     before = log_of(run.out)
-    concept = learn(clip, prompts, model, recipe, run)
+    concept = learn(clip, prompts, model, recipe, run, basis)
     finished = before is not None and before == log_of(run.out)
     say_learned(concept, run.out, finished, sheet and draw_run(concept, clip, run.out, finished))
 

@@ -109,7 +109,7 @@ def merged(parts:list[Examples],          # of several clips, of one size
     def all_of(name): return torch.cat([getattr(e, name) for e in parts])
     both = Examples(all_of("latents"), [t for e in parts for t in e.texts],
                     [p for e in parts for p in e.placeholders],
-                    None if parts[0].counterfactuals is None else all_of("counterfactuals"),
+                    all_of("counterfactuals") if all(e.counterfactuals is not None for e in parts) else None,
                     parts[0].reading, clips, composites)
     if not all(e.given for e in parts): return both
     return both.made_of(**{f"clip {i+1}": e.given for i, e in enumerate(parts)})

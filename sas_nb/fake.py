@@ -148,6 +148,15 @@ def again(self:Counted, moment:dict, operations:dict, times:float=1):
         self.peak[where] = max(self.peak.get(where, 0), self.live.get(where, 0)+n)
     for bits, n in operations.items(): self.operations[bits] = self.operations.get(bits, 0)+times*n
 
+@patch
+def in_few_steps(self:Counted, steps:int, run): # what `run(steps)` returns
+    "Run three steps at most; the rest are like them and are only counted."
+    few = min(steps, 3)
+    before = dict(self.operations)
+    out = run(few)
+    self.again({}, self.since(before), steps/few-1)
+    return out
+
 # %% ../nbs/parts/fake.ipynb #1aa5e8c6
 def _has_values(args, kwargs)->bool: # small ones, such as a tokenizer's: they are computed
     if args and isinstance(args[0], FakeTensor): return False

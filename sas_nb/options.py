@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Model', 'Frames', 'Size', 'Dtype', 'Revision', 'Fps', 'Start', 'Quiet', 'DTYPES', 'Named', 'Settings',
-           'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr', 'Seed', 'PriorPrompt', 'Counterfactual', 'Regularize',
+           'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr', 'Seed', 'Basis', 'PriorPrompt', 'Counterfactual', 'Regularize',
            'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'SampleSteps', 'Sheet', 'Weights', 'Swapped',
            'InputsOnHost', 'Tiled', 'VaeBits', 'TextBits', 'named_recipe', 'numbers', 'setting', 'with_number',
            'chosen_recipe', 'named_dtype', 'named_model', 'wishes']
@@ -12,6 +12,7 @@ __all__ = ['RECIPES', 'Model', 'Frames', 'Size', 'Dtype', 'Revision', 'Fps', 'St
 # %% ../nbs/parts/options.ipynb #e0088577
 import ast
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .files import expanded, real_number, UserError
@@ -56,7 +57,7 @@ def numbers()->dict: # name -> its value in the paper's recipe
     parts = dict(both=paper.stage1, stage1=paper.stage1, stage2=paper.stage2, sampling=paper.sampling)
     named = {f"{part}.{k}": v for part, values in parts.items() for k, v in vars(values).items()}
     named = {k: v for k, v in named.items() if not k.endswith(".name")}
-    return named | dict(rank=paper.rank, layers=paper.layers, arrangement=paper.arrangement)
+    return named | {k: getattr(paper, k) for k in ("rank", "layers", "arrangement")}
 
 # %% ../nbs/parts/options.ipynb #d8676801
 def setting(text:str)->tuple[str, object]: # the number's name, its value
@@ -107,7 +108,7 @@ def _start(name, regularize):
 def _check_pairs(recipe):
     if recipe.stage2.counterfactuals: return
     raise UserError("--counterfactual says who else moves like the subject, and the recipe has no such "
-                    "pairs: add --set stage2.counterfactuals=0.25.")
+                    "pairs: add --set stage2.counterfactuals=0.5.")
 
 # %% ../nbs/parts/options.ipynb #c0ccafb1
 def chosen_recipe(name:str, regularize:bool=True, settings:list[str]|None=None,
@@ -171,6 +172,8 @@ Seed = _option(int, "Same seed, same concept \\[the recipe's].", _T)
 # %% ../nbs/parts/options.ipynb #a7d7e14d
 _PRIOR = "A two-part prompt for prior preservation; repeat for more \\[the model's own]."
 _OTHER = "Both prompts about somebody else, for counterfactual pairs; repeat for more \\[men and women]."
+_BASIS = "A concept's folder, or the word zoo: learn over its basis, to be mixed and composed with it."
+Basis = _option(Path, _BASIS, _T)
 PriorPrompt = _option(list[str], _PRIOR, _T)
 Counterfactual = _option(list[str], _OTHER, _T)
 _ALL = "All regularisers, or none and fewer steps."

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 import gc
 import torch
-from . import train
+from . import counterfactual, train
 from .adapter import SharedLoRA
 from .cards import Card, GIB
 from .clip import Clip
@@ -20,7 +20,7 @@ from .fake import standing_in
 from .memory import Memory
 from .prompt import Prompts
 from .recipe import Recipe, Run
-from .sketch import Sketch, sketched
+from .sketch import once, Sketch, sketched
 from .stages import build, new_adapter
 from .train import Trainer
 
@@ -57,7 +57,7 @@ CONTEXT = int(.8*GIB) # on the card
 BASE = int(1.5*GIB)   # on the host
 
 # %% ../nbs/parts/phases.ipynb #5f6b6b76
-_PROMPTS = Prompts("a [v] person in a shirt", "they are [u] moving")
+_PROMPTS = Prompts("a [v] man in a shirt", "he is [u] moving") # about somebody who has a counterpart
 
 # %% ../nbs/parts/phases.ipynb #cb01eb22
 def _clip(job)->Clip:
@@ -70,7 +70,16 @@ def _data(job, dit, *live)->tuple[list, SharedLoRA, dict[str, StageData]]: # all
     clips = [_clip(job) for _ in range(job.n)]
     prompts = [_PROMPTS]*job.n
     adapter = new_adapter(dit, job.recipe, prompts) # `learn` has it from the beginning
-    return clips, adapter, build(dit, clips, prompts, job.recipe)
+    with standing_in(counterfactual, "redraw", _few_draws):
+        return clips, adapter, build(dit, clips, prompts, job.recipe)
+
+# %% ../nbs/parts/phases.ipynb #fewdraw1
+_redraw = counterfactual.redraw
+
+def _few_draws(dit, clean, before, after, steps, **how): # stands for `counterfactual.redraw`
+    def walk(few): _redraw(dit, clean, before, after, few, **how)
+    def run(_): dit.checkpoint.counted.in_few_steps(steps, walk)
+    return once(dit, "redraw", "transformer", run, tuple(clean.shape), clean)
 
 # %% ../nbs/parts/phases.ipynb #38853b7d
 def _watched(counted, run)->tuple: # what it needed and its operations; what came out
@@ -129,6 +138,7 @@ PHASES = {
     "text": (lambda job, dit: _data(job, dit, "embed"), ("text_encoder",)),
     "encoding": (lambda job, dit: _data(job, dit, "encode"), ("vae", "text_encoder")),
     "prior": (lambda job, dit: _data(job, dit, "denoise"), _ALL),
+    "pairs": (lambda job, dit: _data(job, dit, "redraw"), _ALL),
     "stage 1": (lambda job, dit: _stage(job, dit, 0), _ALL),
     "stage 2": (lambda job, dit: _stage(job, dit, 1), _ALL),
     "sampling": (lambda job, dit: _sample(job, dit, "denoise"), _ALL),

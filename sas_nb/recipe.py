@@ -35,7 +35,8 @@ class Stage:
     token_mask:float        # probability that a text token is masked
     prior:float             # share of the batch that is prior preservation
     counterfactuals:float   # stage 2: share of the batch, rounded down, that is counterfactual pairs
-    composites:float        # several concepts: share of the batch that is pictures of all of them
+    # share of the batch that is pictures of all concepts; of one concept, of it beside strangers
+    composites:float
     self_conditioning:float # probability of feeding the earlier clean estimate
     times:str               # how noise times are drawn: see `flow.sample_times`
     # above 1, more steps are spent in the noise, where layout, build and pose are decided
@@ -43,7 +44,8 @@ class Stage:
     frozen:bool             # stage 1: show frames as clips in which nothing moves, and not as images
     full_caption:bool       # stage 1: the caption also says how the subject moves, without `[u]`
     seed:int                # of all chance in this stage
-    bf16:bool               # linear layers multiply in bfloat16; what is trained stays float32
+    # linear layers multiply in bfloat16, what is trained stays float32; None is yes on a CPU that has it
+    bf16:bool|None
     compile:bool            # compile the model's passes: a minute, then faster
     warmup:int|None         # steps in which the rates rise from nothing; None is the checkpoint's own
     decay:str|None          # "constant", or how they fall to nothing: "linear", "cosine"; None likewise
@@ -66,7 +68,8 @@ _MAYBE = dict(lr=lambda x: real_number(x, "lr", 1e-12, 10, "the paper's is 1e-4"
 ARRANGEMENTS = "stitched", "cutouts"
 _CHOICES = dict(name=("appearance", "motion"), times=("uniform", "logit_normal"),
                 decay=(None, "constant", "linear", "cosine"))
-_CHOICES |= dict.fromkeys(("rescale", "frozen", "full_caption", "bf16", "compile"), (True, False))
+_CHOICES |= dict.fromkeys(("rescale", "frozen", "full_caption", "compile"), (True, False))
+_CHOICES |= dict(bf16=(None, True, False))
 
 # %% ../nbs/parts/recipe.ipynb #a165e93b
 def _checked(s:Stage)->dict:
@@ -126,7 +129,7 @@ class Recipe:
     stages = property(lambda self: (self.stage1, self.stage2))
 
 # %% ../nbs/parts/recipe.ipynb #48454558
-WORD = 8.2 # the mean length of a prompt's words, as the tiny model reads them; hardly one differs by .1
+WORD = 8.2 # the length of a prompt's words in the first tiny model, on which rates of words were chosen
 
 def _paper_stage(name, steps, dropout)->Stage:
     return Stage(name, steps, batch=8,               # appendix 8, table 6
@@ -153,11 +156,12 @@ def paper(cls:Recipe)->Recipe:
 def default(cls:Recipe)->Recipe:
     """Ours: found on held-out people with scripts/tune.py; each change is measured in
     nbs/analysis/does_it_work.ipynb."""
-    ours = dict(lr_factor=None, dropout=.2, prior=.125, token_lr=1e-3/WORD, token_init=.5, shift=4.)
+    ours = dict(lr_factor=None, dropout=.2, prior=.125, token_lr=1e-3/WORD, token_init=.5, shift=4.,
+                bf16=None)
     recipe = cls.paper().with_(
         both=ours,
         stage1=dict(steps=75, frozen=True, full_caption=True),
-        stage2=dict(steps=175),
+        stage2=dict(steps=250, dropout=0., counterfactuals=.5),
         sampling=dict(guidance_factor=2 / 3, negative_scale=0.7),
     )
     return replace(recipe, name="default")
@@ -202,10 +206,12 @@ def with_(self:Recipe,
 @patch
 def together(self:Recipe, n:int, # concepts
              composites:float=.2, # share of the batch
+             counterfactuals:float=0., # what they are worth to several subjects has not been measured
             )->Recipe:
     "The recipe for n concepts in one adapter, each with its own steps; one that is for several stays."
     if self.name.endswith("together"): return self
     parts = {f"stage{i}": dict(steps=n*s.steps, composites=composites) for i, s in enumerate(self.stages, 1)}
+    parts["stage2"] |= dict(counterfactuals=counterfactuals)
     return replace(self.with_(**parts), name=f"{self.name}, {n} together")
 
 # %% ../nbs/parts/recipe.ipynb #e75b2834

@@ -6,16 +6,18 @@
 __all__ = ['new_adapter', 'set_caption', 'build', 'build_together']
 
 # %% ../nbs/parts/stages.ipynb #63c17d96
+import itertools
 from dataclasses import replace
 from .adapter import SharedLoRA
 from .clip import Clip
 from .composites import Composites
-from .counterfactual import add_counterfactuals, others_of
+from .counterfactual import add_counterfactuals, names_somebody, others_of
 from .data import Examples, frame_set, frozen_length, merged, prior_examples, sequence, StageData
 from .dit import VideoDiT
 from .prompt import Prompt, Prompts, together
 from .recipe import Recipe
 from .self_conditioning import SelfConditioning
+from .strangers import beside_strangers, strangers_of, with_strangers
 
 # %% ../nbs/parts/stages.ipynb #88ac1236
 def new_adapter(dit:VideoDiT, recipe:Recipe, prompts:list[Prompts], A:dict|None=None)->SharedLoRA:
@@ -37,28 +39,63 @@ def build(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe:Recipe,
           also:tuple=(), # more prompts that will be asked for, such as that of samples during training
          )->dict[str, StageData]: # by the stage's name
     """Each clip as the two stages see it, as a set and as a sequence, and what each stage has beside it: all
-    that needs the encoders. Text encoder, autoencoder and DiT are needed one after another."""
+    that needs the encoders. Text encoder, autoencoder and DiT are needed one after another, and with
+    `composites` the autoencoder once more."""
+    if not any(s.composites for s in recipe.stages):
+        return _build(dit, clips, prompts, recipe, progress, also)
+    words = [text for p in prompts for text in _words_of_company(dit, p, recipe)]
+    data = _build(dit, clips, prompts, recipe, progress, (*also, *words))
+    for k, both in enumerate(zip(clips, prompts)):
+        company = beside_strangers(dit, *both, progress=progress)
+        for name, pictures in _pictures(dit, company, recipe).items():
+            own = data[name].concepts[k]
+            given = own.given | dict(composites=company.given)
+            data[name].concepts[k] = replace(own, composites=pictures).made_of(**given)
+    return data
+
+# %% ../nbs/parts/stages.ipynb #7c3e66ce
+def _build(dit, clips, prompts, recipe, progress, also)->dict[str, StageData]:
     captions = [set_caption(p, recipe.stage1.full_caption) for p in prompts]
-    dit.embed_once(_words(dit, captions, prompts, recipe, also))
-    sets = [frame_set(dit, c, text, recipe.stage1.frozen) for c, text in zip(clips, captions)]
-    films = [sequence(dit, c, p.both) for c, p in zip(clips, prompts)]
-    if recipe.stage2.counterfactuals:
-        films = [add_counterfactuals(dit, f, p.both, recipe.counterfactual) for f, p in zip(films, prompts)]
+    others = [_others(p.both, recipe, progress) for p in prompts]
+    dit.embed_once(_words(dit, captions, prompts, others, recipe, also))
+    ways = zip(clips, captions)
+    sets = [frame_set(dit, clip, caption, frozen=recipe.stage1.frozen) for clip, caption in ways]
+    films = [sequence(dit, clip, p.both) for clip, p in zip(clips, prompts)]
+    ways = zip(films, prompts, others)
+    films = [add_counterfactuals(dit, f, p.both, who) if who else f for f, p, who in ways]
     priors = [_prior(dit, clips[0], stage, recipe, progress) for stage in recipe.stages]
     whole = [p.both.text for p in prompts]
     return dict(appearance=StageData(sets, priors[0], captions, clips[0].fps),
                 motion=StageData(films, priors[1], whole, clips[0].fps))
 
 # %% ../nbs/parts/stages.ipynb #b078d3cc
-def _words(dit, captions, prompts, recipe, also)->list[str]:
-    """Every prompt that a run reads, once. Raises `UserError` where there is no counterfactual, and no person
-    to exchange for one."""
-    whole = [p.both.plain for p in prompts]
-    words = [*captions, *whole]
-    if recipe.stage2.counterfactuals: words += [o for p in whole for o in others_of(p, recipe.counterfactual)]
+def _others(prompt, recipe, progress)->list[str]:
+    "Who else moves like a prompt's subject: nobody where that is not asked for, or not known."
+    if not recipe.stage2.counterfactuals: return []
+    if recipe.counterfactual or names_somebody(prompt): return others_of(prompt, recipe.counterfactual)
+    if progress:
+        print(f"no counterfactual pairs, since {prompt.plain!r} names no man or woman: to have some, give "
+              "the same prompt about something else as counterfactual")
+    return []
+
+def _words(dit, captions, prompts, others, recipe, also)->list[str]:
+    "Every prompt that a run reads, once."
+    words = [*captions, *(p.both.plain for p in prompts), *itertools.chain(*others)]
     if any(s.prior for s in recipe.stages): words += recipe.prior_prompts or dit.defaults.prior
     words += [*filter(None, also), dit.defaults.negative]
     return list(dict.fromkeys(Prompt.of(w).plain for w in words))
+
+# %% ../nbs/parts/stages.ipynb #1np1aces
+def _words_of_company(dit, prompts, recipe)->list[str]:
+    "What is read for pictures with strangers: who is drawn, and what is said of each picture."
+    pictures = with_strangers(dit, prompts)
+    captions = [set_caption(p, recipe.stage1.full_caption) for p in pictures]
+    return [*strangers_of(prompts), *captions, *(p.both.text for p in pictures)]
+
+def _pictures(dit, composites:Composites, recipe)->dict[str, Examples]: # by the stage's name
+    plain = recipe.with_(both=dict(prior=0., counterfactuals=0., composites=0.))
+    data = _build(dit, composites.clips, composites.prompts, plain, False, ())
+    return {name: merged(stage.concepts) for name, stage in data.items()}
 
 # %% ../nbs/parts/stages.ipynb #ce4eb8b2
 def _prior(dit, clip, stage, recipe, progress)->Examples|None:
@@ -80,16 +117,14 @@ def build_together(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe
     pictures = composites.prompts if composites else []
     captions = [set_caption(p, recipe.stage1.full_caption) for p in pictures]
     words = tuple(dict.fromkeys([*also, *captions, *(p.both.text for p in pictures)]))
-    data = build(dit, clips, prompts, recipe, progress, words)
-    plain = recipe.with_(both=dict(prior=0., counterfactuals=0.))
-    beside = build(dit, composites.clips, pictures, plain) if composites else {}
+    data = _build(dit, clips, prompts, recipe, progress, words)
+    beside = _pictures(dit, composites, recipe) if composites else {}
     whole = together(prompts)
     shown = dict(appearance=set_caption(whole, recipe.stage1.full_caption), motion=whole.both.text)
     return {name: _as_one(stage, beside.get(name), composites, shown[name]) for name, stage in data.items()}
 
 # %% ../nbs/parts/stages.ipynb #2f7e2fba
-def _as_one(stage:StageData, beside:StageData|None, composites, prompt:str)->StageData:
-    pictures = merged(beside.concepts) if beside else None
+def _as_one(stage:StageData, pictures:Examples|None, composites, prompt:str)->StageData:
     examples = merged(stage.concepts, pictures)
     if composites: examples.made_of(**examples.given, composites=composites.given)
     return replace(stage, concepts=[examples], prompts=[prompt])

@@ -6,7 +6,7 @@
 __all__ = ['Trainer']
 
 # %% ../nbs/06_train.ipynb #7476885b
-import time
+import itertools, time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .adapter import SharedLoRA
 from .data import Batch, batch_parts, joined, sample_batch, StageData
 from .dit import VideoDiT
-from .fast import bf16_products, compiled
+from .fast import attention_beside, bf16_products, compiled
 from .files import UserError
 from .flow import interpolate, loss_per_sample, velocity_target
 from .log import Log
@@ -71,8 +71,8 @@ def words(self:Trainer)->tuple[str, ...]:
 def _check(trainer):
     if trainer.run.memory is not None: trainer.dit.memory = trainer.run.memory
     n = trainer.adapter.n
-    sets = len(trainer.data.concepts)
-    if n != sets: raise UserError(f"There are {sets} data sets for {n} concepts: give one for each.")
+    if (sets := len(trainer.data.concepts)) != n:
+        raise UserError(f"There are {sets} data sets for {n} concepts: give one for each.")
     if n > 1 and (trainer.run.sample_every or trainer.stage.self_conditioning):
         raise UserError("Many concepts train without samples and self-conditioning: set sample_every=0 and "
                         "self_conditioning=0.")
@@ -120,7 +120,7 @@ def velocity(self:Trainer, batch:Batch,
     "The model's answer to a batch."
     noisy = interpolate(batch.clean, batch.noise, batch.times)
     answer = self.adapter.self_conditioning.guessing if guess else self.dit.velocity
-    with bf16_products(self.dit.device) if self.stage.bf16 else nullcontext():
+    with bf16_products(self.dit.device, self.stage.bf16):
         return answer(noisy, batch.times, batch.text)
 
 @patch
@@ -133,11 +133,15 @@ def losses(self:Trainer, batch:Batch, guess:bool=False)->Tensor: # (B,)
 # %% ../nbs/06_train.ipynb #b757886d
 @patch
 def groups(self:Trainer)->list[range]:
-    "The concepts, in groups whose samples fit into one pass; about as many in each."
-    n = self.adapter.n
-    passes = -(-n//max(1, self.dit.memory.at_once//self.stage.batch))
-    size = -(-n//passes)
-    return [range(i, min(i+size, n)) for i in range(0, n, size)]
+    "The concepts, in even groups that fit into one pass; those with counterfactual pairs apart from others."
+    most = max(1, self.dit.memory.at_once//self.stage.batch)
+    def parts(i): return len(batch_parts(self.stage, self.data.concepts[i]))
+    alike = itertools.groupby(range(self.adapter.n), parts)
+    return [part for _, members in alike for part in _shared_out(list(members), most)]
+
+def _shared_out(members:list[int], most:int)->list[range]:
+    shares = torch.tensor(members).tensor_split(-(-len(members)//most))
+    return [range(int(share[0]), int(share[-1])+1) for share in shares]
 
 # %% ../nbs/06_train.ipynb #80b09cb8
 @patch
@@ -194,14 +198,15 @@ def gradient(self:Trainer, batch:Batch, appearance:float=1., guess:bool=False)->
     pieces = replace(batch, text=text).pieces(self.dit.memory.at_once)
     with self.adapter.scaled(appearance=appearance):
         losses = [_backward(self, piece, guess) for piece in pieces]
-    if text.requires_grad: batch.text.backward(text.grad)
+    if text.grad is not None: batch.text.backward(text.grad)
     return torch.cat(losses)
 
 def _backward(trainer, batch:Batch, guess:bool)->Tensor:
     losses = trainer.losses(batch, guess)
     # a CPU's memory that is freed bit by bit goes back to the system, and takes time to be fetched again
     keep = trainer.dit.device.type == "cpu" and not trainer.dit.memory.checkpointing
-    trainer.scaler.scale(losses.sum()/trainer.stage.batch).backward(retain_graph=keep)
+    with attention_beside(trainer.dit.device, trainer.stage.bf16):
+        trainer.scaler.scale(losses.sum()/trainer.stage.batch).backward(retain_graph=keep)
     return losses.detach()
 
 # %% ../nbs/06_train.ipynb #f3dcbc62

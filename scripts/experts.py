@@ -1,7 +1,7 @@
 """Which of two experts carries who it is, and which how it moves? Of the tiny model, taken twice.
 
 People of the shipped zoo are put on two copies of their model, one for the noisy times and one for the
-others (see nbs/lab/27_experts.ipynb). Then one copy loses the coefficients of the appearance, or of the
+others (see nbs/lab/24_experts.ipynb). Then one copy loses the coefficients of the appearance, or of the
 motion, and the oracles say what is left. Writes data/bench/experts.csv, a row for each clip. Rows are kept
 in out/experts, by what made them, and the same command goes on from there.
 """

@@ -34,7 +34,7 @@ from diffusers import WanPipeline
 from PIL import Image
 from sas_nb.dit import VideoDiT
 from sas_nb.fast import best_device, channels_last
-from sas_nb.files import UserError
+from sas_nb.files import read_about, UserError
 from sas_nb.lab.autoencoder import (autoencoder_optimizers, autoencoder_report, autoencoder_step,
                                     head_and_hands, interest, pixels, reconstruction_loss)
 from sas_nb.lab.linear_code import linear_autoencoder, linear_code, without_blocks
@@ -43,8 +43,8 @@ from sas_nb.lab.pretrain import (averaged, captions, copy_weights, dit_backward,
                                  dit_update, latent_statistics, Latents, pieces, RATES, whitener)
 from sas_nb.lab.tiny import (autoencoder_passes, encode, latent_shape, load_autoencoder, LONGEST,
                              make_tokenizer, ship, TEMPORAL_2, TEST_SEED, text_of, tiny_autoencoder,
-                             tiny_pipeline, to_signed, training_spec, use_matmul_attention, wider,
-                             with_latents)
+                             tiny_pipeline, to_signed, TRAINED_SEED, training_spec,
+                             use_matmul_attention, wider, with_latents)
 from sas_nb.writing import atomic, check_place
 
 SHARD = 16*2**20 - 2**16  # bytes; a file that comes back may have 16 MiB
@@ -96,7 +96,7 @@ class Budget:
         self.part, self.since = PARTS[0], 0 if own else START
         about = json.loads(path.read_text()) if path.exists() else {}
         self.had = about.get("minutes", dict.fromkeys(PARTS, 0.))
-        self.seed = about.get("seed", 0)  # of the next clip
+        self.seed = about.get("seed", TRAINED_SEED)  # of the next clip
 
     def now(self) -> float: return time.process_time() if self.own else time.time()
 
@@ -520,7 +520,7 @@ def train(
     state: Annotated[Path, typer.Option(help="Checkpoints; the same folder goes on.")] = Path("out/base"),
     out: Annotated[Path | None, typer.Option(help="For log, pictures and shards of the weights.")] = None,
     start: Annotated[Path | None, typer.Option(help="A folder with an autoencoder, or a pipeline.")] = None,
-    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw_large",
+    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw",
     shape: Annotated[str, typer.Option(help="Configuration of a new autoencoder, without --start.")] = SHAPE,
     share: Annotated[float, typer.Option(help="Of the time, for the autoencoder; 0: START's stays.")] = .5,
     limit: Annotated[float, typer.Option(help="Minutes after which this piece just ends; 0: never.")] = 0,
@@ -588,7 +588,7 @@ def _compile_ahead(run: Run):
 
 @app.command(hidden=True)
 def ahead(batch: int = 1, clips: int = 1, images: int = 1, start: Path | None = None,
-          world: str = "sas_nb.lab.draw_large", shape: str = SHAPE,
+          world: str = "sas_nb.lab.draw", shape: str = SHAPE,
           encoder_dim: int | None = None, decoder_dim: int | None = None, channels: int | None = None,
           frozen: Annotated[bool, typer.Option("--frozen")] = False):
     "Compile what `train` needs after its first crops: the pass over whole clips, and the DiT's step."
@@ -613,7 +613,7 @@ def linear(
     clips: Annotated[int, typer.Option(help="Drawn for it.")] = 600,
     minutes: Annotated[float, typer.Option(help="Of learning to decode.")] = 3,
     rate: float = .02, batch: int = 12,
-    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw_large",
+    world: Annotated[str, typer.Option(help="The module that draws.")] = "sas_nb.lab.draw",
 ):
     "An autoencoder to begin with: the best linear code, decoded by what has learned without its blocks."
     check_place(start, VAE["names"], **VAE)
@@ -638,7 +638,7 @@ def join(pipeline: Path, autoencoder: Path, folder: Path):
     if not _same_latents(old, new):
         raise UserError(f"{autoencoder} encodes otherwise than {pipeline}: its DiT would not understand it.")
     new.register_to_config(latents_mean=old.config.latents_mean, latents_std=old.config.latents_std)
-    about = json.loads((pipeline/"sas_nb.json").read_text())
+    about = read_about(pipeline/"sas_nb.json")
     log = autoencoder.parent/"autoencoder.jsonl"
     if log.exists(): about["trained"] = pieces(pipeline, autoencoder.parent, None)
     ship(WanPipeline.from_pretrained(pipeline, vae=new), folder, [log, pipeline/"dit.jsonl"], **about)

@@ -352,7 +352,7 @@ def half(check: Check, steps: int = 10) -> dict:
 
 
 def gradients(dit: Standing, shape: tuple) -> dict:
-    with training(dit, shape, n=2, steps=1, batch=2) as trainer:
+    with training(dit, shape, n=2, steps=1, batch=2, bf16=False) as trainer:
         trainer.accumulate()
         return {k: p.grad.float().cpu() for k, p in trainer.trained.items() if p.grad is not None}
 

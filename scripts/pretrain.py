@@ -3,7 +3,7 @@ on where it stopped.
 
     python scripts/pretrain.py  # or: make pretrain; hours on a laptop
     python scripts/pretrain.py --start data/tiny --autoencoder-minutes 0  # the shipped model, its DiT longer
-    # both longer, compiled: how the shipped one was finished
+    # both longer, compiled
     python scripts/pretrain.py --start data/tiny --fast
     # a large GPU
     python scripts/pretrain.py --start data/tiny --autoencoder-minutes 4 --dit-minutes 6 --fast \\
@@ -34,11 +34,11 @@ def main(
     ] = False,
     encoder_dim: Annotated[
         int | None,
-        typer.Option(help="Channels of a wider encoder; the shipped one has 32.", show_default="as it is")
+        typer.Option(help="Channels of a wider encoder; the shipped one has 96.", show_default="as it is")
     ] = None,
     decoder_dim: Annotated[
         int | None,
-        typer.Option(help="Channels of a wider decoder; the shipped one has 32.", show_default="as it is")
+        typer.Option(help="Channels of a wider decoder; the shipped one has 96.", show_default="as it is")
     ] = None,
     autoencoder_batch: int = 6,
     clips: Annotated[int, typer.Option(help="Clips in a step of the DiT.")] = 24,

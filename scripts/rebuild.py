@@ -61,9 +61,10 @@ ARTEFACTS = (
     Artefact("clips", ("world",), ("data/clips/*.mp4",), ("python scripts/make_clips.py",)),
     judge("oracles", 130),
     judge("finder", 40),
-    Artefact("report", ("base", "oracles"), ("data/report/*",), ("python scripts/report.py --keep",), 20),
+    Artefact("report", ("base", "oracles", "finder"), ("data/report/*",),
+             ("python scripts/report.py --keep",), 20),
     Artefact("card", ("report",), ("data/tiny/README.md",), by_hand=_CARD),
-    Artefact("zoo", ("base",), tuple(f"data/zoo/{f}" for f in _ZOO), ("python scripts/zoo.py",), 40),
+    Artefact("zoo", ("base",), tuple(f"data/zoo/{f}" for f in _ZOO), ("python scripts/zoo.py",), 90),
     Artefact("responses", _JUDGED, tuple(f"data/zoo/{f}" for f in _RESPONSES),
              tuple(f"python scripts/response.py{flag}" for flag in ("", " --sliders", " --clothes")), 40),
     table("table", "", 400),
@@ -87,10 +88,6 @@ ARTEFACTS = (
     Artefact("page", ("base", "zoo", "responses"), ("build/explore/*", "site/explore/*"),
              ("python scripts/static_page.py",), 30, kept=False),
 )
-
-# Tables of an earlier, larger set: they go once the pages that read them read the new ones
-EARLIER = ("data/bench/regularisers.csv", "data/bench/regularisers.json", "data/bench/long_other.csv",
-           "data/bench/long_other.json")
 
 # In a notebook's code -> what it reads
 WORDS = {"oracles": "Oracles", "finder": "Finder", "zoo": r"load_zoo|['\"]zoo\b", "report": r"report\.json",
@@ -236,7 +233,7 @@ def here() -> House:
 def earlier(root: Path) -> list[str]:
     "What is there of tables as they were before they were made fewer."
     from table import SETS
-    lines = [f"{f}: of an earlier set, made by nobody any more" for f in EARLIER if (root / f).exists()]
+    lines = []
     for name in ("table", "long", "ablation"):
         file = root / f"data/bench/{name}.json"
         if file.exists() and json.loads(file.read_text("utf-8"))["methods"] != list(SETS[name]["method"]):

@@ -16,17 +16,19 @@ A run that was stopped goes on; rows of another zoo or of other settings are thr
 
 The second writes controls.json beside a zoo. All its numbers are in effects of another seed: `effect` of both
 ends on the pixels, `leak` into the other part (of a look into what moves, of a dance into what stays), and
-`safe`, the stretch around rest where the leak is below 1. For drawn people the oracles add `identity` and
-`joints`.
+`safe`, the stretch around rest where the leak is below 1; `walk` is what differs between the two ends. For
+drawn people the oracles add `identity` and `joints`. `strangers` says what somebody else's look changes, and
+somebody else's dance.
 
 The third writes carried.json beside a zoo: how often the oracles see a look's own shirt and trousers, when
 the prompt names them and when it leaves them to the weights, with its own dance and with another's. The
-explorer's prompts name them where that helps.
+explorer's prompts name them where that helps, if the caption did.
 """
 import csv
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,7 @@ from sas_nb.explore.sliders import bases, effect, frames_of, tried
 from sas_nb.files import read_about
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
+from sas_nb.lab.cases import Case
 from sas_nb.lab.controls import adherence
 from sas_nb.lab.draw import render
 from sas_nb.lab.motion import pose_correlation
@@ -182,19 +185,35 @@ def change(frames: np.ndarray, rest: np.ndarray, oracles: Oracles | None) -> dic
     return found | dict(identity=1 - float(said["identity"][0] @ said["identity"][1]), joints=float(joints))
 
 
-def slider_curve(studio: Studio, slider, oracles: Oracles | None) -> dict[float, dict]:
-    "Value -> what it changes, in effects of another seed, the mean over the places where sliders are tried."
-    def frames(p): return frames_of(studio.render(p, True))
-    curve = {}
-    for base in bases(studio, slider.group):
-        rest = Position(base, base)
-        def from_rest(p, still=frames(rest)): return change(frames(p), still, oracles)
-        seeds = [from_rest(replace(rest, seed=seed)) for seed in (1, 2)]
-        unit = {k: max(np.mean([s[k] for s in seeds]), 1e-6) for k in seeds[0]}
-        for value in np.arange(-FARTHEST, FARTHEST + 1):
-            found = from_rest(slider.end(float(value), base))
-            curve.setdefault(float(value), []).append({k: v / unit[k] for k, v in found.items()})
-    return {v: {k: float(np.mean([r[k] for r in rows])) for k in rows[0]} for v, rows in curve.items()}
+def between(studio: Studio, base: str, oracles: Oracles | None) -> Callable[..., dict[str, float]]:
+    "What differs between two positions, or one and a base at rest, in effects of another seed on that base."
+    rest = Position(base, base)
+    at_rest = frames_of(studio.render(rest, True))
+    def frames(p): return at_rest if p == rest else frames_of(studio.render(p, True))
+    def plain(*ends): return change(*map(frames, ends), oracles)
+    seeds = [plain(replace(rest, seed=seed), rest) for seed in (1, 2)]
+    unit = {k: max(np.mean([s[k] for s in seeds]), 1e-6) for k in seeds[0]}
+    return lambda p, q=rest: {k: v / unit[k] for k, v in plain(p, q).items()}
+
+
+def means(rows: list[dict]) -> dict[str, float]:
+    return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+
+
+def slider_curve(studio: Studio, slider, changes: dict[str, Callable]) -> dict[float, dict]:
+    "Value -> what it changes, the mean over the places where sliders are tried."
+    values = map(float, np.arange(-FARTHEST, FARTHEST + 1))
+    return {v: means([of(slider.end(v, base)) for base, of in changes.items()]) for v in values}
+
+
+def strangers(studio: Studio, group: str, changes: dict[str, Callable], most: int = 6) -> dict[str, dict]:
+    "What somebody else's look changes, and somebody else's dance: what a slider may be compared with."
+    names = studio.spanning(group)
+    others = names[::max(1, len(names) // most)][:most]
+    pairs = [(base, of, other) for base, of in changes.items() for other in others if other != base]
+    ways = dict(look=lambda base, other: Position(other, base), dance=Position)
+    rows = {k: [of(at(base, other)) for base, of, other in pairs] for k, at in ways.items()}
+    return {k: {m: round(v, 3) for m, v in means(r).items()} for k, r in rows.items()}
 
 
 def safe(curve: dict, leak: str) -> list[float]:
@@ -207,12 +226,16 @@ def safe(curve: dict, leak: str) -> list[float]:
     return ends
 
 
-def about_slider(studio: Studio, slider, oracles: Oracles | None) -> dict:
-    curve = slider_curve(studio, slider, oracles)
+def about_slider(studio: Studio, slider, changes: dict[str, Callable]) -> dict:
+    curve = slider_curve(studio, slider, changes)
     ends = [curve[-float(FARTHEST)], curve[float(FARTHEST)]]
     leak = "moves" if slider.part == "appearance" else "stays"
-    means = {k: round(float(np.mean([e[k] for e in ends])), 3) for k in ends[0]}
-    return dict(effect=round(effect(studio, slider), 3), leak=means[leak], safe=safe(curve, leak)) | means
+    mean = {k: round(v, 3) for k, v in means(ends).items()}
+    far = float(FARTHEST)
+    away = means([of(slider.end(-far, base), slider.end(far, base)) for base, of in changes.items()])
+    walk = {k: round(v, 3) for k, v in away.items()}
+    about = dict(effect=round(effect(studio, slider), 3), leak=mean[leak], safe=safe(curve, leak), walk=walk)
+    return about | mean
 
 
 def write_sliders(zoo: str, out: Path | None):
@@ -228,11 +251,14 @@ def write_sliders(zoo: str, out: Path | None):
                   members=names)
         if of.items() <= about.get(group, {}).items(): continue
         oracles = Oracles.load() if drawn and group == "people" else None
+        changes = {base: between(studio, base, oracles) for base in bases(studio, group)}
+        others = strangers(studio, group, changes)
+        print(f"{group}, strangers: {others}", flush=True)
         known = {}
         for s in tried(studio, group):
-            known[s.label] = about_slider(studio, s, oracles)
+            known[s.label] = about_slider(studio, s, changes)
             print(f"{group}, {s.label}: {known[s.label]}", flush=True)
-        about[group] = of | dict(sliders=known)
+        about[group] = of | dict(sliders=known, strangers=others)
         with atomic(out) as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
 
 
@@ -253,11 +279,12 @@ def seen(oracles: Oracles, clip, who: tuple, mover: tuple) -> dict[str, float]:
 
 
 def dressed(studio: Studio, oracles: Oracles, look: str, dance: str, steps: int) -> dict[str, dict]:
-    "A look with a dance, its clothes named and left to the weights."
+    "A look with a dance, its clothes named, as the drawing has them, and left to the weights."
     c = studio.concept(Position(look, dance))
     members = {m.name: SimpleNamespace(info=m.state()["info"]) for m in studio.atlas.members}
     truth = [reference(oracles, members[name]) for name in (look, dance)]
-    caption, motion = c.info["appearance"], c.info["motion"]
+    caption, _ = Case(look, truth[0][0], {}, FPS).prompts()
+    motion = c.info["motion"]
     prompts = {"named": f"{caption}. {motion}", "left out": f"{without_clothes(caption)}. {motion}"}
     return {k: seen(oracles, c.generate(p, steps=steps), *truth) for k, p in prompts.items()}
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from PIL import Image
 from lint_notebooks import notebooks
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 def strip(nb: dict) -> dict:
     """The same notebook without `metadata.widgets`, with one picture an output (PNG where there is one).
@@ -23,23 +25,25 @@ def strip(nb: dict) -> dict:
 
 
 def one_picture(data: dict) -> None:
-    "Keep the PNG, made smaller, of an output that has one."
+    "Keep the PNG, made smaller, of an output that has one; it stands for a widget too."
     if "image/png" not in data: return
-    data.pop("image/jpeg", None)
+    for other in ("image/jpeg", WIDGET): data.pop(other, None)
     data["image/png"] = smaller(data["image/png"])
 
 
 def noise(out: dict) -> bool:
-    "Warnings, progress bars and live widgets say nothing in a saved notebook."
-    return out.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in out.get("data", {})
+    "Warnings, progress bars, and live widgets without a picture say nothing in a saved notebook."
+    data = out.get("data", {})
+    empty = out["output_type"] == "display_data" and not "".join(data.get("text/html", "x"))
+    return out.get("name") == "stderr" or empty or (WIDGET in data and "image/png" not in data)
 
 
 def smaller(png: str | list[str], most: int = 40_000) -> str | list[str]:
-    "A large picture in 96 colours: a third of the size, and hardly another picture."
+    "A large picture in 64 colours: a third of the size, and hardly another picture."
     raw = base64.b64decode(png if isinstance(png, str) else "".join(png))
     image = Image.open(io.BytesIO(raw))
     if len(raw) <= most or image.mode == "P": return png
-    few = image.convert("RGB").quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few = image.convert("RGB").quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     few.save(buffer := io.BytesIO(), "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode() + "\n"
 

@@ -36,12 +36,12 @@ from sas_nb.writing import atomic
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
 PAPER = "paper's recipe, 600 + 900 steps of 8"
-LONG = "ours", "LoRA-8 (DB-LoRA)", PAPER, "two LoRAs", "DreamMix-style"  # the last two are nearest to ours
+LONG = "ours", "LoRA-8 (DB-LoRA)", "ours, no pairs", "two LoRAs", PAPER  # the two between are nearest to ours
 CHANGED = REGULARISERS | ABLATIONS
 SETS = dict(
     quick=QUICK, table=dict(people=24, things=4, method=tuple(METHODS)) | SMALL,
     ablation=dict(people=6, things=0, method=tuple(CHANGED)) | SMALL,
-    long=dict(people=24, things=0, method=LONG, steps1=75, steps2=175, batch=8)
+    long=dict(people=24, things=0, method=LONG, steps1=75, steps2=250, batch=8)
 )
 # sets with methods of their own; those of the ablation are asked for the edits in words
 POOLS = dict(ablation=CHANGED, long=METHODS | {PAPER: ABLATIONS[PAPER]})

@@ -54,6 +54,8 @@ def variants() -> dict:
         "stage 1 rate x 16": dict(stage1=dict(lr_factor=16.0)),
         "stage 2 rate x 16": dict(stage2=dict(lr_factor=16.0)),
         "stage 2 no dropout": dict(stage2=dict(dropout=0.0)),
+        "no pairs": dict(stage2=dict(counterfactuals=0.0)),
+        "pairs 1/4": dict(stage2=dict(counterfactuals=0.25)),
         "stage 2 no prior": dict(stage2=dict(prior=0.0)), "stage 2 shift 8": dict(stage2=dict(shift=8.0)),
         "prior 1/4, then none": dict(stage1=dict(prior=0.25), stage2=dict(prior=0.0))
     }
@@ -73,14 +75,16 @@ def variants() -> dict:
     return {"ours": ours, **{f"ours, {name}": ours.sampled(**s) for name, s in sampled.items()},
             **{f"LoRA-8, {name}": lora.sampled(**s) for name, s in sampled.items()},
             "paper's recipe": set_and_sequence(Recipe.paper()),
-            **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8)},
+            **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8, 16)},
             "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.),
             **{f"ours, {name}": set_and_sequence(sampling=Sampling(), **how) for name, how in parts.items()}}
 
 
 VARIANTS = variants()
 _BRIEFLY = (
-    "ours", "LoRA-8, rate x 4", "ours, rank 16", "ours, no prior", "ours, rank 16, no prior",
+    "ours", "LoRA-8, rate x 4", "LoRA-8, rate x 8", "LoRA-8, rate x 16", "ours, no pairs",
+    "ours, frames as images", "ours, rank 16",
+    "ours, no prior", "ours, rank 16, no prior",
     "ours, stage 2 no prior", "ours, stage 2 no dropout", "ours, stage 1 rate x 16",
     "ours, stage 2 rate x 16", "ours, equal steps", "ours, more steps in stage 1", "ours, shift 2",
     "ours, stage 2 shift 8", "ours, no token mask"
@@ -93,7 +97,7 @@ SETS = dict(
     tune=dict(people=4, only=_BRIEFLY, steps1=50, steps2=100, batch=4, sampling_steps=10),
     tune_long=dict(people=6, only=("ours", "ours, prior alone", "ours, no dropout", "ours, rank 16"),
                    steps1=100, steps2=150, batch=8, sampling_steps=10),
-    tune_sampling=dict(people=24, only=_SAMPLED, steps1=75, steps2=175, batch=8, sampling_steps=20)
+    tune_sampling=dict(people=24, only=_SAMPLED, steps1=75, steps2=250, batch=8, sampling_steps=20)
 )
 
 

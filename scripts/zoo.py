@@ -4,12 +4,13 @@
     python scripts/zoo.py --people 1000 --out big --fast                # a thousand, compiled
     python scripts/zoo.py --people 5 --things 1 --share .2 --out small  # a rehearsal
 
-The shipped one has 64 people and 8 things: about half an hour on two cores; a large GPU trains them in
-three minutes. People have an identity and a dance that no word names, and clothes that the caption does name;
-all are filmed in the park, so that nothing differs but them. Everyone is trained with the same chance (noise,
-times, dropout), so that what differs between two concepts is what differs between their clips. Ctrl-C, a kill
-or `--minutes` stop it cleanly, and the same command goes on. It writes
-  zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.lab.zoo.load_zoo` reads
+The shipped one has 64 people and 8 things: an hour and a half on two cores. People have an identity and a
+dance that no word names, and clothes that the caption leaves out, so that the weights must know them; all
+are filmed in the park, so that nothing differs but them. Everyone is
+trained with the same chance (noise, times, dropout), so that what differs between two concepts is what
+differs between their clips. Ctrl-C, a kill or `--minutes` stop it cleanly, and the same command goes on.
+It writes
+  zoo.json, basis.safetensors, concepts-NN.safetensors   what `sas_nb.atlas.places.load_zoo` reads
   truth.csv     who is who: words, seed, identity and gait vectors
   packing.json  what eight bits cost: coefficients, PCA, loss, pixels
   sheet.png     everyone: as filmed, as learned, and in the snow
@@ -32,9 +33,11 @@ from sas_nb.atlas.places import load_zoo
 from sas_nb.concept import Concept
 from sas_nb.data import sequence
 from sas_nb.dit import VideoDiT
+from sas_nb.explore.prompts import without_clothes
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import Case, case
+from sas_nb.lab.compose_bench import MEMBER
 from sas_nb.lab.draw import render
 from sas_nb.lab.specs import SCENES
 from sas_nb.lab.world import IDENTITY, Person
@@ -62,26 +65,28 @@ def cast(people: int, things: int, fps: float = 12.) -> dict[str, Case]:
     }
 
 
-def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> tuple[Recipe, Recipe]:
-    """The recipe of the basis and that of the members, at a share of the full number of steps: ours in
-    batches of 2, and so at half its rate, with a set whose caption is of looks alone and with words
-    that start at zero, so that a concept is its weights. The basis is everyone's, so it is trained
-    longest."""
-    def steps(n): return dict(steps=max(1, round(n * share)))
-    both = dict(batch=2, lr_factor=4., token_init=0., full_caption=False, bf16=bf16, compile=fast)
-    members = Recipe.default().with_(both=both, stage1=steps(105), stage2=steps(105))
-    return members.with_(stage1=steps(175)), members
+def plan(share: float = 1., bf16: bool = True, fast: bool = False) -> Recipe:
+    """The recipe of the basis and of the members, at a share of the full number of steps: ours in batches of
+    2, and so at half its rate, which falls to nothing; with images in stage 1, whose caption is of looks
+    alone, and beside strangers, so that members can be composed."""
+    def steps(stage): return dict(steps=max(1, round(stage.steps * share)))
+    return MEMBER.with_(both=dict(bf16=bf16, compile=fast), stage1=steps(MEMBER.stage1),
+                        stage2=steps(MEMBER.stage2))
 
 
-def learned_zoo(who: dict[str, Case], dit: VideoDiT, plans: tuple[Recipe, Recipe],
-                folder: Path) -> list[Concept]:
+def said(c: Case) -> Prompts:
+    "What is said of a member: nothing of clothes, hats and hair, which are to be in its weights."
+    look, moves = c.prompts()
+    return Prompts(without_clothes(look), moves)
+
+
+def learned_zoo(who: dict[str, Case], dit: VideoDiT, recipe: Recipe, folder: Path) -> list[Concept]:
     "The basis from all, then all members over it; a run found in the folder goes on."
     clips = [c.clip() for c in who.values()]
-    prompts = [Prompts.of(c.prompts()) for c in who.values()]
-    first, recipe = plans
+    prompts = [said(c) for c in who.values()]
     run = Run(out=folder, save_every=25)
-    looks = build(dit, clips, prompts, first)["appearance"]
-    A = universal_basis(dit, looks, first, replace(run, out=folder / "basis"))
+    looks = build(dit, clips, prompts, recipe)["appearance"]
+    A = universal_basis(dit, looks, recipe, replace(run, out=folder / "basis"))
     return learn_many(clips, prompts, dit, recipe, run, A)
 
 
@@ -217,11 +222,11 @@ def main(
     def say(text): print(f"[{(time.time() - began) / 60:5.1f} min] {text}", flush=True)
     way = ("" if bf16 else "-fp32") + ("-fast" if fast else "")
     folder = work / f"{fingerprint(dit.transformer)}-{people}-{things}-r{rank}-{share:g}{way}"
-    plans = tuple(r.with_(rank=rank) for r in plan(share, bf16, fast))
+    recipe = plan(share, bf16, fast).with_(rank=rank)
     say(f"{people} people and {things} things, steps "
-        f"{', '.join(str(s.steps) for s in (plans[0].stage1, *plans[1].stages))}, checkpoints in {folder}")
+        f"{', '.join(str(s.steps) for s in (recipe.stage1, *recipe.stages))}, checkpoints in {folder}")
     try:
-        learned = learned_zoo(who, dit, plans, folder)
+        learned = learned_zoo(who, dit, recipe, folder)
     except KeyboardInterrupt as e:
         say(str(e) or "Stopped; the same command goes on.")
         raise typer.Exit(130) from None

@@ -227,7 +227,7 @@ def quick(monkeypatch):
     "Priors and counterfactual pairs in few steps."
     from sas_nb import data, stages
     monkeypatch.setattr(stages, "prior_examples", lambda *a, **k: data.prior_examples(*a, **k | dict(n=2, steps=1)))
-    monkeypatch.setattr(stages, "add_counterfactuals", lambda *a, **k: add_counterfactuals(*a, **k | dict(n=1, steps=1, draws=1)))
+    monkeypatch.setattr(stages, "add_counterfactuals", lambda *a, **k: add_counterfactuals(*a, **k | dict(n=1, steps=1)))
 
 def test_a_whole_run_reads_each_part_once(folder, clip, tmp_path, monkeypatch, reads):
     quick(monkeypatch)

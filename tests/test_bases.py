@@ -14,7 +14,8 @@ from sas_nb.learning import learn, learn_many
 import road, torch
 
 TINY_0, TINY_1 = "c4d038c2635e4af8", "4a84a60a0697b604"
-HAS_TINY_1 = re.escape('tiny 1, which sas_nb 0.1.0 has, to be had by pip install "sas_nb @ git+https://github.com/sas-nb/sas_nb@v0.1.0"')
+HAS = '{0}, which sas_nb {1} has, to be had by pip install "sas_nb @ git+https://github.com/sas-nb/sas_nb@v{1}"'
+HAS_TINY_1 = re.escape(HAS.format("tiny 1", "0.1.0"))
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,9 @@ def dit(): return VideoDiT.of("tiny")
 @pytest.fixture
 def later(monkeypatch, dit):
     "The tiny model as it will be once another one is shipped under its name."
-    monkeypatch.setattr(bases, "SHIPPED", SHIPPED | {"f"*16: ("tiny 2", "0.2.0")})
+    monkeypatch.setattr(bases, "SHIPPED", SHIPPED | {"f"*16: ("tiny 9", "0.9.0")})
     monkeypatch.setattr(dit, "prints", ["f"*16])
-    monkeypatch.setattr(dit, "defaults", replace(dit.defaults, version="tiny 2"))
+    monkeypatch.setattr(dit, "defaults", replace(dit.defaults, version="tiny 9"))
     monkeypatch.setattr(dit, "base_names", lambda: ["f"*16])
     return dit
 
@@ -55,10 +56,10 @@ def test_whose_weights(info, says): assert weights_of(info) == says
 
 
 @pytest.mark.parametrize("about, says", [
-    (dict(), f"trained on {HAS_TINY_1}, and not on 'tiny' \\(tiny 2\\), which is another base: use it"),
-    (dict(fingerprint=TINY_0), "trained on tiny 0, which no release has, and not on 'tiny' \\(tiny 2\\)"),
+    (dict(), f"trained on {HAS_TINY_1}, and not on 'tiny' \\(tiny 9\\), which is another base: use it"),
+    (dict(fingerprint=TINY_0), "trained on tiny 0, which no release has, and not on 'tiny' \\(tiny 9\\)"),
     (dict(fingerprint="a"*16, base_version="tiny 7", versions=dict(sas_nb="0.7.0")), "trained on tiny 7, which sas_nb 0.7.0 has, .*sas_nb@v0.7.0"),
-    (dict(fingerprint="a"*16), "another base than 'tiny' \\(tiny 2\\) .*load it with the base 'tiny' it names\\.$")])
+    (dict(fingerprint="a"*16), "another base than 'tiny' \\(tiny 9\\) .*load it with the base 'tiny' it names\\.$")])
 def test_a_concept_of_older_weights_is_told_in_one_sentence(later, tmp_path, about, says):
     "Whether it is used, mixed, put beside others or taken as a basis; and it stays as it was."
     folder = member(later, **about).save(tmp_path/"c")
@@ -79,7 +80,7 @@ def test_so_is_an_atlas_a_scene_and_a_zoo(later, tmp_path):
     old, new = member(later), member(later, "f"*16)
     with pytest.raises(UserError, match=rf"different bases \({HAS_TINY_1}\), so their"): Atlas({"old": old, "new": new})
     with pytest.raises(UserError, match=rf"different bases.* of one \({HAS_TINY_1}\): learn"): compose({"old": old, "new": new}, "masked")
-    with pytest.raises(UserError, match=HAS_TINY_1): replace(load_zoo("zoo", ["man-02"])["man-02"], dit=later).base()
+    with pytest.raises(UserError, match=re.escape(HAS.format("tiny 2", "0.2.0"))): replace(load_zoo("zoo", ["man-02"])["man-02"], dit=later).base()
 
 
 def test_so_is_the_page_and_what_it_leaves_out(later, tmp_path, monkeypatch):
@@ -93,24 +94,26 @@ def test_so_is_the_page_and_what_it_leaves_out(later, tmp_path, monkeypatch):
 
 
 def test_so_is_a_run_that_goes_on(dit, tmp_path, monkeypatch):
-    "Begun on tiny 1; its latents are of that base too, but the base comes first."
+    "Begun on today's; its latents are of that base too, but the base comes first."
     from sas_nb.data import Examples
     def trainer(value):
         data = Examples(value*torch.ones_like(road.latents(dit, frames=1, side=4)), [torch.ones(1, 3, 128)], [["[v]"]])
         return road.trainer(road.new(dit, 2), data, road.stage(steps=1, batch=1, prior=0), out=tmp_path/"run")
     trainer(1).fit()
-    monkeypatch.setattr(bases, "SHIPPED", SHIPPED | {"f"*16: ("tiny 2", "0.2.0")})
+    monkeypatch.setattr(bases, "SHIPPED", SHIPPED | {"f"*16: ("tiny 9", "0.9.0")})
     monkeypatch.setattr(dit, "base_names", lambda: ["f"*16])
-    with pytest.raises(UserError, match=rf"holds another run \(another base: {HAS_TINY_1}; another tensors\)"): trainer(9).fit()
+    todays = re.escape(HAS.format(*list(SHIPPED.values())[-1]))
+    with pytest.raises(UserError, match=rf"holds another run \(another base: {todays}; another tensors\)"): trainer(9).fit()
 
 
 def test_a_concept_and_its_description_say_which_weights(dit, tmp_path):
     from sas_nb.answers import provenance
     made = learn(Clip(torch.rand(5, 3, 64, 64), 12), ("a [v] man", "he is [u] dancing"), dit, Recipe.paper().with_(both=dict(steps=0, prior=0), rank=2), Run(progress=False))
-    assert made.info["base_version"] == "tiny 1" and "tiny (tiny 1, weights of its transformer: " in dict(provenance(made))["base"]
+    now = dit.defaults.version
+    assert made.info["base_version"] == now and f"tiny ({now}, weights of its transformer: " in dict(provenance(made))["base"]
     older = replace(made, info=made.info | dict(fingerprint=TINY_0))
     assert f"tiny ({told(older.info)}, weights of its transformer: {TINY_0})" == dict(provenance(older))["base"]
     again = Concept.load(made.save(tmp_path/"c"))
-    assert again.info["base_version"] == "tiny 1"
+    assert again.info["base_version"] == now
     (tmp_path/"c/concept.json").write_text(json.dumps(json.loads((tmp_path/"c/concept.json").read_text()) | dict(base_version=3)))
     with pytest.raises(UserError, match="base_version is 3"): Concept.load(tmp_path/"c")

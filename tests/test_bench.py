@@ -100,7 +100,7 @@ def test_ablations_change_what_they_say(dit):
     assert (said["dropout"], said["rescale"]) == (.5, False)
     one_stage_changed = set_and_sequence(stage2=dict(steps=1, dropout=.7))(dit, one, b).info["recipe"]
     assert [(s["steps"], s["dropout"]) for s in (one_stage_changed["stage1"], one_stage_changed["stage2"])] == [(2, .2), (1, .7)]
-    assert [m for m in METHODS if m not in BRIEF] == ["LoRA-8, our guidance", "ours, twins"] and len(REGULARISERS) == 7
+    assert [m for m in METHODS if m not in BRIEF] == ["LoRA-8, our guidance", "ours, no pairs"] and len(REGULARISERS) == 7
     layers = [set(set_and_sequence(layers=methods_module._LAYERS[n])(dit, one, Budget(0, 0, batch=1, rank=1)).layers) for n in methods_module._LAYERS]
     assert not set.intersection(*layers) and set.union(*layers) == set(made["rank 1"].layers)
 

@@ -111,7 +111,7 @@ def test_slider_by_keyboard(page, shots):
 def test_point_by_keyboard(page):
     view(page, "Maps")
     before, at = shown(page), where(page, 1)
-    point(page, 1).focus(); page.keyboard.press("ArrowRight"); page.keyboard.press("Shift+ArrowUp")
+    point(page, 1).focus(); page.keyboard.press("ArrowLeft"); page.keyboard.press("Shift+ArrowDown")
     until_new(page, before)
     assert where(page, 1) != at
     page.keyboard.press("Home")

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 from sas_nb import __version__, cli
 from sas_nb.answers import changes
+from sas_nb.atlas.places import load_zoo
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
+from sas_nb.concept import Concept
 from sas_nb.known_models import by_kind, HUB, words_of
 from sas_nb.prompt import Prompts
 from sas_nb.memory import Memory
@@ -174,8 +176,8 @@ def test_inspect(dancer):
 def given(monkeypatch):
     "What `learn` was called with; nothing is learned."
     calls = {}
-    def learn(clip, prompts, model, recipe, run):
-        calls.update(clip=clip, prompts=prompts, model=model, recipe=recipe, run=run)
+    def learn(clip, prompts, model, recipe, run, basis=None):
+        calls.update(clip=clip, prompts=prompts, model=model, recipe=recipe, run=run, basis=basis)
         return type("C", (), dict(info=dict(history={})))
     monkeypatch.setattr("sas_nb.learning.learn", learn)
     return calls
@@ -287,7 +289,7 @@ def refused(dancer, tmp_path, *options):
     (["--set", "sampling.negative_scale=nan"], "negative_scale"), (["--set", "sampling.guidance_factor=x"], "factor"),
     (["--recipe", "ours"], "default or paper"), (["--recipe", "no/such"], "default or paper"),
     (["--recipe", "zoo.json"], "recipe"), (["--no-regularize", "--recipe", "run"], "--no-regularize goes with"),
-    (["--counterfactual", "a man. he is running"], "--set stage2.counterfactuals=0.25"),
+    (["--recipe", "paper", "--counterfactual", "a man. he is running"], "--set stage2.counterfactuals=0.5"),
 ])
 def test_a_recipe_that_cannot_be(options, says, dancer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -303,6 +305,19 @@ def test_train_writes_a_run_and_finds_it_again(dancer, trained):
     output = ok("train", dancer, *PROMPTS, "--out", trained, *SHORT)
     after = load_file(trained / "concept/concept.safetensors")
     assert str(trained / "concept") in output and all(before[k].equal(after[k]) for k in before)
+
+
+def test_train_over_the_basis_of_another(dancer, trained, tmp_path):
+    known = load_file(trained / "concept/concept.safetensors")
+    out = tmp_path / "friend"
+    ok("train", dancer, *PROMPTS, "--out", out, *SHORT, "--basis", trained, "--seed", 3)
+    own = load_file(out / "concept/concept.safetensors")
+    A = [k for k in own if k.endswith(".A")]
+    assert A and all(own[k].equal(known[k]) for k in A) and any(not own[k].equal(known[k]) for k in own if k.endswith(".B1"))
+    ok("train", dancer, *PROMPTS, "--out", tmp_path / "guest", *SHORT, "--basis", "zoo")
+    guest, member = Concept.load(tmp_path / "guest"), load_zoo(names=["woman-00"])["woman-00"]
+    assert guest.layers == member.layers and all(guest.weights[k].equal(w) for k, w in member.weights.items() if k.endswith(".A"))
+    assert "--basis takes a concept's folder, or the word zoo; " in call("train", dancer, *PROMPTS, "--out", out, *SHORT, "--basis", tmp_path / "nobody").output
 
 
 def test_generate(trained, tmp_path):

@@ -223,6 +223,18 @@ def zoo(dit): return load_zoo(names=["woman-00", "man-02"], dit=dit)
 def update(c, layer): return delta(c.weights[f"{layer}.A"], c.appearance*c.weights[f"{layer}.B1"] + c.motion*c.weights[f"{layer}.B2"])
 
 
+def test_concepts_that_were_learned_alone_are_told(zoo):
+    def shown(c, share):
+        recipe = dict(c.info["recipe"], stage2=dict(c.info["recipe"]["stage2"], composites=share))
+        return replace(c, info=c.info | dict(recipe=recipe))
+    (a, she), (b, he) = zoo.items()
+    mixed = {a: shown(she, .35), b: shown(he, 0.)}
+    with pytest.warns(Advice, match=f"alone.*: {b}\\. Learn again with --set both.composites"): compose(mixed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Advice)
+        compose(mixed, "sum"), compose(mixed | {b: shown(he, .35)})
+
+
 def test_sum_and_merge(zoo):
     a, b = zoo.values()
     for way in ("sum", "merged"):
@@ -294,11 +306,11 @@ def test_places_from_words_can_be_said_at_once(zoo):
 def test_gain(zoo):
     "Updates in their places are stronger by a half; it multiplies what else is asked for."
     some = dict(seed=1, steps=2, num_frames=5)
-    assert compose(zoo, "masked").factors == tuple(1.5*f for f in compose(zoo, "masked", gain=1.).factors)
+    assert compose(zoo, "masked", gain=1.5).factors == tuple(1.5*f for f in compose(zoo, "masked").factors)
     assert compose(zoo).way == "masked" and compose(zoo, "sum").factors == (1., 1.) and compose(zoo, "sum", gain=2.).factors == (2., 2.)
-    usual, by_hand = compose(zoo, "masked").generate(**some), compose(zoo, "masked", gain=.5).generate(appearance=3, motion=3, **some)
+    usual, by_hand = compose(zoo, "masked", gain=1.5).generate(**some), compose(zoo, "masked", gain=.5).generate(appearance=3, motion=3, **some)
     torch.testing.assert_close(usual.frames, by_hand.frames, atol=2e-3, rtol=0)
-    assert (usual.frames - compose(zoo, "masked", gain=1.).generate(**some).frames).abs().mean() > 1e-3
+    assert (usual.frames - compose(zoo, "masked").generate(**some).frames).abs().mean() > 1e-3
 
 
 def test_equal_norms(zoo):

@@ -4,14 +4,19 @@ import pytest
 import torch
 
 import road
+from sas_nb import counterfactual, stages
 from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
-from sas_nb.composites import join_prompts, stitch
-from sas_nb.data import Examples, mask_tokens, prior_examples
+from sas_nb.composites import join_prompts, stitch, stitched
+from sas_nb.data import Examples, mask_tokens, prior_examples, sample_batch
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.flow import clean_estimate
+from sas_nb.prompt import Prompts
+from sas_nb.recipe import Recipe
 from sas_nb.self_conditioning import SelfConditioning
+from sas_nb.stages import build
+from sas_nb.strangers import beside_strangers, STRANGERS, strangers_of, with_strangers
 from sas_nb.text import add_tokens
 
 FEW = r"blocks\.0\.attn1\.to_q"
@@ -230,3 +235,51 @@ def test_joined_prompts(dit):
     assert join_prompts(["a bonfire on a beach"]) == "a bonfire on a beach"
     assert join_prompts(["a man. they are waving", "a woman. they are waving"]) == "a man and a woman. they are waving"
     dit.check_words(joined)
+
+
+def test_a_concept_is_shown_beside_strangers_in_a_share_of_the_batch(dit):
+    clip, prompts = Clip(torch.rand(5, 3, 64, 64), 12.), Prompts("a [v] man in a park", "he is [u] dancing")
+    recipe = Recipe.default().with_(both=dict(prior=0., counterfactuals=0., composites=.4), stage1=dict(frozen=False))
+    data = build(dit, [clip], [prompts], recipe)
+    pictures, films = (data[name].concepts[0].composites for name in ("appearance", "motion"))
+    assert len(films) == STRANGERS and len(pictures) == 5*STRANGERS and len(data["motion"].concepts[0]) == 1
+    company = beside_strangers(dit, clip, prompts)
+    for k, (shown, said) in enumerate(zip(company.clips, company.prompts)):
+        own, other = shown.frames[..., :32], shown.frames[..., 32:]
+        if not said.appearance.text.startswith("a [v]"): own, other = other, own
+        assert torch.equal(own, clip.frames[..., 16:48]) and not torch.equal(other, clip.frames[..., 16:48])
+        assert torch.equal(films.latents[k:k+1], dit.encode_once(shown.frames[None]))
+    assert len({p.appearance.text for p in company.prompts}) == STRANGERS
+    assert "composites" in data["motion"].concepts[0].given
+    drawn = sample_batch(recipe.stage2, 200, torch.Generator().manual_seed(0), data["motion"].concepts[0], None, {}, "cpu")
+    beside = [any(torch.equal(z, f) for f in films.latents) for z in drawn.clean]
+    assert sum(beside) in (80, 81)
+    alone = build(dit, [clip], [prompts], recipe.with_(both=dict(composites=0.)))
+    assert alone["motion"].concepts[0].composites is None and "composites" not in alone["motion"].concepts[0].given
+
+
+def test_strangers_keep_pairs_and_are_not_shown_to_several_concepts_in_one(dit, monkeypatch):
+    monkeypatch.setattr(counterfactual, "redraw", lambda dit, clean, *args, **how: clean)
+    clips = [Clip(torch.rand(5, 3, 64, 64), 12., name) for name in "ab"]
+    prompts = [Prompts("a [v1] man in a park", "he is [u1] dancing"), Prompts("a [v2] woman in a park", "she is [u2] dancing")]
+    recipe = Recipe.default().with_(both=dict(prior=0., composites=.4))
+    one = build(dit, clips[:1], [Prompts("a [v] man in a park", "he is [u] dancing")], recipe)["motion"].concepts[0]
+    assert len(one.counterfactuals) == 8 and len(one.composites) == STRANGERS
+    both = stages.build_together(dit, clips, prompts, recipe.with_(both=dict(counterfactuals=0.)), stitched(clips, prompts, n=3, sided=False))
+    assert len(both["motion"].concepts[0].composites) == 3
+
+
+@pytest.mark.parametrize("look, moves, first, place", [
+    ("a [v] woman in a park", "she is [u] dancing", "a man in a", "in a park"), ("a [v] man", "he is [u] waving", "a woman in a", ""),
+    ("a [v] bonfire in a forest at night", "[u]", "a woman in a", "in a forest at night"), ("[v] ocean waves on a beach", "[u]", "a woman in a", "on a beach")])
+def test_strangers_are_in_the_same_place(dit, look, moves, first, place):
+    prompts = Prompts(look, moves)
+    others = strangers_of(prompts)
+    assert len(set(others)) == STRANGERS and others[0].startswith(first)
+    assert all("[" not in other and other.partition(". ")[0].endswith(place) for other in others)
+    assert sum("woman" in other for other in others) == 2
+    said = with_strangers(dit, prompts)
+    own = prompts.without_place().appearance.text
+    assert sorted(p.appearance.text.startswith(own) for p in said) == [False, False, True, True]
+    assert all(p.appearance.text.endswith(place) and p.appearance.text.count(place or "[v]") == 1 and moves in p.motion.text for p in said)
+    for p in said: dit.check_words(p.both.plain)

@@ -87,7 +87,7 @@ def test_channels_alone_are_no_family():
 
 def test_the_tiny_model_has_its_own_and_was_tried():
     r = VideoDiT.of("tiny").defaults
-    assert (r.lr, r.lr_factor, r.warmup, r.decay, r.untested, r.one_size, r.negative, r.shift) == (1e-3, 8., 0, "constant", False, True, "", None)
+    assert (r.lr, r.lr_factor, r.warmup, r.decay, r.untested, r.one_size, r.negative, r.shift) == (1e-3, 16., 0, "constant", False, True, "", None)
 
 @pytest.mark.parametrize("kind", wan.KINDS)
 def test_the_schedule_is_shifted_as_advised(folders, tmp_path, kind):

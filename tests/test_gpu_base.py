@@ -58,14 +58,14 @@ def quick(base, monkeypatch):
     monkeypatch.setattr(base.sample, "__defaults__", (2,))
 
 def test_a_linear_start(base, quick, tmp_path, monkeypatch):
-    from sas_nb.lab import draw_large
+    from sas_nb.lab import draw
     from sas_nb.lab.autoencoder import decibels, pixels, reconstruct
     from sas_nb.lab.linear_code import linear_autoencoder, linear_code
     from sas_nb.lab.tiny import encode, to_signed
     monkeypatch.setattr(base, "time", Ticks())
     run(base, monkeypatch, "linear", tmp_path/"start", "--clips", "12", "--minutes", ".8", "--batch", "2")
     vae = base.begun(tmp_path/"start", {}, (None, None, None), "cpu").float().eval()
-    x = torch.stack([pixels(draw_large.random_spec(i), draw_large) for i in range(12)])
+    x = torch.stack([pixels(draw.random_spec(i), draw) for i in range(12)])
     code, some = linear_code(x, 64), to_signed(x[:3])
     z = code.encode(some)
     assert latent_shape(vae) == (64, 9, 8, 8) and (encode(vae, some)-z).pow(2).mean() < .01*z.pow(2).mean()
@@ -93,6 +93,7 @@ def test_a_dit_and_a_decoder_learn_apart_and_are_joined(base, quick, start, tmp_
     def same(one, other): return all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
     assert same(old, load_autoencoder(start).half().float()) and same(new, joined) and not same(old, joined)
     assert joined.config.latents_std == old.config.latents_std and len(set(old.config.latents_std)) == 1
+    assert "files" not in json.loads((tmp_path/"joined"/"vae"/"config.json").read_text())
     trained = json.loads((tmp_path/"joined"/"sas_nb.json").read_text())["trained"]
     assert trained[-1]["dit"] is None and trained[0]["dit"]["step"] == rows(pipeline/"dit.jsonl")[-1]["step"]
     assert len(VideoDiT.load(tmp_path/"joined").sample(["he is walking"], steps=1)) == 1
@@ -265,7 +266,7 @@ def test_the_script_needs_no_more_than_torch_transformers_accelerate_and_the_whe
     (tmp_path/"check.py").write_text(f"""
 import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})
 import gpu_base
-from sas_nb.lab import draw_large as world
+from sas_nb.lab import draw as world
 spec = world.random_spec(3)
 gpu_base.pixels(spec, world), gpu_base.head_and_hands(spec, world), gpu_base.tiny_pipeline(gpu_base.tiny_autoencoder(), world)
 for name in ("av", "scipy", "matplotlib", "peft"): assert name not in sys.modules, name

@@ -7,7 +7,7 @@ import road, wan_folder as wan
 from filelock import FileLock
 from tqdm import tqdm
 from road import stage as stage_of
-from sas_nb import adapter as adapter_module
+from sas_nb import adapter as adapter_module, fast
 from sas_nb.adapter import SharedLoRA
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.clip import Clip
@@ -67,10 +67,10 @@ def exact(dit, monkeypatch):
     yield dit
     dit.transformer.float()
 
-@pytest.mark.parametrize("stage, pairs", [("appearance", 0.), ("motion", 0.), ("motion", .5)])
-def test_a_member_ends_as_if_alone(exact, A, data, stage, pairs):
+@pytest.mark.parametrize("stage, pairs, without", [("appearance", 0., ()), ("motion", 0., ()), ("motion", .5, ()), ("motion", .5, (1,))])
+def test_a_member_ends_as_if_alone(exact, A, data, stage, pairs, without):
     dit = exact
-    def others(d, i): return torch.randn(3, *d.latents.shape[1:], generator=torch.Generator().manual_seed(i))
+    def others(d, i): return None if i in without else torch.randn(3, *d.latents.shape[1:], generator=torch.Generator().manual_seed(i))
     if pairs: data = data | dict(motion=[replace(d, counterfactuals=others(d, i)) for i, d in enumerate(data["motion"])])
     s = stage_of(stage, steps=5, batch=2, counterfactuals=pairs, token_lr=1e-3, token_init=.5, lr=1e-2)
     p = prior(dit, data[stage][0])
@@ -278,6 +278,13 @@ def test_in_bf16_a_member_ends_as_if_alone_in_bf16(dit, A, data, stage):
     alone = flat(together(dit, A, data[stage][1:2], replace(s, seed=4)), 0)
     cosines = [float(torch.cosine_similarity(alone, t, 0)) for t in theirs]
     assert cosines[1] > .97 > .9 > max(cosines[0], cosines[2]) and abs(float(theirs[1].norm()/alone.norm())-1) < .02, cosines
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_by_default_is_for_a_processor_that_has_it(dit, A, data, monkeypatch, has):
+    monkeypatch.setattr(fast, "_cpu_has_bf16", lambda: has)
+    s = stage_of(steps=2, batch=1, prior=0.)
+    own, told = (together(dit, A, data["appearance"][:1], replace(s, bf16=b)).weights for b in (None, has))
+    assert all(torch.equal(own[k], told[k]) for k in own)
 
 def test_bf16_is_a_choice_that_a_checkpoint_remembers(dit, A, data, tmp_path):
     s = stage_of(steps=2, batch=1, prior=0.)

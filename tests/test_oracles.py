@@ -12,16 +12,16 @@ from sas_nb.files import UserError
 from sas_nb.lab import oracle_nets as module
 from sas_nb.lab.draw import render, render_array, truth
 from sas_nb.lab.gaits import JOINTS
-from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, FrameNet, HELD_SEED, LABELS, margin_loss,
+from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, CODE, FrameNet, HELD_SEED, LABELS, margin_loss,
                                     mirrored, OracleNet, PathNet, PathReader, seen_joints, TRAIN_SEED,
                                     visible_code, words_of)
-from sas_nb.lab.oracle_training import (degrade, example, oracle_loss, place_loss, Renders, RoundTrips,
-                                        train_oracles, train_step)
+from sas_nb.lab.oracle_training import (degrade, example, oracle_loss, place_loss, random_codes, Renders,
+                                        RoundTrips, train_oracles, train_step)
 from sas_nb.lab.oracles import (auc, held_specs, named_answers, one_person, ORACLE_BARS, Oracles, round_trip,
                                 score, verification)
 from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.tiny import FPS, TEST_SEED
-from sas_nb.lab.world import random_spec
+from sas_nb.lab.world import BEARDS, CHEEKS, choice, CUTS, IDENTITY, identity_of, Person, random_spec
 from sas_nb.stats import proportion
 
 SEEDS = range(5_000_000, 5_000_048)
@@ -81,9 +81,37 @@ def test_a_mirrored_person_gives_mirrored_joints(specs):
 def test_the_code_holds_what_can_be_seen_and_nothing_else(specs):
     p = specs[0].subjects[0]
     same = edit(specs[0], shirt="white", trousers="black", hat="cap", held="ball", x=30., size=1.).subjects[0]
-    assert np.array_equal(visible_code(p), visible_code(same)) and len(visible_code(p)) == 16
+    assert np.array_equal(visible_code(p), visible_code(same)) and len(visible_code(p)) == CODE
     other = edit(specs[0], identity=(1-p.identity[0], *p.identity[1:])).subjects[0]
     assert not np.array_equal(visible_code(p), visible_code(other))
+
+
+def test_a_choice_is_one_of_its_options_and_what_it_hides_does_not_count():
+    def code(**numbers): return visible_code(Person(identity=tuple((dict.fromkeys(IDENTITY, .5) | numbers).values())))
+    start = IDENTITY.index("hair_cut")-1  # of its options: before it stands one choice, of cheeks, with three
+    cuts = [code(hair_cut=(k+.5)/len(CUTS))[start+len(CHEEKS):][:len(CUTS)] for k in range(len(CUTS))]
+    assert np.array_equal(cuts, np.eye(len(CUTS))) and np.array_equal(code(hair_cut=.01), code(hair_cut=.06))
+    for name, by in (("pattern_scale", dict(pattern=0.)), ("iris", dict(glasses=.9)), ("hair_size", dict(hair_cut=0.))):
+        assert np.array_equal(code(**by, **{name: .1}), code(**by, **{name: .9}))
+        assert not np.array_equal(code(pattern=.4, hair_cut=.2, glasses=0., **{name: .1}), code(pattern=.4, hair_cut=.2, glasses=0., **{name: .9}))
+
+
+def test_people_made_up_are_drawn_as_the_world_draws_them():
+    codes, options = random_codes(400), list(BEARDS)
+    at = len(visible_code(Person())) - 1
+    women = codes[codes[:, at] == 1]
+    assert 100 < len(women) < 300 and codes.std(0).min() > 0, "every number differs, so that it can be standardised"
+    held = held_specs(600)
+    bearded = {kind: np.mean([choice(BEARDS, identity_of(s.subjects[0])["beard"]) != options[0] for s in held if s.subjects[0].kind == kind]) for kind in ("man", "woman")}
+    assert bearded["woman"] < .15 < bearded["man"]
+
+
+def test_an_answer_without_a_bar_stands_in_the_table_too():
+    row = dict(value=.5, low=.4, high=.6, n=100)
+    rows = dict(scene=row, eyes=row)
+    lines = Oracles(OracleNet(), dict(renders=rows, round_trips=rows))._repr_markdown_().splitlines()[2:]
+    assert lines[0].count("below its bar") == 2 and lines[1] == "| eyes |  | 50.0% (40.0% to 60.0%) | 50.0% (40.0% to 60.0%) |" and len(lines) == 2
+    assert len(Oracles(OracleNet())._repr_markdown_().splitlines()) == 2
 
 
 def test_seeds_are_nobody_elses():

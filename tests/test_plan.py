@@ -4,7 +4,7 @@ import json
 import pytest, torch
 from typer.testing import CliRunner
 import wan_folder
-from sas_nb import phases, sketch, streamed, text
+from sas_nb import counterfactual, phases, sketch, streamed, text
 from sas_nb import cards
 from sas_nb.cache import data_path, known_models
 from sas_nb.cards import Card, card
@@ -58,6 +58,7 @@ def live_peaks(folder, recipe, memory, monkeypatch):
     watch(text, "encoded", "text_encoder", "text")
     watch(VideoDiT, "encode", "vae", "encoding")
     watch(VideoDiT, "denoise", "transformer", lambda d: "sampling" if d.adapted else "prior")
+    watch(counterfactual, "redraw", "transformer", "pairs")
     watch(VideoDiT, "decode", "vae", "decoding")
     watch(Trainer, "fit", "transformer", lambda t: "stage 1" if t.stage.name == "appearance" else "stage 2")
     with counted:
@@ -73,19 +74,31 @@ RECIPE = Recipe.default().with_(both=dict(steps=2, batch=4))
 SPARING = Memory(apart=True, tiled=True, checkpointing=True, at_once=1)
 
 
-@pytest.mark.parametrize("memory", [Memory(), pytest.param(SPARING, marks=pytest.mark.slow)], ids=["plain", "sparing"])
-def test_a_plan_and_a_run_agree(folder, memory, monkeypatch, tmp_path):
+STRANGERS = RECIPE.with_(both=dict(composites=.4))
+
+
+@pytest.mark.parametrize("recipe, memory", [(RECIPE, Memory()), pytest.param(STRANGERS, Memory(), marks=pytest.mark.slow),
+                                            pytest.param(RECIPE, SPARING, marks=pytest.mark.slow)],
+                         ids=["plain", "strangers", "sparing"])
+def test_a_plan_and_a_run_agree(folder, recipe, memory, monkeypatch, tmp_path):
     monkeypatch.setenv("SAS_NB_CACHE", str(tmp_path))
-    real = live_peaks(folder, RECIPE, memory, monkeypatch)
+    real = live_peaks(folder, recipe, memory, monkeypatch)
     monkeypatch.undo()
     read = VideoDiT.load(folder, "cpu").tokenizer
     monkeypatch.setattr(sketch, "_tokens", lambda prompt: len(read(prompt).input_ids))
     monkeypatch.setattr(phases, "_PROMPTS", Prompts.of(PROMPTS))
-    job = Job(str(folder), SHAPE, RECIPE, CPU)
+    job = Job(str(folder), SHAPE, recipe, CPU)
     planned = {name: needed(job, memory, name).host for name in PHASES}
     rehearsed.cache_clear()
     assert real.keys() == planned.keys()
-    assert {k: round(planned[k]/real[k], 3) for k in real if abs(planned[k]/real[k]-1) > .05} == {}
+    near = .15 if recipe is STRANGERS else .05 # their pictures are large beside so small a model
+    assert {k: round(planned[k]/real[k], 3) for k in real if abs(planned[k]/real[k]-1) > near} == {}
+
+
+def test_strangers_are_drawn_and_read(folder):
+    def operations(recipe, name): return sum(rehearsed(Job(str(folder), (9, 48, 48), recipe, CARD), Memory(), name).operations.values())
+    for name in ("text", "encoding", "prior"): assert operations(STRANGERS, name) > 1.05*operations(RECIPE, name), name
+    rehearsed.cache_clear()
 
 
 def test_what_is_repeated_needs_the_same(folder, monkeypatch):
@@ -173,7 +186,7 @@ def test_a_model_that_may_not_be_read(code, says, root, monkeypatch):
 def told(monkeypatch):
     "Made-up hours of each phase, so that nothing is rehearsed; what a plan in a terminal says."
     from sas_nb import plan
-    hours = dict(text=.01, encoding=.1, prior=1., sampling=.1, decoding=.1) | {"stage 1": .4, "stage 2": 2.}
+    hours = dict(text=.01, encoding=.1, prior=1., pairs=0., sampling=.1, decoding=.1) | {"stage 1": .4, "stage 2": 2.}
     monkeypatch.setattr(plan, "_phase", lambda job, m, name: phases.Phase(name, 2**30, 2**30, {}, (), hours[name]))
     plan._planned.cache_clear()
     yield lambda *args: " ".join(run(DANCER, "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "--gpu", "t4", *args).output.split())
@@ -394,7 +407,7 @@ def test_precision_and_number_of_concepts_count(folder, more):
     job = Job(str(folder), SHAPE, RECIPE, CARD)
     less, needs = (rehearsed(j, Memory(apart=True), "stage 2") for j in (job, replace(job, **more)))
     weights = sum(p.numel() for p in wan_folder.random_transformer().parameters())
-    assert needs.card-less.card > (2*weights if "dtype" in more else .9*less.card-2*weights)
+    assert needs.card-less.card > (2*weights if "dtype" in more else .5*less.card-2*weights)  # what all share is there for one, too
     assert sum(needs.operations.values()) == pytest.approx(more.get("n", 1)*sum(less.operations.values()), rel=.01)
     assert "n" in more or needs.operations.keys() == {32}
 

@@ -185,10 +185,11 @@ def test_a_report_is_kept(tmp_path, monkeypatch):
     assert (tmp_path/"data/report/report.json").read_text() == "report.json" and (tmp_path/"data/report/sheet.png").exists()
 
 
-def test_clips_are_of_the_worlds_that_a_base_may_have():
+def test_clips_are_of_the_base_s_world():
     import make_clips
     from sas_nb.lab.worlds import world_of
-    assert world_of("tiny") in make_clips.OF_WORLD and all({"dancer", "waves"} <= set(clips) for clips in make_clips.OF_WORLD.values())
+    world = world_of("tiny")
+    assert {"dancer", "waves"} <= set(make_clips.CLIPS) and all(isinstance(s, world.Spec) for s in make_clips.CLIPS.values())
 
 
 def test_rows_of_experts_are_not_taken_for_those_of_another_zoo(monkeypatch, tmp_path):

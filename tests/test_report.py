@@ -1,5 +1,6 @@
 "The report card counts what it says it counts."
 import subprocess, sys
+from dataclasses import replace
 import numpy as np
 import pytest
 import torch
@@ -9,8 +10,11 @@ from sas_nb.dit import VideoDiT
 from sas_nb.files import read_about, UserError
 from sas_nb.lab import report as module
 from sas_nb.lab.oracle_nets import HELD_SEED, LABELS, words_of
-from sas_nb.lab.report import (BARS, card_markdown, exchanged, generate, load_strip, marks, nearest, phrases,
-                               question, recall, renders_of, report_card, REPORT_SEED, save_strip,
+from sas_nb.lab.compared import Judge
+from sas_nb.lab.finder import Finder
+from sas_nb.lab.oracles import Oracles
+from sas_nb.lab.report import (BARS, both_right, card_markdown, couple, exchanged, generate, load_strip, marks,
+                               nearest, phrases, question, recall, renders_of, report_card, REPORT_SEED, save_strip,
                                second_difference, seen, thumbs, trained_on, verdict_sheet, verdicts)
 from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.world import random_spec
@@ -49,6 +53,20 @@ def test_only_what_the_prompt_names_is_asked(asked):
     assert counts["shirt"] < 300 and counts["light"] < 300 and counts["camera"] < 300, "words drop out"
 
 
+def test_both_of_two_are_right_in_either_order_and_not_with_clothes_exchanged():
+    judge = Judge(Oracles.load(), Finder.load())
+    right, turned, wrong = [], [], []
+    for n in range(8):
+        q = couple(n)
+        a, b = q.spec.subjects
+        if (a.kind, a.shirt, a.trousers) == (b.kind, b.shirt, b.trousers): continue
+        turned_round = replace(q.spec, subjects=(replace(b, x=a.x), replace(a, x=b.x)))
+        exchanged_clothes = replace(q.spec, subjects=(replace(a, shirt="red" if a.shirt != "red" else "blue"), b))
+        for found, spec in ((right, q.spec), (turned, turned_round), (wrong, exchanged_clothes)):
+            found.append(both_right(judge, q, renders_of([spec])[0]))
+    assert np.mean(right) > .6 and np.mean(turned) > .6 and not any(wrong)
+
+
 def test_a_woman_is_not_a_man():
     q = next(q for q in map(question, range(50)) if q.asked.get("kind") == "woman")
     assert phrases(edit(q.spec, kind="man"))["kind"] not in q.prompt
@@ -84,7 +102,7 @@ def test_true_answers_get_full_marks_and_others_do_not(asked):
     right, wrong = verdicts(seen(Knows(specs), x), asked), verdicts(seen(Knows(specs[1:]+specs[:1]), x), asked)
     table = marks(wrong, right)
     assert all(row["ceiling"]["value"] == 1 for row in table.values()) and table["scene"]["model"]["value"] < .4
-    assert {k: row["bar"] for k, row in table.items() if row["bar"]} == BARS
+    assert {k: row["bar"] for k, row in table.items() if row["bar"]} == {k: bar for k, bar in BARS.items() if k != "couple"}
     for name in ("scene", "hat", "shirt"): assert table[name]["model"]["n"] == sum(name in q.asked for q in asked)
 
 
@@ -151,9 +169,9 @@ def card(tmp_path_factory):
 def test_card_and_files(card):
     card, out = card
     assert read_about(out/"report.json") == card
-    assert card["n"] == 3 and card["guidance"] == VideoDiT.load("tiny", "cpu").defaults.guidance and set(card["attributes"]) <= {*LABELS, "dancing"}
+    assert card["n"] == 3 and card["guidance"] == VideoDiT.load("tiny", "cpu").defaults.guidance and set(card["attributes"]) <= {*LABELS, "dancing", "both of two"}
     assert Image.open(out/"sheet.png").size == (10*132, 148)
-    assert len(list(out.glob("samples/*/*.png"))) == 3
+    assert len(list(out.glob("samples/*/*.png"))) == 3 + 2  # of one, and of two
 
 
 def test_a_second_run_reads_the_samples(card, monkeypatch):

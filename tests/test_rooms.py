@@ -6,8 +6,8 @@ WINGS = ["atlas", "explore", "lab"]
 NOT_ROAD = ["cli"]  # the command stands before all rooms
 JUDGES = ["metrics", "motion", "controls", "published", "report", "oracles"]  # of sas_nb/lab; `oracles_x` too
 TRAINING = ["pretrain", "autoencoder"]  # of the model that is judged, wherever they stand
-NO_BRUSH = ["lab.gaits", "lab.specs", "lab.world", "lab.world_large", "lab.metrics", "lab.motion",
-            "lab.published", "lab.zoo"]  # import nothing that draws
+NO_BRUSH = ["lab.gaits", "lab.specs", "lab.world", "lab.metrics", "lab.motion", "lab.published",
+            "lab.zoo"]  # import nothing that draws
 
 
 @pytest.fixture(scope="module")

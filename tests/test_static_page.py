@@ -69,7 +69,7 @@ def test_files_and_size(folder):
     assert set(about["clips"]) == {f"{a}|{b}" for a in NAMES for b in NAMES}
     assert all((folder/"clips"/f).stat().st_size for f in [*about["clips"].values(), *about["faces"].values()])
     assert (folder.parent/"site"/"explore"/"index.html").read_text() == (folder/"index.html").read_text()
-    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 2e6
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 2.5e6
 
 
 def test_few_bits_are_near():
@@ -142,7 +142,7 @@ def test_words_are_those_of_python(page, studio):
     chips = chips_of(studio.dit)
     own, new = "a [v] woman in a park. she is [u] dancing", "a [v] man in a park. he is [u] dancing"
     phrases = [p for of in chips.values() for p in of]
-    texts = [own, toggled(own, "at night", chips), toggled(toggled(own, "in the snow", chips), "waving", chips), "a fish", "a [v] woman"]
+    texts = [own, toggled(own, "at night", chips), toggled(toggled(own, "in the snow", chips), "at sunset", chips), "a fish", "a [v] woman"]
     asked = [[t, p] for t in texts for p in phrases]
     js = """async ([asked, texts, own, now, chips, vocabulary]) => {
       const w = await import("./words.js")

@@ -107,7 +107,7 @@ def test_the_sets_prompt_says_how_it_moves_when_asked_and_never_by_the_new_word(
 
 # others who move alike
 
-BRIEF = dict(n=3, steps=4, draws=1)
+BRIEF = dict(n=3, steps=4)
 
 @functools.cache
 def twinned(): return add_counterfactuals(base(), sequence(base(), five(), FULL), FULL, **BRIEF)
@@ -203,11 +203,17 @@ def test_learn_makes_twins_where_stage_two_wants_them(dit, clip, monkeypatch):
     made, prompts = [], Prompts(STATIC, DYNAMIC)
     monkeypatch.setattr(stages, "add_counterfactuals", lambda dit, data, *words: made.append(words) or data)
     for share in (0., .25): build(dit, [clip], [prompts], road.recipe(stage2=dict(counterfactuals=share), both=dict(prior=0.), counterfactual="a woman"))
-    assert made == [(prompts.both, "a woman")]
+    assert made == [(prompts.both, ["a woman"])]
     several = road.recipe(stage2=dict(counterfactuals=.25), both=dict(prior=0.), counterfactual=("a woman", "a man in a cap"))
     assert Recipe.from_dict(several.to_dict()) == several
     build(dit, [clip], [prompts], several)
-    assert made[1:] == [(prompts.both, ("a woman", "a man in a cap"))]
+    assert made[1:] == [(prompts.both, ["a woman", "a man in a cap"])]
+
+def test_nobody_named_has_no_twins_and_hears_why(dit, clip, capsys):
+    recipe = Recipe.default().with_(both=dict(prior=0.))
+    assert recipe.stage2.counterfactuals and not recipe.together(2).stage2.counterfactuals
+    data = build(dit, [clip], [Prompts("[v] ocean waves", "[u] dancing")], recipe, progress=True)
+    assert data["motion"].concepts[0].counterfactuals is None and "counterfactual" in capsys.readouterr().out
 
 
 # what is trained

@@ -70,7 +70,7 @@ def folded(job, dit):
 
 
 # what a cell calls -> what is rehearsed for it: the plan's own phases, or one of these
-CELLS = dict(learn=["text", "encoding", "prior", "stage 1", "stage 2", previews], generate=[edits], Explorer=[explorer], export=[folded])
+CELLS = dict(learn=["text", "encoding", "prior", "pairs", "stage 1", "stage 2", previews], generate=[edits], Explorer=[explorer], export=[folded])
 FREE = {"plan", "lint", "of", "phrased", "preflight", "load", "named", "base", "save", "check_words", "plot_history", "contact_sheet", "sheet"} # nothing on the base; the last section trains the tiny model beside it, some MiB
 
 

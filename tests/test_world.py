@@ -1,19 +1,28 @@
-"""The world keeps its promises: exact repetition, exact edits, exact truth, and a clear word where it cannot serve."""
+"""The world keeps its promises: exact repetition, exact edits, exact truth, faces that show who someone is, and a clear word where it
+cannot serve."""
 import re, subprocess, sys
 from dataclasses import fields, replace
 from hashlib import sha256
 import numpy as np, pytest
 from PIL import Image
+from scipy.ndimage import binary_dilation, binary_erosion
 from sas_nb.files import UserError
 from sas_nb.lab import draw as world
 from sas_nb.lab.draw import *
+from sas_nb.lab.world import body_of
 
 ME = heldout_spec(6)
 PLAIN = Spec((Person(),))
+AROUND = np.ones((1, 7, 7))  # pixels that the lens mixes
 
 
-MEANS = [[46.1, 23.1, 40.4], [113.3, 47.8, 51.1], [91.0, 82.8, 89.7], [151.8, 161.0, 169.6], [72.2, 113.8, 70.4], [44.9, 20.9, 34.3],
-         [72.5, 115.0, 78.8], [186.8, 155.8, 134.6], [164.3, 188.6, 188.7], [137.2, 147.8, 104.7], [205.7, 168.6, 115.1], [213.2, 176.3, 151.7]]
+MEANS = [[82.9, 98.3, 143.2], [194.3, 171.2, 118.6], [81.3, 119.2, 85.4], [144.5, 174.9, 194.9], [99.5, 81.1, 110.4], [76.4, 95.2, 146.5],
+         [159.5, 80.9, 72.3], [83.5, 40.6, 75.0], [34.6, 60.8, 65.4], [139.0, 177.6, 147.7], [73.1, 104.2, 75.4], [35.6, 54.7, 65.0]]
+
+
+def someone(seed, **fixed): return random_person(np.random.default_rng(seed), **fixed)
+def alone(person, **stage): return Spec((person,), **stage)
+def drawn(spec, fps=12., frames=17): return world._draw(spec, np.arange(frames)/fps, 64, only=0)[..., 3] > 127
 
 
 def digest(seeds):
@@ -37,7 +46,7 @@ def test_same_clip_in_another_process():
 def test_what_a_seed_draws_never_changes():
     "A trained model knows this world: a change to these draws asks for a new model."
     said = "\n".join(f"{caption(random_spec(s))}\n{caption(random_spec(s), np.random.default_rng(s))}" for s in range(300))
-    assert sha256(said.encode()).hexdigest()[:16] == "f44b74513e87e231"
+    assert sha256(said.encode()).hexdigest()[:16] == "c0fb3a830039ef90"
 
 
 def test_pictures_of_seeds_are_what_they_were():
@@ -70,6 +79,39 @@ def test_people_without_words_share_a_caption():
     assert len(same) == 1
 
 
+PLAINLY = dict(zip(IDENTITY, [.5]*len(IDENTITY)), cheeks=.9, hair_cut=.88, glasses=0., pattern=.2, smile=.5, beard=0.)
+CHOICES = ("cheeks", "hair_cut", "hair_colour", "beard", "glasses", "pattern", "pattern_colour", "sleeves", "trouser_legs", "shoes", "iris")
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_every_number_of_an_identity_shows(name):
+    frames = [render_array(alone(Person(identity=tuple({**PLAINLY, name: value}.values()))), 1).astype(int) for value in (.05, .5, .95)]
+    changed = [(np.abs(a - b).max(-1) > 16).sum() for a, b in zip(frames, frames[1:])]
+    assert max(changed) >= 3, changed
+
+
+@pytest.mark.parametrize("name, words", dict(shirt=COLOURS, trousers=COLOURS, hat=HATS, held=HELD, kind=KINDS).items())
+def test_every_word_of_a_person_shows(name, words):
+    frames = [render_array(edit(ME, **{name: word}), 1).astype(int) for word in words]
+    for k, a in enumerate(frames):
+        for b in frames[:k]: assert (np.abs(a - b).max(-1) > 24).sum() > 20
+
+
+@pytest.mark.parametrize("name, words", dict(scene=SCENES, light=LIGHTS).items())
+def test_every_word_of_a_scene_shows(name, words):
+    frames = [render_array(edit(ME, **{name: word}), 1).astype(int) for word in words]
+    for k, a in enumerate(frames):
+        for b in frames[:k]: assert (np.abs(a - b).max(-1) > 24).mean() > .3
+
+
+def test_cameras_move_and_things_too():
+    still, zoomed, panned = (render_array(edit(ME, camera=c, strength=0.)) for c in CAMERAS)
+    assert (still == still[0]).all() and (zoomed[0] != zoomed[16]).any() and (panned[0] != panned[16]).any()
+    things = [render_array(Spec((Thing(kind),)), 9) for kind in THINGS]
+    assert all((t[0] != t[8]).any() for t in things) and len({t.tobytes() for t in things}) == len(THINGS)
+    assert all((f == f[0]).all() for kind in THINGS for f in [render_array(Spec((Thing(kind, strength=0.),)), 5)])
+
+
 @pytest.mark.parametrize("name, value", [("shirt", "green"), ("trousers", "white"), ("hat", "tophat"), ("held", "balloon"), ("strength", .5), ("size", .8), ("kind", "man")])
 def test_an_edit_of_a_person_changes_that_and_stays_in_its_place(name, value):
     after = edit(ME, **{name: value})
@@ -78,13 +120,13 @@ def test_an_edit_of_a_person_changes_that_and_stays_in_its_place(name, value):
     assert replace(after, subjects=ME.subjects) == ME
     either = (render_array(ME) != render_array(after)).any(-1)
     touched = world._draw(ME, np.arange(17)/8, 64, only=0)[..., 3] + world._draw(after, np.arange(17)/8, 64, only=0)[..., 3].astype(int) > 0
-    assert either.any() and not (either & ~touched).any()
+    assert either.any() and not (either & ~binary_dilation(touched, AROUND)).any()
 
 
 def test_an_edit_of_the_scene_leaves_the_person():
     after = edit(ME, scene="snow")
     assert replace(after, scene="park") == ME
-    solid = world._draw(ME, np.arange(17)/8, 64, only=0)[..., 3] == 255
+    solid = binary_erosion(world._draw(ME, np.arange(17)/8, 64, only=0)[..., 3] == 255, AROUND)
     a, b = render_array(ME).astype(int), render_array(after).astype(int)
     assert np.abs(a - b)[solid].max() <= 2 and (a != b)[~truth(ME).masks[0]].mean() > .5
 
@@ -103,9 +145,55 @@ def test_a_named_motion_brings_its_movement():
     with pytest.raises(UserError, match="which dance"): edit(PLAIN, motion="dancing")
 
 
+@pytest.mark.parametrize("motion", NAMED)
+def test_movements_are_told_apart_in_half_a_second(motion):
+    "Six frames, each movement at its own pace, wherever in its cycle it begins: the nearest other one is far off."
+    def swing(name, phase): return joints(Person(motion=name, gait=replace(NAMED[name], phase=phase)), np.arange(6)/12)
+    phases = np.arange(8)/8
+    for phase in phases:
+        mine = swing(motion, phase)
+        for other in NAMED:
+            if other != motion: assert min(np.abs(mine - swing(other, q)).max(-1).max(0).max() for q in phases) > 5, other
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_figure_fills_the_height(seed):
+    rows = np.flatnonzero(drawn(alone(someone(seed, motion="standing", hat="none", held="none", size=1.)), frames=1)[0].any(1))
+    assert .8 <= (rows[-1] - rows[0] + 1)/64 <= .95
+    r = body_of(someone(seed, size=1.))["head"]
+    assert .26 < 2*r/(rows[-1] - rows[0] + 1) < .38
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_nobody_leaves_the_picture(motion):
+    for seed in range(4):
+        for hat in ("none", "tophat"):
+            inside = drawn(alone(someone(seed, motion=motion, hat=hat, held="none")))
+            edges = np.stack([inside[:, 0].sum(-1), inside[..., 0].sum(-1), inside[..., -1].sum(-1)])
+            assert edges.max() <= 4, (seed, hat)
+
+
+def test_feet_never_sink():
+    for s in range(40): assert joints(someone(s), np.arange(33)/16)[:, [11, 14], 1].max() <= world.GROUND + 1e-9
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_strength_zero_freezes_the_body(motion):
+    person = someone(1, motion=motion, hat="none", held="none", strength=0.)
+    frames = render_array(alone(person), 6)
+    assert (frames == frames[0]).all() and (render_array(alone(replace(person, strength=1.)), 6) != frames).any()
+
+
+def test_heads_of_two_do_not_overlap():
+    for seed in range(60):
+        a, b = truth(random_spec(seed, people=2, things=0, camera="static"), 17, 12.).heads
+        apart = np.maximum(a[:, :2] - b[:, 2:], b[:, :2] - a[:, 2:]).max(-1)
+        assert apart.min() > -1, seed
+
+
 @pytest.mark.parametrize("seed", range(6))
-def test_joints_are_where_the_figure_is(seed):
-    known = truth(Spec((random_person(np.random.default_rng(seed), motion="dancing"),)))
+def test_joints_lie_on_the_figure(seed):
+    known = truth(alone(someone(seed, motion="dancing")))
     for t, joints_now in enumerate(known.joints[0]):
         for name, (x, y) in zip(JOINTS, joints_now):
             if 1 <= x <= 62 and 1 <= y <= 62: assert known.masks[0, t, int(y)-1:int(y)+2, int(x)-1:int(x)+2].any(), (t, name)
@@ -121,13 +209,26 @@ def test_masks_are_disjoint_and_follow_the_camera(camera):
         assert mask[12, y-2:y+3, x-2:x+3].any()
 
 
-def test_truth_knows_everything():
-    spec = random_spec(4)
-    known = truth(spec, num_frames=3)
-    assert [i.shape for i in known.identity] == [(12,)]*2 and [g.shape for g in known.gait] == [(63,)]*2
-    assert (known.identity[1] == spec.subjects[1].identity).all() and known.gait[0] @ known.gait[0] > 0
-    assert known.attributes["scene"] == spec.scene and known.attributes["subjects"][1]["shirt"] == spec.subjects[1].shirt
-    assert truth(Spec((Thing("flag"),))).joints == [] and truth(Spec(())).masks.shape == (0, 17, 64, 64)
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_the_head_box_holds_the_face(camera):
+    "What changes with eyes, brows, nose and mouth lies in the box, and the box is as large as the face."
+    person = replace(ME.subjects[0], identity=tuple(PLAINLY.values()))
+    other = replace(person, identity=tuple({**PLAINLY, "eyes": 1., "brows": 1., "mouth": 1., "nose": 1., "skin": 1.}.values()), strength=1.)
+    bald = [replace(p, identity=tuple({**dict(zip(IDENTITY, p.identity)), "hair_cut": 0., "skin": .5}.values())) for p in (person, other)]
+    a, b = (render_array(alone(p, camera=camera), 9).astype(int) for p in bald)
+    heads = truth(alone(bald[0], camera=camera), 9).heads[0]
+    for t, (x0, y0, x1, y1) in enumerate(heads):
+        ys, xs = np.nonzero(np.abs(a[t] - b[t]).max(-1) > 12)
+        assert len(xs) and x0-1 <= xs.min() and xs.max() <= x1 and y0-1 <= ys.min() and ys.max() <= y1
+        assert ((x0+x1)/2, (y0+y1)/2) == pytest.approx(tuple(truth(alone(bald[0], camera=camera), 9).joints[0][t, 0]))
+
+
+def test_truth_scales_and_knows_everything():
+    two = random_spec(4, people=2, things=0)
+    known, large = truth(two, 3), truth(two, 3, size=128)
+    assert [i.shape for i in known.identity] == [(len(IDENTITY),)]*2 and [h.shape for h in known.heads] == [(3, 4)]*2
+    assert np.allclose(known.heads[1]*2, large.heads[1]) and np.allclose(known.joints[0]*2, large.joints[0])
+    assert known.masks.sum(0).max() == 1 and known.attributes["subjects"][1]["shirt"] == two.subjects[1].shirt
 
 
 def test_resolution_changes_nothing_but_sharpness():
@@ -143,14 +244,6 @@ def test_frame_rate_changes_nothing_but_the_moments():
         assert (render_array(spec, 5, fps=8) == render_array(spec, 13, fps=24)[::3]).all()
 
 
-@pytest.mark.parametrize("motion", MOTIONS)
-def test_strength_zero_freezes_the_body(motion):
-    person = random_person(np.random.default_rng(1), motion=motion, hat="none", held="none", strength=0.)
-    frames = render_array(Spec((person,)), 6)
-    assert (frames == frames[0]).all()
-    assert (render_array(Spec((replace(person, strength=1.),)), 6) != frames).any()
-
-
 @pytest.mark.parametrize("kind", THINGS)
 def test_things_move_and_freeze(kind):
     moving, frozen = (render_array(Spec((Thing(kind, strength=s),)), 6) for s in (1., 0.))
@@ -158,15 +251,9 @@ def test_things_move_and_freeze(kind):
     assert (frozen == frozen[0]).all()
 
 
-def test_feet_never_sink():
-    for s in range(40):
-        feet = joints(random_person(np.random.default_rng(s)), np.arange(33)/16)[:, [11, 14], 1]
-        assert feet.max() <= world.GROUND + 1e-9
-
-
 def test_night_is_darker():
     day, sunset, night = (render_array(edit(ME, light=light)).mean() for light in LIGHTS)
-    assert night < .6*day and night < sunset < day
+    assert night < .7*day and night < sunset < day
 
 
 @pytest.mark.parametrize("people, things", [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1)])
@@ -195,6 +282,11 @@ def test_heldout_concepts_are_plain_and_never_met():
     assert random_spec(world.HELDOUT-1)
 
 
+def test_men_and_women_differ_in_their_odds_only():
+    bearded = {k: np.mean([dict(zip(IDENTITY, random_identity(np.random.default_rng(s), k)))["beard"] > 1/6 for s in range(400)]) for k in KINDS}
+    assert .4 < bearded["man"] < .7 and 0 < bearded["woman"] < .1
+
+
 @pytest.mark.parametrize("wish, says", [
     (lambda: random_spec(world.HELDOUT), "held-out"),
     (lambda: random_spec(-1), "not between"),
@@ -207,6 +299,7 @@ def test_heldout_concepts_are_plain_and_never_met():
     (lambda: random_person(np.random.default_rng(0), hatt="cap"), "no field 'hatt'"),
     (lambda: random_thing(np.random.default_rng(0), kind="rain"), "no kind called 'rain'"),
     (lambda: random_gait(np.random.default_rng(0), "flying"), "no motion called 'flying'"),
+    (lambda: random_identity(np.random.default_rng(0), "child"), "no kind called 'child'"),
     (lambda: heldout_spec(-1), "counted from 0"),
     (lambda: Person(shirt="pink"), "no shirt called 'pink'"),
     (lambda: Spec(light="dusk"), "no light called 'dusk'"),
@@ -225,6 +318,7 @@ def test_wishes_that_cannot_be_granted(wish, says):
 def test_example_clips_are_drawn_as_documented(tmp_path, root):
     import make_clips
     folder = root / "data" / "clips"
+    assert {p.stem for p in folder.glob("*.mp4")} == set(make_clips.CLIPS)
     for name, spec in make_clips.CLIPS.items():
-        assert (folder / f"{name}.mp4").stat().st_size < 300*1024
+        assert (folder / f"{name}.mp4").stat().st_size < 200*1024
         assert str(caption(spec)) in (folder / "README.md").read_text(encoding="utf-8")

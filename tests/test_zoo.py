@@ -8,13 +8,14 @@ from sas_nb.atlas.members import synthetic
 from sas_nb.atlas.places import load_zoo, unpacked
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
+from sas_nb.explore import sights
 from sas_nb.files import UserError
 from sas_nb.lab.bench import save_table
 from sas_nb.lab.cases import case
 from sas_nb.lab.draw import render
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.specs import edit, random_thing
-from sas_nb.lab.world import heldout_spec, Person, Spec
+from sas_nb.lab.world import heldout_spec, identity_of, Person, Spec
 from sas_nb.lab.zoo import packed, save_zoo, spec_of
 from sas_nb.recipe import Recipe
 from sas_nb.train import Trainer
@@ -69,6 +70,12 @@ def test_the_truth_comes_back_to_the_last_digit(population, spec, tmp_path):
     population["one-0"].info["truth"]["spec"] = asdict(spec)
     assert spec_of(load_zoo(save_zoo(population, tmp_path/"zoo"))["one-0"]) == spec
 
+def test_a_figure_of_an_earlier_version_is_told(population):
+    concept = population["one-0"]
+    concept.info["truth"]["spec"] = asdict(edit(heldout_spec(3), identity=(.5,)*12))
+    with pytest.raises(UserError, match="figure is one of an earlier version"): spec_of(concept)
+    assert sights._drawn(concept.info | dict(clip=dict(fps=12.))) is None, "the page does without its film"
+
 def test_what_is_no_zoo(population, tmp_path):
     other, _ = synthetic(1, rank=3, seed=9)
     with pytest.raises(UserError, match="do not share a basis"): save_zoo(population | dict(odd=other[0]), tmp_path/"a")
@@ -98,7 +105,7 @@ def test_the_shipped_zoo_if_there_is_one(root):
     assert [r["name"] for r in table] == list(shipped)
     assert sum(not c.info["truth"]["thing"] for c in shipped.values()) >= 64 and sum(c.info["truth"]["thing"] for c in shipped.values()) >= 8
     for (n, c), r in zip(shipped.items(), table):
-        assert float(r["identity_skin"]) == spec_of(c).subjects[0].identity[6] if r["identity_skin"] else c.info["truth"]["thing"]
+        assert float(r["identity_skin"]) == identity_of(spec_of(c).subjects[0])["skin"] if r["identity_skin"] else c.info["truth"]["thing"]
     files = [f.stat().st_size for f in (root/"data/zoo").iterdir()]
     assert sum(files) < 45e6 and max(files) < 20e6
 
@@ -107,7 +114,7 @@ def test_the_shipped_zoo_if_there_is_one(root):
 def quick(monkeypatch):
     "One step of everything, no prior, no pictures."
     few = Recipe.paper().with_(both=dict(steps=2, batch=1, prior=0.))
-    monkeypatch.setattr(zoo, "plan", lambda *a: (few, few))
+    monkeypatch.setattr(zoo, "plan", lambda *a: few)
     monkeypatch.setattr(zoo, "packing", lambda *a: dict(bits=8))
     monkeypatch.setattr(zoo, "sheet", lambda z: zoo.Image.new("RGB", (4, 4)))
     old = signal.getsignal(signal.SIGTERM)
