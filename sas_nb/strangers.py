@@ -8,7 +8,7 @@ __all__ = ['STRANGERS', 'strangers_of', 'with_strangers', 'beside_strangers']
 # %% ../nbs/parts/strangers.ipynb #57ra0002
 from .clip import Clip
 from .composites import Composites, SIDES, says_sides, stitch
-from .counterfactual import counterparts, names_somebody, others_of
+from .counterfactual import counterparts, names_somebody
 from .data import prior_examples
 from .dit import VideoDiT
 from .prompt import joined_halves, Prompts
@@ -19,8 +19,8 @@ STRANGERS = 4 # who stand beside a subject, women and men
 def strangers_of(prompts:Prompts)->list[str]:
     """Who may stand beside a subject, in the same place: its counterparts, or women and men where it is
     neither."""
-    if names_somebody(prompts.both): return others_of(prompts.both)[:STRANGERS]
-    return counterparts(f"a man {prompts.place}".strip(), STRANGERS)
+    somebody = prompts.both if names_somebody(prompts.both) else f"a man {prompts.place}".strip()
+    return counterparts(somebody, STRANGERS)
 
 # %% ../nbs/parts/strangers.ipynb #57ra0007
 def with_strangers(dit:VideoDiT, prompts:Prompts)->list[Prompts]:
