@@ -45,7 +45,7 @@ from sas_nb.explore.renderer import FARTHEST, Studio
 from sas_nb.explore.sliders import bases, effect, frames_of, tried
 from sas_nb.files import read_about
 from sas_nb.hub import fingerprint
-from sas_nb.lab.bench import save_table
+from sas_nb.lab.rows import save_table
 from sas_nb.lab.cases import Case
 from sas_nb.lab.controls import adherence
 from sas_nb.lab.draw import render

@@ -11,9 +11,9 @@ what made them.
     python scripts/table.py --estimate         # only say how long it would take
     python scripts/table.py --part 0/4         # one of four processes or machines that share the folder
 
-Every pair of concept and method is kept as soon as it is done, and the same command goes on from there. All
-methods of one concept come before the next concept, and the table is made of the concepts that every method
-has.
+Every pair of concept and method is kept as soon as it is done, and the same command goes on from there; on
+another machine it goes on from the rows in data/bench/. All methods of one concept come before the next
+concept, and the table is made of the concepts that every method has.
 """
 from dataclasses import asdict
 from pathlib import Path
@@ -26,17 +26,20 @@ from sas_nb.terminal import spell_out, tidy
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.hub import fingerprint
-from sas_nb.lab.bench import complete, estimate, LEAKS, run, save_table, table
+from sas_nb.lab.bench import estimate, LEAKS, row_files, run, table
 from sas_nb.lab.cases import cases, in_words
 from sas_nb.lab.methods import ABLATIONS, Budget, METHODS, REGULARISERS
 from sas_nb.lab.oracles import Oracles
+from sas_nb.lab.rows import complete, load_table, restore, save_table
 from sas_nb.recipe import Recipe
 from sas_nb.writing import atomic
 
+KEPT = Path("data/bench")
 SMALL = dict(steps1=45, steps2=105, batch=4)
 QUICK = dict(people=3, things=0, method=("ours", "LoRA-8 (DB-LoRA)", "two-stage")) | SMALL
 PAPER = "paper's recipe, 600 + 900 steps of 8"
-LONG = "ours", "LoRA-8 (DB-LoRA)", "ours, no pairs", "two LoRAs", PAPER  # the two between are nearest to ours
+# the two between are nearest to ours
+LONG = "ours", "LoRA-8 (DB-LoRA)", "LoRA-8, our guidance", "ours, no pairs", PAPER
 CHANGED = REGULARISERS | ABLATIONS
 SETS = dict(
     quick=QUICK, table=dict(people=24, things=4, method=tuple(METHODS)) | SMALL,
@@ -60,6 +63,19 @@ def load(model: str) -> VideoDiT:
     "In float32 throughout, so that rows of all machines are alike."
     torch.backends.cudnn.allow_tf32 = False
     return VideoDiT.load(model, dtype=torch.float32)
+
+
+def unpack(name: str, folder: Path):
+    "What is kept of a table goes on where it was: its rows, as the files of a run."
+    about = KEPT / f"{name}.json"
+    files = json.loads(about.read_text("utf-8")).get("files", {}) if about.exists() else {}
+    if files: restore(load_table(KEPT / f"{name}.csv"), files, folder)
+
+
+def files_of(rows: list[dict], paths: dict) -> dict[str, tuple[str, str]]:
+    "The files of these rows, see `restore`."
+    there = {(r["concept"], r["method"]) for r in rows}
+    return {path.name: pair for pair, path in paths.items() if pair in there}
 
 
 def write(rows: list[dict], about: dict, folder: Path, name: str):
@@ -91,7 +107,7 @@ def main(
     minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
     sampling_steps: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
     model: str = "tiny",
-    share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th pair.")] = "0/1",
+    share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th concept.")] = "0/1",
     only_estimate: Annotated[
         bool, typer.Option("--estimate", help="Measure a few steps, say how long it would take, and stop.")
     ] = False,
@@ -129,17 +145,21 @@ def main(
         asked = [
             in_words(c) if name in IN_WORDS else c for c in cases(s["people"], s["things"], dit.defaults.fps)
         ]
+        methods = {m: pool[m] for m in s["method"]}
+        sampling = dict(steps=sampling_steps) if sampling_steps else None
+        unpack(kind, folder / "rows")
+        paths = row_files(asked, methods, folder / "rows", oracles, dit, budget, sampling)
         rows = run(
-            asked, {m: pool[m] for m in s["method"]}, folder / "rows", oracles, dit, budget, which,
-            dict(steps=sampling_steps) if sampling_steps else None, minutes=minutes
+            asked, methods, folder / "rows", oracles, dit, budget, which, sampling, minutes=minutes
         )
         about = dict(
             concepts=sorted({r["concept"] for r in complete(rows)}), methods=list(s["method"]),
             budget=asdict(budget), sampling_steps=sampling_steps, dit=fingerprint(dit.transformer),
-            recipes={r: Recipe.named(r).to_dict() for r in ("default", "paper")}
+            recipes={r: Recipe.named(r).to_dict() for r in ("default", "paper")},
+            files=files_of(complete(rows), paths)
         )
         write(complete(rows), about, folder, "rows")
-        if keep: write(complete(rows), about, Path("data/bench"), kind)
+        if keep: write(complete(rows), about, KEPT, kind)
         against = "ours" if "ours" in s["method"] else s["method"][0]
         words = (
             f"{table(complete(rows), against)}\n\n{table(complete(rows), against, LEAKS)}"

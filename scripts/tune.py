@@ -24,13 +24,13 @@ from rich.markdown import Markdown
 from sas_nb.terminal import spell_out, tidy
 from sas_nb.files import check_names, UserError
 from sas_nb.hub import fingerprint
-from sas_nb.lab.bench import LEAKS, losses, measured, run, TABLE, table
+from sas_nb.lab.bench import LEAKS, losses, measured, row_files, run, TABLE, table
 from sas_nb.lab.cases import case, in_words
 from sas_nb.lab.methods import Budget, one_stage, set_and_sequence
 from sas_nb.lab.oracles import Oracles
 from sas_nb.recipe import Recipe, Sampling
 from sas_nb.writing import atomic
-from table import load, part, write
+from table import files_of, KEPT, load, part, unpack, write
 
 FIRST = 100  # people are numbered from here; the benchmark's are 0 to 23
 
@@ -115,7 +115,7 @@ def main(
     which: Annotated[str | None, typer.Option("--set", show_default="none", help=(
         f"All of these numbers and variants, sampled: {', '.join(SETS)}."))] = None,
     minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
-    share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th pair.")] = "0/1",
+    share: Annotated[str, typer.Option("--part", help="i/n: this process takes every n-th concept.")] = "0/1",
     keep: Annotated[
         str | None,
         typer.Option(
@@ -138,20 +138,23 @@ def main(
         dit = load("tiny")
         oracles = Oracles.load()
         who = [in_words(case(FIRST + n, fps=dit.defaults.fps)) for n in range(people)]
+        chosen = {n: VARIANTS[n] for n in names}
+        how = dict(sampling=dict(steps=sampling_steps), measure=measured) if sample else dict(measure=losses)
+        if keep: unpack(keep, out / "rows")
+        paths = row_files(who, chosen, out / "rows", oracles, dit, budget, **how)
         rows = run(
-            who, {n: VARIANTS[n] for n in names}, out / "rows", oracles, dit, budget, part(share),
-            dict(steps=sampling_steps) if sample else None, measure=measured if sample else losses,
-            minutes=minutes
+            who, chosen, out / "rows", oracles, dit, budget, part(share), minutes=minutes, **how
         )
         words = table(
             rows, names[0], (("loss", False), ("loss", True)) + (TABLE[:-1] + LEAKS if sample else ())
         )
         about = dict(
             people=sorted({r["concept"] for r in rows}), budget=asdict(budget),
-            sampling_steps=sampling_steps if sample else None, dit=fingerprint(dit.transformer)
+            sampling_steps=sampling_steps if sample else None, dit=fingerprint(dit.transformer),
+            files=files_of(rows, paths)
         )
         write(rows, about, out, "rows")
-        if keep: write(rows, about, Path("data/bench"), keep)
+        if keep: write(rows, about, KEPT, keep)
         with atomic(out / "table.md") as tmp: tmp.write_text(words + "\n")
     spell_out()
     Console().print(Markdown(words.replace("<br>", " ")))

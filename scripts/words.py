@@ -19,9 +19,10 @@ from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.folded import fold_words
 from sas_nb.hub import maker_fingerprint
-from sas_nb.lab.bench import COLUMNS, load_table, rows, save_table, table
+from sas_nb.lab.bench import rows, table
 from sas_nb.lab.cases import Case, case, in_words
 from sas_nb.lab.oracles import Oracles
+from sas_nb.lab.rows import COLUMNS, load_table, save_table
 from sas_nb.learning import learn
 from sas_nb.recipe import Recipe, Run
 

@@ -5,14 +5,14 @@ import pytest, torch, typer
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
 from sas_nb.lab import bench, methods as methods_module
-from sas_nb.lab.bench import (answer_loss, answers, COLUMNS, complete, estimate, leakage, LEAKS, load_table,
-                              losses, measured, per_concept, rows, run, save_table, SLIDERS, table,
-                              two_parts, verdict, work)
+from sas_nb.lab.bench import (answer_loss, answers, estimate, leakage, LEAKS, losses, measured, per_concept,
+                              row_files, rows, run, table, two_parts, verdict, work)
 from sas_nb.lab.cases import case, cases, in_words, nearest
 from sas_nb.lab.draw import truth
 from sas_nb.lab.methods import ABLATIONS, BRIEF, Budget, METHODS, REGULARISERS, RIVAL, set_and_sequence
 from sas_nb.lab.oracle_nets import OracleNet
 from sas_nb.lab.oracles import Oracles
+from sas_nb.lab.rows import COLUMNS, complete, load_table, restore, save_table, SLIDERS
 from sas_nb.lab.specs import edit
 from sas_nb.learning import learn
 from sas_nb.recipe import Recipe, Run, Sampling
@@ -132,8 +132,8 @@ def test_a_pair_leaves_the_base_as_it_was_and_is_what_was_trained(dit):
 
 def test_run_keeps_what_is_done(dit, oracles, tmp_path, monkeypatch):
     few, kwargs = [case(0)], dict(budget=TINY, sampling=dict(steps=1), progress=False)
-    half = run(few, ["LoRA-1", "two-stage"], tmp_path, oracles, dit, part=(0, 2), **kwargs)
-    assert {r["method"] for r in half} == {"LoRA-1"}
+    run(few, ["LoRA-1"], tmp_path, oracles, dit, **kwargs)
+    assert not run(few, ["LoRA-1", "two-stage"], tmp_path/"none", oracles, dit, part=(1, 2), **kwargs)
     def again(*a): pytest.fail("trained again")
     again.facts = METHODS["LoRA-1"].facts
     monkeypatch.setitem(METHODS, "LoRA-1", again)
@@ -142,6 +142,11 @@ def test_run_keeps_what_is_done(dit, oracles, tmp_path, monkeypatch):
     save_table(both, tmp_path/"t.csv")
     for a, b in zip(both, load_table(tmp_path/"t.csv")):
         for k in COLUMNS: assert a[k] == (b[k] if isinstance(a[k], str) else pytest.approx(b[k], rel=1e-4, nan_ok=True))
+    paths = row_files(few, ["LoRA-1", "two-stage"], tmp_path/"elsewhere", oracles, dit, TINY, dict(steps=1))
+    restore(load_table(tmp_path/"t.csv"), {p.name: pair for pair, p in paths.items()}, tmp_path/"elsewhere")
+    monkeypatch.setitem(METHODS, "two-stage", lambda *a: pytest.fail("trained again"))
+    restored = run(few, ["LoRA-1", "two-stage"], tmp_path/"elsewhere", oracles, dit, **kwargs)
+    assert [(r["method"], r["edit"]) for r in restored] == [(r["method"], r["edit"]) for r in both]
     with pytest.raises(UserError, match="There is no method"): run(few, ["magic"], tmp_path, oracles, dit)
 
 def test_run_goes_by_concept_and_stops_by_the_clock(dit, oracles, tmp_path):

@@ -136,7 +136,7 @@ def test_a_folded_concept_is_what_is_exported(concept, folded, monkeypatch):
 
 def test_the_words_script_rehearsed(tmp_path, monkeypatch):
     import words
-    from sas_nb.lab.bench import load_table
+    from sas_nb.lab.rows import load_table
     monkeypatch.setattr(words, "ROOT", tmp_path)
     monkeypatch.setattr(words, "fold_words", partial(fold_words, rank=2, steps=2, samples=2, measured=2))
     short = dict(people=1, steps1=1, steps2=1, sampling_steps=1, out=tmp_path/"words.csv")

@@ -10,7 +10,7 @@ from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.explore import sights
 from sas_nb.files import UserError
-from sas_nb.lab.bench import save_table
+from sas_nb.lab.rows import save_table
 from sas_nb.lab.cases import case
 from sas_nb.lab.draw import render
 from sas_nb.lab.oracles import Oracles
