@@ -1232,6 +1232,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sas_nb.lab.bench': { 'sas_nb.lab.bench._against': ('lab/bench.html#_against', 'sas_nb/lab/bench.py'),
                                   'sas_nb.lab.bench._body': ('lab/bench.html#_body', 'sas_nb/lab/bench.py'),
                                   'sas_nb.lab.bench._cell': ('lab/bench.html#_cell', 'sas_nb/lab/bench.py'),
+                                  'sas_nb.lab.bench._chosen': ('lab/bench.html#_chosen', 'sas_nb/lab/bench.py'),
                                   'sas_nb.lab.bench._difference': ('lab/bench.html#_difference', 'sas_nb/lab/bench.py'),
                                   'sas_nb.lab.bench._flow_error': ('lab/bench.html#_flow_error', 'sas_nb/lab/bench.py'),
                                   'sas_nb.lab.bench._key': ('lab/bench.html#_key', 'sas_nb/lab/bench.py'),

@@ -45,13 +45,13 @@ from sas_nb.explore.renderer import FARTHEST, Studio
 from sas_nb.explore.sliders import bases, effect, frames_of, tried
 from sas_nb.files import read_about
 from sas_nb.hub import fingerprint
-from sas_nb.lab.rows import save_table
 from sas_nb.lab.cases import Case
 from sas_nb.lab.controls import adherence
 from sas_nb.lab.draw import render
 from sas_nb.lab.motion import pose_correlation
 from sas_nb.lab.oracle_nets import seen_joints, words_of
 from sas_nb.lab.oracles import named_answers, Oracles
+from sas_nb.lab.rows import save_table
 from sas_nb.lab.specs import edit, SCENES
 from sas_nb.lab.zoo import spec_of
 from sas_nb.writing import atomic

@@ -35,10 +35,10 @@ from sas_nb.data import sequence
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.prompts import without_clothes
 from sas_nb.hub import fingerprint
-from sas_nb.lab.rows import save_table
 from sas_nb.lab.cases import Case, case
 from sas_nb.lab.compose_bench import MEMBER
 from sas_nb.lab.draw import render
+from sas_nb.lab.rows import save_table
 from sas_nb.lab.specs import SCENES
 from sas_nb.lab.world import IDENTITY, Person
 from sas_nb.lab.zoo import save_zoo, spec_of, ZOO

@@ -158,13 +158,17 @@ def _key(case, method, train, budget, dit, oracles, sampling, measure)->str:
     code = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
     return f"{case.name}_{name}_{code}.json"
 
+def _chosen(methods:list|dict)->dict: # name -> method
+    known = methods if isinstance(methods, dict) else METHODS
+    if unknown := next((m for m in methods if m not in known), None):
+        raise UserError(f"There is no method {unknown!r}: choose from {', '.join(known)}.")
+    return known
+
 def row_files(cases:list[Case], methods:list[str]|dict, out:Path, oracles, dit:VideoDiT,
               budget:Budget=Budget(), sampling:dict|None=None, measure=measured # as for `run`
              )->dict[tuple[str, str], Path]: # (concept, method) -> where its rows are kept
     "Raises `UserError` for an unknown method."
-    known = methods if isinstance(methods, dict) else METHODS
-    if unknown := next((m for m in methods if m not in known), None):
-        raise UserError(f"There is no method {unknown!r}: choose from {', '.join(known)}.")
+    known = _chosen(methods)
     facts = budget, dit, oracles, sampling, measure
     return {(c.name, m): expanded(out)/_key(c, m, known[m], *facts) for c in cases for m in methods}
 
@@ -178,7 +182,7 @@ def run(cases:list[Case], methods:list[str]|dict, out:Path, oracles, dit:VideoDi
     """Train and measure each pair of concept and method that is not done, all methods of one concept before
     the next. Raises `UserError` for an unknown method."""
     paths = row_files(cases, methods, out, oracles, dit, budget, sampling, measure)
-    train = methods if isinstance(methods, dict) else METHODS
+    train = _chosen(methods)
     began = time.monotonic()
     mine = [(c, m) for c in cases[part[0]::part[1]] for m in methods]
     for c, m in tqdm(mine, disable=not progress):
