@@ -4,9 +4,8 @@
 """
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
-from sas_nb.atlas.geometry import Atlas
 from sas_nb.clip import Clip
-from sas_nb.dit import VideoDiT
+from sas_nb.explore import Position, Studio
 from sas_nb.sheet import to_images
 
 OUT = Path(__file__).resolve().parent.parent / "nbs" / "images" / "looks-and-dances.webp"
@@ -17,11 +16,9 @@ LEFT, TOP = 84, 24  # for the names
 PAPER, INK = "white", "#333"
 
 
-def film(zoo: Atlas, dit: VideoDiT, look: str, dance: str) -> Clip:
+def film(studio: Studio, look: str, dance: str) -> Clip:
     "One's look with another's dance. All start from the same noise."
-    mixed = zoo.interpolate(look, dance, appearance=0, motion=1)
-    mixed.dit = dit
-    return mixed.generate(seed=1)
+    return studio.concept(Position(look, dance)).generate(seed=1)
 
 
 def paper() -> Image.Image:
@@ -47,8 +44,8 @@ def pages(films: dict[tuple[int, int], Clip]) -> list[Image.Image]:
 
 
 def main():
-    dit, zoo = VideoDiT.load("tiny"), Atlas("zoo")
-    films = {(i, j): film(zoo, dit, a, b) for i, a in enumerate(LOOKS) for j, b in enumerate(DANCES)}
+    studio = Studio("zoo")
+    films = {(i, j): film(studio, a, b) for i, a in enumerate(LOOKS) for j, b in enumerate(DANCES)}
     first, *rest = pages(films)
     timing = dict(duration=round(1000 / films[0, 0].fps), loop=0)
     OUT.parent.mkdir(exist_ok=True)

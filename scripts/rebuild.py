@@ -53,7 +53,7 @@ def table(name: str, flag: str, minutes: int) -> Artefact:
 
 _CHOICES = "tune", "tune_long", "tune_sampling"
 _ZOO = "zoo.json", "basis.safetensors", "concepts-*.safetensors", "truth.csv", "packing.json", "sheet.png"
-_RESPONSES = "response.csv", "controls.json", "carried.json"
+_RESPONSES = "response.csv", "controls.json"
 _JUDGED = "base", "oracles", "zoo"
 _CARD = "Write the figures of data/report/report.json into data/tiny/README.md."
 
@@ -65,15 +65,16 @@ ARTEFACTS = (
              ("python scripts/report.py --keep",), 20),
     Artefact("card", ("report",), ("data/tiny/README.md",), by_hand=_CARD),
     Artefact("zoo", ("base",), tuple(f"data/zoo/{f}" for f in _ZOO), ("python scripts/zoo.py",), 90),
-    Artefact("responses", _JUDGED, tuple(f"data/zoo/{f}" for f in _RESPONSES),
-             tuple(f"python scripts/response.py{flag}" for flag in ("", " --sliders", " --clothes")), 40),
-    table("table", "", 400),
-    table("long", "--long ", 1500),
-    table("ablation", "--ablation ", 500),
+    Artefact("mixtures", _JUDGED, ("data/zoo/mixtures.json",), ("python scripts/mixtures.py",), 10),
+    Artefact("responses", (*_JUDGED, "mixtures"), tuple(f"data/zoo/{f}" for f in _RESPONSES),
+             ("python scripts/response.py", "python scripts/response.py --sliders"), 30),
+    table("table", "", 150),
+    table("long", "--long ", 400),
+    table("ablation", "--ablation ", 100),
     Artefact("choice", ("base", "oracles"), tuple(f for n in _CHOICES for f in rows(n)),
-             tuple(f"python scripts/tune.py --set {n} --keep {n}" for n in _CHOICES), 700),
+             tuple(f"python scripts/tune.py --set {n} --keep {n}" for n in _CHOICES), 120),
     Artefact("compose", (*_JUDGED, "finder"), ("data/bench/compose.csv",),
-             ("python scripts/compose.py --keep --out out/compose-{base}",), 700),
+             ("python scripts/compose.py --each 1 --keep --out out/compose-{base}",), 120),
     Artefact("capacity", (*_JUDGED, "finder"), ("data/bench/capacity.csv",),
              ("python scripts/capacity.py --keep --out out/capacity-{base}",), 30),
     Artefact("experts", _JUDGED, ("data/bench/experts.csv",), ("python scripts/experts.py",), 60),
@@ -81,20 +82,21 @@ ARTEFACTS = (
     Artefact("demo", ("base", "clips"), ("nbs/images/demo.png",),
              ("python scripts/demo.py --out out/demo-{base}",
               "cp out/demo-{base}/sheet.png nbs/images/demo.png"), 3),
-    Artefact("pictures", ("base", "zoo"), ("nbs/images/looks-and-dances.webp", "nbs/images/scene.webp"),
+    Artefact("pictures", ("base", "zoo", "mixtures"),
+             ("nbs/images/looks-and-dances.webp", "nbs/images/scene.webp"),
              ("python scripts/looks_and_dances.py", "python scripts/scene.py"), 3),
-    Artefact("explore", ("base", "zoo"), ("nbs/images/explore.webp",),
+    Artefact("explore", ("base", "zoo", "mixtures"), ("nbs/images/explore.webp",),
              ("python scripts/explore_picture.py",)),
-    Artefact("page", ("base", "zoo", "responses"), ("build/explore/*", "site/explore/*"),
+    Artefact("page", ("base", "zoo", "mixtures", "responses"), ("build/explore/*", "site/explore/*"),
              ("python scripts/static_page.py",), 30, kept=False),
 )
 
 # In a notebook's code -> what it reads
 WORDS = {"oracles": "Oracles", "finder": "Finder", "zoo": r"load_zoo|['\"]zoo\b", "report": r"report\.json",
-         "responses": r"response\.csv|controls\.json|carried\.json", "table": r"bench/table|kept\(\"table",
+         "responses": r"response\.csv|controls\.json", "table": r"bench/table|kept\(\"table",
          "long": r"kept\(\"long", "ablation": r"kept\(\"abl", "choice": r"kept\(\"tune", "clips": r"clips/",
          "compose": r"compose\.csv", "capacity": r"capacity\.csv", "experts": r"experts\.csv",
-         "words": r"words\.csv"}
+         "words": r"words\.csv", "mixtures": r"mixtures\.json|\b(Studio|Explorer)\("}
 BASE = r"['\"]tiny\b|--model tiny|(?<!def )\blearn(_many|_together)?\(|sas_nb\.cli"
 
 

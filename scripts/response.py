@@ -3,7 +3,6 @@
     python scripts/response.py                 # 16 people of the shipped zoo; under a minute each, free core
     python scripts/response.py --concepts 3 --steps 8 --out small.csv   # a rehearsal
     python scripts/response.py --sliders       # the explorer's sliders, ten minutes: writes controls.json
-    python scripts/response.py --clothes       # clothes with another's dance, minutes: writes carried.json
 
 The first writes data/zoo/response.csv, which nbs/analysis/motion_and_appearance.ipynb draws. Each clip is
 asked for in the snow, where nobody was filmed, so that one clip answers four questions: is it still the same
@@ -19,10 +18,6 @@ ends on the pixels, `leak` into the other part (of a look into what moves, of a 
 `safe`, the stretch around rest where the leak is below 1; `walk` is what differs between the two ends. For
 drawn people the oracles add `identity` and `joints`. `strangers` says what somebody else's look changes, and
 somebody else's dance.
-
-The third writes carried.json beside a zoo: how often the oracles see a look's own shirt and trousers, when
-the prompt names them and when it leaves them to the weights, with its own dance and with another's. The
-explorer's prompts name them where that helps, if the caption did.
 """
 import csv
 import hashlib
@@ -31,7 +26,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated
 import numpy as np
 import torch
@@ -40,12 +34,10 @@ from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.places import load_zoo, zoo_folder
 from sas_nb.concept import Concept
 from sas_nb.explore.maps import Position
-from sas_nb.explore.prompts import without_clothes
 from sas_nb.explore.renderer import FARTHEST, Studio
 from sas_nb.explore.sliders import bases, effect, frames_of, tried
 from sas_nb.files import read_about
 from sas_nb.hub import fingerprint
-from sas_nb.lab.cases import Case
 from sas_nb.lab.controls import adherence
 from sas_nb.lab.draw import render
 from sas_nb.lab.motion import pose_correlation
@@ -65,9 +57,6 @@ WORDS = ("kind", "shirt", "trousers", "hat", "held", "motion")
 COLUMNS = ("run", "concept", "other", "slider", "value", "seed", "identity", "identity_other", "pose",
            "pose_other", "swing", "words", "scene")
 FPS = 12.
-GARMENTS = "shirt", "trousers"
-OTHERS = "another's dance"
-TOLERANCE = .1  # so much less often right is still as good
 
 
 # Response curves
@@ -262,61 +251,6 @@ def write_sliders(zoo: str, out: Path | None):
         with atomic(out) as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
 
 
-# What the prompts of the explorer have to name
-
-def seen(oracles: Oracles, clip, who: tuple, mover: tuple) -> dict[str, float]:
-    """What the oracles see of a clip: the share of shirt and trousers, the identity and the pose that are
-    right."""
-    said = oracles.look(clip.frames[None])
-    spec, face, _ = who
-    words, wanted = answers(said)[0], words_of(spec)
-    steps = torch.as_tensor(mover[2]).float().expand_as(said["joints"])
-    return dict(
-        clothes=float(np.mean([words[k] == wanted[k] for k in GARMENTS])),
-        identity=float(said["identity"][0] @ face),
-        pose=float(pose_correlation(said["joints"], steps)[0]),
-    )
-
-
-def dressed(studio: Studio, oracles: Oracles, look: str, dance: str, steps: int) -> dict[str, dict]:
-    "A look with a dance, its clothes named, as the drawing has them, and left to the weights."
-    c = studio.concept(Position(look, dance))
-    members = {m.name: SimpleNamespace(info=m.state()["info"]) for m in studio.atlas.members}
-    truth = [reference(oracles, members[name]) for name in (look, dance)]
-    caption, _ = Case(look, truth[0][0], {}, FPS).prompts()
-    motion = c.info["motion"]
-    prompts = {"named": f"{caption}. {motion}", "left out": f"{without_clothes(caption)}. {motion}"}
-    return {k: seen(oracles, c.generate(p, steps=steps), *truth) for k, p in prompts.items()}
-
-
-def write_carried(zoo: str, pairs: int, steps: int, out: Path | None):
-    "carried.json beside a zoo of drawn people."
-    folder = zoo_folder(zoo)
-    studio, oracles = Studio([folder]), Oracles.load()
-    people = studio.groups["people"]
-    found = {"its own dance": [], OTHERS: []}
-    for k, look in enumerate(people[:pairs]):
-        for rows, dance in zip(found.values(), (look, people[(k + 4) % len(people)])):
-            rows.append(dict(look=look, dance=dance) | dressed(studio, oracles, look, dance, steps))
-            print(rows[-1], flush=True)
-    right = {
-        whose: {k: round(float(np.mean([r[k]["clothes"] for r in rows])), 3) for k in ("named", "left out")}
-        for whose, rows in found.items()
-    }
-    def success(row): return sum(row["named"].values())
-    best = sorted(found[OTHERS], key=success, reverse=True)
-    about = dict(
-        base=fingerprint(studio.dit.transformer),
-        pairs=len(found[OTHERS]),
-        steps=steps,
-        clothes=right,
-        carried=right[OTHERS]["left out"] >= right[OTHERS]["named"] - TOLERANCE,
-        best=[[row["look"], row["dance"]] for row in best[:6]],
-    )
-    with atomic(out or folder / "carried.json") as tmp: tmp.write_text(json.dumps(about, indent=1) + "\n")
-    print(about)
-
-
 def main(
     zoo: Annotated[str, typer.Option(help="The shipped zoo, or a folder.")] = "zoo",
     concepts: Annotated[int, typer.Option(help="How many people to measure.")] = 16,
@@ -325,13 +259,9 @@ def main(
     out: Annotated[Path, typer.Option(help="The file to write; in the zoo's folder when not given.")] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0 leaves them alone.")] = 0,
     sliders: Annotated[bool, typer.Option(help="Measure the explorer's sliders instead.")] = False,
-    clothes: Annotated[
-        bool, typer.Option(help="Measure what looks wear with others' dances instead.")
-    ] = False,
 ):
     if threads: torch.set_num_threads(threads)
     if sliders: write_sliders(zoo, out)
-    elif clothes: write_carried(zoo, concepts, steps, out)
     else: write_curves(zoo, concepts, seeds, steps, out)
 
 

@@ -17,6 +17,7 @@ from sas_nb.cache import cache_folder, cached
 from sas_nb.explore import Position
 from sas_nb.explore.links import examples_of
 from sas_nb.explore.maps import AVERAGE, PARTS, PEOPLE
+from sas_nb.explore.mixtures import strengths_of
 from sas_nb.explore.prompts import sentence
 from sas_nb.explore.sights import filmed, still, strip, strip_of
 from sas_nb.explore.sliders import bases, Studio
@@ -170,6 +171,16 @@ def about_maps(studio: Studio) -> dict:
     return dict(groups=studio.groups, maps=maps, hasAverage=AVERAGE in studio.names)
 
 
+def layers(studio: Studio) -> dict[str, list]:
+    """Of every layer, in the order of `in_browser.write_concepts`: how many coefficients it has, and how much
+    they count where look and dance are of different people."""
+    c = studio.concept(studio.start)
+    strengths = strengths_of(c, studio.mixing)
+    kinds = dict(zip(PARTS, ("B1", "B2")))
+    def of(key): return [c.weights[key].numel(), strengths[key]]
+    return {part: [of(f"{layer}.{kind}") for layer in c.layers] for part, kind in kinds.items()}
+
+
 def kinds(chips: dict) -> dict:
     "Words that speak of people, and the chips that are for people alone."
     others = phrases_of(fitting(chips, ""))
@@ -255,7 +266,7 @@ def build(studio: Studio, folder: Path, dances: list[str], steps: int, model: bo
         model=None,
     )
     about |= about_maps(studio) | prompts(studio, members) | sampling(studio, steps)
-    if model: about |= write_model(folder, studio, members)
+    if model: about |= write_model(folder, studio, members) | dict(layers=layers(studio))
     (folder / "about.json").write_text(json.dumps(about))
 
 

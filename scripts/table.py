@@ -43,7 +43,7 @@ LONG = "ours", "LoRA-8 (DB-LoRA)", "LoRA-8, our guidance", "ours, no pairs", PAP
 CHANGED = REGULARISERS | ABLATIONS
 SETS = dict(
     quick=QUICK, table=dict(people=24, things=4, method=tuple(METHODS)) | SMALL,
-    ablation=dict(people=6, things=0, method=tuple(CHANGED)) | SMALL,
+    ablation=dict(people=6, things=0, method=tuple(m for m in CHANGED if m != PAPER)) | SMALL,
     long=dict(people=24, things=0, method=LONG, steps1=75, steps2=250, batch=8)
 )
 # sets with methods of their own; those of the ablation are asked for the edits in words

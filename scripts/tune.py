@@ -97,7 +97,7 @@ SETS = dict(
     tune=dict(people=4, only=_BRIEFLY, steps1=50, steps2=100, batch=4, sampling_steps=10),
     tune_long=dict(people=6, only=("ours", "ours, prior alone", "ours, no dropout", "ours, rank 16"),
                    steps1=100, steps2=150, batch=8, sampling_steps=10),
-    tune_sampling=dict(people=24, only=_SAMPLED, steps1=75, steps2=250, batch=8, sampling_steps=20)
+    tune_sampling=dict(people=8, only=_SAMPLED, steps1=75, steps2=250, batch=8, sampling_steps=20)
 )
 
 

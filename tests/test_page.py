@@ -452,7 +452,7 @@ def test_words_name_clothes_only_where_it_was_measured_to_help(explorer, monkeyp
     named, home, mixed = Position(one, other), Position(one, one), next(p for p in near if len([*where.shares(p)]) > 1)
     assert caption not in s.own_prompt(named)  # nothing was measured of these
     for known, says in ((dict(carried=False), True), (dict(carried=True), False)):
-        monkeypatch.setattr(s, "clothes", known)
+        monkeypatch.setattr(s, "mixing", known)
         assert s.own_prompt(named).startswith(f"{caption}.") is says
         assert caption not in s.own_prompt(home) and caption not in s.own_prompt(mixed) and caption not in s.own_prompt(Position(one, AVERAGE, look_along=(1.,)))
 
@@ -460,7 +460,25 @@ def test_words_name_clothes_only_where_it_was_measured_to_help(explorer, monkeyp
 def test_the_best_measured_pair_is_the_first_example(explorer, monkeypatch):
     s = explorer.studio
     one, other = [n for n in s.names if n != AVERAGE][:2]
-    monkeypatch.setattr(s, "clothes", dict(best=[["nobody", one], [other, one]]))
+    monkeypatch.setattr(s, "mixing", dict(best=[["nobody", one], [other, one]]))
     (label, place), *others = examples_of(s, explorer.chips)
     assert label == f"{other} dances like {one}" and (place.look, place.dance) == (other, one)
     assert all((p.look, p.dance) == (other, other) and p.prompt for _, p in others)
+
+
+def test_a_look_with_anothers_dance_is_brought_out_as_was_measured(explorer, monkeypatch):
+    s = explorer.studio
+    one, other = [n for n in s.names if n != AVERAGE][:2]
+    def norms(p): return (lambda w: [sum(t.norm()**2 for k, t in w.items() if k.endswith(kind))**.5 for kind in ("A", "B1", "B2")])(s.concept(p).weights)
+    def times(p):  # of the plain sum
+        with monkeypatch.context() as m:
+            m.setattr(s, "mixing", {})
+            plain = norms(p)
+        return [float(a/b) for a, b in zip(norms(p), plain)]
+    monkeypatch.setattr(s, "mixing", dict(strengths=dict(early=1., appearance=[.8, 9.], motion=[1.5, 9.])))
+    assert times(Position(one, one)) == times(Position(one, one, look_along=(2.,))) == [1, 1, 1]
+    assert times(Position(one, other)) == pytest.approx([1, .8, 1.5]) == times(Position(AVERAGE, other))
+    where = s.maps["appearance"]
+    between = next(p for k in (2, -2) if one in (where.shares(p := Position(one, one, look_by=(where.step*k, 0.)))) and len(where.shares(p)) > 1)
+    share = where.shares(between)[one]
+    assert times(between) == pytest.approx([1, share + .8*(1-share), share + 1.5*(1-share)])

@@ -8,7 +8,8 @@ from in_browser import few_bits
 from sas_nb.explore import Position
 from sas_nb.explore.sliders import Studio
 from sas_nb.files import UserError
-from sas_nb.explore.maps import percents
+from sas_nb.explore.maps import PARTS, percents
+from sas_nb.explore.mixtures import apart
 from sas_nb.explore.words import carried, chips_of, fitting, toggled
 from sas_nb.prompt import unknown_words
 from test_browser import chromium, MISSING, serious, TAB_STOPS, view, window  # noqa: F401 (a fixture)
@@ -119,7 +120,7 @@ PLACED = """(all) => all.map(p => {
     p[part].along = []
   }
   const weights = ["appearance", "motion"].map(part => places.weights(part, p[part]))
-  return [weights, places.ownPrompt(p)]
+  return [weights, places.ownPrompt(p), places.apart(p)]
 })"""
 
 
@@ -131,9 +132,10 @@ def test_places_are_those_of_python(page, studio):
     some = [Position(a, b) for a in NAMES for b in NAMES]
     some += [Position(NAMES[i % 3], NAMES[i % 2], by(), by() if i % 2 else (0., 0.)) for i in range(20)]
     some = [studio.snap(p) for p in some]
-    for p, (weights, prompt) in zip(some, page.evaluate(PLACED, [in_js(p) for p in some])):
+    for p, (weights, prompt, far) in zip(some, page.evaluate(PLACED, [in_js(p) for p in some])):
         assert np.allclose(weights, [studio.weights(p, part) for part in ("appearance", "motion")], atol=1e-6), p
         assert prompt == studio.own_prompt(p)
+        assert abs(far - apart(*(studio.maps[part].shares(p) for part in PARTS))) < 1e-6
 
 
 @pytest.mark.browser
@@ -224,7 +226,7 @@ def test_the_model_in_the_browser_makes_what_python_makes(tmp_path, studio, chro
         page.wait_for_function("sasPage.engine.ready || sasPage.engine.failed")  # an evaluation has no time limit, this has
         assert page.evaluate("sasPage.engine.ready"), page.evaluate("sasPage.engine.failed")
         p = studio.snap(Position(NAMES[0], NAMES[1], (.1, .2), appearance=.8))
-        js = PLACED.replace("return [weights, places.ownPrompt(p)]", "return sasPage.request(p, 4)")
+        js = PLACED.replace("return [weights, places.ownPrompt(p), places.apart(p)]", "return sasPage.request(p, 4)")
         asked, = page.evaluate(js, [in_js(p)])
         page.evaluate("asked => void sasPage.engine.make({ ...asked, raw: true }, true, () => {}).then(c => { globalThis.made = Array.from(c.raw) }, e => { globalThis.failed = String(e) })", asked)
         page.wait_for_function("globalThis.made || globalThis.failed")

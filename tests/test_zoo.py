@@ -19,7 +19,7 @@ from sas_nb.lab.world import heldout_spec, identity_of, Person, Spec
 from sas_nb.lab.zoo import packed, save_zoo, spec_of
 from sas_nb.recipe import Recipe
 from sas_nb.train import Trainer
-import bench_fleet, response, zoo
+import bench_fleet, mixtures, response, zoo
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -173,6 +173,29 @@ def test_rows_come_back(tmp_path):
     back = response.read(tmp_path/"r.csv")
     assert {k: v for k, v in back[0].items() if k != "pose_other"} == {k: v for k, v in rows[0].items() if k != "pose_other"} and back[0]["pose_other"] != back[0]["pose_other"]
     assert response.read(tmp_path/"none.csv") == []
+
+
+class Judged:  # looks live in late layers, dances in early ones, and each is in the other's way there
+    def __init__(self): self.studio = type("Studio", (), {})()
+    def judge(self, place, look, dance):
+        if place.look == place.dance: return dict(look=float(place.look == look), dance=float(place.dance == dance))
+        known = self.studio.mixing["strengths"]
+        (l0, l1), (d0, d1) = known["appearance"], known["motion"]
+        return dict(look=.5*l1/(1+d1), dance=.5*d0/(1+l0))
+
+def test_the_strengths_of_a_mixture_show_both():
+    found = mixtures.strengths_of(Judged(), [("ann", "bob"), ("bob", "cid")], [("cid", "ann")])
+    assert found["strengths"] == dict(early=2/3, appearance=[.6, 1.2], motion=[1.5, 0.])
+    assert found["plain"] == dict(look=.25, dance=.25) and found["found"] == dict(look=.6, dance=pytest.approx(.469, abs=1e-3))
+    assert found["kept"][0] == dict(look_early=1., dance_late=1., dance_early=1., look_late=1., look=.25, dance=.25)
+
+def test_mixtures_are_measured_beside_a_zoo(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixtures, "TRIED", dict(look_early=(1., .8), dance_late=(1.,), dance_early=(1.,), look_late=(1.,)))
+    mixtures.main("zoo", 2, 2, tmp_path/"m.json", 0)
+    found = json.loads((tmp_path/"m.json").read_text())
+    assert [found["pairs"], found["steps"], len(found["kept"])] == [2, 2, 2] and len(found["best"]) == 2
+    assert found["strengths"]["appearance"][0] in (1, .8) and found["strengths"]["motion"] == [1, 1]
+    assert all(0 <= share <= 1 for whose in found["clothes"].values() for share in whose.values())
 
 
 def test_a_newcomer_is_measured_on_both_stages(dit):

@@ -104,7 +104,7 @@ def _set_head(table, head:str, at:int, name:str):
 def examples_of(studio, chips:dict)->list[tuple]: # (label, where it leads)
     "One's look with another's dance, what words do with that look, and somebody who shares no map."
     names = studio.alike()
-    pairs = [pair for pair in studio.clothes.get("best", []) if {*pair} <= {*names}]
+    pairs = [pair for pair in studio.mixing.get("best", []) if {*pair} <= {*names}]
     other = names[len(names)//2 if len(names) < 5 else 4]
     look, dance = pairs[0] if pairs else (names[0], other)
     start = studio.start.put("appearance", look).put("motion", look)
@@ -113,7 +113,7 @@ def examples_of(studio, chips:dict)->list[tuple]: # (label, where it leads)
 
 # %% ../../nbs/explore/03_links.ipynb #39263d44
 def _worded(studio, start, chips:dict)->list[tuple]:
-    own = studio.own_prompt(start, not studio.clothes.get("carried", True)) # clothes it does not carry
+    own = studio.own_prompt(start, not studio.mixing.get("carried", True)) # clothes it does not carry
     fit = fitting(chips, own)
     kinds = ("Place", "Light", MOVEMENT)
     found = [next((p for p in fit.get(kind, ()) if p not in own), None) for kind in kinds]

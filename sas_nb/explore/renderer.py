@@ -23,7 +23,8 @@ from ..dit import checked_steps
 from .other_bases import bases_of, comparable, first_of, grouped_by_basis, known_controls
 from .concepts import lasting_places, listed, named_concepts, open_concepts
 from .maps import AVERAGE, in_words, map_of, PARTS, Position
-from .prompts import measured, sentence
+from .mixtures import apart, brought_out, measured
+from .prompts import sentence
 from .room import keep_together, room_for, Stopwatch
 from ..files import UserError, whole_number
 from ..prompt import known_words
@@ -46,8 +47,7 @@ class Videos:
 
 # %% ../../nbs/explore/01_renderer.ipynb #1a5af0d5
 class Studio(Videos):
-    """Concepts, all places between them, and the videos of these places.
-    Raises `UserError` for concepts that cannot be compared, and where their base does not fit."""
+    "Concepts, all places between them, and their videos. Raises `UserError` for what does not fit together."
     def __init__(self,
                  concepts,            # concepts, folders of them, of runs, of zoos; or one; or name -> one
                  steps:int|None=None, # of a full video; the model's own when None
@@ -76,7 +76,7 @@ def _opened(studio, concepts)->dict: # name -> concept
 
 # %% ../../nbs/explore/01_renderer.ipynb #ba02d12a
 def _recall(studio, base:str|None): # the model's fingerprint
-    studio.clothes = measured(studio.places.values(), base)
+    studio.mixing = measured(studio.places.values(), base)
     studio.controls = {k: known_controls(names, studio.places, base) for k, names in studio.groups.items()}
 
 # %% ../../nbs/explore/01_renderer.ipynb #c3a9e5b7
@@ -160,10 +160,11 @@ def concept(self:Studio, p:Position)->Concept:
     "The concept at a place: a `Concept` as any other, to generate with, save and export. Raises `UserError`."
     p = self.snap(p)
     c = self.atlas.mix(*(self.weights(p, part) for part in PARTS)).at(p.appearance, p.motion)
+
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     c.info |= dict(made=now, position=p.as_dict())
     c.dit = self.dit
-    return c
+    return brought_out(c, self.mixing, apart(*(self.maps[part].shares(p) for part in PARTS)))
 
 # %% ../../nbs/explore/01_renderer.ipynb #e4f1a2b8
 @patch
@@ -192,7 +193,7 @@ def _names_clothes(studio, p)->bool:
     "Where one's look has another's dance, if it was measured that this base mixes up their clothes."
     look, dance = ([*studio.maps[part].shares(p)] for part in PARTS)
     others = len(look) == len(dance) == 1 and look != dance and AVERAGE not in look
-    return others and not any(p.look_along + p.dance_along) and not studio.clothes.get("carried", True)
+    return others and not any(p.look_along + p.dance_along) and not studio.mixing.get("carried", True)
 
 # %% ../../nbs/explore/01_renderer.ipynb #e886dc10
 @patch
@@ -246,8 +247,7 @@ def render(self:Videos,
            quick:bool=False,          # a few steps, as WebP; else all steps, as MP4
            watch=lambda share: None,  # told the share done before every step and at the end; it may raise
           )->bytes:
-    """The video at a place; always the same bytes for the same place.
-    Raises `UserError` for words the model does not know."""
+    "The video at a place, always the same bytes. Raises `UserError` for words the model does not know."
     key = self.snap(self.start if p is None else p), quick
     with self.dit.lock: # one concept on a model at a time
         if key not in self.kept: self.kept[key] = _make(self, *key, watch)
@@ -269,7 +269,7 @@ def thumbnail(self:Studio, p:Position, watch=lambda share: None)->bytes: # anima
     c = self.concept(p)
     def make(): return dict(webp=torch.tensor(list(self.render(p, True, watch)), dtype=torch.uint8))
     how = (c.info["fingerprint"], prompt, p.seed, c.appearance, c.motion, self.preview, self.sampling)
-    tensors = [t for _, t in sorted((c.weights | c.tokens).items())]
+    tensors = (t for _, t in sorted((c.weights | c.tokens).items()))
     return bytes(cached(make, "preview", repr(how), *tensors)["webp"].tolist())
 
 @patch

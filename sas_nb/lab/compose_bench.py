@@ -36,7 +36,7 @@ MEMBER = Recipe.default().with_(
     both=dict(batch=2, lr_factor=8., full_caption=False, bf16=True, decay="cosine",
               composites=.35),
     stage1=dict(steps=600, frozen=False),
-    stage2=dict(steps=500),
+    stage2=dict(steps=800),
 )
 
 class Cast:

@@ -74,16 +74,28 @@ async function load(said) {
 
 const part = { appearance: 0, motion: 1 }
 
-function mixed({ weights, strength }) { // one row of coefficients
+function mixed({ weights, strength, apart }) { // one row of coefficients
   const out = new Float32Array(zoo.coefficients)
   for (const [name, k] of Object.entries(part)) {
+    const counts = countsOf(name, apart)
     weights[name].forEach((w, i) => {
       const by = w*strength[name]*zoo.steps[2*i + k]
       const from = (2*i + k)*zoo.coefficients
-      if (by) for (let j = 0; j < out.length; j++) out[j] += by*zoo.numbers[from + j]
+      if (by) for (let j = 0; j < out.length; j++) out[j] += counts[j]*by*zoo.numbers[from + j]
     })
   }
   return out
+}
+
+// How much each coefficient of a part counts, where look and dance are so much of different people.
+function countsOf(name, apart) {
+  const all = new Float32Array(zoo.coefficients)
+  let from = 0
+  for (const [n, strength] of about.layers[name]) {
+    all.fill(1 + apart*(strength - 1), from, from + n)
+    from += n
+  }
+  return all
 }
 
 function wordVector(weights, k) {

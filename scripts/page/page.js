@@ -130,7 +130,7 @@ function request(p, steps) {
   const prompt = p.prompt || places.ownPrompt(p)
   return {
     steps, seed: p.seed, strength: p.strength, numbers: language.numbered(prompt, about.vocabulary),
-    placeholders: language.placeholders(prompt),
+    placeholders: language.placeholders(prompt), apart: places.apart(p),
     weights: Object.fromEntries(Object.keys(PARTS).map(part => [part, places.weights(part, p[part])])),
   }
 }

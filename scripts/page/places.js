@@ -82,6 +82,13 @@ export class Places {
     return marks.map((name, i) => [name, shares[i]]).filter(([, s]) => s > 0).sort((a, b) => b[1] - a[1])
   }
 
+  // How much of look and dance are of different people: 0 is the same mixture, 1 is nobody in both.
+  apart({ appearance, motion }) {
+    const dance = new Map(this.shares("motion", motion))
+    const both = this.shares("appearance", appearance).map(([name, share]) => Math.min(share, dance.get(name) ?? 0))
+    return 1 - both.reduce((a, b) => a + b, 0)
+  }
+
   // The weight of every member; sliders push all of a group.
   weights(part, at) {
     const all = new Map(this.about.members.map(name => [name, 0]))
