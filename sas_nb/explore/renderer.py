@@ -47,7 +47,8 @@ class Videos:
 
 # %% ../../nbs/explore/01_renderer.ipynb #1a5af0d5
 class Studio(Videos):
-    "Concepts, all places between them, and their videos. Raises `UserError` for what does not fit together."
+    """Concepts, all places between them, and the videos of these places.
+    Raises `UserError` for concepts that cannot be compared, and where their base does not fit."""
     def __init__(self,
                  concepts,            # concepts, folders of them, of runs, of zoos; or one; or name -> one
                  steps:int|None=None, # of a full video; the model's own when None
@@ -160,7 +161,6 @@ def concept(self:Studio, p:Position)->Concept:
     "The concept at a place: a `Concept` as any other, to generate with, save and export. Raises `UserError`."
     p = self.snap(p)
     c = self.atlas.mix(*(self.weights(p, part) for part in PARTS)).at(p.appearance, p.motion)
-
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     c.info |= dict(made=now, position=p.as_dict())
     c.dit = self.dit
@@ -269,7 +269,7 @@ def thumbnail(self:Studio, p:Position, watch=lambda share: None)->bytes: # anima
     c = self.concept(p)
     def make(): return dict(webp=torch.tensor(list(self.render(p, True, watch)), dtype=torch.uint8))
     how = (c.info["fingerprint"], prompt, p.seed, c.appearance, c.motion, self.preview, self.sampling)
-    tensors = (t for _, t in sorted((c.weights | c.tokens).items()))
+    tensors = [t for _, t in sorted((c.weights | c.tokens).items())]
     return bytes(cached(make, "preview", repr(how), *tensors)["webp"].tolist())
 
 @patch
