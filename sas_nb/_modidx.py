@@ -744,6 +744,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sas_nb.explore.page._moved': ('explore/page.html#_moved', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._offer_full': ('explore/page.html#_offer_full', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._remember': ('explore/page.html#_remember', 'sas_nb/explore/page.py'),
+                                     'sas_nb.explore.page._say_old': ('explore/page.html#_say_old', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._say_why': ('explore/page.html#_say_why', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._show': ('explore/page.html#_show', 'sas_nb/explore/page.py'),
                                      'sas_nb.explore.page._stop': ('explore/page.html#_stop', 'sas_nb/explore/page.py'),

@@ -362,6 +362,15 @@ def test_prompt_marks_words_and_says_what_it_does_not_know(explorer):
     assert explorer.screen.old == "" and explorer.prompt.unknown == []
 
 
+def test_a_slow_video_leaves_the_one_before_marked_as_old(explorer, monkeypatch):
+    seen, render, kind = [], explorer.studio.render, type(explorer.studio)
+    monkeypatch.setattr(kind, "seconds", lambda self, quick=False: 5.)
+    monkeypatch.setattr(kind, "render", lambda self, p=None, quick=False, watch=None: seen.append((quick, explorer.screen.old)) or render(p, quick))
+    explorer.start["motion"].value = "dan"; explorer.worker.wait()
+    assert seen[0] == (True, "still the video before") and all(not old for quick, old in seen if not quick)
+    assert explorer.screen.old == "" and explorer.screen.data
+
+
 def test_vocabulary(dit):
     words = known_words(dit.tokenizer)
     assert {"[v]", "[u]", "dancing", "snow"} <= set(words) and not [w for w in words if "\u2581" in w]

@@ -65,6 +65,7 @@ def open_page(e, studio, out, waits:bool, remember, furnish, then):
     e.studio = studio
     e.out = expanded(out).resolve()
     e.worker = Worker()
+    e.shown = None   # the position whose video is on the screen
     e.settled = True # is there time for full videos? Not while a page begins
     remember(e)
     e.position = studio.start
@@ -150,6 +151,9 @@ def _work(e, p, asked:float, full:bool, stale):
 def _say_why(e, why:str):
     "There is no new video: the old one stays, and says that it is old."
     e.screen.note = why
+    _say_old(e)
+
+def _say_old(e):
     if e.screen.data: e.screen.old = "still the video before"
 
 # %% ../../nbs/explore/04_page.ipynb #75372909
@@ -189,6 +193,7 @@ def _show(e, p, asked:float, stale, quick:bool):
     if stale(): return
     kept = e.studio.ready(p, quick)
     if not kept: e.screen.note = _begin_note(e, quick)
+    if not kept and (e.studio.seconds(quick) or 0) > 1 and p != e.shown: _say_old(e)
     video = e.studio.render(p, quick, partial(_watch, e, stale, quick))
     e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
     e.shown = p

@@ -207,7 +207,9 @@ async function exact(p, isNew) {
   for (const steps of [about.preview, about.steps]) {
     if (!isNew() || steps == about.steps && isHeld()) return
     const began = performance.now()
-    const clip = await made(p, steps, true, tell)
+    const isOld = () => isNew() && steps == about.preview
+    const slow = setTimeout(() => isOld() && screenModel.put({ old: "still the video before" }), 1000)
+    const clip = await made(p, steps, true, tell).finally(() => clearTimeout(slow))
     if (!clip || !isNew()) return
     const what = steps == about.steps ? "" : "preview: "
     show(clip, p, what + places.describe(p))
