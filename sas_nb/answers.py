@@ -148,7 +148,8 @@ def _recipe(info):
         if k in recipe: yield f"stage {k[-1]}, {part}", _stage(recipe[k])
     if sampling := info.get("sampling"):
         told = f"guidance {sampling['guidance_factor']:.3g} of the base's"
-        yield "sampled with", f"{told}, negative scale {sampling.get('negative_scale', 1):g}"
+        told += f", negative scale {sampling.get('negative_scale', 1):g}"
+        yield "sampled with", f"{told}, edit guidance {sampling.get('edit_guidance', 0):g}"
 
 # %% ../nbs/parts/answers.ipynb #be8a39b7
 def _origin(info):

@@ -203,13 +203,13 @@ _PROMPT = typer.Argument(help="What to show; the training prompt when not given.
 
 def _shape(concept, size): # arguments of `generate`
     from sas_nb.advice import checked_size
-    if size is None: return {}
-    return dict(zip(("height", "width"), checked_size(concept.base().defaults, size)))
+    return {} if size is None else dict(zip(("height", "width"), checked_size(concept.base().defaults, size)))
 
 # %% ../nbs/parts/cli.ipynb #60950356
 _STEPS = "Sampling steps; what suits the model when not given."
 _GUIDANCE = "Classifier-free guidance, 1 is none; what suits the concept when not given."
 _NEGATIVE = "Scale of the concept on guidance's negative side, 0 to 1; 1 is ordinary guidance."
+_EDITS = "How much is added of what an edit changes in the base, 0 is none; what suits the concept."
 _PLAYS = "Frames per second at which the video plays; as it was filmed when not given."
 _BASE = "The base, if it is not where it was when the concept was trained."
 _WRITE = typer.Option(help="The video to write: .mp4, .mov, .webm or .gif.")
@@ -223,13 +223,13 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
              steps:given(int, _STEPS, min=1)=None, guidance:given(float, _GUIDANCE)=None,
              negative_scale:given(float, _NEGATIVE)=None,
              motion_guidance:Annotated[float, typer.Option(help="Below 1 calmer, above 1 livelier.")]=1.,
-             negative:given(str, "What to move away from.")=None,
+             edit_guidance:given(float, _EDITS)=None, negative:given(str, "What to move away from.")=None,
              appearance:given(float, "Scale of the appearance, 1 as it was learned.")=None,
              motion:given(float, "Scale of the motion, 1 as it was learned.")=None,
-             frames:Frames=None, size:Size=None, fps:given(float, _PLAYS)=None,
-             model:given(str, _BASE)=None, revision:Revision=None, dtype:Dtype=None,
-             apart:Apart=None, weights:Weights=None, swapped:Swapped=None, tiled:Tiled=None,
-             vae_bits:VaeBits=None, text_bits:TextBits=None, quiet:Quiet=False):
+             frames:Frames=None, size:Size=None, fps:given(float, _PLAYS)=None, model:given(str, _BASE)=None,
+             revision:Revision=None, dtype:Dtype=None, apart:Apart=None, weights:Weights=None,
+             swapped:Swapped=None, tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None,
+             quiet:Quiet=False):
     "Make a video of a concept, as it was trained or edited by a prompt."
     check_name(out)
     check_writable(out)
@@ -237,8 +237,9 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
     size = _shape(scaled, size)
     fit_to_sample(scaled, frames, size, wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled,
                                                vae_bits=vae_bits, text_bits=text_bits))
-    clip = scaled.generate(prompt, seed, steps, guidance, negative_scale, motion_guidance, negative=negative,
-                           num_frames=frames, fps=fps, progress=not quiet, **size)
+    how = dict(negative=negative, num_frames=frames, fps=fps, progress=not quiet) | size
+    clip = scaled.generate(prompt, seed, steps, guidance, negative_scale, motion_guidance,
+                           edit_guidance, **how)
     say(f"Wrote {clip.save(out)}: {len(clip)} frames, {clip.fps:g} per second.")
 
 # %% ../nbs/parts/cli.ipynb #fe99f2e4

@@ -175,6 +175,16 @@ def to_mp4(
         _encode(f, _pixels(small), self.fps, "libx264", {"crf": "20"})
     return buffer.getvalue()
 
+@patch
+def to_webp(self:Clip, side:int=240)->bytes: # a larger short side is scaled down to this
+    "An animated picture in memory, which is quicker to make than a film."
+    scale = min(1., side/min(self.shape[2:]))
+    first, *rest = to_images(self.frames, list(range(len(self))), round(self.shape[2]*scale))
+    out = BytesIO()
+    timing = dict(duration=round(1000/self.fps), loop=0)
+    first.save(out, "webp", save_all=True, append_images=rest, quality=80, method=0, **timing)
+    return out.getvalue()
+
 # %% ../nbs/00_clip.ipynb #c6a08952
 def _words(clip):
     t, _, h, w = clip.shape

@@ -14,10 +14,10 @@ from .beforehand import checked_adapter, fit_memory, over_basis
 from .clip import Clip
 from .composites import check_alike, composites_of
 from .concept import Concept
-from .dit import VideoDiT
+from .dit import paired, VideoDiT
 from .files import Advice, check_names, real_number, UserError
 from .learning import fit_clip, fit_stages
-from .prompt import (check_together, checked_prompts, in_one_place, Prompts, several,
+from .prompt import (check_together, in_one_place, Prompts, several,
                            together)
 from .recipe import Recipe, Run
 from .running import only_run, stoppable
@@ -157,8 +157,7 @@ def _asked(placed, prompt, seed, given)->dict:
     usual = dict(num_frames=r.num_frames, height=r.height, width=r.width)
     filmed = placed.info.get("clip", {}).get("shape")
     if filmed: usual = dict(zip(usual, (filmed[0], *filmed[2:])))
-    prompts = checked_prompts(prompt)
-    if not several(prompt) and several(seed): prompts = prompts*len(seed)
+    prompts, _ = paired(prompt, seed)
     return dict(size=[usual[k] if given.get(k) is None else given[k] for k in usual], prompts=prompts)
 
 # %% ../nbs/10_composing.ipynb #f9d3110f

@@ -20,7 +20,8 @@ from .bases import check_base, made_with
 from .clip import Clip
 from .concept_file import as_json, base_name, check_shapes, FILES, provenance, read_info, readable
 from .concept_words import advice_of, as_html, as_markdown, summary_of
-from .dit import VideoDiT
+from .dit import paired, VideoDiT
+from .edits import edited_texts, with_edits
 from .experts import checked_guidance
 from .export import write_loras
 from .files import Advice, check_names, expanded, real_number, UserError
@@ -28,7 +29,7 @@ from .folders import concept_folder
 from .log import plot_history
 from .lowrank import norm
 from .prompt import checked_prompts, Prompts
-from .recipe import Recipe
+from .recipe import Recipe, Sampling
 from .self_conditioning import SelfConditioning
 from .subjects import Subject
 from .writing import atomic
@@ -79,10 +80,8 @@ def of(cls:Concept, adapter:SharedLoRA,
 def norms(self:Concept)->dict[str, tuple[float, float]]: # layer -> (|A B1|, |A B2|)
     """Frobenius norm of each layer's appearance and motion update, without forming them; before the two
     scales."""
-    return {
-        l: tuple(float(norm(self.weights[f"{l}.A"], self.weights[f"{l}.{b}"])) for b in ("B1", "B2"))
-        for l in self.layers
-    }
+    def of(l, part): return float(norm(self.weights[f"{l}.A"], self.weights[f"{l}.{part}"]))
+    return {l: (of(l, "B1"), of(l, "B2")) for l in self.layers}
 
 # %% ../nbs/08_concept.ipynb #f4d0f68a
 @patch
@@ -173,6 +172,8 @@ def generate(self:Concept,
              guidance:float|tuple|None=None,
              negative_scale:float|None=None, # of the concept on guidance's negative side, 0 to 1
              motion_guidance:float=1.,       # below 1 calmer, above 1 livelier
+             # of what an edited prompt changes in the base alone; 0 is none, and None is the concept's own
+             edit_guidance:float|None=None,
              fps:float|None=None,            # frames per second at which the clip plays; as filmed when None
              # further arguments of `VideoDiT.sample`; the size is the training clip's unless given
              **kwargs,
@@ -181,35 +182,38 @@ def generate(self:Concept,
     of, see `advice`. Raises `UserError` for words the base does not know, scales that cannot be, and
     arguments there are none of."""
     _check_arguments(kwargs)
-    guidance, negative_scale = _guidance(self, guidance, negative_scale)
+    guidance, *scales = _guidance(self, guidance, negative_scale, edit_guidance)
     motion_guidance = real_number(motion_guidance, "motion_guidance", 0, 4, "1 is as it was learned")
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
     for words in self.advice(prompt): warnings.warn(words, Advice, stacklevel=2)
     prompt = self.prompt if prompt is None else prompt
     how = dict(seed=seed, steps=steps, guidance=guidance, fps=self.fps if fps is None else fps)
-    scales = 1. if guidance == 1 else negative_scale, motion_guidance
     with self.dit.lock:
-        return self.dit.clips(_latents(self, prompt, scales, how | kwargs), prompt, seed, how["fps"])
+        latents = _latents(self, prompt, how | kwargs, *scales, motion_guidance)
+        return self.dit.clips(latents, prompt, seed, how["fps"])
 
 # %% ../nbs/08_concept.ipynb #1c7b080a
-def _latents(concept, prompt, scales, how)->Tensor: # (B, C, t, h, w)
+def _latents(concept, prompt, how, negative_scale, edit_guidance, motion_guidance)->Tensor: # (B, C, t, h, w)
     "Text is read before the transformer, and the adapter is gone before the autoencoder comes."
     dit = concept.dit
-    dit.embed([*checked_prompts(prompt), how.get("negative") or dit.defaults.negative])
+    prompts, _ = paired(prompt, how["seed"])
+    texts = edited_texts(concept.prompts.both, prompts) if edit_guidance else []
+    dit.embed([*prompts, how.get("negative") or dit.defaults.negative, *texts])
     how = concept.size | how
     with concept.attached() as adapter:
-        velocity = concept.velocity(adapter, *scales)
+        velocity = concept.velocity(adapter, negative_scale, motion_guidance)
+        if texts: velocity = with_edits(velocity, adapter, edit_guidance, dit.embed(texts))
         return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, latents=True, **how)
 
 # %% ../nbs/08_concept.ipynb #afb5f470
-def _guidance(concept, guidance, negative_scale)->tuple[float|tuple, float]:
-    "Both as given, else the concept's own. Raises `UserError`."
-    own = concept.info.get("sampling", {})
+def _guidance(concept, guidance, negative_scale, edit_guidance)->tuple[float|tuple, float, float]:
+    "All as given, else the concept's own. Raises `UserError`."
+    told = concept.info.get("sampling", {})
+    own = Sampling.of(told, negative_scale=negative_scale, edit_guidance=edit_guidance)
     dit = concept.base()
-    usual = dit.defaults.usual_guidance(own.get("guidance_factor", 1.))
+    usual = dit.defaults.usual_guidance(own.guidance_factor)
     guidance = checked_guidance(usual if guidance is None else guidance, dit.experts)
-    scale = own.get("negative_scale", 1.) if negative_scale is None else negative_scale
-    return guidance, real_number(scale, "negative_scale", 0, 1, "1 is ordinary guidance")
+    return guidance, 1. if guidance == 1 else own.negative_scale, own.edit_guidance
 
 _OWN = "self", "kwargs", "tokens", "velocity", "latents" # for `generate` to say, and not the caller
 _RENAMED = dict(strength="motion_guidance", against="negative_scale")
@@ -219,6 +223,7 @@ def _check_arguments(given):
     names = signature(Concept.generate).parameters | signature(VideoDiT.sample).parameters
     check_names(given, [k for k in names if k not in _OWN], "Concept.generate", _RENAMED)
 
+# %% ../nbs/08_concept.ipynb #afb5f471
 @patch(as_prop=True)
 def size(self:Concept)->dict: # arguments of `generate`; all None where nothing is known
     "Frames, height and width of the clip that it was learned from."

@@ -67,9 +67,10 @@ def _clip(x):
 def _rank(x): return _whole(x, 1, 10**5)
 def _scales(x): return _list_of(x, lambda s: _number(s, -1000, 1000)) and len(x) == 2
 def _family(x): return _text(x) and x in FAMILIES
+# name, what it is where it is missing, and the most it may be
+_SAMPLED = ("guidance_factor", None, 1000), ("negative_scale", 1, 1), ("edit_guidance", 0, 100)
 def _sampling(x):
-    if not isinstance(x, dict): return False
-    return _number(x.get("guidance_factor"), 0, 1000) and _number(x.get("negative_scale", 1), 0, 1)
+    return isinstance(x, dict) and all(_number(x.get(k, usual), 0, most) for k, usual, most in _SAMPLED)
 
 def _shares(x):
     return isinstance(x, dict) and all(_dict_of(x.get(k), _number) for k in ("appearance", "motion"))
@@ -114,7 +115,7 @@ _MAY = dict(
     made=(_text, "a date"),
     untested=(_text, "a sentence"),
     revision=(_words, "a commit of the hub's"),
-    sampling=(_sampling, "an object with guidance_factor, and negative_scale from 0 to 1"),
+    sampling=(_sampling, "guidance_factor, negative_scale from 0 to 1, and edit_guidance from 0 to 100"),
     atlas=(_shares, "an object of shares"),
     subjects=(_subjects, "a list of names and prompts"),
 )

@@ -249,15 +249,22 @@ def _in_comfyui(concept, split, folded=None):
     return f"## In ComfyUI\n\n{text}"
 
 # %% ../nbs/parts/export.ipynb #27f7587b
+def _of_sampling(own:dict)->str:
+    "What a stock pipeline should know of a concept's sampling, and what it cannot do."
+    words = ""
+    if "guidance_factor" in own:
+        words += f" The concept is made for {own['guidance_factor']:.2g} times the base's own guidance."
+    if "negative_scale" in own:
+        words += " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."
+    if own.get("edit_guidance"):
+        words += " It also strengthens what an edited prompt changes; a stock pipeline makes fewer edits."
+    return words
+
+# %% ../nbs/parts/export.ipynb #ed17usag
 def _usage(concept, format, split, folded=None):
     "The README of an export."
-    own = concept.info.get("sampling", {})
     kind = "Two ordinary LoRAs" if split else "An ordinary LoRA"
-    notes = _of_words(concept, folded)
-    if "guidance_factor" in own:
-        notes += f" The concept is made for {own['guidance_factor']:.2g} times the base's own guidance."
-    if "negative_scale" in own:
-        notes += " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."
+    notes = _of_words(concept, folded) + _of_sampling(concept.info.get("sampling", {}))
     rank = concept.rank+(folded.rank if folded else 0)
     title = "In diffusers, with peft" if format == "peft" else "In diffusers"
     prompt = Prompt(concept.prompt).plain if folded else concept.prompt

@@ -103,9 +103,16 @@ class Sampling:
     "How a concept of a recipe is sampled. Raises `UserError` for a number that cannot be."
     guidance_factor:float=1. # of the base's own guidance
     negative_scale:float=1.  # of the concept on guidance's negative side; 1 is ordinary guidance
+    edit_guidance:float=0.   # of what an edited prompt changes in the base alone; 0 is none
     def __post_init__(self):
         real_number(self.guidance_factor, "guidance_factor", 0, 1000)
         real_number(self.negative_scale, "negative_scale", 0, 1, "1 is ordinary guidance")
+        real_number(self.edit_guidance, "edit_guidance", 0, 100, "0 is none")
+    @classmethod
+    def of(cls, known:dict, **given)->"Sampling": # of a concept's provenance; what is not None goes before it
+        "As a concept says, of any version; ordinary guidance where it says nothing. Raises `UserError`."
+        numbers = known | {k: v for k, v in given.items() if v is not None}
+        return cls(**{k: v for k, v in numbers.items() if k in cls.__dataclass_fields__})
 
 # %% ../nbs/parts/recipe.ipynb #557e8a95
 @dataclass(frozen=True)
@@ -158,12 +165,9 @@ def default(cls:Recipe)->Recipe:
     nbs/analysis/does_it_work.ipynb."""
     ours = dict(lr_factor=None, dropout=.2, prior=.125, token_lr=1e-3/WORD, token_init=.5, shift=4.,
                 bf16=None)
-    recipe = cls.paper().with_(
-        both=ours,
-        stage1=dict(steps=75, frozen=True, full_caption=True),
-        stage2=dict(steps=250, dropout=0., counterfactuals=.5),
-        sampling=dict(guidance_factor=2 / 3, negative_scale=0.7),
-    )
+    sampling = dict(guidance_factor=2/3, negative_scale=.7, edit_guidance=3.)
+    recipe = cls.paper().with_(both=ours, stage1=dict(steps=75, frozen=True, full_caption=True),
+                               stage2=dict(steps=250, dropout=0., counterfactuals=.5), sampling=sampling)
     return replace(recipe, name="default")
 
 @patch(cls_method=True)

@@ -7,7 +7,7 @@
 Everyone has the same number of steps, however many learn; the one who learned alone is the zoo's concept.
 Adapters are kept in `--out` as soon as they are there, and a run that was stopped goes on.
 """
-import csv, time, warnings
+import time, warnings
 from pathlib import Path
 from typing import Annotated
 import torch, typer
@@ -22,9 +22,9 @@ from sas_nb.lab.draw import Spec
 from sas_nb.lab.finder import Finder
 from sas_nb.lab.gatherings import Gathering, prompt_of
 from sas_nb.lab.oracles import Oracles
+from sas_nb.lab.rows import save_table
 from sas_nb.lab.zoo import spec_of
 from sas_nb.terminal import tidy
-from sas_nb.writing import atomic
 
 KEPT = Path("data/bench/capacity.csv")
 COLUMNS = "people", "group", "rank", "look", "movement", "alone_look", "alone_movement"
@@ -81,14 +81,8 @@ def main(
                 if minutes is not None and time.monotonic()-began > 60*minutes: break
                 rows.append(row_of(judge, g, cast, group))
                 print({k: round(v, 3) for k, v in rows[-1].items()}, flush=True)
-                for path in (out/"capacity.csv", *[KEPT]*keep): save(rows, path)
-
-
-def save(rows: list[dict], path: Path):
-    with atomic(path) as tmp, open(tmp, "w", newline="") as f:
-        w = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        w.writeheader()
-        for r in rows: w.writerow({k: f"{v:.4g}" for k, v in r.items()})
+                for path in (out/"capacity.csv", *[KEPT]*keep):
+                    save_table(rows, path, COLUMNS, "{:.4g}".format)
 
 
 if __name__ == "__main__": typer.run(main)

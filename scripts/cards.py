@@ -8,8 +8,8 @@ import csv
 from pathlib import Path
 
 from sas_nb.cards import card
+from sas_nb.lab.rows import save_table
 from sas_nb.plan import plan
-from sas_nb.writing import atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = {"Wan 2.1 1.3B": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
@@ -48,10 +48,7 @@ def write(rows: dict[tuple, dict], path: Path):
     "In the order of the cases."
     order = [*map(key, CASES)]
     order += [k for k in rows if k not in order]
-    with atomic(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[k] for k in order if k in rows)
+    save_table([rows[k] for k in order if k in rows], path, COLUMNS)
 
 
 def markdown(rows: list[dict]) -> str:

@@ -23,8 +23,8 @@ from sas_nb.lab.experts import on_experts, two_experts
 from sas_nb.lab.motion import pose_correlation
 from sas_nb.lab.oracle_nets import seen_joints
 from sas_nb.lab.oracles import Oracles
+from sas_nb.lab.rows import save_table
 from sas_nb.lab.zoo import spec_of
-from sas_nb.writing import atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH, HIGH, LOW, NONE = ("high", "low"), ("high",), ("low",), ()
@@ -70,13 +70,6 @@ def read(path: Path) -> list[dict]:
     with path.open(encoding="utf-8", newline="") as f: return list(csv.DictReader(f))
 
 
-def write(rows: list[dict], out: Path):
-    with atomic(out) as tmp, tmp.open("w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main():
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
@@ -99,9 +92,9 @@ def main():
                 own = dict(boundary=str(boundary), concept=name)
                 found = (measured(concept, two, way, range(args.seeds), oracles) for way in WAYS)
                 rows += [own | row for row in itertools.chain(*found)]
-                write(rows, kept)
+                save_table(rows, kept, COLUMNS)
                 print(name, flush=True)
-    write(rows, args.out)
+    save_table(rows, args.out, COLUMNS)
 
 
 if __name__ == "__main__": main()

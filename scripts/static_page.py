@@ -162,6 +162,7 @@ def sampling(studio: Studio, steps: int) -> dict:
         negative=negative,
         guidance=dit.defaults.usual_guidance(own.get("guidance_factor", 1.0)),
         negativeScale=own.get("negative_scale", 1.0),
+        editGuidance=own.get("edit_guidance", 0.0),
         length=in_browser.LENGTH,
     )
 

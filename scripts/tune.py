@@ -69,6 +69,11 @@ def variants() -> dict:
             for name, f in shares.items()
             for a in (0.5, 0.7)
         },
+        "edits 3": dict(edit_guidance=3.0),
+        **{
+            f"two thirds guidance, against 0.7, edits {e:g}":
+            dict(guidance_factor=2/3, negative_scale=0.7, edit_guidance=e) for e in (1.0, 3.0, 6.0)
+        },
     }
     ours = set_and_sequence(sampling=Sampling()).remembered()
     lora = one_stage().remembered()
@@ -90,8 +95,9 @@ _BRIEFLY = (
     "ours, stage 2 shift 8", "ours, no token mask"
 )
 _SAMPLED = (
-    "ours", "ours, two thirds guidance", "ours, half guidance", "ours, two thirds guidance, against 0.5",
-    "ours, two thirds guidance, against 0.7", "LoRA-8, rate x 4"
+    "ours", "ours, two thirds guidance", "ours, two thirds guidance, against 0.7", "ours, edits 3",
+    "ours, two thirds guidance, against 0.7, edits 1", "ours, two thirds guidance, against 0.7, edits 3",
+    "ours, two thirds guidance, against 0.7, edits 6", "LoRA-8, edits 3", "LoRA-8, rate x 4"
 )
 SETS = dict(
     tune=dict(people=4, only=_BRIEFLY, steps1=50, steps2=100, batch=4, sampling_steps=10),

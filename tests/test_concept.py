@@ -16,6 +16,7 @@ from sas_nb.concept import Concept
 from sas_nb.concept_file import brief
 from sas_nb.data import Examples
 from sas_nb.dit import VideoDiT
+from sas_nb.edits import edited_texts, with_edits, without_new
 from sas_nb.files import UserError
 from sas_nb.lab.draw import render
 from sas_nb.lab.world import heldout_spec
@@ -23,6 +24,7 @@ from sas_nb.learning import learn
 from sas_nb.log import plot_history
 from sas_nb.lowrank import delta
 from sas_nb.memory import Memory
+from sas_nb.prompt import Prompt
 from sas_nb.recipe import Recipe, Run, WORD
 from sas_nb.train import Trainer
 
@@ -316,7 +318,7 @@ def test_guidance_is_against_a_weaker_concept(concept, dit):
     assert torch.allclose(got, torch.cat(passes), atol=1e-4) and not torch.allclose(passes[0], passes[1], atol=1e-2)
 
 def test_the_concept_knows_how_it_is_sampled(concept, dit, tmp_path):
-    assert concept.info["sampling"] == dict(guidance_factor=2/3, negative_scale=.7)
+    assert concept.info["sampling"] == dict(guidance_factor=2/3, negative_scale=.7, edit_guidance=0.)
     r = dit.defaults
     as_it_is = concept.generate(**SHORT).frames
     assert torch.equal(as_it_is, concept.generate(guidance=r.guidance*2/3, **SHORT).frames)
@@ -327,6 +329,39 @@ def test_the_concept_knows_how_it_is_sampled(concept, dit, tmp_path):
     assert torch.equal(plain, stock) and not torch.equal(plain, as_it_is)
     assert torch.equal(concept.generate(guidance=1., negative_scale=.2, **SHORT).frames, concept.generate(guidance=1., **SHORT).frames) # no negative side
 
+def test_edit_guidance_adds_what_new_words_change_in_the_base(concept, dit):
+    edit = concept.prompt.replace("in a park", "in the snow"); assert edit != concept.prompt
+    texts = dit.embed(["a man in the snow. he is dancing", "a man in. he is dancing"])
+    assert edited_texts(concept.prompts.both, [Prompt(edit)])[1] == without_new(concept.prompts.both.plain, Prompt(edit).plain)
+    x, t, text = dit.noise([3], **TINY), torch.tensor([.8]), dit.embed([edit, ""], concept.tokens)
+    with torch.no_grad():
+        asked, known = dit.velocity(torch.cat([x, x]), t.expand(2), texts).chunk(2)
+        with concept.attached() as adapter:
+            own = concept.velocity(adapter, .7)
+            both, alone = with_edits(own, adapter, 3., texts), with_edits(dit.velocity, adapter, 3., texts)
+            got = both(torch.cat([x, x]), t.expand(2), text), own(torch.cat([x, x]), t.expand(2), text)
+            assert torch.allclose(alone(x, t, text[:1]), dit.velocity(x, t, text[:1]) + 3*(asked-known), atol=1e-4)
+            assert (adapter.appearance, adapter.motion) == (1., 1.)
+    assert torch.allclose(got[0], got[1] + 3*(asked-known).repeat(2, 1, 1, 1, 1), atol=1e-4) and not torch.allclose(*got, atol=1e-2)
+
+def test_edit_guidance_leaves_the_own_prompt_and_what_is_left_out(concept):
+    own = concept.generate(**SHORT).frames
+    for prompt in (concept.prompt, concept.prompt.replace(" in a park", "")):
+        plain, edited = (concept.generate(prompt, edit_guidance=e, **SHORT).frames for e in (0., 3.))
+        assert torch.equal(plain, edited), prompt
+    snow = concept.prompt.replace("in a park", "in the snow")
+    (a, b), c = concept.generate([concept.prompt, snow], edit_guidance=3., **SHORT), concept.generate(snow, edit_guidance=3., **SHORT)
+    assert torch.allclose(a.frames, own, atol=1e-4) and torch.allclose(b.frames, c.frames, atol=1e-4)
+    assert not torch.allclose(c.frames, concept.generate(snow, edit_guidance=0., **SHORT).frames, atol=1e-2)
+    two = concept.generate(snow, edit_guidance=3., **SHORT | dict(seed=[3, 4]))
+    assert torch.allclose(two[0].frames, c.frames, atol=1e-4) and not torch.allclose(two[1].frames, c.frames, atol=1e-2)
+    with_none = concept.generate(snow, guidance=1., edit_guidance=3., **SHORT).frames
+    assert not torch.equal(with_none, concept.generate(snow, guidance=1., edit_guidance=0., **SHORT).frames)
+
+def test_an_older_concept_is_sampled_as_before(concept):
+    old = replace(concept, info=concept.info | dict(sampling=dict(guidance_factor=2/3, negative_scale=.7)))
+    assert torch.equal(old.generate(**SHORT).frames, concept.generate(**SHORT).frames)
+
 def test_strength_mixes_velocities(concept, dit):
     for s in (0., 1.): assert torch.allclose(concept.generate(motion_guidance=s, **SHORT).frames, concept.at(motion=s).generate(**SHORT).frames, atol=1e-4)
     x, t, text = dit.noise([3], **TINY), torch.tensor([.8]), dit.embed(concept.prompt, concept.tokens)
@@ -335,7 +370,7 @@ def test_strength_mixes_velocities(concept, dit):
         with adapter.scaled(motion=0.): still = dit.velocity(x, t, text)
     assert torch.allclose(mixed, still + 1.5*(moving-still), atol=1e-5)
 
-@pytest.mark.parametrize("wrong", [dict(negative_scale=1.5), dict(negative_scale=-1), dict(motion_guidance=-.1), dict(motion_guidance=float("nan"))])
+@pytest.mark.parametrize("wrong", [dict(negative_scale=1.5), dict(edit_guidance=-1), dict(edit_guidance=float("inf")), dict(negative_scale=-1), dict(motion_guidance=-.1), dict(motion_guidance=float("nan"))])
 def test_guidance_that_cannot_be(concept, wrong):
     with pytest.raises(UserError, match="must be a number from 0 to"): concept.generate(**wrong)
 

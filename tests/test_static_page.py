@@ -1,11 +1,13 @@
 """The explorer as a page without a kernel, from three people of the zoo: its rules are those of Python, and in a real Chromium
 a drag changes the picture, nothing fails, and nothing is asked of anybody else. With --slow the model runs there too."""
 import functools, http.server, importlib.util, json, re, shutil, threading
+from dataclasses import replace
 import numpy as np
 import pytest
 import static_page
 from in_browser import few_bits
 from sas_nb.explore import Position
+from sas_nb.edits import without_new
 from sas_nb.explore.sliders import Studio
 from sas_nb.files import UserError
 from sas_nb.explore.maps import PARTS, percents
@@ -167,6 +169,9 @@ def test_words_are_those_of_python(page, studio):
     assert moved == [carried(t, own, new, chips) for t in texts]
     assert unknown == [[u["word"] for u in unknown_words(t, studio.dit.tokenizer, [])] for t in texts] and unknown[3] == ["fish"]
     plain = [re.sub(r"\s*\[[uv]\]", "", t) for t in texts]
+    pairs = [[a, b] for a in [*plain, "A woman, in the the snow.", ""] for b in [*plain, "in the snow the. A woman!", ""]]
+    known = page.evaluate("async pairs => { const w = await import('./words.js'); return pairs.map(p => w.withoutNew(...p)) }", pairs)
+    assert known == [without_new(a, b) for a, b in pairs]
     assert numbers == [None if u else studio.dit.tokenizer(t).input_ids for t, u in zip(plain, unknown)]
 
 
@@ -225,15 +230,22 @@ def test_the_model_in_the_browser_makes_what_python_makes(tmp_path, studio, chro
         page.evaluate("void sasPage.engine.start()")
         page.wait_for_function("sasPage.engine.ready || sasPage.engine.failed")  # an evaluation has no time limit, this has
         assert page.evaluate("sasPage.engine.ready"), page.evaluate("sasPage.engine.failed")
-        p = studio.snap(Position(NAMES[0], NAMES[1], (.1, .2), appearance=.8))
         js = PLACED.replace("return [weights, places.ownPrompt(p), places.apart(p)]", "return sasPage.request(p, 4)")
-        asked, = page.evaluate(js, [in_js(p)])
-        page.evaluate("asked => void sasPage.engine.make({ ...asked, raw: true }, true, () => {}).then(c => { globalThis.made = Array.from(c.raw) }, e => { globalThis.failed = String(e) })", asked)
-        page.wait_for_function("globalThis.made || globalThis.failed")
-        assert not page.evaluate("globalThis.failed"), page.evaluate("globalThis.failed")
-        raw = page.evaluate("made")
-        clip = lambda seed: studio.concept(p).generate(studio.own_prompt(p), seed, 4).frames.numpy()
-        ours = clip(0)
-        error, other = (np.square(x - ours).mean() for x in (np.reshape(raw, ours.shape), clip(1)))
-        assert error < 1e-3 and error < other/4
+        between = studio.snap(Position(NAMES[0], NAMES[1], (.1, .2), appearance=.8))
+        snow = replace(between, prompt=studio.own_prompt(between).replace("in a park", "wearing a top hat in the snow"))
+        asked = page.evaluate(js, [in_js(p) | dict(prompt=p.prompt) for p in (between, snow)])
+        assert asked[0]["edit"] is None and asked[1]["edit"]
+        for p, request in zip((between, studio.snap(snow)), asked): check_made(page, studio, p, request)
         assert not page.errors
+
+
+def check_made(page, studio, p, asked):
+    page.evaluate("globalThis.made = globalThis.failed = null")
+    page.evaluate("asked => void sasPage.engine.make({ ...asked, raw: true }, true, () => {}).then(c => { globalThis.made = Array.from(c.raw) }, e => { globalThis.failed = String(e) })", asked)
+    page.wait_for_function("globalThis.made || globalThis.failed")
+    assert not page.evaluate("globalThis.failed"), page.evaluate("globalThis.failed")
+    raw = page.evaluate("made")
+    clip = lambda seed: studio.concept(p).generate(p.prompt or studio.own_prompt(p), seed, 4).frames.numpy()
+    ours = clip(0)
+    error, other = (np.square(x - ours).mean() for x in (np.reshape(raw, ours.shape), clip(1)))
+    assert error < 1e-3 and error < other/4

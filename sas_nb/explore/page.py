@@ -65,7 +65,7 @@ def open_page(e, studio, out, waits:bool, remember, furnish, then):
     e.studio = studio
     e.out = expanded(out).resolve()
     e.worker = Worker()
-    e.shown = None   # the position whose video is on the screen
+
     e.settled = True # is there time for full videos? Not while a page begins
     remember(e)
     e.position = studio.start
@@ -181,19 +181,18 @@ def _watch(e, stale, quick:bool, share:float):
 # %% ../../nbs/explore/04_page.ipynb #7a44980f
 _KINDS = {True: "making a preview", False: "making the full video"}
 
-def _begin_note(e, quick:bool)->str:
-    "What is said before the first step."
-    dit = e.studio.dit
-    if not {"vae", *dit.family.transformers} - dit.loaded: return _KINDS[quick]
-    return f"reading the model. {e.studio.room.sentence}"
+def _announce(e, quick:bool):
+    "What is said before the first step; a slow preview leaves the video before on the screen."
+    is_read = {"vae", *e.studio.dit.family.transformers} <= e.studio.dit.loaded
+    e.screen.note = _KINDS[quick] if is_read else f"reading the model. {e.studio.room.sentence}"
+    if quick and (e.studio.seconds(quick) or 0) > 1: _say_old(e)
 
 # %% ../../nbs/explore/04_page.ipynb #65d66e48
 def _show(e, p, asked:float, stale, quick:bool):
     "Make one video, and put it on the screen with how long it took."
     if stale(): return
     kept = e.studio.ready(p, quick)
-    if not kept: e.screen.note = _begin_note(e, quick)
-    if not kept and (e.studio.seconds(quick) or 0) > 1 and p != e.shown: _say_old(e)
+    if not kept: _announce(e, quick)
     video = e.studio.render(p, quick, partial(_watch, e, stale, quick))
     e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
     e.shown = p

@@ -11,8 +11,8 @@ from pathlib import Path
 import csv
 import numpy as np
 from ..files import expanded
+from .rows import save_table
 from ..stats import paired_bootstrap
-from ..writing import atomic
 
 # %% ../../nbs/lab/29_compose_table.ipynb #8714ab28
 METRICS = ("present", "all_present", "people_present", "thing_present", "extra", "placed", "identity", "gait",
@@ -37,10 +37,8 @@ def with_leaks(table:list[dict])->list[dict]:
 # %% ../../nbs/lab/29_compose_table.ipynb #98416d4a
 def save_rows(table:list[dict], path:Path):
     "One tidy CSV."
-    with atomic(Path(path)) as tmp, open(tmp, "w", newline="") as f:
-        w = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        w.writeheader()
-        for r in table: w.writerow({k: f"{r[k]:.4g}" if k in METRICS else r[k] for k in COLUMNS})
+    rows = [r | {k: float(r[k]) for k in METRICS} for r in table]
+    save_table(rows, path, COLUMNS, "{:.4g}".format)
 
 def beside(table:list[dict], new:list[dict])->list[dict]:
     "Both, with the new rows in place of older ones of the same clip; leaks are worked out anew."

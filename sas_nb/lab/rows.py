@@ -28,7 +28,7 @@ def complete(rows:list[dict])->list[dict]:
 # %% ../../nbs/lab/23_rows.ipynb #r0ws0011
 def save_table(rows:list[dict], path:Path, columns=COLUMNS, number="{:.5g}".format): # `number` writes a float
     "One tidy CSV, a row per sample."
-    with atomic(Path(path)) as tmp, open(tmp, "w", newline="") as f:
+    with atomic(Path(path)) as tmp, open(tmp, "w", encoding="utf-8", newline="") as f:
         w = csv.DictWriter(f, columns, lineterminator="\n")
         w.writeheader()
         for r in rows: w.writerow({k: number(r[k]) if isinstance(r[k], float) else r[k] for k in columns})

@@ -127,9 +127,10 @@ function fetched(file) { // -> clip
 }
 
 function request(p, steps) {
-  const prompt = p.prompt || places.ownPrompt(p)
+  const own = places.ownPrompt(p)
+  const prompt = p.prompt || own
   return {
-    steps, seed: p.seed, strength: p.strength, numbers: language.numbered(prompt, about.vocabulary),
+    edit: language.edited(own, prompt, about.vocabulary), steps, seed: p.seed, strength: p.strength, numbers: language.numbered(prompt, about.vocabulary),
     placeholders: language.placeholders(prompt), apart: places.apart(p),
     weights: Object.fromEntries(Object.keys(PARTS).map(part => [part, places.weights(part, p[part])])),
   }

@@ -35,6 +35,40 @@ export function numbered(text, vocabulary) {
   return numbers.includes(undefined) ? null : [...numbers, vocabulary["</s>"]]
 }
 
+// The longest run of words that two texts share within bounds: the first of several. Ends are excluded.
+function longestRun(was, now, [a, b, c, d]) {
+  let best = [a, c, 0]
+  for (let i = a; i < b; i++) {
+    for (let j = c; j < d; j++) {
+      let n = 0
+      while (i + n < b && j + n < d && was[i + n] == now[j + n]) n++
+      if (n > best[2]) best = [i, j, n]
+    }
+  }
+  return best
+}
+
+function shared(was, now, [a, b, c, d]) { // places in `now` of what both have, in order
+  const [i, j, n] = longestRun(was, now, [a, b, c, d])
+  if (!n) return []
+  const run = Array.from({ length: n }, (_, k) => j + k)
+  return [...shared(was, now, [a, i, c, j]), ...run, ...shared(was, now, [i + n, b, j + n, d])]
+}
+
+// A text without the words that an earlier text has not: the same rule as that of edits.py.
+export function withoutNew(known, text) {
+  const [was, now] = [known, text].map(t => t.match(/[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s]/gu) ?? [])
+  const [a, b] = [was, now].map(words => words.map(w => w.toLowerCase()))
+  const kept = shared(a, b, [0, a.length, 0, b.length]).map(k => now[k])
+  return kept.join(" ").replace(/ (?=[.,;:!?])/g, "")
+}
+
+// What the base alone is asked, in numbers of words, to see what an edit changes; null where nothing is new.
+export function edited(own, prompt, vocabulary) {
+  const [asked, known] = [plain(prompt), withoutNew(plain(own), plain(prompt))]
+  return asked == known ? null : { asked: numbered(asked, vocabulary), known: numbered(known, vocabulary) }
+}
+
 export function chosenChips(text, chips) {
   return Object.values(chips).flat().filter(phrase => pattern(phrase).test(text))
 }
