@@ -237,9 +237,8 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
     size = _shape(scaled, size)
     fit_to_sample(scaled, frames, size, wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled,
                                                vae_bits=vae_bits, text_bits=text_bits))
-    how = dict(negative=negative, num_frames=frames, fps=fps, progress=not quiet) | size
-    clip = scaled.generate(prompt, seed, steps, guidance, negative_scale, motion_guidance,
-                           edit_guidance, **how)
+    clip = scaled.generate(prompt, seed, steps, guidance, negative_scale, motion_guidance, edit_guidance,
+                           negative=negative, num_frames=frames, fps=fps, progress=not quiet, **size)
     say(f"Wrote {clip.save(out)}: {len(clip)} frames, {clip.fps:g} per second.")
 
 # %% ../nbs/parts/cli.ipynb #fe99f2e4
