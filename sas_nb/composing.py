@@ -17,8 +17,7 @@ from .concept import Concept
 from .dit import paired, VideoDiT
 from .files import Advice, check_names, real_number, UserError
 from .learning import fit_clip, fit_stages
-from .prompt import (check_together, in_one_place, Prompts, several,
-                           together)
+from .prompt import check_together, in_one_place, Prompts, several, together
 from .recipe import Recipe, Run
 from .running import only_run, stoppable
 from .stages import build_together

@@ -138,10 +138,11 @@ def velocity(self:Concept,
              adapter:SharedLoRA,    # on the base, see `attached`
              negative_scale:float=1., # of the concept for negatives, which are the second half of a batch
              motion_guidance:float=1., # other numbers than 1 mix in the velocity without motion
+             samples:int|None=None, # a batch of so many has no negatives
             ):                      # a velocity function for `VideoDiT.sample`
-    """What to follow in sampling: v = v_still + g (v_moving - v_still), each with a weaker concept for the
-    negatives."""
-    moving, still = (_with_weaker_negatives(_plain_velocity(self), adapter, negative_scale) for _ in range(2))
+    "What to follow in sampling: v = v_still + g (v_moving - v_still), negatives with a weaker concept."
+    weaker = negative_scale, samples
+    moving, still = (_with_weaker_negatives(_plain_velocity(self), adapter, *weaker) for _ in range(2))
     if motion_guidance == 1: return moving
     def mixed(x, t, text): # two functions, since a self-conditioned one remembers its last answer
         with adapter.scaled(motion=0.): v = still(x, t, text)
@@ -149,9 +150,10 @@ def velocity(self:Concept,
     return mixed
 
 # %% ../nbs/08_concept.ipynb #9bd38455
-def _with_weaker_negatives(velocity, adapter, scale):
+def _with_weaker_negatives(velocity, adapter, scale, samples):
     if scale == 1: return velocity
     def guided(x, t, text):
+        if len(x) == samples: return velocity(x, t, text)
         scales = torch.tensor([1., scale], device=x.device).repeat_interleave(len(x)//2)
         with adapter.scaled_each(scales): return velocity(x, t, text)
     return guided
@@ -187,7 +189,7 @@ def generate(self:Concept,
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
     for words in self.advice(prompt): warnings.warn(words, Advice, stacklevel=2)
     prompt = self.prompt if prompt is None else prompt
-    how = dict(seed=seed, steps=steps, guidance=guidance, fps=self.fps if fps is None else fps)
+    how = dict(seed=seed, steps=steps, guidance=guidance, fps=self.fps if fps is None else fps, latents=True)
     with self.dit.lock:
         latents = _latents(self, prompt, how | kwargs, *scales, motion_guidance)
         return self.dit.clips(latents, prompt, seed, how["fps"])
@@ -199,11 +201,10 @@ def _latents(concept, prompt, how, negative_scale, edit_guidance, motion_guidanc
     prompts, _ = paired(prompt, how["seed"])
     texts = edited_texts(concept.prompts.both, prompts) if edit_guidance else []
     dit.embed([*prompts, how.get("negative") or dit.defaults.negative, *texts])
-    how = concept.size | how
     with concept.attached() as adapter:
-        velocity = concept.velocity(adapter, negative_scale, motion_guidance)
+        velocity = concept.velocity(adapter, negative_scale, motion_guidance, len(prompts))
         if texts: velocity = with_edits(velocity, adapter, edit_guidance, dit.embed(texts))
-        return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, latents=True, **how)
+        return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, **concept.size | how)
 
 # %% ../nbs/08_concept.ipynb #afb5f470
 def _guidance(concept, guidance, negative_scale, edit_guidance)->tuple[float|tuple, float, float]:
@@ -213,7 +214,7 @@ def _guidance(concept, guidance, negative_scale, edit_guidance)->tuple[float|tup
     dit = concept.base()
     usual = dit.defaults.usual_guidance(own.guidance_factor)
     guidance = checked_guidance(usual if guidance is None else guidance, dit.experts)
-    return guidance, 1. if guidance == 1 else own.negative_scale, own.edit_guidance
+    return guidance, own.negative_scale, own.edit_guidance
 
 _OWN = "self", "kwargs", "tokens", "velocity", "latents" # for `generate` to say, and not the caller
 _RENAMED = dict(strength="motion_guidance", against="negative_scale")
@@ -239,9 +240,8 @@ def at(self:Concept,
     """The same concept with its two parts reweighted (eq. 6 with scales). Raises `UserError` for scales
     beyond 100."""
     given = {k: v for k, v in dict(appearance=appearance, motion=motion).items() if v is not None}
-    return replace(
-        self, **{k: real_number(v, k, -100, 100, "1 is as it was learned") for k, v in given.items()}
-    )
+    checked = {k: real_number(v, k, -100, 100, "1 is as it was learned") for k, v in given.items()}
+    return replace(self, **checked)
 
 # %% ../nbs/08_concept.ipynb #30fb59ab
 @patch

@@ -115,7 +115,7 @@ _MAY = dict(
     made=(_text, "a date"),
     untested=(_text, "a sentence"),
     revision=(_words, "a commit of the hub's"),
-    sampling=(_sampling, "guidance_factor, negative_scale from 0 to 1, and edit_guidance from 0 to 100"),
+    sampling=(_sampling, "an object with guidance_factor, negative_scale (0 to 1), edit_guidance (0 to 100)"),
     atlas=(_shares, "an object of shares"),
     subjects=(_subjects, "a list of names and prompts"),
 )

@@ -13,13 +13,16 @@ from torch import Tensor
 from .prompt import Prompt
 
 # %% ../nbs/parts/edits.ipynb #ed170006
+_MARKS = ".,;:!?。，、；：！？"
+_SIGNS = "\u3040-\u30ff\u3400-\u9fff" # of Chinese and Japanese, which put no spaces between words
+_WORD = re.compile(rf"\s*(?:[{_SIGNS}]|[^\s{_MARKS}{_SIGNS}]+|[{_MARKS}])") # with the space before it
+
 def without_new(known:str, text:str)->str:
-    "A text without the words that an earlier text has not."
-    was, now = (re.findall(r"\w+|[^\w\s]", t) for t in (known, text))
-    lower = [[w.lower() for w in words] for words in (was, now)]
-    blocks = SequenceMatcher(None, *lower, autojunk=False).get_matching_blocks()
-    kept = " ".join(w for block in blocks for w in now[block.b:block.b+block.size])
-    return re.sub(r" (?=[.,;:!?])", "", kept)
+    "A text without the words that have no counterpart, in the same order, in an earlier text."
+    was, now = (_WORD.findall(t) for t in (known, text))
+    plain = [[w.strip().lower() for w in words] for words in (was, now)]
+    blocks = SequenceMatcher(None, *plain, autojunk=False).get_matching_blocks()
+    return "".join(w for block in blocks for w in now[block.b:block.b+block.size]).strip()
 
 # %% ../nbs/parts/edits.ipynb #ed170009
 def edited_texts(own:Prompt, # the concept's
@@ -27,7 +30,7 @@ def edited_texts(own:Prompt, # the concept's
                 )->list[str]: # of every sample, then without what is new in it; empty where nothing is
     "What the base alone is asked, to see what an edit changes."
     asked = [p.plain for p in prompts]
-    known = [without_new(own.plain, text) for text in asked]
+    known = [without_new(own.plain, text) or text for text in asked] # all new: no edit, but another prompt
     return [] if known == asked else asked+known
 
 # %% ../nbs/parts/edits.ipynb #ed170012

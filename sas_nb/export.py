@@ -257,7 +257,7 @@ def _of_sampling(own:dict)->str:
     if "negative_scale" in own:
         words += " sas_nb guides against a weaker concept besides, which a stock pipeline cannot."
     if own.get("edit_guidance"):
-        words += " It also strengthens what an edited prompt changes; a stock pipeline makes fewer edits."
+        words += " sas_nb also strengthens what an edited prompt changes; a stock pipeline makes fewer edits."
     return words
 
 # %% ../nbs/parts/export.ipynb #ed17usag

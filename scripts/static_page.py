@@ -58,7 +58,8 @@ def clip_of(studio: Studio, p: Position, steps: int) -> np.ndarray:
     def make():
         frames = c.generate(prompt, p.seed, steps, **studio.sampling).frames
         return dict(frames=(frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1))
-    how = c.info["fingerprint"], prompt, p.seed, c.appearance, c.motion, steps, studio.sampling
+    how = (c.info["fingerprint"], prompt, p.seed, c.appearance, c.motion, steps, c.info.get("sampling"),
+           studio.sampling)
     tensors = [t for _, t in sorted((c.weights | c.tokens).items())]
     return cached(make, "clip of the page", repr(how), *tensors)["frames"].numpy()
 

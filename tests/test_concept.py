@@ -358,6 +358,18 @@ def test_edit_guidance_leaves_the_own_prompt_and_what_is_left_out(concept):
     with_none = concept.generate(snow, guidance=1., edit_guidance=3., **SHORT).frames
     assert not torch.equal(with_none, concept.generate(snow, guidance=1., edit_guidance=0., **SHORT).frames)
 
+def test_words_that_are_all_new_or_as_they_were_are_no_edit(concept):
+    own = concept.prompts.both
+    assert edited_texts(own, [Prompt("zebras")]) == [] == edited_texts(own, [own, Prompt("a man in a park")])
+    odd = Prompt("a [v] woman's t-shirt , 3.5 mm. l’école (old) पार्क")
+    assert edited_texts(odd, [odd]) == [] and without_new(odd.plain, odd.plain) == odd.plain
+
+def test_a_pass_without_negatives_has_the_whole_concept(concept, dit):
+    x, t, text = dit.noise([3, 4], **TINY), torch.tensor([.8, .8]), dit.embed([concept.prompt]*2, concept.tokens)
+    with torch.no_grad(), concept.attached() as adapter:
+        assert torch.equal(concept.velocity(adapter, .3, samples=2)(x, t, text), dit.velocity(x, t, text))
+        assert not torch.allclose(concept.velocity(adapter, .3, samples=1)(x, t, text)[1], dit.velocity(x, t, text)[1], atol=1e-2)
+
 def test_an_older_concept_is_sampled_as_before(concept):
     old = replace(concept, info=concept.info | dict(sampling=dict(guidance_factor=2/3, negative_scale=.7)))
     assert torch.equal(old.generate(**SHORT).frames, concept.generate(**SHORT).frames)

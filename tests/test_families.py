@@ -309,6 +309,14 @@ def test_a_patch_may_be_higher_than_wide(tmp_path):
 
 # A small pair of experts to play with
 
+def test_guidance_may_be_none_for_one_of_two_experts(taught):
+    concept, _ = taught
+    c = replace(concept, info=concept.info | dict(sampling=dict(guidance_factor=1., negative_scale=.5, edit_guidance=2.)))
+    for guidance in ((4., 1.), (1., 4.), (1., 1.)):
+        both = c.generate(["a [v] man", "a [v] man runs"], guidance=guidance, **SIZE)
+        for prompt, clip in zip(("a [v] man", "a [v] man runs"), both): torch.testing.assert_close(c.generate(prompt, guidance=guidance, **SIZE).frames, clip.frames, atol=1e-3, rtol=0)
+
+
 def test_the_tiny_model_becomes_two_experts(tmp_path):
     from sas_nb.lab.experts import two_experts
     two, one, size = VideoDiT.load(two_experts(tmp_path/"two")), VideoDiT.of("tiny"), dict(steps=2, num_frames=5)

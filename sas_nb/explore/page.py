@@ -65,7 +65,6 @@ def open_page(e, studio, out, waits:bool, remember, furnish, then):
     e.studio = studio
     e.out = expanded(out).resolve()
     e.worker = Worker()
-
     e.settled = True # is there time for full videos? Not while a page begins
     remember(e)
     e.position = studio.start

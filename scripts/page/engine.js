@@ -129,7 +129,7 @@ async function sample(asked, tell) {
   const text = await read(numbers, vectors)
   const negative = await read(about.negative, [])
   const weaker = ours.map(x => x*about.negativeScale)
-  const nothing = new Float32Array(ours.length)
+  const alone = new Float32Array(ours.length) // the base without a concept
   const edit = about.editGuidance && asked.edit
   const edited = edit && [await read(edit.asked, []), await read(edit.known, [])]
   const x = Float32Array.from(about.noise[seed])
@@ -139,7 +139,7 @@ async function sample(asked, tell) {
     return (await velocity.run(feeds)).out.data
   }
   const changed = async t => { // by the words of an edit, in the base alone
-    const [now, known] = [await go(t, edited[0], nothing), await go(t, edited[1], nothing)]
+    const [now, known] = [await go(t, edited[0], alone), await go(t, edited[1], alone)]
     return now.map((v, j) => about.editGuidance*(v - known[j]))
   }
   for (let i = 0; i < times.length; i++) {
@@ -148,7 +148,7 @@ async function sample(asked, tell) {
     if (stopped.has(asked.id)) return null
     const v = await go(times[i], text, ours)
     const against = about.guidance == 1 ? v : await go(times[i], negative, weaker)
-    const more = edited ? await changed(times[i]) : nothing
+    const more = edited ? await changed(times[i]) : new Float32Array(x.length)
     const by = sigmas[i + 1] - sigmas[i]
     for (let j = 0; j < x.length; j++) x[j] += by*(against[j] + about.guidance*(v[j] - against[j]) + more[j])
   }

@@ -130,7 +130,8 @@ function request(p, steps) {
   const own = places.ownPrompt(p)
   const prompt = p.prompt || own
   return {
-    edit: language.edited(own, prompt, about.vocabulary), steps, seed: p.seed, strength: p.strength, numbers: language.numbered(prompt, about.vocabulary),
+    steps, seed: p.seed, strength: p.strength, numbers: language.numbered(prompt, about.vocabulary),
+    edit: language.edited(own, prompt, about.vocabulary),
     placeholders: language.placeholders(prompt), apart: places.apart(p),
     weights: Object.fromEntries(Object.keys(PARTS).map(part => [part, places.weights(part, p[part])])),
   }
@@ -182,9 +183,10 @@ async function refresh() {
     if (isNew()) show(clip, p, places.describe(p))
     return
   }
-  if (!engine.ready) await standIn(p, isNew)
+  const stoodIn = !engine.ready
+  if (stoodIn) await standIn(p, isNew)
   if (!isNew() || engine.failed) return
-  await exact(p, isNew).catch(error => isNew() && screenModel.put({ note: error.message, progress: -1 }))
+  await exact(p, isNew, stoodIn).catch(error => isNew() && screenModel.put({ note: error.message, progress: -1 }))
 }
 
 async function standIn(p, isNew) { // until the model is here, the nearest clip
@@ -203,12 +205,12 @@ async function standIn(p, isNew) { // until the model is here, the nearest clip
   say()
 }
 
-async function exact(p, isNew) {
+async function exact(p, isNew, stoodIn) {
   const tell = share => isNew() && screenModel.put({ progress: share })
   for (const steps of [about.preview, about.steps]) {
     if (!isNew() || steps == about.steps && isHeld()) return
     const began = performance.now()
-    const isOld = () => isNew() && steps == about.preview
+    const isOld = () => isNew() && steps == about.preview && !stoodIn // which says what it is
     const slow = setTimeout(() => isOld() && screenModel.put({ old: "still the video before" }), 1000)
     const clip = await made(p, steps, true, tell).finally(() => clearTimeout(slow))
     if (!clip || !isNew()) return

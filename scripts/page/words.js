@@ -55,17 +55,20 @@ function shared(was, now, [a, b, c, d]) { // places in `now` of what both have, 
   return [...shared(was, now, [a, i, c, j]), ...run, ...shared(was, now, [i + n, b, j + n, d])]
 }
 
-// A text without the words that an earlier text has not: the same rule as that of edits.py.
+const [MARKS, SIGNS] = [".,;:!?。，、；：！？", "\\u3040-\\u30ff\\u3400-\\u9fff"]
+const WORD = new RegExp(`\\s*(?:[${SIGNS}]|[^\\s${MARKS}${SIGNS}]+|[${MARKS}])`, "gu") // with the space before it
+
+// A text without the words that have no counterpart in an earlier text: the same rule as that of edits.py.
 export function withoutNew(known, text) {
-  const [was, now] = [known, text].map(t => t.match(/[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s]/gu) ?? [])
-  const [a, b] = [was, now].map(words => words.map(w => w.toLowerCase()))
-  const kept = shared(a, b, [0, a.length, 0, b.length]).map(k => now[k])
-  return kept.join(" ").replace(/ (?=[.,;:!?])/g, "")
+  const [was, now] = [known, text].map(t => t.match(WORD) ?? [])
+  const [a, b] = [was, now].map(words => words.map(w => w.trim().toLowerCase()))
+  return shared(a, b, [0, a.length, 0, b.length]).map(k => now[k]).join("").trim()
 }
 
 // What the base alone is asked, in numbers of words, to see what an edit changes; null where nothing is new.
 export function edited(own, prompt, vocabulary) {
-  const [asked, known] = [plain(prompt), withoutNew(plain(own), plain(prompt))]
+  const asked = plain(prompt)
+  const known = withoutNew(plain(own), asked) || asked
   return asked == known ? null : { asked: numbered(asked, vocabulary), known: numbered(known, vocabulary) }
 }
 
