@@ -209,7 +209,7 @@ def _shape(concept, size): # arguments of `generate`
 _STEPS = "Sampling steps; what suits the model when not given."
 _GUIDANCE = "Classifier-free guidance, 1 is none; what suits the concept when not given."
 _NEGATIVE = "Scale of the concept on guidance's negative side, 0 to 1; 1 is ordinary guidance."
-_EDITS = "How much of an edit's change in the base is added, 0 for none; the concept's own when not given."
+_EDITS = "Higher follows an edit more, at the cost of the person; 0 is none. The concept's own if not given."
 _PLAYS = "Frames per second at which the video plays; as it was filmed when not given."
 _BASE = "The base, if it is not where it was when the concept was trained."
 _WRITE = typer.Option(help="The video to write: .mp4, .mov, .webm or .gif.")

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from .cache import model_folder
 from .files import existing
-from .folders import check_concept, concept_folder
+from .folders import check_concept, concept_folder, zoo_place
 from .options import named_model
 from .terminal import Command, Commands, in_options, tidy
 
@@ -54,20 +54,30 @@ def load_clip(path, model, frames=None, fps=None, start=0., size=None, revision=
     return Clip.load(path, num_frames=frames, fps=fps, size=size, start=start, rule=r.frame_rule)
 
 # %% ../nbs/parts/command.ipynb #11e48adc
+def _zoo_of(place:Path)->Path|None:
+    "The zoo of a place such as `zoo/man-16`; None where this is a folder of its own."
+    return None if (concept_folder(place)/"concept.json").is_file() else zoo_place(place.parent)
+
+def _opened(place:Path, zoo:Path|None):
+    from sas_nb.atlas.places import load_zoo
+    from sas_nb.concept import Concept
+    return load_zoo(zoo, [place.name])[place.name] if zoo else Concept.load(place)
+
 def load_concept(folder, model=None, dtype=None, revision=None):
     "A concept, on the base that is named. Raises `UserError`."
-    check_concept(concept_folder(folder))
+    zoo = _zoo_of(folder)
+    if not zoo: check_concept(concept_folder(folder))
     if model: model_folder(model)
-    from sas_nb.concept import Concept
     from sas_nb.concept_file import base_name
-    concept = Concept.load(folder)
+    concept = _opened(folder, zoo)
     if model or dtype or revision:
         known = revision or (None if model else concept.info.get("revision"))
         concept.dit = named_model(model or base_name(concept.info), dtype, known)
     return concept
 
-_FOLDER = typer.Argument(metavar="CONCEPT", help="The folder that train wrote, or a saved concept.",
-                         show_default=False)
+# %% ../nbs/parts/command.ipynb #zoocmd01
+_FOLDER = typer.Argument(metavar="CONCEPT", show_default=False,
+                         help="The folder that train wrote, a saved concept, or zoo/man-16 and the like.")
 ConceptFolder = Annotated[Path, _FOLDER]
 
 def given(type, help, **kwargs): return Annotated[Optional[type], typer.Option(help=help, **kwargs)]

@@ -334,6 +334,18 @@ def test_generate(trained, tmp_path):
     assert calm.stat().st_size
 
 
+def test_somebody_of_a_zoo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    about = json.loads(ok("info", "zoo/man-16", "--json"))
+    assert about["appearance"] == "a [v] man in a park" and about["sampling"]["edit_guidance"] == 3
+    ok("generate", "zoo/man-16", "a [v] man in the snow. he is [u] dancing", "--steps", "1", "--frames", "5", "--edit-guidance", "2", "--out", tmp_path/"man.mp4")
+    assert len(Clip.load(tmp_path/"man.mp4")) == 5
+    failed = call("info", "zoo/nobody")
+    assert failed.exit_code == 1 and "There is no 'nobody' in this zoo" in " ".join(failed.output.split())
+    failed = call("info", "nothing/man-16")
+    assert failed.exit_code == 1 and "is not a concept" in " ".join(failed.output.split())
+
+
 def test_info(trained):
     about, output = json.loads(ok("info", trained, "--json")), ok("info", trained, "--layers")
     norms = about["norms"]

@@ -69,6 +69,7 @@ def test_chips_are_those_that_the_base_knows(dit, chips, tmp_path, monkeypatch):
     ("wearing a cap", "a [v] woman wearing a cap in a park. she is [u] dancing"), ("in a park", "a [v] woman. she is [u] dancing"), ("dancing", "a [v] woman in a park. she is [u]")])
 def test_a_chip_goes_in_and_out(chips, chip, text):
     assert toggled(WOMAN, chip, chips) == text
+    assert chosen_chips(toggled(text, chip, chips, WOMAN), chips) == chosen_chips(WOMAN, chips) or chip in WOMAN
     again = toggled(text, chip, chips)
     if chip in WOMAN: assert again == WOMAN
     else: assert chip not in chosen_chips(again, chips) and without_chips(again, chips) == without_chips(WOMAN, chips)

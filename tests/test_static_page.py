@@ -151,7 +151,7 @@ def test_words_are_those_of_python(page, studio):
     asked = [[t, p] for t in texts for p in phrases]
     js = """async ([asked, texts, own, now, chips, vocabulary]) => {
       const w = await import("./words.js")
-      return [asked.map(([t, p]) => w.toggled(t, p, chips)), texts.map(t => w.carried(t, own, now, chips)),
+      return [asked.map(([t, p]) => w.toggled(t, p, chips, own)), texts.map(t => w.carried(t, own, now, chips)),
               texts.map(t => w.unknownWords(t, vocabulary).map(u => u.word)), texts.map(t => w.numbered(t, vocabulary))]
     }"""
     sea, hat = "a [v] ocean waves at sea. it is [u] rolling", toggled(toggled(own, "in the snow", chips), "wearing a cap", chips)
@@ -166,7 +166,7 @@ def test_words_are_those_of_python(page, studio):
     assert dict(shares) == percents(dict(d=.625, a=.125, b=.125, c=.125))
     about = page.evaluate("sasPage.about.vocabulary")
     flipped, moved, unknown, numbers = page.evaluate(js, [asked, texts, own, new, chips, about])
-    assert flipped == [toggled(t, p, chips) for t, p in asked]
+    assert flipped == [toggled(t, p, chips, own) for t, p in asked]
     assert moved == [carried(t, own, new, chips) for t in texts]
     assert unknown == [[u["word"] for u in unknown_words(t, studio.dit.tokenizer, [])] for t in texts] and unknown[3] == ["fish"]
     plain = [re.sub(r"\s*\[[uv]\]", "", t) for t in texts]

@@ -55,7 +55,7 @@ def link_words(e):
         e.prompt.unknown = unknown_words(change.new, e.studio.dit.tokenizer, e.studio.words)
         e.prompt.chosen = chosen_chips(change.new, e.chips)
     def chip(w, message, _):
-        if "chip" in message: w.value = toggled(w.value.strip() or own(), message["chip"], e.chips)
+        if "chip" in message: w.value = toggled(w.value.strip() or own(), message["chip"], e.chips, own())
     e.prompt.observe(look, "value")
     e.prompt.on_msg(chip)
     _follow_place(e)

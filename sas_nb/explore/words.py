@@ -62,12 +62,14 @@ def with_chips(bare:str, phrases:list[str], chips:dict)->str:
         text = text.replace("[u]", f"[u] {phrase}", 1) if "[u]" in text else f"{text} {phrase}"
     return text
 
-def toggled(text:str, phrase:str, chips:dict)->str:
-    "The text with this chip where it was not, without it where it was; only one of each kind."
+def toggled(text:str, phrase:str, chips:dict, own:str="")->str:
+    """The text with this chip where it was not, without it where it was; only one of each kind. What it
+    replaced of the concept's own prompt comes back."""
     (of_kind,) = [phrases for phrases in chips.values() if phrase in phrases]
     on = chosen_chips(text, chips)
     left = [p for p in on if p not in of_kind]
-    return with_chips(without_chips(text, chips), left + [phrase]*(phrase not in on), chips)
+    before = [p for p in chosen_chips(own, chips) if p in of_kind and p != phrase]
+    return with_chips(without_chips(text, chips), left + (before if phrase in on else [phrase]), chips)
 
 # %% ../../nbs/explore/03_words.ipynb #caa0a21f
 def carried(text:str, own:str, new:str, chips:dict)->str:

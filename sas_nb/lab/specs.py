@@ -30,7 +30,7 @@ THINGS = dict(waves="ocean waves", bonfire="a bonfire", flag="a flag in the wind
 KINDS = ("man", "woman")
 
 # %% ../../nbs/lab/01_specs.ipynb #ch1p5cd0
-CHIPS = {"Hat": ["wearing a cap", "wearing a straw hat"],
+CHIPS = {"Hat": ["wearing a top hat", "wearing a cap", "wearing a straw hat"],
          "Place": ["in a park", "in the snow", "on a beach", "in a forest", "on a street", "in a room",
                    "on a stage", "in a desert"],
          "Light": ["at night", "at sunset"]}

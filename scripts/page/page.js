@@ -439,8 +439,10 @@ function prompt() {
   const set = text => go({ ...position, prompt: text.trim() == places.ownPrompt(position) ? "" : text.trim() })
   const model = new Model(state, {
     saved: changed => changed.includes("value") && set(model.get("value")),
-    told: ({ chip }) => chip && set(language.toggled(model.get("value").trim() || places.ownPrompt(position),
-                                                     chip, about.chips)),
+    told: ({ chip }) => {
+      const own = places.ownPrompt(position)
+      if (chip) set(language.toggled(model.get("value").trim() || own, chip, about.chips, own))
+    },
   })
   following.push(() => {
     const own = places.ownPrompt(position)

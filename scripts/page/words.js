@@ -92,12 +92,14 @@ export function withChips(bare, phrases, chips) {
   return text
 }
 
-// The text with this chip where it was not, without it where it was; only one of each kind.
-export function toggled(text, phrase, chips) {
+// The text with this chip where it was not, without it where it was; only one of each kind. What it replaced of the
+// concept's own prompt comes back.
+export function toggled(text, phrase, chips, own = "") {
   const kind = Object.values(chips).find(of => of.includes(phrase))
   const on = chosenChips(text, chips)
   const left = on.filter(p => !kind.includes(p))
-  return withChips(withoutChips(text, chips), on.includes(phrase) ? left : [...left, phrase], chips)
+  const before = chosenChips(own, chips).filter(p => kind.includes(p) && p != phrase)
+  return withChips(withoutChips(text, chips), [...left, ...on.includes(phrase) ? before : [phrase]], chips)
 }
 
 // The chips that fit whom a prompt's first sentence speaks of: what people wear and how they move is for people.
