@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from .cache import model_folder
 from .files import existing
-from .folders import check_concept, concept_folder, zoo_place
+from .folders import check_concept, concept_folder, zoo_of
 from .options import named_model
 from .terminal import Command, Commands, in_options, tidy
 
@@ -54,10 +54,6 @@ def load_clip(path, model, frames=None, fps=None, start=0., size=None, revision=
     return Clip.load(path, num_frames=frames, fps=fps, size=size, start=start, rule=r.frame_rule)
 
 # %% ../nbs/parts/command.ipynb #11e48adc
-def _zoo_of(place:Path)->Path|None:
-    "The zoo of a place such as `zoo/man-16`; None where this is a folder of its own."
-    return None if (concept_folder(place)/"concept.json").is_file() else zoo_place(place.parent)
-
 def _opened(place:Path, zoo:Path|None):
     from sas_nb.atlas.places import load_zoo
     from sas_nb.concept import Concept
@@ -65,7 +61,7 @@ def _opened(place:Path, zoo:Path|None):
 
 def load_concept(folder, model=None, dtype=None, revision=None):
     "A concept, on the base that is named. Raises `UserError`."
-    zoo = _zoo_of(folder)
+    zoo = zoo_of(folder)
     if not zoo: check_concept(concept_folder(folder))
     if model: model_folder(model)
     from sas_nb.concept_file import base_name

@@ -10,6 +10,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from .clip import Clip
 from .concept_file import as_json, base_name, check_shapes, FILES, provenance, read_info, readable
 from .concept_words import advice_of, as_html, as_markdown, summary_of
 from .dit import paired, VideoDiT
-from .edits import edited_texts, with_edits
+from .edits import edits_of, with_edits
 from .experts import checked_guidance
 from .export import write_loras
 from .files import Advice, check_names, expanded, real_number, UserError
@@ -199,11 +200,11 @@ def _latents(concept, prompt, how, negative_scale, edit_guidance, motion_guidanc
     "Text is read before the transformer, and the adapter is gone before the autoencoder comes."
     dit = concept.dit
     prompts, _ = paired(prompt, how["seed"])
-    texts = edited_texts(concept.prompts.both, prompts) if edit_guidance else []
-    dit.embed([*prompts, how.get("negative") or dit.defaults.negative, *texts])
+    edits = edits_of(concept.prompts.both, prompts) if edit_guidance else {}
+    dit.embed([*prompts, how.get("negative") or dit.defaults.negative, *chain(*edits.values())])
     with concept.attached() as adapter:
         velocity = concept.velocity(adapter, negative_scale, motion_guidance, len(prompts))
-        if texts: velocity = with_edits(velocity, adapter, edit_guidance, dit.embed(texts))
+        if edits: velocity = with_edits(velocity, adapter, edit_guidance, edits, len(prompts))
         return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, **concept.size | how)
 
 # %% ../nbs/08_concept.ipynb #afb5f470

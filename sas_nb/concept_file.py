@@ -22,7 +22,7 @@ from .family import FAMILIES
 from .files import read_about, UserError
 from .folders import check_concept
 from .prompt import is_new_word, names_motion, Prompt, Prompts
-from .recipe import earlier_stage
+from .recipe import earlier_stage, Sampling
 from .subjects import Subject
 from .wan import Wan
 
@@ -67,10 +67,10 @@ def _clip(x):
 def _rank(x): return _whole(x, 1, 10**5)
 def _scales(x): return _list_of(x, lambda s: _number(s, -1000, 1000)) and len(x) == 2
 def _family(x): return _text(x) and x in FAMILIES
-# name, what it is where it is missing, and the most it may be
-_SAMPLED = ("guidance_factor", None, 1000), ("negative_scale", 1, 1), ("edit_guidance", 0, 100)
 def _sampling(x):
-    return isinstance(x, dict) and all(_number(x.get(k, usual), 0, most) for k, usual, most in _SAMPLED)
+    if not _dict_of(x, _number) or "guidance_factor" not in x: return False
+    with suppress(UserError): return bool(Sampling.of(x))
+    return False
 
 def _shares(x):
     return isinstance(x, dict) and all(_dict_of(x.get(k), _number) for k in ("appearance", "motion"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['concept_folder', 'run_folder', 'own_name', 'concepts_of', 'check_concept', 'film_of', 'keep_film', 'zoo_place',
-           'zoo_list']
+           'zoo_of', 'zoo_list']
 
 # %% ../nbs/parts/folders.ipynb #52fd349a
 import os
@@ -78,6 +78,11 @@ def zoo_place(name:str|Path)->Path|None:
     "The folder of a zoo: one here, else the shipped one of this name; None where there is none."
     folder = named_folder(name, "zoo.json")
     return folder if folder and (folder/"zoo.json").is_file() else None
+
+def zoo_of(place:str|Path)->Path|None:
+    "The zoo of a place such as `zoo/man-16`; None for a concept's own folder, and for what is in no zoo."
+    place = expanded(place)
+    return None if (concept_folder(place)/"concept.json").is_file() else zoo_place(place.parent)
 
 def zoo_list(folder:Path)->dict[str, dict]: # as `zoo_place` gives it
     "Each member's name, and what the list says of it. Raises `UserError`."

@@ -79,11 +79,10 @@ def _value(name, text, now): # `now`: what it is in the paper's recipe
     except (ValueError, SyntaxError, MemoryError, RecursionError): value = text
     if isinstance(now, bool) and not isinstance(value, bool):
         raise UserError(f"--set {name}={text} must be true or false.")
-    if name in _SAMPLED: return real_number(value, f"--set {name}", 0, _SAMPLED[name])
+
     return _pair(name, text, value, now) if isinstance(now, tuple) else value
 
-# the most that each may be
-_SAMPLED = {"sampling.guidance_factor": 1000, "sampling.negative_scale": 1, "sampling.edit_guidance": 100}
+
 
 # %% ../nbs/parts/options.ipynb #5108205b
 def _pair(name, text, value, now):

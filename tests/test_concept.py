@@ -16,7 +16,7 @@ from sas_nb.concept import Concept
 from sas_nb.concept_file import brief
 from sas_nb.data import Examples
 from sas_nb.dit import VideoDiT
-from sas_nb.edits import edited_texts, with_edits, without_new
+from sas_nb.edits import edits_of, with_edits, without_new
 from sas_nb.files import UserError
 from sas_nb.lab.draw import render
 from sas_nb.lab.world import heldout_spec
@@ -331,14 +331,14 @@ def test_the_concept_knows_how_it_is_sampled(concept, dit, tmp_path):
 
 def test_edit_guidance_adds_what_new_words_change_in_the_base(concept, dit):
     edit = concept.prompt.replace("in a park", "in the snow"); assert edit != concept.prompt
-    texts = dit.embed(["a man in the snow. he is dancing", "a man in. he is dancing"])
-    assert edited_texts(concept.prompts.both, [Prompt(edit)])[1] == without_new(concept.prompts.both.plain, Prompt(edit).plain)
+    edits = edits_of(concept.prompts.both, [Prompt(edit)])
+    assert edits == {0: (Prompt(edit).plain, without_new(concept.prompts.both.plain, Prompt(edit).plain))}
     x, t, text = dit.noise([3], **TINY), torch.tensor([.8]), dit.embed([edit, ""], concept.tokens)
     with torch.no_grad():
-        asked, known = dit.velocity(torch.cat([x, x]), t.expand(2), texts).chunk(2)
+        asked, known = dit.velocity(torch.cat([x, x]), t.expand(2), dit.embed(edits[0])).chunk(2)
         with concept.attached() as adapter:
             own = concept.velocity(adapter, .7)
-            both, alone = with_edits(own, adapter, 3., texts), with_edits(dit.velocity, adapter, 3., texts)
+            both, alone = with_edits(own, adapter, 3., edits, 1), with_edits(dit.velocity, adapter, 3., edits, 1)
             got = both(torch.cat([x, x]), t.expand(2), text), own(torch.cat([x, x]), t.expand(2), text)
             assert torch.allclose(alone(x, t, text[:1]), dit.velocity(x, t, text[:1]) + 3*(asked-known), atol=1e-4)
             assert (adapter.appearance, adapter.motion) == (1., 1.)
@@ -351,6 +351,10 @@ def test_edit_guidance_leaves_the_own_prompt_and_what_is_left_out(concept):
         assert torch.equal(plain, edited), prompt
     snow = concept.prompt.replace("in a park", "in the snow")
     (a, b), c = concept.generate([concept.prompt, snow], edit_guidance=3., **SHORT), concept.generate(snow, edit_guidance=3., **SHORT)
+    passes = []
+    with concept.dit.transformer.register_forward_pre_hook(lambda m, args, kwargs: passes.append(len(kwargs["hidden_states"])), with_kwargs=True):
+        concept.generate([concept.prompt, snow, concept.prompt], edit_guidance=3., **SHORT)
+    assert sum(passes) == SHORT["steps"]*(2*3+2) # guidance of all, and two passes more of the one edit
     assert torch.allclose(a.frames, own, atol=1e-4) and torch.allclose(b.frames, c.frames, atol=1e-4)
     assert not torch.allclose(c.frames, concept.generate(snow, edit_guidance=0., **SHORT).frames, atol=1e-2)
     two = concept.generate(snow, edit_guidance=3., **SHORT | dict(seed=[3, 4]))
@@ -360,9 +364,10 @@ def test_edit_guidance_leaves_the_own_prompt_and_what_is_left_out(concept):
 
 def test_words_that_are_all_new_or_as_they_were_are_no_edit(concept):
     own = concept.prompts.both
-    assert edited_texts(own, [Prompt("zebras")]) == [] == edited_texts(own, [own, Prompt("a man in a park")])
+    assert edits_of(own, [Prompt("zebras")]) == {} == edits_of(own, [own, Prompt("a man in a park")])
+    assert [*edits_of(own, [own, Prompt("a man in a room"), own])] == [1]
     odd = Prompt("a [v] woman's t-shirt , 3.5 mm. l’école (old) पार्क")
-    assert edited_texts(odd, [odd]) == [] and without_new(odd.plain, odd.plain) == odd.plain
+    assert edits_of(odd, [odd]) == {} and without_new(odd.plain, odd.plain) == odd.plain
 
 def test_a_pass_without_negatives_has_the_whole_concept(concept, dit):
     x, t, text = dit.noise([3, 4], **TINY), torch.tensor([.8, .8]), dit.embed([concept.prompt]*2, concept.tokens)

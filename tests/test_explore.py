@@ -144,7 +144,7 @@ def test_a_zoo_stands_for_all_in_it(dit, concepts, tmp_path, monkeypatch):
     folder = save_zoo(concepts, tmp_path/"folk")
     (alone,) = made(dit, 1, seed=1, A=None).values()
     reads = []
-    monkeypatch.setattr(importlib.import_module(load_zoo.__module__), "load_zoo", lambda z, load=load_zoo: reads.append(z) or load(z, dit=dit))
+    monkeypatch.setattr(importlib.import_module(load_zoo.__module__), "load_zoo", lambda z, names=None, load=load_zoo: reads.append(z) or load(z, names, dit=dit))
     s = Studio([folder, alone], **SMALL)
     assert s.names == [*concepts, "concept 5", AVERAGE] and reads == [folder]
     w = s.concept(Position("cleo", "cleo")).weights

@@ -5,8 +5,8 @@
 # %% ../../nbs/explore/00_concepts.ipynb #3f405162
 from __future__ import annotations
 from pathlib import Path
-from ..files import expanded, read_about, UserError
-from ..folders import concept_folder, concepts_of, own_name, zoo_list, zoo_place
+from ..files import expanded, read_about
+from ..folders import concept_folder, concepts_of, own_name, zoo_list, zoo_of, zoo_place
 from ..prompt import several
 
 # %% auto #0
@@ -17,13 +17,11 @@ def _on_disk(place)->bool: return isinstance(place, (str, Path))
 
 def _is_concept(place): return not _on_disk(place) or (concept_folder(place)/"concept.json").is_file()
 
-def _zoo(place)->Path|None:
-    "The zoo that a place such as `zoo/ann` is in."
-    return None if _is_concept(place) else zoo_place(place.parent)
+
 
 def is_saved(place:Path)->bool:
     "Is this the folder of a concept, or of a run, or a place in a zoo?"
-    return _on_disk(place) and bool(_is_concept(place) or _zoo(place))
+    return _on_disk(place) and bool(_is_concept(place) or zoo_of(place))
 
 # %% ../../nbs/explore/00_concepts.ipynb #93791541
 def listed(concepts)->dict|list:
@@ -52,7 +50,7 @@ def named_concepts(concepts)->dict: # name -> concept, its folder, or its place 
 # %% ../../nbs/explore/00_concepts.ipynb #8495a6b7
 def _lasting(place:Path)->str:
     "The whole path of a concept; one in a zoo that is found by its name alone keeps that name."
-    zoo = _zoo(place)
+    zoo = zoo_of(place)
     return str(place.resolve() if zoo in (None, place.parent) else place)
 
 def _lasting_member(x)->str:
@@ -72,20 +70,21 @@ def lasting_places(concepts)->dict|list|None: # None where a concept is in memor
     return [_lasting_member(x) for x in each]
 
 # %% ../../nbs/explore/00_concepts.ipynb #b8d3f6e1
-def open_concepts(named:dict)->dict: # name -> concept
-    "Read what is on disk, each zoo once. Raises `UserError` for whom a zoo does not have."
+def _opened(places:dict, zoo:Path|None)->dict: # name -> concept
+    "Read places that are all in this zoo, or all in none."
     from sas_nb.atlas.places import load_zoo
     from sas_nb.concept import Concept
-    zoo_of = {name: zoo for name, place in named.items() if (zoo := _zoo(place))}
-    zoos = {zoo: load_zoo(zoo) for zoo in dict.fromkeys(zoo_of.values())}
-    for name, zoo in zoo_of.items():
-        if (member := named[name].name) not in zoos[zoo]:
-            raise UserError(f"There is no {member!r} in the zoo {str(zoo)!r}: "
-                            "its members are in its zoo.json.")
-    def opened(name, place):
-        if name in zoo_of: return zoos[zoo_of[name]][place.name]
-        return Concept.load(place) if _on_disk(place) else place
-    return {name: opened(name, place) for name, place in named.items()}
+    if zoo is None: return {name: Concept.load(place) for name, place in places.items()}
+    members = load_zoo(zoo, [Path(place).name for place in places.values()])
+    return {name: members[Path(place).name] for name, place in places.items()}
+
+def open_concepts(named:dict)->dict: # name -> concept
+    "Read what is on disk, each zoo once. Raises `UserError` for whom a zoo does not have."
+    zoos = {name: zoo_of(place) for name, place in named.items() if _on_disk(place)}
+    opened = dict(named)
+    for zoo in dict.fromkeys(zoos.values()):
+        opened |= _opened({name: named[name] for name in zoos if zoos[name] == zoo}, zoo)
+    return opened
 
 # %% ../../nbs/explore/00_concepts.ipynb #cbc4d065
 def is_scene(concepts)->bool:
