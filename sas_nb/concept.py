@@ -10,7 +10,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from itertools import chain
+
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -201,7 +201,7 @@ def _latents(concept, prompt, how, negative_scale, edit_guidance, motion_guidanc
     dit = concept.dit
     prompts, _ = paired(prompt, how["seed"])
     edits = edits_of(concept.prompts.both, prompts) if edit_guidance else {}
-    dit.embed([*prompts, how.get("negative") or dit.defaults.negative, *chain(*edits.values())])
+    dit.embed([*prompts, how.get("negative") or dit.defaults.negative, *sum(edits.values(), ())])
     with concept.attached() as adapter:
         velocity = concept.velocity(adapter, negative_scale, motion_guidance, len(prompts))
         if edits: velocity = with_edits(velocity, adapter, edit_guidance, edits, len(prompts))

@@ -67,10 +67,7 @@ def _clip(x):
 def _rank(x): return _whole(x, 1, 10**5)
 def _scales(x): return _list_of(x, lambda s: _number(s, -1000, 1000)) and len(x) == 2
 def _family(x): return _text(x) and x in FAMILIES
-def _sampling(x):
-    if not _dict_of(x, _number) or "guidance_factor" not in x: return False
-    with suppress(UserError): return bool(Sampling.of(x))
-    return False
+
 
 def _shares(x):
     return isinstance(x, dict) and all(_dict_of(x.get(k), _number) for k in ("appearance", "motion"))
@@ -79,6 +76,11 @@ def _shares(x):
 def _subject(x):
     if not isinstance(x, dict) or not _text(x.get("name")): return False
     with suppress(UserError): return bool(Subject.of(x))
+    return False
+
+def _sampling(x):
+    if not _dict_of(x, _number) or "guidance_factor" not in x: return False
+    with suppress(UserError): return bool(Sampling.of(x))
     return False
 
 def _subjects(x): return _list_of(x, _subject) and len(x) > 1
