@@ -10,7 +10,6 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
-
 from pathlib import Path
 import torch
 from torch import Tensor

@@ -9,7 +9,6 @@ __all__ = ['without_new', 'edits_of', 'with_edits']
 import re
 from difflib import SequenceMatcher
 import torch
-
 from .prompt import Prompt
 
 # %% ../nbs/parts/edits.ipynb #ed170006

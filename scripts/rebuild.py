@@ -51,7 +51,6 @@ def table(name: str, flag: str, minutes: int) -> Artefact:
     return Artefact(name, ("base", "oracles"), rows(name), (command,), minutes)
 
 
-_CHOICES = "tune", "tune_long", "tune_sampling"
 _ZOO = "zoo.json", "basis.safetensors", "concepts-*.safetensors", "truth.csv", "packing.json", "sheet.png"
 _RESPONSES = "response.csv", "controls.json"
 _JUDGED = "base", "oracles", "zoo"
@@ -71,8 +70,8 @@ ARTEFACTS = (
     table("table", "", 150),
     table("long", "--long ", 400),
     table("ablation", "--ablation ", 100),
-    Artefact("choice", ("base", "oracles"), tuple(f for n in _CHOICES for f in rows(n)),
-             tuple(f"python scripts/tune.py --set {n} --keep {n}" for n in _CHOICES), 120),
+    Artefact("choice", ("base", "oracles"), rows("tune_sampling"),
+             ("python scripts/tune.py --set tune_sampling --keep tune_sampling",), 45),
     Artefact("compose", (*_JUDGED, "finder"), ("data/bench/compose.csv",),
              ("python scripts/compose.py --each 1 --keep --out out/compose-{base}",), 120),
     Artefact("capacity", (*_JUDGED, "finder"), ("data/bench/capacity.csv",),

@@ -5,9 +5,8 @@ benchmark uses.
     python scripts/tune.py --sample            # and what its clips are worth
     python scripts/tune.py --only ours --only "ours, shift 1"
 
-    # what data/bench/ keeps: variants briefly, some of them at length, and ways of sampling
-    python scripts/tune.py --set tune --keep tune
-    python scripts/tune.py --set tune_long --keep tune_long
+    python scripts/tune.py --set tune          # many variants, trained briefly
+    # ways of sampling; these are the rows that data/bench/ keeps
     python scripts/tune.py --set tune_sampling --keep tune_sampling
 
 Variants of training are sampled with ordinary guidance, and all are asked for the edits in words alone. Every
@@ -101,8 +100,6 @@ _SAMPLED = (
 )
 SETS = dict(
     tune=dict(people=4, only=_BRIEFLY, steps1=50, steps2=100, batch=4, sampling_steps=10),
-    tune_long=dict(people=6, only=("ours", "ours, prior alone", "ours, no dropout", "ours, rank 16"),
-                   steps1=100, steps2=150, batch=8, sampling_steps=10),
     tune_sampling=dict(people=8, only=_SAMPLED, steps1=75, steps2=250, batch=8, sampling_steps=20)
 )
 
@@ -125,8 +122,7 @@ def main(
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Also write data/bench/KEEP.csv and .json; the analysis reads tune, tune_long and "
-                 "tune_sampling."
+            help="Also write data/bench/KEEP.csv and .json; the analysis reads tune_sampling."
         ),
     ] = None,
     out: Path = Path("out/tune"),

@@ -203,5 +203,5 @@ def test_rows_of_experts_are_not_taken_for_those_of_another_zoo(monkeypatch, tmp
 
 def test_the_choice_is_of_variants_that_there_are():
     import tune, table
-    assert all(set(s["only"]) <= set(tune.VARIANTS) for s in tune.SETS.values()) and set(tune.SETS) == {"tune", "tune_long", "tune_sampling"}
+    assert all(set(s["only"]) <= set(tune.VARIANTS) for s in tune.SETS.values()) and set(tune.SETS) == {"tune", "tune_sampling"}
     for name, s in table.SETS.items(): assert set(s["method"]) <= set(table.POOLS.get(name, table.METHODS)), name
