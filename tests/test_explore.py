@@ -360,6 +360,9 @@ def test_prompt_marks_words_and_says_what_it_does_not_know(explorer):
     explorer.prompt.value = "a [v] man in the snow"; explorer.worker.wait()
     assert explorer.screen.note.startswith("full") and explorer.screen.data != before and explorer.position.prompt == "a [v] man in the snow"
     assert explorer.screen.old == "" and explorer.prompt.unknown == []
+    assert "has no [u]" in explorer.prompt.hint and "he is [u] dancing" in explorer.prompt.hint and "[u]" not in explorer.screen.note
+    explorer.prompt.value = ""; explorer.worker.wait()
+    assert explorer.prompt.hint == ""
 
 
 def test_a_slow_video_leaves_the_one_before_marked_as_old(explorer, monkeypatch):

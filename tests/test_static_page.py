@@ -173,6 +173,8 @@ def test_words_are_those_of_python(page, studio):
     pairs = [[a, b] for a in [*plain, *ODD] for b in [*plain, *ODD]]
     known = page.evaluate("async pairs => { const w = await import('./words.js'); return pairs.map(p => w.withoutNew(...p)) }", pairs)
     assert known == [without_new(a, b) for a, b in pairs]
+    hints = page.evaluate("async ([texts, own]) => { const w = await import('./words.js'); return texts.map(t => w.advice(t, own)) }", [texts, own])
+    assert hints[:3] == [""]*3 and "[v] (the new word for who it is) and no [u]" in hints[3] and "as the base model" in hints[4]
     assert numbers == [None if u else studio.dit.tokenizer(t).input_ids for t, u in zip(plain, unknown)]
 
 

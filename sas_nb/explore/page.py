@@ -196,8 +196,8 @@ def _show(e, p, asked:float, stale, quick:bool):
     e.screen.show(video, not quick, f"{e.studio.describe(p)}. {p.prompt or e.studio.own_prompt(p)}")
     e.shown = p
     e.screen.details = _took(e.studio, time.perf_counter()-asked, quick, kept)
-    what = f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}"
-    e.screen.note = ". ".join([what, *e.studio.advice(p)])
+    e.screen.note = f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}"
+    e.prompt.hint = " ".join(e.studio.advice(p))
     _offer_full(e, quick)
 
 # %% ../../nbs/explore/04_page.ipynb #32d24ae7

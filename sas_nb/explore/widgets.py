@@ -170,7 +170,7 @@ class Words(anywidget.AnyWidget):
     value = tr.Unicode("").tag(sync=True)
     placeholder = tr.Unicode("").tag(sync=True)
     unknown = tr.List([]).tag(sync=True) # each a word, and near: words that are known
-    hint = tr.Unicode("").tag(sync=True) # where the near words come
+    hint = tr.Unicode("").tag(sync=True) # in the same place, where all words are known
     chips = tr.Dict({}).tag(sync=True)   # kind -> phrases
     chosen = tr.List([]).tag(sync=True)  # phrases that are in the prompt
 

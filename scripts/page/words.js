@@ -35,6 +35,16 @@ export function numbered(text, vocabulary) {
   return numbers.includes(undefined) ? null : [...numbers, vocabulary["</s>"]]
 }
 
+// What to know of a prompt that lacks a new word of its own; nothing where it has them.
+export function advice(text, own) {
+  const meanings = { v: "who it is", u: "how it moves" }
+  const lacks = placeholders(own).filter(w => !placeholders(text).includes(w))
+  if (!lacks.length) return ""
+  const what = lacks.map(w => `[${w}] (the new word for ${meanings[w]})`).join(" and no ")
+  const result = lacks.includes("v") ? "may show somebody else" : "may move as the base model would"
+  return `The prompt has no ${what}, so it ${result}: type it as in \u201c${own}\u201d.`
+}
+
 // The longest run of words that two texts share within bounds: the first of several. Ends are excluded.
 function longestRun(was, now, [a, b, c, d]) {
   let best = [a, c, 0]
