@@ -15,6 +15,7 @@ import hashlib, json, re, shlex, signal, subprocess, sys, textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -36,6 +37,7 @@ class Artefact:
     minutes: int = 1  # of two cores, roughly
     by_hand: str = ""  # what to do where there is no command
     kept: bool = True  # in git; what is not kept and not there is no loss
+    lacks: Callable[[Path], str] = lambda root: ""  # what is not in its files yet; empty where all is
 
 
 def judge(name: str, minutes: int) -> Artefact:
@@ -46,9 +48,19 @@ def judge(name: str, minutes: int) -> Artefact:
 def rows(name: str) -> tuple[str, str]: return f"data/bench/{name}.csv", f"data/bench/{name}.json"
 
 
+def lacking(name: str, root: Path) -> str:
+    "What a table lacks of the methods and concepts that scripts/table.py makes now."
+    from table import SETS
+    about = json.loads((root / f"data/bench/{name}.json").read_text("utf-8"))
+    methods = [repr(m) for m in SETS[name]["method"] if m not in about["methods"]]
+    n, wanted = len(about["concepts"]), SETS[name]["people"] + SETS[name]["things"]
+    few = [f"{wanted - n} of {wanted} concepts"] * (n < wanted)
+    return f"without {', '.join(few + methods)}" if few + methods else ""
+
+
 def table(name: str, flag: str, minutes: int) -> Artefact:
     command = f"python scripts/table.py {flag}--keep"
-    return Artefact(name, ("base", "oracles"), rows(name), (command,), minutes)
+    return Artefact(name, ("base", "oracles"), rows(name), (command,), minutes, lacks=partial(lacking, name))
 
 
 _ZOO = "zoo.json", "basis.safetensors", "concepts-*.safetensors", "truth.csv", "packing.json", "sheet.png"
@@ -165,8 +177,9 @@ class House:
         if gone := self.missing(a): return f"{gone[0]} is not there"
         was = self.noted().get(a.name)
         if was is None: return "nobody noted what made it"
-        return ", ".join(f"of another {k} ({was.get(k, 'unknown')}, now {now})"
-                         for k, now in self.stamp(a).items() if was.get(k) != now)
+        others = ", ".join(f"of another {k} ({was.get(k, 'unknown')}, now {now})"
+                           for k, now in self.stamp(a).items() if was.get(k) != now)
+        return others or a.lacks(self.root)
 
     def stale(self) -> dict[str, str]:
         "Name -> why."
@@ -231,17 +244,6 @@ def here() -> House:
     return House(ROOT, (*ARTEFACTS, *filter(None, pages)), SOURCES)
 
 
-def earlier(root: Path) -> list[str]:
-    "What is there of tables as they were before they were made fewer."
-    from table import SETS
-    lines = []
-    for name in ("table", "long", "ablation"):
-        file = root / f"data/bench/{name}.json"
-        if file.exists() and json.loads(file.read_text("utf-8"))["methods"] != list(SETS[name]["method"]):
-            lines.append(f"data/bench/{name}.csv: has other methods than scripts/table.py makes now")
-    return lines
-
-
 WHOLE = ("A base's fingerprint is of all its weights: text encoder, transformer, autoencoder. `sas-nb info` "
          "shows the transformer's own, which differs.")
 
@@ -287,7 +289,6 @@ def main(
         if dry_run: return say_plan(house, only or ())
         if stale:
             found = say_stale(house)
-            for line in earlier(ROOT): print(line)
             raise typer.Exit(int(found))
         for a in house.rebuild(only or ()):
             print(f"{a.name} is made by hand: {a.by_hand} Then: python scripts/rebuild.py --stamp {a.name}")

@@ -75,6 +75,22 @@ def test_what_a_command_did_not_write_is_not_made(house):
     assert not house.noted() and house.stale() == {"oracles": "accuracy.txt is not there"}
 
 
+def test_a_table_without_all_its_methods_is_not_whole(house, tmp_path):
+    from rebuild import lacking
+    from table import SETS
+    file = tmp_path/"data/bench/long.json"
+    file.parent.mkdir(parents=True)
+    def says(methods, people):
+        file.write_text(json.dumps(dict(methods=list(methods), concepts=[f"person-{i}" for i in range(people)])))
+        return lacking("long", tmp_path)
+    every = SETS["long"]["method"]
+    assert says(every, 24) == "" and says(every, 20) == "without 4 of 24 concepts"
+    assert says(every[:-1], 20) == f"without 4 of 24 concepts, {every[-1]!r}"
+    house.rebuild()
+    parts = [replace(a, lacks=lambda root: "without its end") if a.name == "table" else a for a in house.artefacts]
+    assert replace(house, artefacts=tuple(parts)).stale()["table"] == "without its end"
+
+
 def test_what_git_does_not_keep_is_stale_only_where_it_is(house):
     house.rebuild()
     (house.root/"base").write_text("second")
