@@ -203,7 +203,7 @@ def _latents(concept, prompt, how, negative_scale, edit_guidance, motion_guidanc
     dit.embed([*prompts, how.get("negative") or dit.defaults.negative, *sum(edits.values(), ())])
     with concept.attached() as adapter:
         velocity = concept.velocity(adapter, negative_scale, motion_guidance, len(prompts))
-        if edits: velocity = with_edits(velocity, adapter, edit_guidance, edits, len(prompts))
+        velocity = with_edits(velocity, adapter, edit_guidance, edits, len(prompts))
         return dit.sample(prompt, tokens=concept.tokens, velocity=velocity, **concept.size | how)
 
 # %% ../nbs/08_concept.ipynb #afb5f470

@@ -68,7 +68,6 @@ def _rank(x): return _whole(x, 1, 10**5)
 def _scales(x): return _list_of(x, lambda s: _number(s, -1000, 1000)) and len(x) == 2
 def _family(x): return _text(x) and x in FAMILIES
 
-
 def _shares(x):
     return isinstance(x, dict) and all(_dict_of(x.get(k), _number) for k in ("appearance", "motion"))
 
@@ -79,8 +78,9 @@ def _subject(x):
     return False
 
 def _sampling(x):
-    if not _dict_of(x, _number) or "guidance_factor" not in x: return False
-    with suppress(UserError): return bool(Sampling.of(x))
+    if not isinstance(x, dict) or "guidance_factor" not in x: return False
+    known = {k: v for k, v in x.items() if k in Sampling.__dataclass_fields__}
+    with suppress(UserError): return all(map(_number, known.values())) and bool(Sampling.of(known))
     return False
 
 def _subjects(x): return _list_of(x, _subject) and len(x) > 1

@@ -24,12 +24,16 @@ def without_new(known:str, text:str)->str:
     return "".join(w for block in blocks for w in now[block.b:block.b+block.size]).strip()
 
 # %% ../nbs/parts/edits.ipynb #ed170009
+def _spoken(text:str)->list[str]: # words, and no marks
+    return [w.strip() for w in _WORD.findall(text) if w.strip() not in _MARKS]
+
 def edits_of(own:Prompt, # the concept's
              prompts:list[Prompt], # of every sample
             )->dict[int, tuple[str, str]]: # sample -> its text, and what is left without its new words
     "What the base alone is asked, to see what edits change; of samples that are edits, and of no others."
-    texts = [(p.plain, without_new(own.plain, p.plain)) for p in prompts]
-    return {i: pair for i, pair in enumerate(texts) if pair[1] not in ("", pair[0])} # "": all words are new
+    texts = enumerate((p.plain, without_new(own.plain, p.plain)) for p in prompts)
+    return {i: (asked, known) for i, (asked, known) in texts # with no word left, it is another prompt
+            if _spoken(known) not in ([], _spoken(asked))}
 
 # %% ../nbs/parts/edits.ipynb #ed170012
 def with_edits(velocity, # of the concept: (x, t, text) -> like x
@@ -39,6 +43,7 @@ def with_edits(velocity, # of the concept: (x, t, text) -> like x
                samples:int, # in all; guidance passes each of them twice
               ):            # a velocity function for `VideoDiT.sample`
     "A velocity that adds what new words change in the base alone: two more passes of each edit."
+    if not edits: return velocity
     rows = [*edits, *edits]
     asked, known = zip(*edits.values())
     texts = adapter.dit.embed([*asked, *known])

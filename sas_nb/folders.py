@@ -82,7 +82,7 @@ def zoo_place(name:str|Path)->Path|None:
 def zoo_of(place:str|Path)->Path|None:
     "The zoo of a place such as `zoo/man-16`; None for a concept's own folder, and for what is in no zoo."
     place = expanded(place)
-    return None if (concept_folder(place)/"concept.json").is_file() else zoo_place(place.parent)
+    return None if os.path.isfile(concept_folder(place)/"concept.json") else zoo_place(place.parent)
 
 def zoo_list(folder:Path)->dict[str, dict]: # as `zoo_place` gives it
     "Each member's name, and what the list says of it. Raises `UserError`."

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
-from sas_nb.files import check_names, UserError
+from sas_nb.files import check_names
 from sas_nb.lab.compared import Judge
 from sas_nb.lab.compose_bench import asked, Bench, Cast, METHODS, NULLS, rows, run
 from sas_nb.lab.compose_table import beside, by_case, load_rows, methods_in, save_rows, summary
@@ -27,17 +27,10 @@ from sas_nb.lab.gatherings import CAST, gatherings
 from sas_nb.lab.oracles import Oracles
 from sas_nb.terminal import spell_out, tidy
 from sas_nb.writing import atomic
+from table import part
 
 QUICK = ("different", "person and bonfire", "person, waves, bonfire")
 KEPT = Path("data/bench/compose.csv")
-
-
-def part(text: str) -> tuple[int, int]:
-    "'1/4' as (1, 4)."
-    i, _, n = text.partition("/")
-    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
-        raise UserError(f"--part is {text!r}: give i/n with i from 0 to n-1, as in 0/4.")
-    return int(i), int(n)
 
 
 def words(table: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""Make anew what depends on the base, in order; or say what is of another base.
+"""Make anew what depends on the base, in order; or say what is of another base, or not whole.
 
     python scripts/rebuild.py --stale                # or: make stale; ends with 1 where something is stale
     python scripts/rebuild.py --dry-run              # what would be made, and about how long it takes
@@ -8,8 +8,8 @@
 
 data/made.json says of every artefact what made it: one fingerprint of all the base's weights (text encoder,
 transformer, autoencoder; `sas-nb info` shows the transformer's own), the name of its world, a hash of each
-other artefact that was read. What has the same today is fresh, and is skipped. A run that was stopped goes on
-with the artefact it was at, whose script goes on where it was.
+other artefact that was read. What has the same today, and is whole, is fresh, and is skipped. A run that was
+stopped goes on with the artefact it was at, whose script goes on where it was.
 """
 import hashlib, json, re, shlex, signal, subprocess, sys, textwrap
 from collections.abc import Callable
@@ -173,7 +173,7 @@ class House:
         with atomic(self.file) as tmp: tmp.write_text(json.dumps(dict(sorted(made.items())), indent=1) + "\n")
 
     def why(self, a: Artefact) -> str:
-        "Why an artefact has to be made; empty where it is of what is there now."
+        "Why an artefact has to be made; empty where it is whole, and of what is there now."
         if gone := self.missing(a): return f"{gone[0]} is not there"
         was = self.noted().get(a.name)
         if was is None: return "nobody noted what made it"

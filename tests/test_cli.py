@@ -341,7 +341,7 @@ def test_somebody_of_a_zoo(tmp_path, monkeypatch):
     ok("generate", "zoo/man-16", "a [v] man in the snow. he is [u] dancing", "--steps", "1", "--frames", "5", "--edit-guidance", "2", "--out", tmp_path/"man.mp4")
     assert len(Clip.load(tmp_path/"man.mp4")) == 5
     failed = call("info", "zoo/nobody")
-    assert failed.exit_code == 1 and "There is no 'nobody' in this zoo" in " ".join(failed.output.split())
+    assert failed.exit_code == 1 and "There is no 'nobody' in the zoo" in " ".join(failed.output.split())
     failed = call("info", "nothing/man-16")
     assert failed.exit_code == 1 and "is not a concept" in " ".join(failed.output.split())
 

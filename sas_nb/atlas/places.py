@@ -81,8 +81,8 @@ def load_zoo(folder:str|Path="zoo",  # the shipped one, or a folder that `save_z
     about = read_zoo(folder)
     with _undamaged(folder): concepts = _zoo_members(folder, about, dit)
     if unknown := [n for n in names or () if n not in concepts]:
-        raise UserError(f"There is no {unknown[0]!r} in this zoo: its {len(concepts)} members are "
-                        f"{', '.join(list(concepts)[:100])}.")
+        raise UserError(f"There is no {unknown[0]!r} in the zoo {str(folder)!r}: its {len(concepts)} "
+                        f"members are {', '.join(list(concepts)[:100])}.")
     return concepts if names is None else {n: concepts[n] for n in names}
 
 # %% ../../nbs/atlas/02_places.ipynb #c84ee7b2

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/explore/00_concepts.ipynb #3f405162
 from __future__ import annotations
+import os
 from pathlib import Path
 from ..files import expanded, read_about
 from ..folders import concept_folder, concepts_of, own_name, zoo_list, zoo_of, zoo_place
@@ -15,13 +16,10 @@ __all__ = ['is_saved', 'listed', 'named_concepts', 'lasting_places', 'open_conce
 # %% ../../nbs/explore/00_concepts.ipynb #2fc0a0b9
 def _on_disk(place)->bool: return isinstance(place, (str, Path))
 
-def _is_concept(place): return not _on_disk(place) or (concept_folder(place)/"concept.json").is_file()
-
-
-
 def is_saved(place:Path)->bool:
     "Is this the folder of a concept, or of a run, or a place in a zoo?"
-    return _on_disk(place) and bool(_is_concept(place) or zoo_of(place))
+    if not _on_disk(place): return False
+    return os.path.isfile(concept_folder(place)/"concept.json") or zoo_of(place) is not None
 
 # %% ../../nbs/explore/00_concepts.ipynb #93791541
 def listed(concepts)->dict|list:

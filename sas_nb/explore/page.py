@@ -190,6 +190,7 @@ def _announce(e, quick:bool):
 def _show(e, p, asked:float, stale, quick:bool):
     "Make one video, and put it on the screen with how long it took."
     if stale(): return
+    e.prompt.hint = " ".join(e.studio.advice(p))
     kept = e.studio.ready(p, quick)
     if not kept: _announce(e, quick)
     video = e.studio.render(p, quick, partial(_watch, e, stale, quick))
@@ -197,7 +198,6 @@ def _show(e, p, asked:float, stale, quick:bool):
     e.shown = p
     e.screen.details = _took(e.studio, time.perf_counter()-asked, quick, kept)
     e.screen.note = f"{'preview' if quick else 'full video'}: {e.studio.describe(p)}"
-    e.prompt.hint = " ".join(e.studio.advice(p))
     _offer_full(e, quick)
 
 # %% ../../nbs/explore/04_page.ipynb #32d24ae7

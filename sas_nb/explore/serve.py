@@ -120,8 +120,8 @@ def _settings(token:str, host:str, port:int)->str:
     server = dict(token=token, ip=host, port=port, port_retries=0, open_browser=False)
     shows = dict(file_allowlist=[], file_denylist=[".*"], show_tracebacks=False, template="sas_nb")
     ahead = dict(preheat_kernel=True, default_pool_size=1)
-    # a kernel holds a model: that of a page that nobody has had open for ten minutes ends
-    kernels = dict(fill_delay=8, cull_idle_timeout=600, cull_interval=60)
+    # a kernel holds a model: one that is open nowhere, and had nothing to do for half an hour, ends
+    kernels = dict(fill_delay=8, cull_idle_timeout=1800, cull_interval=60)
     return json.dumps(dict(Voila=server, VoilaConfiguration=shows | ahead, VoilaKernelManager=kernels))
 
 # %% ../../nbs/explore/05_serve.ipynb #d2b2bd05

@@ -133,7 +133,7 @@ async function sample(asked, tell) {
   const edit = about.editGuidance && asked.edit
   const edited = edit && [await read(edit.asked, []), await read(edit.known, [])]
   const x = Float32Array.from(about.noise[seed])
-  const unchanged = new Float32Array(x.length)
+  const nothing = new Float32Array(x.length)
   const go = async (t, text, coefficients) => {
     const feeds = { x: new ort.Tensor("float32", x, about.latents), t: flat(Float32Array.of(t)), text,
                     coefficients: flat(coefficients) }
@@ -149,7 +149,7 @@ async function sample(asked, tell) {
     if (stopped.has(asked.id)) return null
     const v = await go(times[i], text, ours)
     const against = about.guidance == 1 ? v : await go(times[i], negative, weaker)
-    const more = edited ? await changed(times[i]) : unchanged
+    const more = edited ? await changed(times[i]) : nothing
     const by = sigmas[i + 1] - sigmas[i]
     for (let j = 0; j < x.length; j++) x[j] += by*(against[j] + about.guidance*(v[j] - against[j]) + more[j])
   }

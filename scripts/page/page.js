@@ -450,7 +450,7 @@ function prompt() {
     const fit = language.fitting(about.chips, own, about.kinds)
     if (!same(model.get("chips"), fit)) model.put({ chips: fit })
     model.put({ placeholder: own, value: text, chosen: language.chosenChips(text, about.chips),
-                unknown: language.unknownWords(text, about.vocabulary), hint: language.advice(text, own) })
+                unknown: language.unknownWords(text, about.vocabulary), hint: language.advice(text, own, { v: position.strength.appearance, u: position.strength.motion }) })
   })
   return drawn(words, model)
 }

@@ -35,14 +35,14 @@ export function numbered(text, vocabulary) {
   return numbers.includes(undefined) ? null : [...numbers, vocabulary["</s>"]]
 }
 
-// What to know of a prompt that lacks a new word of its own; nothing where it has them.
-export function advice(text, own) {
+// What to know of a prompt that lacks a new word whose part is turned on; Python also completes the prompt.
+export function advice(text, own, strengths) {
   const meanings = { v: "who it is", u: "how it moves" }
-  const lacks = placeholders(own).filter(w => !placeholders(text).includes(w))
+  const lacks = placeholders(own).filter(w => strengths[w] && !placeholders(text).includes(w))
   if (!lacks.length) return ""
   const what = lacks.map(w => `[${w}] (the new word for ${meanings[w]})`).join(" and no ")
   const result = lacks.includes("v") ? "may show somebody else" : "may move as the base model would"
-  return `The prompt has no ${what}, so it ${result}: type it as in \u201c${own}\u201d.`
+  return `The prompt has no ${what}, so it ${result}: write them as in \u201c${own}\u201d.`
 }
 
 // The longest run of words that two texts share within bounds: the first of several. Ends are excluded.
@@ -68,6 +68,8 @@ function shared(was, now, [a, b, c, d]) { // places in `now` of what both have, 
 const [MARKS, SIGNS] = [".,;:!?。，、；：！？", "\\u3040-\\u30ff\\u3400-\\u9fff"]
 const WORD = new RegExp(`\\s*(?:[${SIGNS}]|[^\\s${MARKS}${SIGNS}]+|[${MARKS}])`, "gu") // with the space before it
 
+const spoken = text => (text.match(WORD) ?? []).map(w => w.trim()).filter(w => !MARKS.includes(w)).join(" ")
+
 // A text without the words that have no counterpart in an earlier text: the same rule as that of edits.py.
 export function withoutNew(known, text) {
   const [was, now] = [known, text].map(t => t.match(WORD) ?? [])
@@ -75,11 +77,12 @@ export function withoutNew(known, text) {
   return shared(a, b, [0, a.length, 0, b.length]).map(k => now[k]).join("").trim()
 }
 
-// What the base alone is asked, in numbers of words, to see what an edit changes; null where nothing is new.
+// What the base alone is asked, in numbers of words, to see what an edit changes; null where nothing is new, or all is.
 export function edited(own, prompt, vocabulary) {
   const asked = plain(prompt)
-  const known = withoutNew(plain(own), asked) || asked
-  return asked == known ? null : { asked: numbered(asked, vocabulary), known: numbered(known, vocabulary) }
+  const known = withoutNew(plain(own), asked)
+  const [now, before] = [spoken(asked), spoken(known)]
+  return !before || now == before ? null : { asked: numbered(asked, vocabulary), known: numbered(known, vocabulary) }
 }
 
 export function chosenChips(text, chips) {
