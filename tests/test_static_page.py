@@ -7,13 +7,13 @@ import pytest
 import static_page
 from in_browser import few_bits
 from sas_nb.explore import Position
-from sas_nb.edits import without_new
+from sas_nb.edits import edits_of, without_new
 from sas_nb.explore.sliders import Studio
 from sas_nb.files import UserError
 from sas_nb.explore.maps import PARTS, percents
 from sas_nb.explore.mixtures import apart
 from sas_nb.explore.words import carried, chips_of, fitting, toggled
-from sas_nb.prompt import unknown_words
+from sas_nb.prompt import Prompt, unknown_words
 from test_browser import chromium, MISSING, serious, TAB_STOPS, view, window  # noqa: F401 (a fixture)
 
 ODD = ["A woman, in the the snow.", "in the snow the. A woman!", "a woman's t-shirt , 3.5 mm (old)", "一个男人在公园跳舞", "一个男人在雪地跳舞。", "पार्क में", ""]
@@ -173,8 +173,11 @@ def test_words_are_those_of_python(page, studio):
     pairs = [[a, b] for a in [*plain, *ODD] for b in [*plain, *ODD]]
     known = page.evaluate("async pairs => { const w = await import('./words.js'); return pairs.map(p => w.withoutNew(...p)) }", pairs)
     assert known == [without_new(a, b) for a, b in pairs]
-    hints = page.evaluate("async ([texts, own]) => { const w = await import('./words.js'); return texts.map(t => w.advice(t, own)) }", [texts, own])
-    assert hints[:3] == [""]*3 and "[v] (the new word for who it is) and no [u]" in hints[3] and "as the base model" in hints[4]
+    hints = page.evaluate("async ([texts, own]) => { const w = await import('./words.js'); return [...texts.map(t => w.advice(t, own, { v: 1, u: 1 })), w.advice('a [v] woman', own, { v: 1, u: 0 })] }", [texts, own])
+    assert hints[:3] == [""]*3 and "[v] (the new word for who it is) and no [u]" in hints[3] and "as the base model" in hints[4] and hints[5] == ""
+    edits = page.evaluate("async ([texts, own]) => { const w = await import('./words.js'); return texts.map(t => w.edited(own, t, sasPage.about.vocabulary)) }", [[own, own + "!", "zebras", texts[2]], own])
+    assert edits[:3] == [None]*3 and edits[3]["asked"] != edits[3]["known"]
+    assert [*edits_of(Prompt(own), [Prompt(t) for t in (own, own + "!", "zebras", texts[2])])] == [3]
     assert numbers == [None if u else studio.dit.tokenizer(t).input_ids for t, u in zip(plain, unknown)]
 
 
