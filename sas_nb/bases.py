@@ -34,7 +34,8 @@ def weights_of(info:dict # of a concept
     return version, None if is_folder or not version or maker == __version__ else maker
 
 # %% ../nbs/parts/bases.ipynb #6bb0b8b6
-_HOME = "sas_nb @ git+https://github.com/sas-nb/sas_nb" # releases are its tags
+_HOME = "sas_nb @ git+https://github.com/sas-nb/sas_nb"
+_COMMITS = {"0.1.0": "62787f4fee45", "0.2.0": "7540df3b4ce0"} # of releases; a copy may lack their tags
 
 def told(*infos:dict # of concepts
         )->str:
@@ -44,7 +45,8 @@ def told(*infos:dict # of concepts
 
 def _to_have(release)->str:
     if not release: return "" if release is None else ", which no release has"
-    return f', which sas_nb {release} has, to be had by pip install "{_HOME}@v{release}"'
+    at = _COMMITS.get(release, f"v{release}")
+    return f', which sas_nb {release} has, to be had by pip install "{_HOME}@{at}"'
 
 # %% ../nbs/parts/bases.ipynb #71f043ec
 def made_with(info)->str:

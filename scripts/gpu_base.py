@@ -689,7 +689,8 @@ def wheels(
     for path in _libraries(): shutil.copy(path, folder/"lib")
     if start: shutil.copytree(start, folder/"start")
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())/2**20
-    print(f"{folder}: {size:.1f} MiB\n\n{_command(folder, bool(start), minutes, more)}")
+    print(f"{folder}: {size:.1f} MiB. Where tracked files travel too, move data/ aside for the call: the run "
+          f"reads nothing of it.\n\n{_command(folder, bool(start), minutes, more)}")
 
 
 def _libraries() -> list[str]:

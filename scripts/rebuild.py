@@ -240,8 +240,10 @@ def spell(minutes: int) -> str:
 
 
 def here() -> House:
-    pages = (of_notebook(path, ROOT) for path in notebooks())
-    return House(ROOT, (*ARTEFACTS, *filter(None, pages)), SOURCES)
+    kept = tuple(a for a in ARTEFACTS if a.kept)
+    pages = tuple(filter(None, (of_notebook(path, ROOT) for path in notebooks())))
+    others = tuple(a for a in ARTEFACTS if not a.kept)  # last: they need more extras
+    return House(ROOT, (*kept, *pages, *others), SOURCES)
 
 
 WHOLE = ("A base's fingerprint is of all its weights: text encoder, transformer, autoencoder. `sas-nb info` "
