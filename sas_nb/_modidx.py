@@ -1205,6 +1205,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sas_nb.folders.concept_folder': ('parts/folders.html#concept_folder', 'sas_nb/folders.py'),
                                 'sas_nb.folders.concepts_of': ('parts/folders.html#concepts_of', 'sas_nb/folders.py'),
                                 'sas_nb.folders.film_of': ('parts/folders.html#film_of', 'sas_nb/folders.py'),
+                                'sas_nb.folders.is_concept': ('parts/folders.html#is_concept', 'sas_nb/folders.py'),
                                 'sas_nb.folders.keep_film': ('parts/folders.html#keep_film', 'sas_nb/folders.py'),
                                 'sas_nb.folders.own_name': ('parts/folders.html#own_name', 'sas_nb/folders.py'),
                                 'sas_nb.folders.run_folder': ('parts/folders.html#run_folder', 'sas_nb/folders.py'),

@@ -79,10 +79,7 @@ def _value(name, text, now): # `now`: what it is in the paper's recipe
     except (ValueError, SyntaxError, MemoryError, RecursionError): value = text
     if isinstance(now, bool) and not isinstance(value, bool):
         raise UserError(f"--set {name}={text} must be true or false.")
-
     return _pair(name, text, value, now) if isinstance(now, tuple) else value
-
-
 
 # %% ../nbs/parts/options.ipynb #5108205b
 def _pair(name, text, value, now):

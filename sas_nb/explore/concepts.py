@@ -4,10 +4,9 @@
 
 # %% ../../nbs/explore/00_concepts.ipynb #3f405162
 from __future__ import annotations
-import os
 from pathlib import Path
 from ..files import expanded, read_about
-from ..folders import concept_folder, concepts_of, own_name, zoo_list, zoo_of, zoo_place
+from ..folders import concept_folder, concepts_of, is_concept, own_name, zoo_list, zoo_of, zoo_place
 from ..prompt import several
 
 # %% auto #0
@@ -18,8 +17,7 @@ def _on_disk(place)->bool: return isinstance(place, (str, Path))
 
 def is_saved(place:Path)->bool:
     "Is this the folder of a concept, or of a run, or a place in a zoo?"
-    if not _on_disk(place): return False
-    return os.path.isfile(concept_folder(place)/"concept.json") or zoo_of(place) is not None
+    return _on_disk(place) and (is_concept(place) or zoo_of(place) is not None)
 
 # %% ../../nbs/explore/00_concepts.ipynb #93791541
 def listed(concepts)->dict|list:

@@ -449,8 +449,10 @@ function prompt() {
     const text = position.prompt || own
     const fit = language.fitting(about.chips, own, about.kinds)
     if (!same(model.get("chips"), fit)) model.put({ chips: fit })
+    const { appearance, motion } = position.strength
     model.put({ placeholder: own, value: text, chosen: language.chosenChips(text, about.chips),
-                unknown: language.unknownWords(text, about.vocabulary), hint: language.advice(text, own, { v: position.strength.appearance, u: position.strength.motion }) })
+                unknown: language.unknownWords(text, about.vocabulary),
+                hint: language.advice(text, own, { v: appearance, u: motion }) })
   })
   return drawn(words, model)
 }
