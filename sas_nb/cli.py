@@ -18,16 +18,17 @@ from . import __version__
 from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned,
                             words_table)
 from .cache import data_path
-from .command import (app, clip_size, command, ConceptFolder, fit_to_sample, given, load_clip,
-                            load_concept)
+from .command import (app, clip_size, command, ConceptFolder, load_clip, load_concept,
+                            write_video)
 from .files import expanded, read_about, UserError
-from .options import (Apart, AtOnce, Basis, Batch, Checkpointing, chosen_recipe, Counterfactual,
-                            Dtype, Fps, Frames, InputsOnHost, Lr, Model, Named, named_dtype,
-                            named_model, PriorPrompt, Quiet, Rank, Regularize, Revision, SampleEvery,
-                            SampleSteps, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps1, Steps2,
-                            Swapped, TextBits, Tiled, VaeBits, Weights, wishes)
+from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_recipe,
+                            Counterfactual, Dtype, EditGuidance, Fps, Frames, Guidance, InputsOnHost, Lr,
+                            Model, MotionGuidance, Named, named_dtype, named_model, Negative,
+                            NegativeScale, Plays, PriorPrompt, Quiet, Rank, Regularize, Revision,
+                            SampleEvery, SampleSteps, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps,
+                            Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Video, VideoSeed, Weights,
+                            wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
-from .scenes import compose # noqa: F401
 from .terminal import as_options, caution, check_name, check_writable, say, show
 
 # %% ../nbs/parts/cli.ipynb #6fbb8334
@@ -200,46 +201,33 @@ def _learn(film, clip, prompts, model, recipe, run, sheet, wish, basis): # wishe
 # %% ../nbs/parts/cli.ipynb #e7ae545c
 _PROMPT = typer.Argument(help="What to show; the training prompt when not given. \\[v] and \\[u] stand for "
                               "what was learned.", show_default=False)
-
-def _shape(concept, size): # arguments of `generate`
-    from sas_nb.advice import checked_size
-    return {} if size is None else dict(zip(("height", "width"), checked_size(concept.base().defaults, size)))
-
-# %% ../nbs/parts/cli.ipynb #60950356
-_STEPS = "Sampling steps; what suits the model when not given."
-_GUIDANCE = "Classifier-free guidance, 1 is none; what suits the concept when not given."
-_NEGATIVE = "Scale of the concept on guidance's negative side, 0 to 1; 1 is ordinary guidance."
-_EDITS = "Higher follows an edit more, at the cost of the person; 0 is none. The concept's own if not given."
-_PLAYS = "Frames per second at which the video plays; as it was filmed when not given."
-_BASE = "The base, if it is not where it was when the concept was trained."
-_WRITE = typer.Option(help="The video to write: .mp4, .mov, .webm or .gif.")
+_APPEARANCE_SCALE = "Scale of the appearance, 1 as it was learned."
+_MOTION_SCALE = "Scale of the motion, 1 as it was learned."
 
 # %% ../nbs/parts/cli.ipynb #df4b748c
 @command("sas-nb generate run --out again.mp4", f"sas-nb generate run {_EDIT} --out snow.mp4 --seed 3",
          "sas-nb generate run --motion-guidance 0.5 --appearance 1.2 --out calmer.mp4")
 def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=None,
-             out:Annotated[Path, _WRITE]=Path("out.mp4"),
-             seed:Annotated[int, typer.Option(help="Same seed, same video.")]=0,
-             steps:given(int, _STEPS, min=1)=None, guidance:given(float, _GUIDANCE)=None,
-             negative_scale:given(float, _NEGATIVE)=None,
-             motion_guidance:Annotated[float, typer.Option(help="Below 1 calmer, above 1 livelier.")]=1.,
-             edit_guidance:given(float, _EDITS)=None, negative:given(str, "What to move away from.")=None,
-             appearance:given(float, "Scale of the appearance, 1 as it was learned.")=None,
-             motion:given(float, "Scale of the motion, 1 as it was learned.")=None,
-             frames:Frames=None, size:Size=None, fps:given(float, _PLAYS)=None, model:given(str, _BASE)=None,
-             revision:Revision=None, dtype:Dtype=None, apart:Apart=None, weights:Weights=None,
-             swapped:Swapped=None, tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None,
-             quiet:Quiet=False):
+             out:Video=Path("out.mp4"), seed:VideoSeed=0, steps:Steps=None, guidance:Guidance=None,
+             negative_scale:NegativeScale=None, motion_guidance:MotionGuidance=1.,
+             edit_guidance:EditGuidance=None, negative:Negative=None,
+             appearance:Annotated[Optional[float], typer.Option(help=_APPEARANCE_SCALE)]=None,
+             motion:Annotated[Optional[float], typer.Option(help=_MOTION_SCALE)]=None,
+             frames:Frames=None, size:Size=None, fps:Plays=None, model:Base=None, revision:Revision=None,
+             dtype:Dtype=None, apart:Apart=None, weights:Weights=None, swapped:Swapped=None,
+             tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None, quiet:Quiet=False):
     "Make a video of a concept, as it was trained or edited by a prompt."
     check_name(out)
     check_writable(out)
     scaled = load_concept(concept, model, dtype, revision).at(appearance, motion)
-    size = _shape(scaled, size)
-    fit_to_sample(scaled, frames, size, wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled,
-                                               vae_bits=vae_bits, text_bits=text_bits))
-    clip = scaled.generate(prompt, seed, steps, guidance, negative_scale, motion_guidance, edit_guidance,
-                           negative=negative, num_frames=frames, fps=fps, progress=not quiet, **size)
-    say(f"Wrote {clip.save(out)}: {len(clip)} frames, {clip.fps:g} per second.")
+    wish = wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled, vae_bits=vae_bits,
+                  text_bits=text_bits)
+    write_video(scaled.generate, scaled, out, frames, size, wish, prompt=prompt, seed=seed, steps=steps,
+                guidance=guidance, negative_scale=negative_scale, motion_guidance=motion_guidance,
+                edit_guidance=edit_guidance, negative=negative, fps=fps, progress=not quiet)
+
+# %% ../nbs/parts/cli.ipynb #c0mppy01
+from .scenes import compose, train_together # noqa: F401
 
 # %% ../nbs/parts/cli.ipynb #fe99f2e4
 _LAYERS = typer.Option("--layers", help="Also how far each layer was moved, and how long the new words are.")

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RECIPES', 'Model', 'Frames', 'Size', 'Dtype', 'Revision', 'Fps', 'Start', 'Quiet', 'DTYPES', 'Named', 'Settings',
            'Steps1', 'Steps2', 'Rank', 'Batch', 'Lr', 'Seed', 'Basis', 'PriorPrompt', 'Counterfactual', 'Regularize',
-           'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'SampleSteps', 'Sheet', 'Weights', 'Swapped',
-           'InputsOnHost', 'Tiled', 'VaeBits', 'TextBits', 'named_recipe', 'numbers', 'setting', 'with_number',
-           'chosen_recipe', 'named_dtype', 'named_model', 'wishes']
+           'Checkpointing', 'Apart', 'AtOnce', 'SaveEvery', 'SampleEvery', 'SampleSteps', 'Sheet', 'Video', 'VideoSeed',
+           'Steps', 'Plays', 'Base', 'Guidance', 'NegativeScale', 'MotionGuidance', 'EditGuidance', 'Negative',
+           'Weights', 'Swapped', 'InputsOnHost', 'Tiled', 'VaeBits', 'TextBits', 'named_recipe', 'numbers', 'setting',
+           'with_number', 'chosen_recipe', 'named_dtype', 'named_model', 'wishes']
 
 # %% ../nbs/parts/options.ipynb #e0088577
 import ast
@@ -188,6 +189,26 @@ _FEWER = "Sampling steps of each such sample: fewer are quicker \\[the model's].
 SampleSteps = _option(int, _FEWER, _W, min=1)
 _DRAW = "At the end, draw the concept beside the clip, and the losses, into the folder."
 Sheet = Annotated[bool, typer.Option(help=_DRAW, rich_help_panel=_W)]
+
+# %% ../nbs/parts/options.ipynb #smpl0py1
+_STEPS = "Sampling steps; what suits the model when not given."
+Video = Annotated[Path, typer.Option(help="The video to write: .mp4, .mov, .webm or .gif.")]
+VideoSeed = Annotated[int, typer.Option(help="Same seed, same video.")]
+Steps = _option(int, _STEPS, min=1)
+_PLAYS = "Frames per second at which the video plays; as it was filmed when not given."
+Plays = _option(float, _PLAYS)
+_BASE = "The base, if it is not where it was when the concept was trained."
+Base = _option(str, _BASE)
+
+# %% ../nbs/parts/options.ipynb #smpl0py2
+_GUIDANCE = "Classifier-free guidance, 1 is none; what suits the concept when not given."
+Guidance = _option(float, _GUIDANCE)
+_SCALE = "Scale of the concept on guidance's negative side, 0 to 1; 1 is ordinary guidance."
+NegativeScale = _option(float, _SCALE)
+MotionGuidance = Annotated[float, typer.Option(help="Below 1 calmer, above 1 livelier.")]
+_EDITS = "Higher follows an edit more, at the cost of the person; 0 is none. The concept's own if not given."
+EditGuidance = _option(float, _EDITS)
+Negative = _option(str, "What to move away from.")
 
 # %% ../nbs/parts/options.ipynb #75957e64
 Weights = _option(str, "How the transformer's weights are held: own, fp8 or int8.", _M)

@@ -444,7 +444,7 @@ def test_no_mask(clips, call, says):
 @pytest.fixture
 def films(clips, tmp_path): return [str(c.save(tmp_path/f"{c.name}.mp4", scale=2)) for c in clips]
 
-def run(*args): return CliRunner().invoke(app, ["compose", *map(str, args)])
+def run(*args): return CliRunner().invoke(app, ["train-together", *map(str, args)])
 
 
 def test_the_command(films, tmp_path):
@@ -461,7 +461,8 @@ def test_the_command(films, tmp_path):
 
 @pytest.mark.parametrize("text, says", [
     (None, "cannot be read"), ("[a", "is not TOML"), ("a = 1", "outside a table"), ("[a]\nlook = 'x'", "has no 'look'"), ("[a]\nappearance = 'a [v1] man'", "has no motion"),
-    ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'", "2 clips and 1 tables"), ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'\n[b]\nappearance = 'a [v1] man'\nmotion = '[u1]'", "a word of two")])
+    ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'", "2 clips and 1 tables"),
+    ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'\nplace = [0, 0, 1, 1]\n[b]\nappearance = 'a [v2] man'\nmotion = '[u2]'", "[b] has no place"), ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'\n[b]\nappearance = 'a [v1] man'\nmotion = '[u1]'", "a word of two")])
 def test_a_file_of_prompts_that_is_none(films, tmp_path, text, says):
     if text is not None: (tmp_path/"p.toml").write_text(text)
     out = run(*films, "--prompts", tmp_path/"p.toml", "--out", tmp_path/"out", "--frames", 5)
@@ -469,12 +470,12 @@ def test_a_file_of_prompts_that_is_none(films, tmp_path, text, says):
 
 
 def test_the_template_is_a_file_of_prompts():
-    out = CliRunner().invoke(app, ["compose", "--template"])
+    out = CliRunner().invoke(app, ["train-together", "--template"])
     assert out.exit_code == 0 and out.output.strip() == TEMPLATE.strip()
 
 
 def test_the_plan_of_several(films, monkeypatch):
-    "As many clips as are composed, with the steps of all; each is shown alone, so one clip says the shape."
+    "As many clips as are learned together, with the steps of all; each is shown alone, so one clip says the shape."
     from sas_nb import plan
     asked = []
     def seen(model, shape, recipe, *rest, **more):
@@ -487,9 +488,9 @@ def test_the_plan_of_several(films, monkeypatch):
 
 
 def test_what_is_missing_names_the_template():
-    out = CliRunner().invoke(app, ["compose"])
+    out = CliRunner().invoke(app, ["train-together"])
     words = " ".join(out.output.replace("│", " ").split())
-    assert out.exit_code == 2 and "Missing: CLIPS..., --prompts, --out. Begin with: " in words and "compose --template." in words
+    assert out.exit_code == 2 and "Missing: CLIPS..., --prompts, --out. Begin with: " in words and "train-together --template." in words
     assert "template" not in CliRunner().invoke(app, ["train"]).output
 
 
@@ -507,3 +508,42 @@ def test_one_concept_is_one_subject(dit, clips):
     alone = learn(clips[0], ("a [v1] man in a park", "he is [u1] dancing"), dit, few(1, composites=.3), quiet())
     (subject,) = alone.subjects
     assert subject.placeholders == ("[v1]", "[u1]") and list(alone.tokens) == ["[v1]", "[u1]"] and "subjects" not in alone.info
+
+
+# the command for concepts
+
+PAIR = "zoo/woman-00", "zoo/man-02"
+
+def put_together(*args): return CliRunner(env=dict(COLUMNS="200")).invoke(app, ["compose", *map(str, args), "--steps", "2", "--frames", "5", "--quiet"])
+
+
+def test_the_command_shows_what_compose_generates(tmp_path):
+    done = put_together(*PAIR, "--place", ".5,0,1,1", "--place", "0,0,.5,1", "--motion", 1, "--motion", .5, "--seed", 3, "--out", tmp_path/"two.mp4")
+    assert done.exit_code == 0 and "a [v1] woman and a [v2] man" in done.output, done.output
+    members = load_zoo(names=["woman-00", "man-02"])
+    scene = compose(list(members.values()), "masked", [(.5, 0, 1, 1), (0, 0, .5, 1)])
+    known = scene.generate(seed=3, steps=2, motion=[1, .5], num_frames=5, progress=False).save(tmp_path/"known.mp4")
+    assert torch.equal(Clip.load(tmp_path/"two.mp4").frames, Clip.load(known).frames)
+
+
+def test_the_command_takes_a_prompt_of_all(tmp_path):
+    said = "a [v1] woman and a [v2] man in the snow. she is [u1] dancing, he is [u2] dancing"
+    done = put_together(*PAIR, "--prompt", said, "--way", "sum", "--out", tmp_path/"snow.mp4")
+    assert done.exit_code == 0 and "Prompt:" not in done.output and (tmp_path/"snow.mp4").exists(), done.output
+    forgets = put_together(*PAIR, "--prompt", "a [v1] woman in the snow. she is [u1] dancing", "--out", tmp_path/"one.mp4")
+    assert forgets.exit_code == 0 and "[v2]" in forgets.output, forgets.output
+
+
+@pytest.mark.parametrize("args, says", [
+    (PAIR[:1], "two concepts or more"), (("zoo", PAIR[0]), "is a zoo of many concepts"), (("zoo/nobody", PAIR[0]), "no 'nobody'"), ((*PAIR, "--way", "joint"), "--way has no 'joint'"),
+    ((*PAIR, "--place", "left"), "--place 'left' is no place"), ((*PAIR, "--place", "0,0,1,1"), "2 subjects and 1 places"), ((*PAIR, "--place", "0,0,1"), "2 subjects and 1 places"),
+    ((*PAIR, "--place", "words", "--way", "sum"), "has no places"), ((*PAIR, "--motion", 1, "--motion", 2, "--motion", 3), "3 strengths of motion"), ((*PAIR, "--out", "two.txt"), "two.txt")])
+def test_what_the_command_cannot_compose(args, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = put_together(*args)
+    assert done.exit_code == 1 and says in " ".join(done.output.split()) and not list(tmp_path.iterdir()), done.output
+
+
+def test_films_are_learned_together(films):
+    done = put_together(*films)
+    assert done.exit_code == 1 and "train-together" in " ".join(done.output.split())

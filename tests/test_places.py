@@ -10,12 +10,12 @@ from sas_nb.advice import GenerationConfig
 from sas_nb.answers import draw_run, log_of
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.members import synthetic
-from sas_nb.atlas.places import load_zoo, zoo_folder
+from sas_nb.atlas.places import load_zoo, open_concepts, zoo_folder
 from sas_nb.cache import cache_folder, cached, data_path, lasting_name, model_folder
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
 from sas_nb.dit import _shared, VideoDiT
-from sas_nb.explore.concepts import named_concepts, open_concepts
+from sas_nb.explore.concepts import named_concepts
 from sas_nb.files import UserError
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.published import clip_encoder, dino_encoder

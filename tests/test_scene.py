@@ -23,7 +23,7 @@ def studio(own_cache): return SceneStudio(PAIR, **SMALL)
 
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory, own_cache):
-    "What `sas-nb compose` writes, hardly trained."
+    "What `sas-nb train-together` writes, hardly trained."
     out = tmp_path_factory.mktemp("scene")/"two"
     recipe = Recipe.default().together(2).with_(both=dict(steps=1, batch=2, prior=0., composites=0.))
     pairs = [(Clip(torch.rand(5, 3, 64, 64), 12., name), (f"a [v{i}] {what} in a park", f"{who} is [u{i}] dancing"))

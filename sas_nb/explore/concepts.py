@@ -10,7 +10,7 @@ from ..folders import concept_folder, concepts_of, is_concept, own_name, zoo_lis
 from ..prompt import several
 
 # %% auto #0
-__all__ = ['is_saved', 'listed', 'named_concepts', 'lasting_places', 'open_concepts', 'is_scene']
+__all__ = ['is_saved', 'listed', 'named_concepts', 'lasting_places', 'is_scene']
 
 # %% ../../nbs/explore/00_concepts.ipynb #2fc0a0b9
 def _on_disk(place)->bool: return isinstance(place, (str, Path))
@@ -64,23 +64,6 @@ def lasting_places(concepts)->dict|list|None: # None where a concept is in memor
     if not all(map(_on_disk, each)): return None
     if isinstance(places, dict): return {name: _lasting(expanded(x)) for name, x in places.items()}
     return [_lasting_member(x) for x in each]
-
-# %% ../../nbs/explore/00_concepts.ipynb #b8d3f6e1
-def _opened(places:dict, zoo:Path|None)->dict: # name -> concept
-    "Read places that are all in this zoo, or all in none."
-    from sas_nb.atlas.places import load_zoo
-    from sas_nb.concept import Concept
-    if zoo is None: return {name: Concept.load(place) for name, place in places.items()}
-    members = load_zoo(zoo, [Path(place).name for place in places.values()])
-    return {name: members[Path(place).name] for name, place in places.items()}
-
-def open_concepts(named:dict)->dict: # name -> concept
-    "Read what is on disk, each zoo once. Raises `UserError` for whom a zoo does not have."
-    zoos = {name: zoo_of(place) for name, place in named.items() if _on_disk(place)}
-    opened = dict(named)
-    for zoo in dict.fromkeys(zoos.values()):
-        opened |= _opened({name: named[name] for name in zoos if zoos[name] == zoo}, zoo)
-    return opened
 
 # %% ../../nbs/explore/00_concepts.ipynb #cbc4d065
 def is_scene(concepts)->bool:

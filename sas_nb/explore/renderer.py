@@ -16,12 +16,13 @@ from fastcore.basics import patch
 from PIL import Image, ImageOps
 import torch
 from ..atlas.components import pca_of
+from ..atlas.places import open_concepts
 from ..cache import cached
 from ..clip import Clip
 from ..concept import Concept
 from ..dit import checked_steps
 from .other_bases import bases_of, comparable, first_of, grouped_by_basis, known_controls
-from .concepts import lasting_places, listed, named_concepts, open_concepts
+from .concepts import lasting_places, listed, named_concepts
 from .maps import AVERAGE, in_words, map_of, PARTS, Position
 from .mixtures import apart, brought_out, measured
 from .prompts import sentence

@@ -9,10 +9,11 @@ __all__ = ['Arrangement', 'SceneStudio']
 import json
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
+from ..atlas.places import open_concepts
 from ..clip import Clip
 from ..composing import compose
 from ..concept import Concept
-from .concepts import lasting_places, listed, named_concepts, open_concepts
+from .concepts import lasting_places, listed, named_concepts
 from .renderer import Videos
 from ..files import UserError
 from ..subjects import strips
@@ -133,8 +134,9 @@ def clip(self:SceneStudio, p:Arrangement, steps:int, **how)->Clip:
     return self.ways[p.way].generate(p.prompt or None, p.seed, steps, **how, **self._how(p))
 
 # %% ../../nbs/explore/04_scene.ipynb #7cb986b9
-_CODE = """from sas_nb.composing import compose
-from sas_nb.explore.concepts import named_concepts, open_concepts
+_CODE = """from sas_nb.atlas.places import open_concepts
+from sas_nb.composing import compose
+from sas_nb.explore.concepts import named_concepts
 
 concepts = open_concepts(named_concepts({concepts}))
 scene = compose(concepts, {way!r})
