@@ -79,6 +79,7 @@ ARTEFACTS = (
     Artefact("mixtures", _JUDGED, ("data/zoo/mixtures.json",), ("python scripts/mixtures.py",), 10),
     Artefact("responses", (*_JUDGED, "mixtures"), tuple(f"data/zoo/{f}" for f in _RESPONSES),
              ("python scripts/response.py", "python scripts/response.py --sliders"), 30),
+    Artefact("parts", _JUDGED, ("data/zoo/parts.csv",), ("python scripts/parts.py",), 10),
     table("table", "", 150),
     table("long", "--long ", 400),
     table("ablation", "--ablation ", 100),
@@ -107,7 +108,7 @@ WORDS = {"oracles": "Oracles", "finder": "Finder", "zoo": r"load_zoo|['\"]zoo\b"
          "responses": r"response\.csv|controls\.json", "table": r"bench/table|kept\(\"table",
          "long": r"kept\(\"long", "ablation": r"kept\(\"abl", "choice": r"kept\(\"tune", "clips": r"clips/",
          "compose": r"compose\.csv", "capacity": r"capacity\.csv", "experts": r"experts\.csv",
-         "words": r"words\.csv", "mixtures": r"mixtures\.json|\b(Studio|Explorer)\("}
+         "words": r"words\.csv", "parts": r"parts\.csv", "mixtures": r"mixtures\.json|\b(Studio|Explorer)\("}
 BASE = r"['\"]tiny\b|--model tiny|(?<!def )\blearn(_many|_together)?\(|sas_nb\.cli"
 
 

@@ -19,7 +19,7 @@ from sas_nb.lab.world import heldout_spec, identity_of, Person, Spec
 from sas_nb.lab.zoo import packed, save_zoo, spec_of
 from sas_nb.recipe import Recipe
 from sas_nb.train import Trainer
-import bench_fleet, mixtures, response, zoo
+import bench_fleet, mixtures, parts, response, zoo
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -196,6 +196,17 @@ def test_mixtures_are_measured_beside_a_zoo(tmp_path, monkeypatch):
     assert [found["pairs"], found["steps"], len(found["kept"])] == [2, 2, 2] and len(found["best"]) == 2
     assert found["strengths"]["appearance"][0] in (1, .8) and found["strengths"]["motion"] == [1, 1]
     assert all(0 <= share <= 1 for whose in found["clothes"].values() for share in whose.values())
+
+
+def test_parts_of_the_network_are_left_out_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PARTS", {"feed-forward": r"ffn\."})
+    def rows(concepts):
+        parts.main("zoo", concepts, 1, tmp_path/"p.csv", 0)
+        return [{k: v for k, v in r.items()} for r in csv.DictReader((tmp_path/"p.csv").read_text().splitlines())]
+    first = rows(1)
+    assert [(r["half"], r["keeps"]) for r in first] == [("", "all")] + [(h, k) for h in ("appearance", "motion") for k in ("none", "without", "only")]
+    assert len({r["identity"] for r in first}) == 7, "every clip differs"
+    assert rows(2)[:7] == first and len(rows(2)) == 14
 
 
 def test_a_newcomer_is_measured_on_both_stages(dit):
