@@ -82,7 +82,7 @@ ARTEFACTS = (
     Artefact("parts", _JUDGED, ("data/zoo/parts.csv",), ("python scripts/parts.py",), 10),
     table("table", "", 150),
     table("long", "--long ", 400),
-    table("ablation", "--ablation ", 100),
+    table("ablation", "--ablation ", 115),
     Artefact("choice", ("base", "oracles"), rows("tune_sampling"),
              ("python scripts/tune.py --set tune_sampling --keep tune_sampling",), 45),
     Artefact("compose", (*_JUDGED, "finder"), ("data/bench/compose.csv",),

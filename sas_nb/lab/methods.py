@@ -232,7 +232,13 @@ REGULARISERS |= {f"without {k.replace('_', ' ')}": _off([k]) for k in _SINGLE}
 # %% ../../nbs/lab/22_methods.ipynb #1312e144
 _LAYERS = {"self-attention": r"blocks\.\d+\.attn1\.to_(q|k|v|out\.0)",
            "cross-attention": r"blocks\.\d+\.attn2\.to_(q|k|v|out\.0)",
-           "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"}
+           "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)",
+           "queries and keys": r"blocks\.\d+\.attn[12]\.to_[qk]",
+           "values and output": r"blocks\.\d+\.attn[12]\.to_(v|out\.0)"}
+# details of a look are settled where there is little noise, a movement where there is much
+_LESS, _MORE = dict(stage1=dict(shift=1.)), dict(stage2=dict(shift=8.))
+_TIMES = {"stage 1 in less noise": _LESS, "stage 2 in more noise": _MORE,
+          "each stage in its noise": _LESS | _MORE}
 _LONG = dict(stage1=dict(steps=600, batch=8), stage2=dict(steps=900, batch=8))
 
 def _both(**changes)->Method: return _ours(both=changes)
@@ -242,7 +248,8 @@ ABLATIONS = {"ours": _ours(), "images": _both(frozen=False),
              "no pairs": _ours(stage2=dict(counterfactuals=0.)),
              "paper's recipe, 600 + 900 steps of 8": _ours(Recipe.paper(), **_LONG),
              **{f"rank {r}": _ours(rank=r) for r in (1, 4, 32)},
-             **{f"dropout {p:g}": _both(dropout=p) for p in (.5, .9)},
-             **{f"dropout {p:g}, not rescaled": _both(dropout=p, rescale=False) for p in (.5, .9)},
+             "dropout 0.5": _both(dropout=.5),
+             "dropout 0.5, not rescaled": _both(dropout=.5, rescale=False),
              **{f"{name} only": _ours(layers=layers) for name, layers in _LAYERS.items()},
+             **{name: _ours(**changes) for name, changes in _TIMES.items()},
              **{f"{k:g} x the steps": _ours(steps=k) for k in (.5, 2.)}}
