@@ -10,12 +10,12 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from safetensors import safe_open, SafetensorError
-from .files import expanded, UserError
+from .files import existing, expanded, UserError
 from .writing import atomic
 
 # %% auto #0
-__all__ = ['data_path', 'known_models', 'shipped_configuration', 'named_folder', 'model_folder', 'lasting_name', 'cache_folder',
-           'in_cache', 'cached']
+__all__ = ['data_path', 'known_models', 'shipped_configuration', 'named_folder', 'named_film', 'model_folder', 'lasting_name',
+           'cache_folder', 'in_cache', 'cached']
 
 # %% ../nbs/parts/cache.ipynb #d2c25cc9
 _PACKAGE = Path(str(files("sas_nb")))
@@ -51,8 +51,17 @@ def named_folder(
     "The folder that a name means: one here of the right kind, else the shipped one, else whatever is here."
     path = expanded(name)
     if os.path.isfile(path/holds): return path
-    shipped = re.fullmatch(r"[\w-]+", str(name)) and [p for root in _DATA if (p := root/name/holds).is_file()]
+    shipped = re.fullmatch(r"[\w-]+", str(name)) and [p for root in _DATA if os.path.isfile(p := root/name/holds)]
     return shipped[0].parent if shipped else path if os.path.isdir(path) else None
+
+# %% ../nbs/parts/cache.ipynb #f1lmpy01
+def named_film(name:str|Path)->Path: # a video or a folder of images
+    "The film that a name means: one here, else a shipped one such as `clips/dancer.mp4`. Raises `UserError`."
+    path = expanded(name)
+    if not os.path.exists(path) and re.fullmatch(r"clips/[\w-]+\.mp4", Path(name).as_posix()):
+        for root in _DATA:
+            if (root/name).is_file(): return root/name
+    return existing(path)
 
 # %% ../nbs/parts/cache.ipynb #87d3b167
 def model_folder(name:str|Path)->Path|None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from . import __version__
 from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned,
                             words_table)
-from .cache import data_path
+from .cache import data_path, named_film
 from .command import (app, clip_size, command, ConceptFolder, load_clip, load_concept,
                             write_video)
 from .files import expanded, read_about, UserError
@@ -40,10 +40,10 @@ def _version(wanted):
 _LOOK = '--appearance "a [v] woman in a red shirt in a park" --motion "she is [u] dancing"'
 _EDIT = '"a [v] woman in a red shirt in the snow. she is [u] dancing"'
 _FOOT = "\n\n".join([
-    "[bold]From a video to an edit[/bold]", "$ sas-nb inspect data/clips/dancer.mp4",
-    escape(f"$ sas-nb train data/clips/dancer.mp4 {_LOOK} --out run"),
+    "[bold]From a video to an edit[/bold]", "$ sas-nb inspect clips/dancer.mp4",
+    escape(f"$ sas-nb train clips/dancer.mp4 {_LOOK} --out run"),
     escape(f"$ sas-nb generate run {_EDIT} --out snow.mp4"),
-    "The dancer is a clip of this project; give your own film's name. Each command's --help has more."])
+    "The dancer is shipped along; give your own film's name. Each command's --help has more."])
 _VERSION = typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
 
 @app.callback(epilog=_FOOT)
@@ -75,8 +75,8 @@ def _check_picture(path):
     check_writable(path)
 
 # %% ../nbs/parts/cli.ipynb #2bd7f2a3
-@command("sas-nb inspect data/clips/dancer.mp4",
-         "sas-nb inspect data/clips/dancer.mp4 --start 0.5 --fps 8 --picture seen.png",
+@command("sas-nb inspect clips/dancer.mp4",
+         "sas-nb inspect clips/dancer.mp4 --start 0.5 --fps 8 --picture seen.png",
          "sas-nb inspect frames/ --json")
 def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None, fps:Fps=None, start:Start=0.,
             size:Size=None, revision:Revision=None, dtype:Dtype=None,
@@ -125,10 +125,11 @@ _OUT = typer.Option(help="Folder for the concept, checkpoints and logs; a run fo
                     show_default=False)
 _BIG = "--frames 33 --batch 1 --checkpointing --apart --set both.prior=0"
 
-@command(f"sas-nb train data/clips/dancer.mp4 {_LOOK} --out run",
-         f"sas-nb train data/clips/dancer.mp4 {_LOOK} --out quick --steps1 50 --set stage1.dropout=0.5",
+@command(f"sas-nb train clips/dancer.mp4 {_LOOK} --out run",
+         f"sas-nb train clips/dancer.mp4 {_LOOK} --out quick --steps1 50 --set stage1.dropout=0.5",
          f"sas-nb train other.mp4 {_LOOK} --out other --recipe run",
-         f"sas-nb train friend.mp4 {_LOOK} --out friend --basis run --set both.composites=.35",
+         f"sas-nb train friend.mp4 {_LOOK} --out friend --basis zoo --set both.composites=.35",
+         "sas-nb compose friend zoo/man-21 --out both.mp4",
          f"sas-nb train film.mp4 {_LOOK} --out big --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers {_BIG}")
 def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], motion:Annotated[str, _MOTION],
           out:Annotated[Path, _OUT], model:Model="tiny", revision:Revision=None, dtype:Dtype=None,
@@ -172,7 +173,7 @@ def _fitted(model, shape, recipe, wish, progress): # shape of a `Clip`
 # %% ../nbs/parts/cli.ipynb #7b0c1e6b
 def _is_shipped(film:Path)->bool:
     "Is this an example clip, or a copy of one?"
-    if not (film := expanded(film)).is_file(): return False
+    if not (film := named_film(film)).is_file(): return False
     return any(filecmp.cmp(film, known, shallow=False) for known in data_path("clips").glob("*.mp4"))
 
 def _note(model, film):
@@ -188,8 +189,9 @@ def _member(place): # all members of a zoo share one basis
 # %% ../nbs/parts/cli.ipynb #476acd4c
 def _learn(film, clip, prompts, model, recipe, run, sheet, wish, basis): # wishes as of `wishes`
     from sas_nb.learning import learn
+    from sas_nb.phrasing import lint
     basis = basis and _member(basis)
-    for words in clip.report.warnings: caution(as_options(f"{words}."))
+    for words in [f"{w}." for w in clip.report.warnings] + lint(prompts): caution(as_options(words))
     if run.progress: _note(getattr(model, "name", model), film)
     check_writable(run.out, folder=True)
     if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish, run.progress))

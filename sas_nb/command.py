@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from rich.markup import escape
-from .cache import model_folder
-from .files import existing
+from .cache import model_folder, named_film
 from .folders import check_concept, concept_folder, zoo_of
 from .options import named_model
 from .terminal import Command, Commands, in_options, say, tidy
@@ -42,7 +41,7 @@ def clip_size(model:str, download:bool=True, revision:str|None=None):
 # %% ../nbs/parts/command.ipynb #8e1c7f24
 def load_clip(path, model, frames=None, fps=None, start=0., size=None, revision=None):
     "The clip, at a size that suits it and the model."
-    existing(path)
+    named_film(path)
     model_folder(model)
     from functools import partial
     from sas_nb.advice import checked_size, size_for

@@ -8,6 +8,8 @@ __all__ = ['Composition', 'compose', 'learn_together']
 # %% ../nbs/10_composing.ipynb #cf2ab139
 import warnings
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 from torch import Tensor
 from fastcore.basics import patch
 from .beforehand import checked_adapter, fit_memory, over_basis
@@ -53,10 +55,10 @@ def compose(concepts:dict|list|Concept,    # by name, or in order; one that was 
     _check_has_places(places, way)
     if way == "joint": return _joint(list(given.values()))
     check_members(list(given.values()), way)
-    if way == "masked": _advise_company(given)
     members = with_own_words(list(given.values()))
-    return Composition(_subjects(given, members, _boxes(places, len(members))), way, tuple(members),
-                       _factors(members, way, equal, gain), places == "words")
+    subjects = _subjects(given, members, _boxes(places, len(members)))
+    if way == "masked": _advise_company(subjects, members)
+    return Composition(subjects, way, tuple(members), _factors(members, way, equal, gain), places == "words")
 
 # %% ../nbs/10_composing.ipynb #ce03626f
 def _listed(concepts)->list: return list(concepts) if several(concepts) else [concepts]
@@ -79,12 +81,23 @@ def _factors(members, way, equal, gain)->tuple[float, ...]:
     return tuple(gain*f for f in norms)
 
 # %% ../nbs/10_composing.ipynb #ad1ce0m1
-def _advise_company(given:dict):
-    "Warn of concepts that were never shown beside anybody."
-    stages = {k: c.info.get("recipe", {}).get("stage2", {}) for k, c in given.items()}
-    if alone := [str(k) for k, stage in stages.items() if not stage.get("composites", 1)]:
-        warnings.warn(f"Learned alone, and so perhaps drawn into the middle: {', '.join(alone)}. Learn again "
-                      "with --set both.composites=.35, beside strangers.", Advice, stacklevel=4)
+def _advise_company(subjects, members):
+    "Warn of concepts that were never shown beside anybody, and of places that cannot hold two."
+    stages = [c.info.get("recipe", {}).get("stage2", {}) for c in members]
+    alone = [s.name for s, stage in zip(subjects, stages) if not stage.get("composites", 1)]
+    if alone:
+        warnings.warn(f"Learned alone, and so perhaps drawn into the middle or into each other: "
+                      f"{', '.join(alone)}. Learn again with composites=.35, beside strangers.", Advice,
+                      stacklevel=4)
+    for a, b in combinations([s for s in subjects if s.box], 2):
+        if _overlap(a.box, b.box) <= .5: continue
+        warnings.warn(f"The places of {a.name} and {b.name} are more or less one place, so they blend: move "
+                      "them apart.", Advice, stacklevel=4)
+
+def _overlap(a:Box, b:Box)->float: # of the smaller one
+    def size(left, top, right, bottom): return max(0., right-left)*max(0., bottom-top)
+    both = *map(max, a[:2], b[:2]), *map(min, a[2:], b[2:])
+    return size(*both)/min(size(*a), size(*b))
 
 # %% ../nbs/10_composing.ipynb #765c02f9
 def _joint(concepts:list)->Composition:
@@ -146,8 +159,21 @@ def generate(self:Composition, prompt:str|list[str]|None=None, # with the words 
     "Generate the scene. A prompt that forgets somebody is warned of. Raises `UserError`."
     whole = self.concept(appearance, motion, places)
     prompt = self.prompt if prompt is None else prompt
-    if isinstance(whole, Placed): whole.asked = _asked(whole, prompt, seed, kwargs)
+    if isinstance(whole, Placed):
+        whole.asked = _asked(whole, prompt, seed, kwargs)
+        _advise_room(whole)
     return whole.generate(prompt, seed, steps, guidance, **kwargs)
+
+@patch
+def save(self:Composition, folder)->Path:
+    """Save all as one concept, at the strengths that they have. Raises `UserError` for the way "masked": a
+    file has no places for its parts."""
+    return self.concept().save(folder)
+
+@patch
+def export(self:Composition, folder, *args, **kwargs)->list[Path]: # as for `Concept.export`
+    "Export all as one LoRA. Raises `UserError` for the way \"masked\"."
+    return self.concept().export(folder, *args, **kwargs)
 
 # %% ../nbs/10_composing.ipynb #c7033350
 def _asked(placed, prompt, seed, given)->dict:
@@ -158,6 +184,21 @@ def _asked(placed, prompt, seed, given)->dict:
     if filmed: usual = dict(zip(usual, (filmed[0], *filmed[2:])))
     prompts, _ = paired(prompt, seed)
     return dict(size=[usual[k] if given.get(k) is None else given[k] for k in usual], prompts=prompts)
+
+# %% ../nbs/10_composing.ipynb #r00mpy01
+_ROOM = 3 # tokens of a picture's width that a subject needs
+
+def _advise_room(placed:Placed):
+    "Warn of places that are too narrow for anybody to be seen in."
+    if placed.places == "words": return
+    dit = placed.base()
+    tokens = dit.family.grid(dit.configuration, *placed.asked["size"])[-1]
+    narrow = [s.name for s, (left, _, right, _) in zip(placed.subjects, placed.places)
+              if (right-left)*tokens < _ROOM-1e-6]
+    if narrow:
+        warnings.warn(f"The places of {', '.join(narrow)} are narrower than {_ROOM} of the {tokens} tokens "
+                      "that the model has across the picture, so people blend: compose fewer, give them "
+                      "wider places, or make the picture larger.", Advice, stacklevel=4)
 
 # %% ../nbs/10_composing.ipynb #f9d3110f
 def learn_together(pairs:list[tuple],    # a clip and its prompts, of each: with `[v1]` and `[u1]`, `[v2]` ...

@@ -19,7 +19,7 @@ from .adapter import SharedLoRA
 from .bases import check_base, made_with
 from .clip import Clip
 from .concept_file import as_json, base_name, check_shapes, FILES, provenance, read_info, readable
-from .concept_words import advice_of, as_html, as_markdown, summary_of
+from .concept_words import advice_of, as_html, as_markdown, size_advice, summary_of
 from .dit import paired, VideoDiT
 from .edits import edits_of, with_edits
 from .experts import checked_guidance
@@ -187,7 +187,7 @@ def generate(self:Concept,
     guidance, *scales = _guidance(self, guidance, negative_scale, edit_guidance)
     motion_guidance = real_number(motion_guidance, "motion_guidance", 0, 4, "1 is as it was learned")
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
-    for words in self.advice(prompt): warnings.warn(words, Advice, stacklevel=2)
+    for words in self.advice(prompt) + size_advice(self, kwargs): warnings.warn(words, Advice, stacklevel=2)
     prompt = self.prompt if prompt is None else prompt
     how = dict(seed=seed, steps=steps, guidance=guidance, fps=self.fps if fps is None else fps, latents=True)
     with self.dit.lock:

@@ -62,8 +62,8 @@ _WORN = re.compile(r"\bin (?:an? )?(?:[\w-]+ )*?(?:shirt|dress|coat|suit|trouser
 
 def _placeless(look:Prompt, motion:Prompt)->str:
     if _PLACE.search(_WORN.sub("", look.plain)): return ""
-    return ("The appearance prompt names no place: say where it is, as in 'in a park', or the background may "
-            "become part of [v].")
+    return ("The appearance prompt names no place: say where it is, as in 'in a park', or the background is "
+            "learned with the subject, and no prompt can change it later.")
 
 # %% ../nbs/parts/phrasing.ipynb #bb0b9236
 def _twice(look:Prompt, motion:Prompt)->str:

@@ -8,8 +8,7 @@ __all__ = ['Gpu', 'Host', 'film_shape', 'plan_table', 'plan_words']
 # %% ../nbs/parts/planned.ipynb #7eb6b36c
 from pathlib import Path
 from rich.table import Table
-from .cache import model_folder
-from .files import existing
+from .cache import model_folder, named_film
 from .options import _option
 
 # %% ../nbs/parts/planned.ipynb #849ef2b9
@@ -21,7 +20,7 @@ def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, 
                size:str|None=None, revision:str|None=None)->tuple[tuple[int, int, int], str]:
     """Frames, height and width that a run would have; and a sentence if the film is enlarged to that.
     Raises `UserError`."""
-    existing(path)
+    named_film(path)
     model_folder(model)
     from sas_nb.advice import checked_size, size_for
     from sas_nb.clip import Clip

@@ -255,12 +255,14 @@ def in_one_place(prompts:list[Prompts])->list[Prompts]:
     return [*(p.without_place() for p in prompts[:-1]), prompts[-1]]
 
 # %% ../nbs/parts/prompt.ipynb #35bcbb56
-def _joined(own:Prompt, text:str)->str:
-    "The whole prompt of the look with an edit behind it."
+_SCENE = r"\[|\. |\s(?:in|on|at|by|under|near)\s" # in a text that is more than a detail of the concept's prompt
+
+def _joined(own:Prompts, text:str)->str:
+    "The prompt of the look with an edit behind it; the concept's own prompt where the edit is another scene."
     if re.match(r"(?:in|on|at|by|under|near|with|wearing)(?!\w)", text):
-        return f"{re.sub(_PLACE, '', str(own))} {text}"
-    if re.match(rf"{_PRONOUN}(?!\w)", text): return f"{own}. {text}"
-    return f"{own}, {text}"
+        return f"{re.sub(_PLACE, '', own.appearance.text)} {text}"
+    if re.match(rf"{_PRONOUN}(?!\w)", text): return f"{own.appearance}. {text}"
+    return str(own.both) if re.search(_SCENE, text) else f"{own.appearance}, {text}"
 
 def _added(word:str, own:Prompt, text:str)->str:
     "A text with one subject more, or with its movement."
@@ -294,5 +296,5 @@ def completed(self:Prompts, edit:str|Prompt)->str:
     text = re.sub(r"(?<![\w\[])([vu]\d*)(?![\w\]])", r"[\1]", text) # a bare v, u or v1
     if not text: return str(self.both)
     looks, moves = zip(*self.pairs)
-    text = _with_words(looks, self.appearance, text, lambda t: _joined(self.appearance, t))
+    text = _with_words(looks, self.appearance, text, lambda t: _joined(self, t))
     return _with_words(moves, self.motion, text, lambda t: f"{t}. {self.motion}")

@@ -78,16 +78,45 @@ def _check_places(path, tables):
                         "each table, or to none.")
 
 # %% ../nbs/parts/scenes.ipynb #4b0f7e84
-def _scene(clips, path, model, mask_from, **seen)->tuple[dict, list, list, list]:
-    "Clips by name, their prompts, masks and places. Raises `UserError`."
+def _prompts(path, i, name, table):
+    "Checked now, when it is known which table they stand in. Raises `UserError`."
+    from sas_nb.prompt import Prompts
+    try: return Prompts(table["appearance"], table["motion"])
+    except UserError as e:
+        words = str(e).replace("[v]", f"[v{i}]").replace("[u]", f"[u{i}]")
+        raise UserError(f"In {str(path)!r}, [{name}]: {words}") from e
+
+# %% ../nbs/parts/scenes.ipynb #4b0f7e86
+def _show_pairs(clips, tables):
+    for film, (name, table) in zip(clips, tables.items()):
+        say(f"  {film}: [{name}] {table['appearance']}. {table['motion']}", err=True)
+
+def _check_order(clips, tables):
+    "Warn where a film is called as another film's table."
+    stems = [Path(film).stem for film in clips]
+    crossed = [name for stem, name in zip(stems, tables) if name != stem and name in stems]
+    if crossed:
+        caution(f"Tables and films go together in their order, so [{crossed[0]}] goes with "
+                f"{clips[list(tables).index(crossed[0])]}: change the order if that is not meant.")
+
+# %% ../nbs/parts/scenes.ipynb #4b0f7e87
+def _tables(path, clips):
     tables = read_tables(path)
     if len(tables) != len(clips):
         raise UserError(f"There are {len(clips)} clips and {len(tables)} tables in {str(path)!r}: give one "
                         "table for each clip, in the same order.")
     _check_places(path, tables)
+    _check_order(clips, tables)
+    return tables
+
+# %% ../nbs/parts/scenes.ipynb #4b0f7e85
+def _scene(clips, path, model, mask_from, quiet, **seen)->tuple[dict, list, list, list]:
+    "Clips by name, their prompts, masks and places. Raises `UserError`."
+    tables = _tables(path, clips)
+    if not quiet: _show_pairs(clips, tables)
+    prompts = [_prompts(path, i+1, *about) for i, about in enumerate(tables.items())]
     loaded = {name: load_clip(clip, model, **seen) for name, clip in zip(tables, clips)}
     for name, clip in loaded.items(): clip.name = name
-    prompts = [(t["appearance"], t["motion"]) for t in tables.values()]
     masks = [mask_from(t["mask"], loaded[name]) if "mask" in t else None for name, t in tables.items()]
     places = [t.get("place") for t in tables.values()]
     return loaded, prompts, masks, places
@@ -115,7 +144,7 @@ _TEMPLATE = typer.Option("--template", callback=_print_template, is_eager=True,
 
 # %% ../nbs/parts/scenes.ipynb #a852c415
 @command("sas-nb train-together --template > scene.toml",
-         "sas-nb train-together data/clips/dancer.mp4 data/clips/waves.mp4 --prompts scene.toml --out scene",
+         "sas-nb train-together clips/dancer.mp4 clips/waves.mp4 --prompts scene.toml --out scene",
          "sas-nb generate scene --out scene.mp4",
          "sas-nb train-together a.mp4 b.mp4 --prompts scene.toml --out cut --set arrangement=cutouts")
 def train_together(
@@ -126,14 +155,16 @@ def train_together(
         checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, save_every:SaveEvery=None,
         sample_every:SampleEvery=None, sample_steps:SampleSteps=None, sheet:Sheet=True, quiet:Quiet=False,
         template:Annotated[bool, _TEMPLATE]=False):
-    "Learn several concepts in one adapter, to meet in one scene. The same command goes on where it stopped."
+    """Learn several concepts in one adapter, to meet in one scene. The same command goes on where it stopped.
+    For one subject in a film each, that need not be learned together, see compose."""
     chosen = chosen_recipe(
         recipe, settings=settings, concepts=len(clips), steps1=("stage1.steps", steps1),
         steps2=("stage2.steps", steps2), rank=("rank", rank), batch=("both.batch", batch),
         lr=("both.lr", lr), seed=("both.seed", seed))
     if not quiet: say(f"Reading {len(clips)} clips.", err=True)
     how = dict(frames=frames, fps=fps, start=start, size=size, revision=revision)
-    seen = _scene(clips, prompts, model, _mask_reader(prompts, model, start, revision), **how)
+    seen = _scene(clips, prompts, model, _mask_reader(prompts, model, start, revision), quiet,
+                  **how)
     fitted = dict(checkpointing=checkpointing, apart=apart, at_once=at_once)
     run = _run_of(out, fitted, progress=not quiet, save_every=save_every, sample_every=sample_every,
                   sample_steps=sample_steps)
@@ -163,29 +194,34 @@ def _learn(seen, model, recipe, run, sheet):
     say_learned(concept, run.out, finished, sheet and draw_run(concept, clips, run.out, finished))
 
 # %% ../nbs/parts/scenes.ipynb #c0m0py01
+_LOOK = '--appearance "a [v] woman in a red shirt in a park" --motion "she is [u] dancing"'
 _MEMBERS = typer.Argument(metavar="CONCEPTS...", show_default=False,
                           help="Folders that train wrote, saved concepts, or zoo/man-16 and the like.")
 _SCENE = typer.Option(help="What to show, with the words of all, such as \\[v1] and \\[u1], \\[v2] and "
                            "\\[u2]; everybody's own prompt when not given.", show_default=False)
 _WAY = "masked: each in its own place. sum: all everywhere. merged: as sum, over any bases."
-_PLACE = typer.Option(help="Of each in turn: left,top,right,bottom from 0 to 1. Or once: words, to look for "
-                           "each one's word, which is less sure. Side by side when not given.",
-                      show_default=False)
+_BOXES = ("Of each in turn: left, right, or left,top,right,bottom in numbers from 0 to 1, as in 0,0,.5,1. "
+          "Side by side when not given. Once the word words looks for each one's word in the picture, and "
+          "often finds one place for two.")
+_PLACE = typer.Option(help=_BOXES, show_default=False)
+_SIDES = dict(left=(0., 0., .5, 1.), right=(.5, 0., 1., 1.))
 
 def _strengths(what):
     return typer.Option(help=f"Scale of the {what}, 1 as it was learned; once, or for each in turn.",
                         show_default=False)
 
+# %% ../nbs/parts/scenes.ipynb #c0m0py04
 def _places(given:list[str]|None):
     "Boxes, or `words`, or None. Raises `UserError`."
     if not given or given == ["words"]: return "words" if given else None
     return [_place(text) for text in given]
 
 def _place(text):
+    if text in _SIDES: return _SIDES[text]
     try: return tuple(float(x) for x in text.split(","))
     except ValueError:
-        raise UserError(f"--place {text!r} is no place: give left,top,right,bottom from 0 to 1, as in "
-                        "0,0,.5,1 for the left half, or --place words once.") from None
+        raise UserError(f"--place {text!r} is no place: give left or right, or four numbers from 0 to 1 with "
+                        "commas between them, as in 0,0,.5,1 for the left half.") from None
 
 def _strength(given): return 1. if not given else given[0] if len(given) == 1 else given
 
@@ -204,7 +240,9 @@ def _check_concepts(concepts, way, out): # before anything slow
 @command("sas-nb compose zoo/woman-48 zoo/man-21 --out both.mp4",
          'sas-nb compose zoo/woman-48 zoo/man-21 --prompt "a [v1] woman and a [v2] man on a beach. she is '
          '[u1] dancing, he is [u2] dancing" --out beach.mp4',
-         "sas-nb compose zoo/woman-48 zoo/man-21 --place .4,0,1,1 --place 0,0,.6,1 --out swapped.mp4")
+         "sas-nb compose zoo/woman-48 zoo/man-21 --place right --place left --out swapped.mp4",
+         f"sas-nb train film.mp4 {_LOOK} --out own --basis zoo --set both.composites=.35",
+         "sas-nb compose own zoo/man-21 --out with-own.mp4")
 def compose(concepts:Annotated[list[Path], _MEMBERS], prompt:Annotated[Optional[str], _SCENE]=None,
             way:Annotated[str, typer.Option(help=_WAY)]="masked",
             place:Annotated[Optional[list[str]], _PLACE]=None, out:Video=Path("out.mp4"), seed:VideoSeed=0,
@@ -215,11 +253,14 @@ def compose(concepts:Annotated[list[Path], _MEMBERS], prompt:Annotated[Optional[
             frames:Frames=None, size:Size=None, fps:Plays=None, model:Base=None, revision:Revision=None,
             dtype:Dtype=None, apart:Apart=None, weights:Weights=None, swapped:Swapped=None,
             tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None, quiet:Quiet=False):
-    "Make a video of several concepts in one scene, put together without training."
+    """Make a video of two or more concepts in one scene, put together without training. They must have been
+    learned over one basis, as the zoo was, and your own with --basis zoo."""
     _check_concepts(concepts, way, out)
     from sas_nb.composing import compose
+    from sas_nb.explore.concepts import named_concepts
     strengths = dict(appearance=_strength(appearance), motion=_strength(motion))
-    scene = compose(load_concepts(concepts, model, dtype, revision), way, _places(place))
+    members = load_concepts(concepts, model, dtype, revision)
+    scene = compose(dict(zip(named_concepts(concepts), members)), way, _places(place))
     whole = scene.concept(**strengths)
     wish = wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled, vae_bits=vae_bits,
                   text_bits=text_bits)

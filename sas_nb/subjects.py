@@ -7,7 +7,7 @@ __all__ = ['Box', 'checked_box', 'Subject', 'strips']
 
 # %% ../nbs/parts/subjects.ipynb #ebbb3311
 from dataclasses import dataclass
-from .files import real_number, UserError
+from .files import plain_number, UserError
 from .prompt import Prompts
 
 # %% ../nbs/parts/subjects.ipynb #f3ff9356
@@ -18,11 +18,18 @@ def checked_box(box)->Box:
     if not isinstance(box, (tuple, list)) or len(box) != 4:
         raise UserError(f"A place is {box!r:.60}, and must be four numbers from 0 to 1: left, top, right and "
                         "bottom, as in (0, 0, .5, 1) for the left half.")
-    left, top, right, bottom = (real_number(x, "a place", 0, 1) for x in box)
-    if left >= right or top >= bottom:
-        raise UserError(f"The place {tuple(box)} is empty: give left, top, right and bottom, from the upper "
-                        "left corner, as in (0, 0, .5, 1) for the left half.")
-    return left, top, right, bottom
+    left, top, right, bottom = numbers = tuple(_share(x, box) for x in box)
+    ends = ("left and right", left, right), ("top and bottom", top, bottom)
+    if wrong := [f"{names} are {'the same' if a == b else 'the wrong way round'}" for names, a, b in ends if a >= b]:
+        raise UserError(f"The place {tuple(box)} is empty, since {' and '.join(wrong)}: give left, top, right and "
+                        "bottom, from the upper left corner, as in (0, 0, .5, 1) for the left half.")
+    return numbers
+
+def _share(x, box)->float:
+    n = plain_number(x)
+    if n is not None and 0 <= n <= 1: return float(n)
+    raise UserError(f"The place {tuple(box)} has {x!r:.60}, and its numbers are parts of the picture, from 0 to 1: "
+                    "divide pixels by its width or height, as in (0, 0, .5, 1) for the left half.")
 
 # %% ../nbs/parts/subjects.ipynb #72d2efdf
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def tidy():
 # %% ../nbs/parts/terminal.ipynb #5e1f0d04
 _OWN = """start fps seed steps guidance negative_scale motion_guidance edit_guidance appearance motion
     negative rank lr batch checkpointing apart at_once sample_every sample_steps save_every port
-    host""".split()
+    host basis""".split()
 _OWN = {k: f"--{k.replace('_', '-')} " for k in _OWN} | dict(num_frames="--frames ")
 _OF = dict(train=dict(steps="--steps1 or --steps2 ", negative_scale="--set sampling.negative_scale=",
                       edit_guidance="--set sampling.edit_guidance="))

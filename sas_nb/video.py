@@ -13,7 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
-from .files import existing, plain_number, UserError, whole_number
+from .cache import named_film
+from .files import plain_number, UserError, whole_number
 from .pictures import on_white, open_folder, open_pages, Source
 from .preflight import complete, Preflight
 from .resample import cover, cover_box, fit_length, resample, rule_words
@@ -76,7 +77,7 @@ class _Wishes:
 
 # %% ../nbs/parts/video.ipynb #5bc90b03
 def _open(path, wishes) -> Source:
-    path = existing(path)
+    path = named_film(path)
     if path.is_dir(): return open_folder(path, wishes.fps)
     if path.stat().st_size == 0:
         raise UserError(f"{path.name!r} is empty (0 bytes): copy or download it again.")

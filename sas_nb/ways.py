@@ -39,9 +39,12 @@ def check_members(concepts:list[Concept], way:str):
 def _check_one(c):
     if not isinstance(c, Concept):
         raise UserError(f"This is {c!r:.60}, and no concept: learn one, or load one with Concept.load.")
-    if len(c.subjects) > 1 or c.conditioning is not None:
-        raise UserError("One of the concepts is of several subjects, or self-conditioned: put plain ones of "
-                        "one subject each together.")
+    if len(c.subjects) > 1:
+        raise UserError(f"The concept of {' and '.join(s.name for s in c.subjects)} is of several subjects "
+                        "already: put concepts of one subject each together, or learn all films together.")
+    if c.conditioning is not None:
+        raise UserError("One of the concepts was learned with self-conditioning, and such ones cannot be put "
+                        "together: learn it again with self_conditioning=0.")
 
 # %% ../nbs/parts/ways.ipynb #86c5d181
 def _check_two(first, c, way):
@@ -51,8 +54,8 @@ def _check_two(first, c, way):
                         f"{c.info['base']!r}, or of other weights of one{words and f' ({words})'}: "
                         "learn them over the same one.")
     if way != "merged" and not _share_basis(first, c):
-        raise UserError(f"The way {way!r} needs concepts over one basis A, and these have their own: learn "
-                        "them with learn_many or with basis=, or choose the way 'merged'.")
+        raise UserError("The concepts were learned over bases of their own, and need one basis A: learn them "
+                        "again over one (basis=), such as the zoo's, or learn their films together.")
 
 def _share_basis(a:Concept, b:Concept)->bool:
     if a.layers != b.layers: return False

@@ -74,6 +74,13 @@ def test_starts_without_the_heavy_imports():
     assert seen.stdout.strip() == "[]", seen.stderr
 
 
+def test_a_prompt_without_a_place_is_told_before_training(tmp_path):
+    words = ["train", "clips/dancer.mp4", "--appearance", "a [v] woman in a red shirt", "--motion", MOVE, "--out", tmp_path/"run", *SHORT]
+    assert "Warning: The appearance prompt names no place" in " ".join(ok(*words).split())
+    words[3] += " in a park"
+    assert "names no place" not in ok(*words[:-len(SHORT)-1], tmp_path/"other", *SHORT)
+
+
 def test_runs_as_a_module():
     done = shell("-m", "sas_nb.cli", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sas-nb {__version__}\n", "")

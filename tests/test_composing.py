@@ -229,7 +229,7 @@ def test_concepts_that_were_learned_alone_are_told(zoo):
         return replace(c, info=c.info | dict(recipe=recipe))
     (a, she), (b, he) = zoo.items()
     mixed = {a: shown(she, .35), b: shown(he, 0.)}
-    with pytest.warns(Advice, match=f"alone.*: {b}\\. Learn again with --set both.composites"): compose(mixed)
+    with pytest.warns(Advice, match=f"alone.*: {b}\\. Learn again with composites=.35"): compose(mixed)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Advice)
         compose(mixed, "sum"), compose(mixed | {b: shown(he, .35)})
@@ -252,8 +252,8 @@ def test_strangers_merge_and_are_saved(tmp_path):
     for layer in strangers[0].layers: torch.testing.assert_close(update(whole, layer), sum(update(c, layer) for c in strangers), atol=1e-4, rtol=1e-3)
     back = Concept.load(whole.save(tmp_path/"m"))
     assert back.subjects == whole.subjects and back.rank == whole.rank == 3*strangers[0].rank
-    with pytest.raises(UserError, match="over one basis A"): compose(strangers, "sum")
-    with pytest.raises(UserError, match="over one basis A"): compose(strangers, "masked")
+    with pytest.raises(UserError, match="need one basis A"): compose(strangers, "sum")
+    with pytest.raises(UserError, match="need one basis A"): compose(strangers, "masked")
 
 
 def test_masked_alone_in_the_picture_is_the_concept_itself(zoo):
@@ -462,11 +462,21 @@ def test_the_command(films, tmp_path):
 @pytest.mark.parametrize("text, says", [
     (None, "cannot be read"), ("[a", "is not TOML"), ("a = 1", "outside a table"), ("[a]\nlook = 'x'", "has no 'look'"), ("[a]\nappearance = 'a [v1] man'", "has no motion"),
     ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'", "2 clips and 1 tables"),
-    ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'\nplace = [0, 0, 1, 1]\n[b]\nappearance = 'a [v2] man'\nmotion = '[u2]'", "[b] has no place"), ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'\n[b]\nappearance = 'a [v1] man'\nmotion = '[u1]'", "a word of two")])
+    ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'\nplace = [0, 0, 1, 1]\n[b]\nappearance = 'a [v2] man'\nmotion = '[u2]'", "[b] has no place"),
+    ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'\n[b]\nappearance = 'a woman'\nmotion = '[u2]'", "[b]: "), ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'\n[b]\nappearance = 'a [v1] man'\nmotion = '[u1]'", "a word of two")])
 def test_a_file_of_prompts_that_is_none(films, tmp_path, text, says):
     if text is not None: (tmp_path/"p.toml").write_text(text)
     out = run(*films, "--prompts", tmp_path/"p.toml", "--out", tmp_path/"out", "--frames", 5)
     assert out.exit_code == 1 and says in " ".join(out.output.split()) and not (tmp_path/"out").exists(), out.output
+
+
+def test_films_and_tables_go_together_in_their_order(films, tmp_path):
+    (tmp_path/"scene.toml").write_text(TEMPLATE.replace("[dancer]", "[right]").replace("[waves]", "[left]"))
+    out = run(*films, "--prompts", tmp_path/"scene.toml", "--out", tmp_path/"out", "--frames", 5, "--set", "both.batch=1.5")
+    assert "[right] goes with" not in out.output, "a bad number is told first"
+    out = run(*films, "--prompts", tmp_path/"scene.toml", "--out", tmp_path/"out", "--frames", 5, "--size", "7x7")
+    said = " ".join(out.output.split())
+    assert f"{films[0]}: [right] a [v1] woman" in said and "[right] goes with" in said and "left.mp4: change the order" in said
 
 
 def test_the_template_is_a_file_of_prompts():
@@ -536,7 +546,7 @@ def test_the_command_takes_a_prompt_of_all(tmp_path):
 
 @pytest.mark.parametrize("args, says", [
     (PAIR[:1], "two concepts or more"), (("zoo", PAIR[0]), "is a zoo of many concepts"), (("zoo/nobody", PAIR[0]), "no 'nobody'"), ((*PAIR, "--way", "joint"), "--way has no 'joint'"),
-    ((*PAIR, "--place", "left"), "--place 'left' is no place"), ((*PAIR, "--place", "0,0,1,1"), "2 subjects and 1 places"), ((*PAIR, "--place", "0,0,1"), "2 subjects and 1 places"),
+    ((*PAIR, "--place", "middle"), "--place 'middle' is no place"), ((*PAIR, "--place", "left"), "2 subjects and 1 places"), ((*PAIR, "--place", "0,0,1,1"), "2 subjects and 1 places"), ((*PAIR, "--place", "0,0,1"), "2 subjects and 1 places"),
     ((*PAIR, "--place", "words", "--way", "sum"), "has no places"), ((*PAIR, "--motion", 1, "--motion", 2, "--motion", 3), "3 strengths of motion"), ((*PAIR, "--out", "two.txt"), "two.txt")])
 def test_what_the_command_cannot_compose(args, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -547,3 +557,17 @@ def test_what_the_command_cannot_compose(args, says, tmp_path, monkeypatch):
 def test_films_are_learned_together(films):
     done = put_together(*films)
     assert done.exit_code == 1 and "train-together" in " ".join(done.output.split())
+
+
+def test_places_that_cannot_work_are_told(tmp_path):
+    def said(*args): return " ".join(put_together(*args, "--out", tmp_path/"x.mp4").output.split())
+    assert "The places of woman-00 and man-02 are more or less one place" in said(*PAIR, "--place", "left", "--place", "left")
+    assert "woman-00, man-02, woman-01 are narrower than 3 of the 8 tokens" in said(*PAIR, "zoo/woman-01")
+    assert "Warning" not in said(*PAIR, "--place", "right", "--place", "left")
+
+
+def test_a_composition_is_saved_and_exported_where_it_is_one_concept(zoo, tmp_path):
+    both = compose(zoo, "sum")
+    assert Concept.load(both.save(tmp_path/"both")).subjects == both.subjects and (both.export(tmp_path/"lora"), (tmp_path/"lora"/"README.md").exists())[1]
+    with pytest.raises(UserError, match="cannot be saved as one"): compose(zoo).save(tmp_path/"no")
+    with pytest.raises(UserError, match="cannot be saved as one"): compose(zoo).export(tmp_path/"no")

@@ -17,7 +17,7 @@ from ..concept import Concept
 from ..concept_file import check_info, updated
 from ..dit import VideoDiT
 from ..files import read_about, UserError
-from ..folders import concept_folder, concepts_of, own_name, zoo_of, zoo_place
+from ..folders import concept_folder, concepts_of, not_in_zoo, own_name, zoo_of, zoo_place
 
 # %% ../../nbs/atlas/02_places.ipynb #6d50be95
 def zoo_folder(folder:str|Path)->Path:
@@ -79,10 +79,9 @@ def load_zoo(folder:str|Path="zoo",  # the shipped one, or a folder that `save_z
     "A saved population, as concepts for an `Atlas`, a `Studio`, or one by one. Raises `UserError`."
     folder = zoo_folder(folder)
     about = read_zoo(folder)
+    unknown = next((n for n in names or () if n not in about["members"]), None)
+    if unknown is not None: raise not_in_zoo(str(unknown), folder, list(about["members"]))
     with _undamaged(folder): concepts = _zoo_members(folder, about, dit)
-    if unknown := [n for n in names or () if n not in concepts]:
-        raise UserError(f"There is no {unknown[0]!r} in the zoo {str(folder)!r}: its {len(concepts)} "
-                        f"members are {', '.join(list(concepts)[:100])}.")
     return concepts if names is None else {n: concepts[n] for n in names}
 
 # %% ../../nbs/atlas/02_places.ipynb #opn0py01

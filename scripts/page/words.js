@@ -35,10 +35,16 @@ export function numbered(text, vocabulary) {
   return numbers.includes(undefined) ? null : [...numbers, vocabulary["</s>"]]
 }
 
-// What to know of a prompt that lacks a new word whose part is turned on; Python also completes the prompt.
+const isSwapped = text => /\b(?:an?|the) \[u\]/i.test(text) && /\b(?:is|are) \[v\]/i.test(text)
+
+// What to know of a prompt that lacks a new word whose part is turned on, or has both the wrong way round; Python
+// also completes the prompt.
 export function advice(text, own, strengths) {
   const meanings = { v: "who it is", u: "how it moves" }
   const lacks = placeholders(own).filter(w => strengths[w] && !placeholders(text).includes(w))
+  if (!lacks.length && strengths.v && strengths.u && isSwapped(text) && !isSwapped(own)) {
+    return `The prompt has [v] and [u] the wrong way round: write them as in \u201c${own}\u201d.`
+  }
   if (!lacks.length) return ""
   const what = lacks.map(w => `[${w}] (the new word for ${meanings[w]})`).join(" and no ")
   const result = lacks.includes("v") ? "may show somebody else" : "may move as the base model would"
