@@ -54,7 +54,8 @@ class GenerationConfig:
         stated = read_about(path) if path and path.exists() else {}
         stated |= {k: tuple(stated[k]) for k in ("frame_rule", "sides") if k in stated}
         if {"height", "width"} <= stated.keys():
-            stated = dict(sizes=((stated["height"], stated["width"]),)) | stated
+            sizes = stated.get("sizes", [(stated["height"], stated["width"])])
+            stated["sizes"] = tuple(map(tuple, sizes))
         return cls(**(own or {}) | {f.name: stated[f.name] for f in fields(cls) if f.name in stated})
     def usual_guidance(self, factor:float=1.)->float|tuple: # a number, or one for each expert
         "The checkpoint's own guidance, times a factor."
@@ -108,4 +109,5 @@ def far_from(config:GenerationConfig, name:str, height:int, width:int)->str: # n
     if min(areas)/2 <= height*width <= 2*max(areas): return ""
     known = " and ".join(f"{h}x{w}" for h, w in config.sizes)
     return (f"{name!r} was trained at {known} (height x width), and {height}x{width} has "
-            f"{height*width/near:.2g} times as many pixels, so the picture may fall apart: ask for a nearer size.")
+            f"{height*width/near:.2g} times as many pixels, so the picture may fall apart: ask for a nearer "
+            "size.")

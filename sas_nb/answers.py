@@ -7,6 +7,7 @@ __all__ = ['draw_round_trip', 'log_of', 'say_learned', 'draw_run', 'totals', 'no
            'provenance']
 
 # %% ../nbs/parts/answers.ipynb #440222ae
+import re
 from pathlib import Path
 from rich.table import Table
 from rich.text import Text
@@ -116,9 +117,12 @@ def _numbers(recipe:dict)->dict: # as `--set` names them
 
 def _start(recipe:dict)->dict:
     "The numbers of the recipe that a changed one was made of; none where that is not known."
-    start, changed, _ = recipe.get("name", "").partition(", changed")
+    name = recipe.get("name", "")
+    start = re.sub(r", (changed|\d+ together)", "", name)
     known = [f(name) for f in (Recipe.named, Recipe.unregularised) for name in RECIPES]
-    return next((_numbers(r.to_dict()) for r in known if r.name == start), {}) if changed else {}
+    found = [r for r in known if r.name == start and ", changed" in name]
+    if several := re.search(r", (\d+) together", name): found = [r.together(int(several[1])) for r in found]
+    return _numbers(found[0].to_dict()) if found else {}
 
 # %% ../nbs/parts/answers.ipynb #20e2ea6a
 def changes(recipe:dict)->str: # of concept.json
@@ -152,15 +156,26 @@ def _recipe(info):
         yield "sampled with", f"{told}, edit guidance {sampling.get('edit_guidance', 0):g}"
 
 # %% ../nbs/parts/answers.ipynb #be8a39b7
+def _clips(info)->tuple[str, str]: # name, text
+    frames, _, height, width = info["clip"]["shape"]
+    size = f"{frames} frames, {width} wide, {height} high, {info['clip']['fps']:g} fps"
+    names = [s["name"] for s in info.get("subjects", [])]
+    if names: return "clips", f"{', '.join(names)}: {size} each"
+    return "clip", f"{info['clip']['name']}: {size}"
+
+def _subjects(info): # of several
+    for i, s in enumerate(info.get("subjects", []), 1):
+        at = f", at {', '.join(f'{x:g}' for x in s['box'])}" if s.get("box") else ""
+        yield f"subject {i}", f"{s['name']}{at}: {s['appearance']}. {s['motion']}"
+
+# %% ../nbs/parts/answers.ipynb #be8a39c1
 def _origin(info):
     yield from ((k, info[k]) for k in ("appearance", "motion"))
+    yield from _subjects(info)
     known = [told(info) or weights_of(info)[0], f"weights of its transformer: {info['fingerprint']}"]
     if "revision" in info: known.append(f"commit {info['revision'][:12]}")
     yield "base", f"{info['base']} ({', '.join(filter(None, known))})"
-    if "clip" in info:
-        frames, _, height, width = info["clip"]["shape"]
-        size = f"{frames} frames, {width} x {height}, {info['clip']['fps']:g} fps"
-        yield "clip", f"{info['clip']['name']}: {size}"
+    if "clip" in info: yield _clips(info)
     for part in ("appearance", "motion") if "atlas" in info else ():
         shares = info["atlas"][part].items()
         yield f"{part} mixed from", ", ".join(f"{w:g} x {name}" for name, w in shares)

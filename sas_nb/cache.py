@@ -51,8 +51,9 @@ def named_folder(
     "The folder that a name means: one here of the right kind, else the shipped one, else whatever is here."
     path = expanded(name)
     if os.path.isfile(path/holds): return path
-    shipped = re.fullmatch(r"[\w-]+", str(name)) and [p for root in _DATA if os.path.isfile(p := root/name/holds)]
-    return shipped[0].parent if shipped else path if os.path.isdir(path) else None
+    roots = _DATA if re.fullmatch(r"[\w-]+", str(name)) else ()
+    shipped = [root/name for root in roots if os.path.isfile(root/name/holds)]
+    return shipped[0] if shipped else path if os.path.isdir(path) else None
 
 # %% ../nbs/parts/cache.ipynb #f1lmpy01
 def named_film(name:str|Path)->Path: # a video or a folder of images

@@ -8,9 +8,10 @@ __all__ = ['summary_of', 'as_html', 'as_markdown', 'suggested', 'advice_of', 'si
 # %% ../nbs/parts/concept_words.ipynb #36e42ddd
 import html
 import re
+from contextlib import suppress
 from textwrap import shorten
 from .advice import far_from
-from .files import plain_number
+from .files import plain_number, UserError
 from .prompt import checked_prompts, names_motion, partner, Prompt, Prompts
 
 # %% ../nbs/parts/concept_words.ipynb #9dddcb1d
@@ -60,43 +61,57 @@ def _swapped(prompt:Prompt, own:Prompts)->list[str]:
     return words if len(set(map(names_motion, words))) == 2 else []
 
 # %% ../nbs/parts/concept_words.ipynb #9d0b1c13
-def _company(prompt:Prompt, at:int)->str:
-    "The noun behind a word for who it is, or the pronoun before one for how it moves; mostly none elsewhere."
-    if prompt.text[at+1] == "u": found = re.search(r"(\w+) (?:is|are) $", prompt.text[:at])
+def _company(prompt:Prompt, at:int)->tuple[str, str]: # kind, word; the word is empty for most elsewhere
+    "The noun behind a word for who it is, or the pronoun before one for how it moves."
+    kind = prompt.text[at+1]
+    if kind == "u": found = re.search(r"(\w+) (?:is|are) $", prompt.text[:at])
     else: found = re.match(r"\[\w+\] (\w+)", prompt.text[at:])
-    return found[1].lower() if found else ""
+    return kind, found[1].lower() if found else ""
 
-def _meant(own:Prompts, missing:list[str], prompt:Prompt, places:list[int])->list[str]|None:
-    "Which of the missing words belong at these places of a prompt; None where that is not clear."
-    words = [w for at, w in zip(prompt.places, prompt.placeholders) if at in places]
+def _by_company(own:Prompts, prompt:Prompt, spots:list[tuple])->list[str]|None: # spots: place, word
+    "The concept's own words in the same company; None where that is not clear."
     both = own.both
-    known = {_company(both, at): w for at, w in zip(both.places, both.placeholders) if w in missing}
-    found = [known.get(_company(prompt, at)) for at in places]
-    if None not in found and len(set(found)) >= len(set(words)): return found
+    keys = [_company(both, at) for at in both.places]
+    known = {key: w for key, w in zip(keys, both.placeholders) if keys.count(key) == 1}
+    found = [known.get(_company(prompt, at)) for at, _ in spots]
+    different = len({word for _, word in spots})
+    return found if None not in found and len(set(found)) >= different else None
+
+# %% ../nbs/parts/concept_words.ipynb #9d0b1c21
+def _in_order(missing:list[str], words:list[str])->list[str]|None:
+    "The missing words in place of these; None where their numbers differ."
     names = dict(zip(dict.fromkeys(words), missing))
     if len(set(words)) == len(missing): return [names[w] for w in words]
     return missing if len(words) == len(missing) else None
 
+def _replaced(prompt:Prompt, spots:list[tuple], words:list[str])->Prompt:
+    "With other words at some places; an empty one leaves no gap."
+    text = prompt.text
+    for (at, old), new in zip(spots[::-1], words[::-1]): text = text[:at] + new + text[at+len(old):]
+    return Prompt(re.sub(r"\s+(?=[\s.,]|$)", "", text).strip())
+
 # %% ../nbs/parts/concept_words.ipynb #9d0b1c14
 def _with_own(prompt:Prompt, own:Prompts, moving:bool)->Prompt|None:
-    """With the concept's own words of one kind for those that it does not have, or without these where none of
-    its own is missing; None where it is not clear which is which."""
-    def is_kind(word): return names_motion(word) == moving
-    known = zip(prompt.places, prompt.placeholders)
-    places = [at for at, w in known if is_kind(w) and w not in own.placeholders]
-    missing = [w for w in own.missing(prompt) if is_kind(w)]
-    words = _meant(own, missing, prompt, places) if missing else [""]*len(places)
-    if words is None: return None
-    text = prompt.text
-    for at, word in zip(places[::-1], words[::-1]): text = text[:at] + re.sub(r"^\[\w+\]", word, text[at:])
-    return Prompt(re.sub(r"\s+(?=[\s.,]|$)", "", text).strip()) if places else prompt
+    """With the concept's own words of one kind for those that it does not have, or without these where none
+    of its own is missing; None where it is not clear which is which."""
+    every = zip(prompt.places, prompt.placeholders)
+    spots = [(at, w) for at, w in every if names_motion(w) == moving]
+    others = [(at, w) for at, w in spots if w not in own.placeholders]
+    if not others: return prompt
+    if words := _by_company(own, prompt, spots): return _replaced(prompt, spots, words)
+    missing = [w for w in own.missing(prompt) if names_motion(w) == moving]
+    words = _in_order(missing, [w for _, w in others]) if missing else [""]*len(others)
+    return None if words is None else _replaced(prompt, others, words)
 
+# %% ../nbs/parts/concept_words.ipynb #9d0b1c31
 def suggested(own:Prompts, prompt:Prompt)->str:
     "What to type instead of a prompt; the concept's own prompt where it is not clear what is meant."
     if _righted(own.both) == own.both: prompt = _righted(prompt)
     for moving in (False, True): prompt = prompt and _with_own(prompt, own, moving)
-    completed = Prompt(own.completed(prompt) if prompt else own.both.text)
-    return completed.text if set(completed.placeholders) == set(own.placeholders) else own.both.text
+    with suppress(UserError): # for one that was completed to what `Prompt` refuses
+        completed = Prompt(own.completed(prompt) if prompt else own.both.text)
+        if set(completed.placeholders) == set(own.placeholders): return completed.text
+    return own.both.text
 
 # %% ../nbs/parts/concept_words.ipynb #9d0b1c17
 def _listed(words, last:str="and")->str:
@@ -112,6 +127,7 @@ def _kinds(words:list[str])->list[list[str]]:
     kinds = [[w for w in words if names_motion(w) == moving] for moving in (False, True)]
     return [kind for kind in kinds if kind]
 
+# %% ../nbs/parts/concept_words.ipynb #9d0b1c41
 def _forgotten(words:list[str])->str:
     what = [f"{_listed(kind, 'or')} (the new word{'s'*(len(kind) > 1)} for {_meaning(kind)})"
             for kind in _kinds(words)]
@@ -121,25 +137,29 @@ def _known(own:Prompts)->str:
     return ", ".join(f"{_listed(kind)} for {_meaning(kind)}" for kind in _kinds(own.placeholders))
 
 def _unknown(words:list[str], own:Prompts)->str:
-    which = "words that this concept does not have" if len(words) > 1 else "which this concept does not have"
-    return f"has {_listed(words)}, {which} (it has {_known(own)})"
+    which = "words that" if len(words) > 1 else "which"
+    return f"has {_listed(words)}, {which} this concept does not have (it has {_known(own)})"
 
 def _turned(words:list[str], own:Prompts)->str:
     return f"has {_listed(words)} the wrong way round (it has {_known(own)})"
 
 # %% ../nbs/parts/concept_words.ipynb #9d0b1c18
-def _sentence(prompt:Prompt, own:Prompts, speaking:list[str])->str: # empty where all is well
-    missing = [w for w in own.missing(prompt) if w in speaking]
-    kinds = set(map(names_motion, speaking))
+def _wrong(prompt:Prompt, own:Prompts, kinds:set)->str: # of speaking words; empty where none is wrong
     others = dict.fromkeys(w for w in prompt.placeholders if w not in own.placeholders)
     unknown = [w for w in others if names_motion(w) in kinds]
+    if unknown: return _unknown(unknown, own)
     swapped = _swapped(prompt, own) if len(kinds) == 2 else []
-    if not missing and not unknown and not swapped: return ""
-    told = _unknown(unknown, own) if unknown else _turned(swapped, own) if swapped else _forgotten(missing)
+    return _turned(swapped, own) if swapped else ""
+
+# %% ../nbs/parts/concept_words.ipynb #9d0b1c51
+def _sentence(prompt:Prompt, own:Prompts, speaking:list[str])->str: # empty where all is well
+    missing = [w for w in own.missing(prompt) if w in speaking]
+    wrong = _wrong(prompt, own, set(map(names_motion, speaking))) or missing and _forgotten(missing)
+    if not wrong: return ""
     result = _RESULTS[all(map(names_motion, missing))] if missing else ""
     instead = suggested(own, prompt)
     how = "write them as in" if instead == own.both.text else "type"
-    return f"The prompt {shorten(prompt.text, 60, placeholder=' ...')!r} {told}{result}: {how} {instead!r}."
+    return f"The prompt {shorten(prompt.text, 60, placeholder=' ...')!r} {wrong}{result}: {how} {instead!r}."
 
 _RESULTS = ", so it may show somebody else", ", so it may move as the base model would"
 
@@ -155,7 +175,7 @@ def advice_of(concept, prompt:str|list[str]|None)->list[str]:
 def size_advice(concept, given:dict)->list[str]: # arguments of `generate`
     "A sentence where a size was asked for that is far from all that the base was trained at."
     asked = {k: given[k] for k in ("height", "width") if given.get(k) is not None}
-    if not asked or None in map(plain_number, asked.values()): return [] # what is no number is told later
+    if not asked or not all((plain_number(x) or 0) > 0 for x in asked.values()): return [] # refused later
     dit = concept.base()
     usual = {k: getattr(dit.defaults, k) for k in ("height", "width")}
     usual |= {k: concept.size[k] for k in usual if concept.size[k]}

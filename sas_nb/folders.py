@@ -42,7 +42,7 @@ def own_name(folder:str|Path)->str:
 def concepts_of(folder:str|Path)->list[Path]:
     "The folders of all concepts that a run of many keeps in `concepts`; none where this is no such run."
     folder = expanded(folder)
-    if is_concept(folder): return []
+    if is_concept(folder) or not os.path.isdir(folder): return []
     places = [folder/"concepts"] + [folder]*(folder.name == "concepts")
     return sorted(file.parent for place in places for file in place.glob("*/concept.json"))
 
@@ -98,8 +98,9 @@ def not_in_zoo(name:str, zoo:Path, names)->UserError: # of all its members
 def _of_many(folder:Path)->str: # empty where it is no such place
     if zoo := zoo_place(folder):
         names = list(zoo_list(zoo))
-        return (f"{str(folder)!r} is a zoo of {len(names)} concepts: name one of them, as in "
-                f"{str(folder/names[0])!r}, or open all with Atlas({str(folder)!r}) or sas-nb explore {folder}.")
+        first = str(folder/next(iter(names), ""))
+        return (f"{str(folder)!r} is a zoo of {len(names)} concepts: name one of them, as in {first!r}, or "
+                f"open all with Atlas({str(folder)!r}) or sas-nb explore {folder}.")
     if many := concepts_of(folder):
         return (f"{str(folder)!r} is a run of many concepts, {len(many)} in all: give one of them, such as "
                 f"{str(many[0])!r}, or open all with Atlas or sas-nb explore.")
@@ -113,15 +114,17 @@ def _of_many(folder:Path)->str: # empty where it is no such place
 def _of_prompt(folder:Path)->str: # empty where it is none
     text = str(folder)
     if not re.search(r"\s", text) or not re.search(r"\[[vu]\d*\]", text): return ""
-    return (f"{shorten(text, 60, placeholder=' ...')!r} is a prompt, and no concept's folder: sas-nb generate takes "
-            "the prompt after the folder, and sas-nb compose takes it behind --prompt.")
+    return (f"{shorten(text, 60, placeholder=' ...')!r} is a prompt, and no concept's folder: sas-nb "
+            "generate takes the prompt after the folder, and sas-nb compose takes it behind --prompt.")
 
+# %% ../nbs/parts/folders.ipynb #b0f01d62
 def _of_file(file:Path)->str:
     if is_concept(file.parent):
         return f"{str(file)!r} is a file of a concept: give the concept's folder, {str(file.parent)!r}."
-    return (f"{str(file)!r} is a file, and a concept is a folder: give one that sas-nb train made from a film, "
-            "or that Concept.save wrote.")
+    return (f"{str(file)!r} is a file, and a concept is a folder: give one that sas-nb train made from a "
+            "film, or that Concept.save wrote.")
 
+# %% ../nbs/parts/folders.ipynb #b0f01d61
 def _of_nothing(folder:Path)->str:
     start = f"There is no folder {str(folder)!r}: "
     shipped = zoo_place("zoo")
@@ -129,19 +132,22 @@ def _of_nothing(folder:Path)->str:
     beside = [p.name for p in folder.parent.iterdir()] if os.path.isdir(folder.parent) else []
     near = [folder.parent/name for name in get_close_matches(folder.name, beside, 5)]
     near = [repr(str(p)) for p in near if is_concept(p) or concepts_of(p)]
-    return start + (f"is {' or '.join(near)} meant?" if near else "check the spelling and the folder you are in.")
+    if near: return f"{start}is {', '.join(near)} meant?"
+    return f"{start}check the spelling and the folder you are in."
 
 # %% ../nbs/parts/folders.ipynb #b0f01d08
 def _not_a_concept(folder:Path)->str:
-    if words := _of_prompt(folder) or _of_many(folder): return words
+    if words := _of_prompt(folder): return words
     if os.path.isfile(folder): return _of_file(folder)
+    if words := _of_many(folder): return words
     if not os.path.isdir(folder): return _of_nothing(folder)
     if os.path.isfile(folder/"export.json"):
-        return (f"{str(folder)!r} holds a LoRA for other programs, which sas-nb export wrote: give the folder of "
-                "the concept that it was made from.")
+        return (f"{str(folder)!r} holds a LoRA for other programs, which sas-nb export wrote: give the "
+                "folder of the concept that it was made from.")
     return (f"{str(folder)!r} is not a concept: give a folder that sas-nb train or Concept.save wrote, which "
             "holds concept.json and concept.safetensors.")
 
+# %% ../nbs/parts/folders.ipynb #b0f01d81
 def check_concept(folder:Path):
     "Raise `UserError` where this is not a concept's own folder."
     if not os.path.isfile(folder/"concept.json"): raise UserError(_not_a_concept(folder))

@@ -35,11 +35,11 @@ _OTHERS = ("The others need a GPU, and their first use downloads them; so far sa
 def models_table()->tuple[Table, str]: # and what else is to be said
     "The models by name, with the size of their clips."
     from sas_nb.family import FAMILIES
-    table = Table(Column("model", no_wrap=True), "its clips", "here?", title="Models")
+    table = Table(Column("model", no_wrap=True), "its clips,\nheight x width", "here?", title="Models")
     notes = []
     for name, what, here in _rows():
         r = clip_size(name, download=False)
-        clips = f"{r.num_frames} frames, {r.width} x {r.height}\n{r.fps:g} fps"
+        clips = f"{r.num_frames} frames, {r.height}x{r.width}\n{r.fps:g} fps"
         table.add_row(f"{name}\n{what}", clips, here)
         notes += [f"{name!r} {r.about}."] if r.about else []
     return table, " ".join([*notes, _OTHERS.format(", ".join(FAMILIES))])

@@ -40,8 +40,8 @@ def _enlarged(own:tuple[int, int], size:tuple[int, int])->str: # heights and wid
     scale = max(new/old for new, old in zip(size, own))
     if scale <= 1.01: return ""
     (h, w), (H, W) = own, size
-    return (f"The film is {h}x{w}, and is enlarged {scale:.1f} times to {H}x{W}, which shows no more of it: "
-            "a smaller --size is quicker.")
+    return (f"The film is {h}x{w} (height x width), and is enlarged {scale:.1f} times to {H}x{W}, which "
+            "shows no more of it: a smaller --size is quicker.")
 
 # %% ../nbs/parts/planned.ipynb #0bd81ebc
 def plan_table(plan)->Table:
@@ -60,7 +60,8 @@ def plan_words(plan, film:str="")->str: # the plan, and what `film_shape` says o
     plain = vars(type(plan.memory)())
     changed = {k: v for k, v in vars(plan.memory).items() if v != plain[k]}
     memory = f"Memory({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
-    disk = f"The disk needs {plan.to_dict()['disk_gib']:.1f} GiB, the download among it."
+    download = plan.job.sketch.download()
+    disk = f"The disk needs {plan.to_dict()['disk_gib']:.1f} GiB, the download among it." if download else ""
     ways = ", ".join(f"{way} ({said_hours(hours)})" for way, hours in plan.shorter.items())
     sooner = f"Done sooner, at some cost to the concept: {ways}."
     lines = [str(plan), film, sooner if ways else "", f"In Python: {memory}." if plan.fits else "", disk]

@@ -55,7 +55,7 @@ def to_dict(self:Preflight) -> dict:
     return asdict(self) | {"cropped": self.cropped}
 
 # %% ../nbs/parts/preflight.ipynb #f60f8610
-def _px(hw): return f"{hw[1]} × {hw[0]} px"
+def _size(hw): return f"{hw[1]} wide, {hw[0]} high"
 def _brief(xs): return " ".join(map(str, xs if len(xs) < 10 else [*xs[:6], "…", *xs[-2:]]))
 
 def _source_words(r):
@@ -63,7 +63,7 @@ def _source_words(r):
     if r.native_fps and r.variable: rate += " on average, variable"
     duration = [] if r.duration is None else [f"{r.duration:.2f} s"]
     turned = [] if r.turn == "none" else [f"turned {r.turn}"]
-    return ", ".join([r.kind, _px(r.native_size), rate, *duration, *turned])
+    return ", ".join([r.kind, _size(r.native_size), rate, *duration, *turned])
 
 # %% ../nbs/parts/preflight.ipynb #4b1f46f8
 def _rows(r):
@@ -75,7 +75,7 @@ def _rows(r):
     cut = f"{r.cropped:.0%}" if r.cropped > .005 else "nothing"
     yield "source", _source_words(r)
     yield "becomes", (f"{r.num_frames} frames{fits}, {r.fps:.4g} fps, {r.num_frames/r.fps:.2f} s, "
-                      f"{_px(r.size)}")
+                      f"{_size(r.size)}")
     yield "frames", (f"{_brief(r.kept)} at {_brief([f'{t:.2f}' for t in r.times])} s; "
                      f"{len(r.dropped)} between them not used")
     yield "picture", f"x {left} to {right}, y {top} to {bottom}: {cut} is cut away"

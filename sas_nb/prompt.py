@@ -255,7 +255,7 @@ def in_one_place(prompts:list[Prompts])->list[Prompts]:
     return [*(p.without_place() for p in prompts[:-1]), prompts[-1]]
 
 # %% ../nbs/parts/prompt.ipynb #35bcbb56
-_SCENE = r"\[|\. |\s(?:in|on|at|by|under|near)\s" # in a text that is more than a detail of the concept's prompt
+_SCENE = r"\[|\. |\s(?:in|on|at|by|under|near)\s" # in a text that is more than a detail
 
 def _joined(own:Prompts, text:str)->str:
     "The prompt of the look with an edit behind it; the concept's own prompt where the edit is another scene."

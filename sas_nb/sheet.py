@@ -62,6 +62,7 @@ def _wrapped(text, font, width):
 # %% ../nbs/parts/sheet.ipynb #d193bef6
 _GAP = 6 # pixels between pictures
 _LINE = 24 # pixels of a line of text
+_TITLE = 400 # pixels that a title may always take, however narrow its rows are
 
 @dataclass
 class _Row:
@@ -104,10 +105,13 @@ def _widths(rows):
 
 def _blank(rows, widths, left, title):
     "A white sheet with a title, and where its rows begin."
-    top = _GAP + (_LINE + _GAP)*bool(title)
-    width = max(left + sum(widths) + _GAP*len(widths), round(_font(15).getlength(title)) + 2*_GAP)
+    font = _font(17)
+    width = left + sum(widths) + _GAP*len(widths)
+    lines = _wrapped(title, font, max(width, _TITLE) - 2*_GAP).splitlines()
+    width = max(width, *(round(font.getlength(line)) + 2*_GAP for line in ["", *lines]))
+    top = _GAP + (_LINE*len(lines) + _GAP)*bool(lines)
     sheet = Image.new("RGB", (width, top + sum(row.height for row in rows)), "white")
-    if title: ImageDraw.Draw(sheet).text((_GAP, _GAP), title, "black", _font(17))
+    for k, line in enumerate(lines): ImageDraw.Draw(sheet).text((_GAP, _GAP + _LINE*k), line, "black", font)
     return sheet, top
 
 # %% ../nbs/parts/sheet.ipynb #e2ffbe2b

@@ -271,7 +271,7 @@ def _about(path, container):
     if stills: source.notes.append("the file also holds a cover picture, which is left out")
     if len(films) > 1:
         source.notes.append(f"the file holds {len(films)} videos: the one that players show is read, "
-                            f"{films[0].width} × {films[0].height} px")
+                            f"{films[0].width} wide and {films[0].height} high")
     return source, films[0].index
 
 # %% ../nbs/parts/stream.ipynb #c10a7e18

@@ -19,17 +19,22 @@ def checked_box(box)->Box:
         raise UserError(f"A place is {box!r:.60}, and must be four numbers from 0 to 1: left, top, right and "
                         "bottom, as in (0, 0, .5, 1) for the left half.")
     left, top, right, bottom = numbers = tuple(_share(x, box) for x in box)
-    ends = ("left and right", left, right), ("top and bottom", top, bottom)
-    if wrong := [f"{names} are {'the same' if a == b else 'the wrong way round'}" for names, a, b in ends if a >= b]:
-        raise UserError(f"The place {tuple(box)} is empty, since {' and '.join(wrong)}: give left, top, right and "
-                        "bottom, from the upper left corner, as in (0, 0, .5, 1) for the left half.")
+    if wrong := _turned("left and right", left, right) or _turned("top and bottom", top, bottom):
+        raise UserError(f"The place {tuple(box)} is empty, since {wrong}: give left, top, right and bottom, "
+                        "from the upper left corner, as in (0, 0, .5, 1) for the left half.")
     return numbers
+
+# %% ../nbs/parts/subjects.ipynb #f3ff9361
+def _turned(names, first, second)->str: # empty where all is well
+    if first < second: return ""
+    return f"{names} are {'the same' if first == second else 'the wrong way round'}"
 
 def _share(x, box)->float:
     n = plain_number(x)
     if n is not None and 0 <= n <= 1: return float(n)
-    raise UserError(f"The place {tuple(box)} has {x!r:.60}, and its numbers are parts of the picture, from 0 to 1: "
-                    "divide pixels by its width or height, as in (0, 0, .5, 1) for the left half.")
+    raise UserError(f"The place {tuple(box)} has {x!r:.60}, and the numbers of a place are parts of the "
+                    "picture, from 0 to 1: divide pixels by its width or height, as in (0, 0, .5, 1) for the "
+                    "left half.")
 
 # %% ../nbs/parts/subjects.ipynb #72d2efdf
 @dataclass(frozen=True)

@@ -48,12 +48,13 @@ NEGATIVE = ("色调艳丽，过曝，静态，细节模糊不清，字幕，风�
 
 _ALL = dict(height=480, width=832, num_frames=81, fps=16., steps=50, guidance=5., negative=NEGATIVE,
             lr=1e-4, warmup=10, decay="constant", untested=True)
-_SMALL, _BOTH = ((480, 832),), ((480, 832), (720, 1280)) # sizes that they are published for
-_LAYERS_HEADS = {(30, 12): dict(guidance=6., shift=8., sizes=_SMALL),
+_BOTH = (480, 832), (720, 1280) # that the large ones are published for
+_LAYERS_HEADS = {(30, 12): dict(guidance=6., shift=8., sizes=((480, 832),)),
                  (40, 40): dict(shift=5., sizes=_BOTH)} # 1.3B and 14B of Wan 2.1
 _TI2V = dict(height=704, width=1280, num_frames=121, fps=24., shift=5., sizes=((704, 1280),))
 _A14B = dict(steps=40, guidance=4., guidance_2=3., shift=12., lr=5e-5, sizes=_BOTH)
 
+# %% ../nbs/parts/wan.ipynb #19f429e1
 def _advice(index:dict, transformer:dict, vae:dict)->dict:
     "What Wan's authors advise for a checkpoint."
     if _two(index): return _ALL | _A14B

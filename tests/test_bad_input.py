@@ -134,13 +134,13 @@ def half_json(concept): (concept / "concept.json").write_text('{"base": ')
 
 
 @pytest.mark.parametrize("damage, says", [
-    (corrupt, "damaged"), (shorten, "damaged"), (no_weights, "damaged"), (half_json, "damaged"), (no_json, "is not a concept"), (lambda c: shutil.rmtree(c), "is not a concept"),
+    (corrupt, "damaged"), (shorten, "damaged"), (no_weights, "damaged"), (half_json, "damaged"), (no_json, "is not a concept"), (lambda c: shutil.rmtree(c), "There is no folder"),
     (lambda c: change(c, fingerprint="0" * 16), "another base"), (lambda c: change(c, rank=3), "rank"), (lambda c: change(c, base="gone"), "gone"),
 ], ids=["corrupt", "cut off", "no weights", "half json", "no json", "no folder", "another base", "another rank", "base gone"])
 def test_a_concept_that_is_none(damage, says, copy, tmp_path):
     damage(copy)
     assert says in refused("generate", copy, "--out", tmp_path / "x.mp4", *FEW)
-    if says in ("damaged", "is not a concept"):
+    if says in ("damaged", "is not a concept", "There is no folder"):
         assert says in refused("info", copy)
         assert says in refused("export", copy, "--out", tmp_path / "lora")
     assert not (tmp_path / "x.mp4").exists() and not (tmp_path / "lora").exists()

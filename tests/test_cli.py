@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 from sas_nb import __version__, cli
-from sas_nb.answers import changes
+from sas_nb.answers import changes, provenance
 from sas_nb.atlas.places import load_zoo
 from sas_nb.cache import data_path
 from sas_nb.clip import Clip
@@ -24,6 +24,7 @@ from sas_nb.prompt import Prompts
 from sas_nb.memory import Memory
 from sas_nb.recipe import Recipe, Run
 from sas_nb.running import Stopped
+from sas_nb.subjects import Subject
 
 COMMANDS = ("models", "inspect", "train", "generate", "info", "export", "explore")
 LOOK, MOVE = "a [v] woman in a red shirt and purple trousers in a park", "she is [u] dancing"
@@ -163,7 +164,7 @@ def test_a_note_on_real_films_is_not_for_shipped_ones(dancer, tmp_path, monkeypa
 def test_models_says_what_is_here():
     output = ok("models")
     for name in ("tiny", *HUB, "Wan 2.1"): assert name in output
-    assert "17 frames, 64 x 64" in output and "121 frames, 1280 x 704" in output
+    assert "17 frames, 64x64" in output and "121 frames, 704x1280" in output and "height x width" in output
 
 @pytest.mark.parametrize("command", [["inspect"], ["train", *PROMPTS, "--out", "nowhere"]], ids=lambda c: c[0])
 def test_a_model_that_nobody_has_is_refused(dancer, command, monkeypatch):
@@ -350,7 +351,17 @@ def test_somebody_of_a_zoo(tmp_path, monkeypatch):
     failed = call("info", "zoo/nobody")
     assert failed.exit_code == 1 and "There is no 'nobody' in the zoo" in " ".join(failed.output.split())
     failed = call("info", "nothing/man-16")
-    assert failed.exit_code == 1 and "is not a concept" in " ".join(failed.output.split())
+    assert failed.exit_code == 1 and "There is no folder 'nothing/man-16'" in " ".join(failed.output.split())
+
+
+def test_info_of_several(trained):
+    c = Concept.load(trained)
+    subjects = [Subject("dancer", Prompts("a [v1] woman", "she is [u1] dancing"), (0, 0, .5, 1)), Subject("waves", Prompts("[v2] waves", "[u2]"))]
+    recipe = Recipe.default().together(2).with_(stage1=dict(steps=1)).to_dict()
+    rows = dict(provenance(replace(c, info=c.info | dict(subjects=[s.to_dict() for s in subjects], recipe=recipe))))
+    assert rows["subject 1"] == "dancer, at 0, 0, 0.5, 1: a [v1] woman. she is [u1] dancing" and rows["subject 2"] == "waves: [v2] waves. [u2]"
+    assert rows["clips"].startswith("dancer, waves: 5 frames, 64 wide, 64 high") and "clip" not in rows and rows["recipe"] == "default, 2 together, changed" and rows["changed"] == "stage1.steps 1 instead of 150"
+
 
 
 def test_info(trained):

@@ -573,6 +573,8 @@ def test_contact_sheet_has_rows_columns_and_labels():
     assert np.asarray(one)[:, :100].min() < 100, "the label is drawn"
     assert contact_sheet({"t": a.frames}, n=40).width > one.width
     assert a.sheet(n=3, title="T").height > a.sheet(n=3).height
+    wrapped = contact_sheet({"a": a}, n=4, title="a [v1] woman and a [v2] man in a park "*5)
+    assert wrapped.width == one.width and wrapped.height > one.height+50 and np.asarray(wrapped)[:, -4:].min() == 255, "no title is cut off"
     assert a.thumbnail(64).size == (64, 64)
 
 

@@ -73,8 +73,22 @@ def test_what_a_lone_name_stands_for(home, concepts):
     assert len(Atlas("zoo")) == len(named_concepts("zoo")) == 72 and list(open_concepts(named_concepts("zoo/woman-00"))) == ["woman-00"]
     for place in ("runs/ann", concepts[0]):
         with pytest.raises(UserError, match="An atlas of 1"): Atlas(place)
-    with pytest.raises(UserError, match="zoo of many"): Concept.load("zoo")
     with pytest.raises(UserError, match="no 'nobody'"): open_concepts(named_concepts("zoo/nobody"))
+
+@pytest.mark.parametrize("place, says", [
+    ("zoo", "'zoo' is a zoo of 72 concepts: name one of them, as in 'zoo/woman-00', or open all with Atlas('zoo') or sas-nb explore zoo."), ("woman-48", "There is no folder 'woman-48': in the shipped zoo it is zoo/woman-48."),
+    ("zoo/woman-48", "'zoo/woman-48' is in a zoo: open it with load_zoo('zoo')['woman-48']."), ("zoo/womn-48", "There is no 'womn-48' in the zoo 'zoo': try woman-48, "), ("runs/dncer", "There is no folder 'runs/dncer': is 'runs/dancer' meant?"),
+    ("runs/x", "There is no folder 'runs/x': check the spelling and the folder you are in."), ("runs/dancer.mp4", "'runs/dancer.mp4' is a file, and a concept is a folder: give one that sas-nb train made from a film, or"),
+    ("runs/dancer/concept/concept.json", "is a file of a concept: give the concept's folder, 'runs/dancer/concept'."), ("lora", "'lora' holds a LoRA for other programs, which sas-nb export wrote: give the folder of the concept"),
+    ("runs", "'runs' is not a concept: give a folder that sas-nb train or Concept.save wrote"), ("a [v] woman. she is [u] dancing", "is a prompt, and no concept's folder: sas-nb generate takes the prompt after the folder, and sas-nb compose takes it behind --prompt."),
+    ("a woman "*99, "There is no folder")])
+def test_what_stands_where_a_concept_belongs(home, concepts, place, says):
+    concepts[0].save("runs/dancer/concept")
+    concepts[0].export("lora")
+    os.makedirs("runs/dancer-film")
+    with open("runs/dancer.mp4", "w"): pass
+    with pytest.raises(UserError) as e: Concept.load(place)
+    assert says in str(e.value) and len(str(e.value)) < 250+len(place)
 
 def test_a_run_within_a_concept_is_found_by_its_own_name(home, concepts):
     replaced = concepts[1].at(motion=.5)

@@ -198,7 +198,7 @@ def test_an_enlarged_film_is_said(told, args, times, root, monkeypatch):
     "The dancer is 256x256; the model's own size for a square film is 624x624."
     monkeypatch.chdir(root)
     said = told(*args)
-    assert ("The film is 256x256, and is enlarged" in said) is (times is not None)
+    assert ("The film is 256x256 (height x width), and is enlarged" in said) is (times is not None)
     assert times is None or f"enlarged {times} times to {'624x624' if not args else args[1]}" in said
     film = json.loads(run(DANCER, "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "--gpu", "t4", "--json", *args).output)["film"]
     assert (film in said) if film else times is None
@@ -210,6 +210,7 @@ def test_what_would_be_done_sooner(told, root, monkeypatch):
     recipe = Recipe.default()
     assert f"--set stage2.steps={recipe.stage2.steps//2} (about 2.7 hours)" in said and "--set both.prior=0 (about 2.7 hours)" in said
     assert "--frames 17 (" in said and "--size 336x576 (" in said and len(said.split("Done sooner")[1]) < 300
+    assert said.endswith("GiB, the download among it.")
     without = told("--frames", 33, "--size", "480x832", "--set", "both.prior=0", "--set", "stage2.steps=1", "--set", "stage1.steps=60")
     assert "--set stage1.steps=30" in without and "stage2.steps" not in without.split("Done sooner")[1]
 
@@ -266,6 +267,7 @@ def test_what_it_says_for_a_program(folder, gpu, code, root, monkeypatch):
     assert all(p.keys() == {"name", "gpu_gib", "host_gib", "hours", "loaded"} for p in said["phases"])
     assert said["peak_gpu_gib"] == max(p["gpu_gib"] for p in said["phases"])
     assert said["instead"] == ("" if code == 0 else "It would fit on a card with 15 GiB, such as T4 (0.8 GiB).")
+    assert "disk" not in run(DANCER, "--model", folder, "--gpu", gpu, *SMALL[:-1]).output, "nothing is to be downloaded"
 
 
 def test_a_card_that_the_context_fills_is_tried_once(folder, monkeypatch):

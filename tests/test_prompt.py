@@ -80,6 +80,7 @@ def test_no_pair(pair, says):
     ("she is jumping", ["[v]", "[u]"], f"{LOOK}. she is [u] jumping"), ("at night", ["[v]", "[u]"], "a [v] woman in a red shirt at night. she is [u] dancing"),
     ("a [v] woman. they are up", ["[u]"], "a [v] woman. they are [u] up"), ("she is [u] up", ["[v]"], f"{LOOK}. she is [u] up"),
     ("a robot", ["[v]", "[u]"], f"{LOOK}, a robot. {MOVE}"), ("insects", ["[v]", "[u]"], f"{LOOK}, insects. {MOVE}"), ("", ["[v]", "[u]"], f"{LOOK}. {MOVE}"),
+    ("a robot in the snow", ["[v]", "[u]"], f"{LOOK}. {MOVE}"), ("robots. it is [u] up", ["[v]"], f"{LOOK}. {MOVE}"),
     (f"{LOOK}. {MOVE}", [], f"{LOOK}. {MOVE}"), (Prompt("a [v] woman"), ["[u]"], f"a [v] woman. {MOVE}")])
 def test_an_edit_that_forgets(edit, forgets, typed):
     p = Prompts(LOOK, MOVE)

@@ -173,8 +173,8 @@ def test_words_are_those_of_python(page, studio):
     pairs = [[a, b] for a in [*plain, *ODD] for b in [*plain, *ODD]]
     known = page.evaluate("async pairs => { const w = await import('./words.js'); return pairs.map(p => w.withoutNew(...p)) }", pairs)
     assert known == [without_new(a, b) for a, b in pairs]
-    hints = page.evaluate("async ([texts, own]) => { const w = await import('./words.js'); return [...texts.map(t => w.advice(t, own, { v: 1, u: 1 })), w.advice('a [v] woman', own, { v: 1, u: 0 })] }", [texts, own])
-    assert hints[:3] == [""]*3 and "[v] (the new word for who it is) and no [u]" in hints[3] and "as the base model" in hints[4] and hints[5] == ""
+    hints = page.evaluate("async ([texts, own]) => { const w = await import('./words.js'); return [...texts.map(t => w.advice(t, own, { v: 1, u: 1 })), w.advice('a [v] woman', own, { v: 1, u: 0 }), w.advice('a [u] woman. she is [v] dancing', own, { v: 1, u: 1 })] }", [texts, own])
+    assert hints[:3] == [""]*3 and "[v] (the new word for who it is) and no [u]" in hints[3] and "as the base model" in hints[4] and hints[5] == "" and "the wrong way round" in hints[6]
     edits = page.evaluate("async ([texts, own]) => { const w = await import('./words.js'); return texts.map(t => w.edited(own, t, sasPage.about.vocabulary)) }", [[own, own + "!", "zebras", texts[2]], own])
     assert edits[:3] == [None]*3 and edits[3]["asked"] != edits[3]["known"]
     assert [*edits_of(Prompt(own), [Prompt(t) for t in (own, own + "!", "zebras", texts[2])])] == [3]

@@ -1,10 +1,16 @@
 """What people see on other terminals and with numbers that cannot be: the output of every command in every encoding, and one sentence for each bad number."""
 import io, math, os, re, subprocess, sys
+from dataclasses import replace
+from types import SimpleNamespace
 import av, numpy as np, pytest, road, torch
 from typer.testing import CliRunner
 from sas_nb import cli, terminal
+from sas_nb.advice import far_from, GenerationConfig
 from sas_nb.clip import Clip
+from sas_nb.concept_words import advice_of, size_advice
 from sas_nb.files import Advice, real_number, UserError, whole_number
+from sas_nb.plan import own_defaults
+from sas_nb.prompt import Prompts
 from test_bad_input import refused
 from test_cli import COMMANDS, FEW, LOOK, MOVE, PROMPTS, SHORT, cache, call, dancer, ok, shell, trained  # noqa: F401, the fixtures among them
 
@@ -35,14 +41,15 @@ def test_every_terminal_can_show_every_command(encoding, dancer, trained, tmp_pa
 
 
 def test_what_a_terminal_lacks_is_spelt(dancer):
-    for encoding, size in (("ascii", "64 x 64 px"), ("cp437", "64 x 64 px"), ("utf-8", "64 × 64 px")): assert size in said(encoding, "inspect", dancer)[1]
+    for encoding, frames in (("ascii", "10 ... 30"), ("cp437", "10 ... 30"), ("utf-8", "10 … 30")): assert frames in said(encoding, "inspect", dancer)[1]
+    assert "256 wide, 256 high" in said("ascii", "inspect", dancer)[1]
     assert "\\u" not in said("ascii", "info", "--help")[1] + said("cp1251", "models")[1], "frames are drawn in ASCII"
 
 
 def test_a_real_process_with_another_encoding(dancer):
-    env = os.environ | dict(PYTHONIOENCODING="cp1251", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
+    env = os.environ | dict(PYTHONIOENCODING="cp437", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
     done = subprocess.run([sys.executable, "-m", "sas_nb.cli", "inspect", str(dancer)], capture_output=True, timeout=120, env=env)
-    assert done.returncode == 0 and "64 x 64 px" in done.stdout.decode("cp1251"), done.stderr
+    assert done.returncode == 0 and "10 ... 30" in done.stdout.decode("cp437"), done.stderr
 
 
 # numbers
@@ -160,10 +167,46 @@ def test_python_is_warned_too(concept):
 
 
 def test_a_word_that_says_nothing_is_not_missed(concept):
-    from dataclasses import replace
     silent = replace(concept, tokens=concept.tokens | {"[u]": 0 * concept.tokens["[u]"]})
     assert "[u]" not in silent.advice("a woman in the snow")[0].partition(": type")[0]
     assert not silent.at(appearance=0).advice("a woman in the snow")
+
+
+PAIR = Prompts("a [v1] woman and a [v2] man in a park", "she is [u1] dancing, he is [u2] dancing")
+BEACH = "a [v1] woman and a [v2] man on a beach. she is [u1] dancing, he is [u2] dancing"
+
+@pytest.mark.parametrize("own, prompt, says, typed", [
+    (PAIR, "a [v] woman and a [v] man on a beach. she is [u] dancing, he is [u] dancing", "has [v] and [u], words that this concept does not have (it has [v1] and [v2] for who they are, [u1] and [u2] for how they move), so it may show somebody else: type", BEACH),
+    (PAIR, "a [v2] woman and a [v3] man on a beach. she is [u2] dancing, he is [u3] dancing", "has [v3] and [u3], words that", BEACH), (PAIR, "a [v4] woman and a [v3] man on a beach. he is [u3] dancing, she is [u4] dancing", "has [v4], [v3], [u3] and [u4], words", "a [v1] woman and a [v2] man on a beach. he is [u2] dancing, she is [u1] dancing"),
+    (PAIR, "a woman and a man on a beach. she is dancing, he is dancing", "has no [v1] or [v2] (the new words for who they are) and no [u1] or [u2] (the new words for how they move), so it may show somebody else: type", BEACH),
+    (PAIR, "a [v1] woman and a [v3] man on a beach. she is [u1] dancing, he is [u3] dancing", "has [v3] and [u3], words", BEACH), (PAIR, "a dog on a beach", "has no [v1] or [v2]", None), (PAIR, "a [v] man on a beach. he is [u] dancing", "has [v] and [u]", "a [v2] man on a beach and a [v1] woman. he is [u2] dancing, she is [u1] dancing"),
+    (PAIR, "a [u1] woman and a [u2] man on a beach. she is [v1] dancing, he is [v2] dancing", "the wrong way round", BEACH),
+    (Prompts(LOOK, MOVE), "a [u] woman. she is [v] dancing", "has [u] and [v] the wrong way round (it has [v] for who it is, [u] for how it moves): type", "a [v] woman. she is [u] dancing"),
+    (Prompts(LOOK, MOVE), BEACH, "has [v1], [v2], [u1] and [u2], words that this concept does not have (it has [v] for who it is, [u] for how it moves), so it may show somebody else: write them as in", None),
+    (Prompts(LOOK, MOVE), "a [v] woman and a [v2] man. she is [u] dancing", "has [v2], which this concept does not have (it has [v] for who it is, [u] for how it moves): type", "a [v] woman and a man. she is [u] dancing"),
+    (Prompts(LOOK, MOVE), "a [u] woman. she is up", "has no [v] (the new word for who it is), so it", "a [v] woman. she is [u] up"), (Prompts(LOOK, MOVE), "a robot in the snow", "write them as in", None),
+    (Prompts("a [v] man", "the [u] dance"), "a [v] man, the [u] dance", "", None), (PAIR, BEACH, "", None)])
+def test_advice_on_words(own, prompt, says, typed):
+    concept = SimpleNamespace(appearance=1., motion=1., prompts=own, tokens={w: torch.ones(2) for w in own.placeholders})
+    said = " ".join(advice_of(concept, prompt))
+    assert says in said and bool(said) is bool(says)
+    if said: assert said.endswith(f" {typed or own.both.text!r}.") and said.count(", so ") <= 1 and advice_of(concept, typed or own.both.text) == []
+
+
+@pytest.mark.parametrize("size, words", [(dict(height=128, width=128), "'tiny' was trained at 64x64 (height x width), and 128x128 has 4 times as many pixels, so the picture may fall apart: ask for a nearer size."),
+    (dict(height=32, width=32), "0.25 times as many"), (dict(height=64, width=96), ""), (dict(width=192), "64x192 has 3 times"), ({}, "")])
+def test_a_size_that_the_model_never_saw(concept, size, words):
+    assert words in " ".join(size_advice(concept, size)) and bool(size_advice(concept, size)) is bool(words)
+    if size.get("height") == 32:
+        with pytest.warns(Advice, match="32x32 has 0.25 times"): concept.generate(**SOME | size)
+        filmed = dict(concept.info["clip"], shape=[17, 3, 32, 32])
+        assert not size_advice(replace(concept, info=concept.info | dict(clip=filmed)), size), "it was learned at that size"
+
+
+def test_published_models_know_several_sizes():
+    config = own_defaults("Wan-AI/Wan2.1-T2V-14B-Diffusers")
+    assert not any(far_from(config, "wan", *size) for size in ((480, 832), (720, 1280), (1280, 720), (624, 624))) and "480x832 and 720x1280" in far_from(config, "wan", 240, 416)
+    assert not far_from(GenerationConfig(), "unknown", 16, 16)
 
 
 def test_the_page_says_it(trained):
@@ -262,4 +305,4 @@ def test_a_hub_id_without_a_network():
 def test_models_fits_a_terminal():
     lines = CliRunner(env=dict(COLUMNS="80")).invoke(cli.app, ["models"]).output.splitlines()
     table = [l for l in lines if set(l) & set("│┃━─")]
-    assert table and max(map(len, table)) <= 80 and any("17 frames, 64 x 64" in l for l in table) and not any("…" in l for l in table)
+    assert table and max(map(len, table)) <= 80 and any("17 frames, 64x64" in l for l in table) and not any("…" in l for l in table)

@@ -83,6 +83,7 @@ def test_what_is_no_zoo(population, tmp_path):
     assert not (tmp_path/"a").exists()
     folder = save_zoo(population, tmp_path/"b")
     with pytest.raises(UserError, match="no 'nobody'"): load_zoo(folder, ["nobody"])
+    with pytest.raises(UserError, match="no 'one3' in the zoo .*: try one-3, .* or see all 5 names with Atlas"): load_zoo(folder, ["one3"])
     with pytest.raises(UserError, match="holds no zoo"): load_zoo(tmp_path)
     with pytest.raises(UserError, match="Nothing is known"): spec_of(other[0])
     file = folder/"concepts-00.safetensors"
