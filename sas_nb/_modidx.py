@@ -1243,6 +1243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sas_nb.folders.not_in_zoo': ('parts/folders.html#not_in_zoo', 'sas_nb/folders.py'),
                                 'sas_nb.folders.own_name': ('parts/folders.html#own_name', 'sas_nb/folders.py'),
                                 'sas_nb.folders.run_folder': ('parts/folders.html#run_folder', 'sas_nb/folders.py'),
+                                'sas_nb.folders.told_apart': ('parts/folders.html#told_apart', 'sas_nb/folders.py'),
                                 'sas_nb.folders.zoo_list': ('parts/folders.html#zoo_list', 'sas_nb/folders.py'),
                                 'sas_nb.folders.zoo_of': ('parts/folders.html#zoo_of', 'sas_nb/folders.py'),
                                 'sas_nb.folders.zoo_place': ('parts/folders.html#zoo_place', 'sas_nb/folders.py')},

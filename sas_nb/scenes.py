@@ -14,6 +14,7 @@ import typer
 from .answers import draw_run, log_of, say_learned
 from .command import clip_size, command, load_clip, load_concepts, write_video
 from .files import check_names, expanded, UserError
+from .folders import own_name, told_apart
 from .options import (Apart, AtOnce, Base, Batch, Checkpointing, chosen_recipe, Dtype, EditGuidance,
                             Fps, Frames, Guidance, Lr, Model, MotionGuidance, Named, named_model, Negative,
                             NegativeScale, Plays, Quiet, Rank, Revision, SampleEvery, SampleSteps, SaveEvery,
@@ -257,10 +258,9 @@ def compose(concepts:Annotated[list[Path], _MEMBERS], prompt:Annotated[Optional[
     learned over one basis, as the zoo was, and your own with --basis zoo."""
     _check_concepts(concepts, way, out)
     from sas_nb.composing import compose
-    from sas_nb.explore.concepts import named_concepts
     strengths = dict(appearance=_strength(appearance), motion=_strength(motion))
     members = load_concepts(concepts, model, dtype, revision)
-    scene = compose(dict(zip(named_concepts(concepts), members)), way, _places(place))
+    scene = compose(dict(zip(told_apart([own_name(c) for c in concepts]), members)), way, _places(place))
     whole = scene.concept(**strengths)
     wish = wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled, vae_bits=vae_bits,
                   text_bits=text_bits)

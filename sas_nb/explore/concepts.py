@@ -6,7 +6,8 @@
 from __future__ import annotations
 from pathlib import Path
 from ..files import expanded, read_about
-from ..folders import concept_folder, concepts_of, is_concept, own_name, zoo_list, zoo_of, zoo_place
+from ..folders import (concept_folder, concepts_of, is_concept, own_name, told_apart, zoo_list, zoo_of,
+                            zoo_place)
 from ..prompt import several
 
 # %% auto #0
@@ -40,8 +41,7 @@ def named_concepts(concepts)->dict: # name -> concept, its folder, or its place 
     if isinstance(concepts, dict):
         return {name: expanded(x) if _on_disk(x) else x for name, x in concepts.items()}
     members = [m for x in listed(concepts) for m in _members(x)]
-    names = [_name(m, i) for i, m in enumerate(members)]
-    return {n if names.count(n) == 1 else f"{n} ({i+1})": m for i, (n, m) in enumerate(zip(names, members))}
+    return dict(zip(told_apart([_name(m, i) for i, m in enumerate(members)]), members))
 
 # %% ../../nbs/explore/00_concepts.ipynb #8495a6b7
 def _lasting(place:Path)->str:
