@@ -545,7 +545,7 @@ def test_the_command_takes_a_prompt_of_all(tmp_path):
 
 
 @pytest.mark.parametrize("args, says", [
-    (PAIR[:1], "two concepts or more"), (("zoo", PAIR[0]), "is a zoo of many concepts"), (("zoo/nobody", PAIR[0]), "no 'nobody'"), ((*PAIR, "--way", "joint"), "--way has no 'joint'"),
+    (PAIR[:1], "two concepts or more"), (("zoo", PAIR[0]), "is a zoo of 72 concepts"), (("zoo/nobody", PAIR[0]), "no 'nobody'"), ((*PAIR, "--way", "joint"), "--way has no 'joint'"),
     ((*PAIR, "--place", "middle"), "--place 'middle' is no place"), ((*PAIR, "--place", "left"), "2 subjects and 1 places"), ((*PAIR, "--place", "0,0,1,1"), "2 subjects and 1 places"), ((*PAIR, "--place", "0,0,1"), "2 subjects and 1 places"),
     ((*PAIR, "--place", "words", "--way", "sum"), "has no places"), ((*PAIR, "--motion", 1, "--motion", 2, "--motion", 3), "3 strengths of motion"), ((*PAIR, "--out", "two.txt"), "two.txt")])
 def test_what_the_command_cannot_compose(args, says, tmp_path, monkeypatch):
