@@ -103,10 +103,10 @@ def checked_size(config:GenerationConfig, text:str)->tuple[int, int]: # as "480x
 
 # %% ../nbs/parts/advice.ipynb #51ze0a02
 def far_from(config:GenerationConfig, name:str, height:int, width:int)->str: # name of the model
-    "A sentence about a size with more than twice, or less than half, the pixels that a model was trained at."
+    "A sentence about a size with over 2.5 times, or under 0.4 of, the pixels that a model was trained at."
     areas = [h*w for h, w in config.sizes] or [height*width]
     near = max(areas) if height*width > max(areas) else min(areas)
-    if min(areas)/2 <= height*width <= 2*max(areas): return ""
+    if .4*min(areas) <= height*width <= 2.5*max(areas): return ""
     known = " and ".join(f"{h}x{w}" for h, w in config.sizes)
     return (f"{name!r} was trained at {known} (height x width), and {height}x{width} has "
             f"{height*width/near:.2g} times as many pixels, so the picture may fall apart: ask for a nearer "

@@ -14,8 +14,8 @@ from .files import existing, expanded, UserError
 from .writing import atomic
 
 # %% auto #0
-__all__ = ['data_path', 'known_models', 'shipped_configuration', 'named_folder', 'named_film', 'model_folder', 'lasting_name',
-           'cache_folder', 'in_cache', 'cached']
+__all__ = ['data_path', 'known_models', 'shipped_configuration', 'named_folder', 'shipped_film', 'named_film', 'model_folder',
+           'lasting_name', 'cache_folder', 'in_cache', 'cached']
 
 # %% ../nbs/parts/cache.ipynb #d2c25cc9
 _PACKAGE = Path(str(files("sas_nb")))
@@ -56,13 +56,15 @@ def named_folder(
     return shipped[0] if shipped else path if os.path.isdir(path) else None
 
 # %% ../nbs/parts/cache.ipynb #f1lmpy01
+def shipped_film(name:str|Path)->Path|None:
+    "The shipped clip of a name such as `clips/dancer.mp4`, where nothing here is called so."
+    is_name = re.fullmatch(r"clips/[\w-]+\.mp4", Path(name).as_posix())
+    if not is_name or os.path.exists(expanded(name)): return None
+    return next((root/name for root in _DATA if (root/name).is_file()), None)
+
 def named_film(name:str|Path)->Path: # a video or a folder of images
     "The film that a name means: one here, else a shipped one such as `clips/dancer.mp4`. Raises `UserError`."
-    path = expanded(name)
-    if not os.path.exists(path) and re.fullmatch(r"clips/[\w-]+\.mp4", Path(name).as_posix()):
-        for root in _DATA:
-            if (root/name).is_file(): return root/name
-    return existing(path)
+    return shipped_film(name) or existing(name)
 
 # %% ../nbs/parts/cache.ipynb #87d3b167
 def model_folder(name:str|Path)->Path|None:

@@ -82,22 +82,13 @@ def _factors(members, way, equal, gain)->tuple[float, ...]:
 
 # %% ../nbs/10_composing.ipynb #ad1ce0m1
 def _advise_company(subjects, members):
-    "Warn of concepts that were never shown beside anybody, and of places that cannot hold two."
+    "Warn of concepts that were never shown beside anybody."
     stages = [c.info.get("recipe", {}).get("stage2", {}) for c in members]
     alone = [s.name for s, stage in zip(subjects, stages) if not stage.get("composites", 1)]
     if alone:
         warnings.warn(f"Learned alone, and so perhaps drawn into the middle or into each other: "
                       f"{', '.join(alone)}. Learn again with composites=.35, beside strangers.", Advice,
                       stacklevel=4)
-    for a, b in combinations([s for s in subjects if s.box], 2):
-        if _overlap(a.box, b.box) <= .5: continue
-        warnings.warn(f"The places of {a.name} and {b.name} are more or less one place, so they blend: move "
-                      "them apart.", Advice, stacklevel=4)
-
-def _overlap(a:Box, b:Box)->float: # of the smaller one
-    def size(left, top, right, bottom): return max(0., right-left)*max(0., bottom-top)
-    both = *map(max, a[:2], b[:2]), *map(min, a[2:], b[2:])
-    return size(*both)/min(size(*a), size(*b))
 
 # %% ../nbs/10_composing.ipynb #765c02f9
 def _joint(concepts:list)->Composition:
@@ -189,16 +180,30 @@ def _asked(placed, prompt, seed, given)->dict:
 _ROOM = 3 # tokens of a picture's width that a subject needs
 
 def _advise_room(placed:Placed):
-    "Warn of places that are too narrow for anybody to be seen in."
+    "Warn of places that are too narrow for anybody to be seen in, and of two that are one."
     if placed.places == "words": return
     dit = placed.base()
     tokens = dit.family.grid(dit.configuration, *placed.asked["size"])[-1]
-    narrow = [s.name for s, (left, _, right, _) in zip(placed.subjects, placed.places)
-              if (right-left)*tokens < _ROOM-1e-6]
-    if narrow:
-        warnings.warn(f"The places of {', '.join(narrow)} are narrower than {_ROOM} of the {tokens} tokens "
-                      "that the model has across the picture, so people blend: compose fewer, give them "
-                      "wider places, or make the picture larger.", Advice, stacklevel=4)
+    placed_at = list(zip([s.name for s in placed.subjects], placed.places))
+    for words in (*_narrow(placed_at, _ROOM/tokens), *_shared(placed_at)):
+        warnings.warn(words, Advice, stacklevel=4)
+
+# %% ../nbs/10_composing.ipynb #r00mpy03
+def _narrow(placed_at, least):
+    names = [name for name, (left, _, right, _) in placed_at if right-left < least-1e-6]
+    if not names: return
+    yield (f"Too narrow a place for anybody to be seen in: {', '.join(names)}. Give each at least "
+           f"{least:.0%} of the picture's width, compose fewer, or make the picture larger.")
+
+def _shared(placed_at):
+    for (a, one), (b, other) in combinations(placed_at, 2):
+        if _overlap(one, other) > .5:
+            yield f"{a} and {b} share most of a place, and blend there: move the places apart."
+
+def _overlap(a:Box, b:Box)->float: # of the smaller one
+    def size(left, top, right, bottom): return max(0., right-left)*max(0., bottom-top)
+    both = *map(max, a[:2], b[:2]), *map(min, a[2:], b[2:])
+    return size(*both)/min(size(*a), size(*b))
 
 # %% ../nbs/10_composing.ipynb #f9d3110f
 def learn_together(pairs:list[tuple],    # a clip and its prompts, of each: with `[v1]` and `[u1]`, `[v2]` ...

@@ -44,30 +44,24 @@ def as_markdown(summary:dict[str, str])->str:
     return "| dynamic concept | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in summary.items())
 
 # %% ../nbs/parts/concept_words.ipynb #e510145d
-_BEHIND = re.compile(r"\b(an?|the|is|are) (\[[vu]\d*\])", re.I)
-
-def _righted(prompt:Prompt)->Prompt:
-    "With `[v]` for `[u]` behind an article, and `[u]` for `[v]` behind 'is'."
-    def right(m):
-        moving = m[1].lower() in ("is", "are")
-        return f"{m[1]} {m[2] if names_motion(m[2]) == moving else partner(m[2])}"
-    return Prompt(_BEHIND.sub(right, prompt.text))
-
-def _swapped(prompt:Prompt, own:Prompts)->list[str]:
-    "Words that stand where their partners belong, where both kinds do."
-    if _righted(own.both) != own.both: return []
-    pairs = zip(prompt.placeholders, _righted(prompt).placeholders)
-    words = list(dict.fromkeys(word for word, right in pairs if word != right))
-    return words if len(set(map(names_motion, words))) == 2 else []
-
-# %% ../nbs/parts/concept_words.ipynb #9d0b1c13
-def _company(prompt:Prompt, at:int)->tuple[str, str]: # kind, word; the word is empty for most elsewhere
-    "The noun behind a word for who it is, or the pronoun before one for how it moves."
-    kind = prompt.text[at+1]
+def _company(prompt:Prompt, at:int, kind:str="")->tuple[str, str]: # kind, word; mostly empty elsewhere
+    """The noun behind a word for who it is, or the pronoun before one for how it moves; of its own kind when
+    none is given."""
+    kind = kind or prompt.text[at+1]
     if kind == "u": found = re.search(r"(\w+) (?:is|are) $", prompt.text[:at])
     else: found = re.match(r"\[\w+\] (\w+)", prompt.text[at:])
     return kind, found[1].lower() if found else ""
 
+def _swapped(prompt:Prompt, own:Prompts)->list[str]:
+    "Words that stand where their partners stand in the concept's own prompt, where both kinds do."
+    known = {w: _company(own.both, at) for at, w in zip(own.both.places, own.both.placeholders)}
+    def is_partners(at, word):
+        kind, beside = known.get(partner(word), ("", ""))
+        return beside and _company(prompt, at, kind) == (kind, beside)
+    words = list(dict.fromkeys(w for at, w in zip(prompt.places, prompt.placeholders) if is_partners(at, w)))
+    return words if len(set(map(names_motion, words))) == 2 else []
+
+# %% ../nbs/parts/concept_words.ipynb #9d0b1c13
 def _by_company(own:Prompts, prompt:Prompt, spots:list[tuple])->list[str]|None: # spots: place, word
     "The concept's own words in the same company; None where that is not clear."
     both = own.both
@@ -104,9 +98,13 @@ def _with_own(prompt:Prompt, own:Prompts, moving:bool)->Prompt|None:
     return None if words is None else _replaced(prompt, others, words)
 
 # %% ../nbs/parts/concept_words.ipynb #9d0b1c31
+def _turned_round(prompt:Prompt)->Prompt:
+    spots = list(zip(prompt.places, prompt.placeholders))
+    return _replaced(prompt, spots, [partner(word) for _, word in spots])
+
 def suggested(own:Prompts, prompt:Prompt)->str:
     "What to type instead of a prompt; the concept's own prompt where it is not clear what is meant."
-    if _righted(own.both) == own.both: prompt = _righted(prompt)
+    if _swapped(prompt, own): prompt = _turned_round(prompt)
     for moving in (False, True): prompt = prompt and _with_own(prompt, own, moving)
     with suppress(UserError): # for one that was completed to what `Prompt` refuses
         completed = Prompt(own.completed(prompt) if prompt else own.both.text)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import shorten
-from .cache import named_folder
+from .cache import named_folder, shipped_film
 from .files import expanded, read_about, UserError
 
 # %% ../nbs/parts/folders.ipynb #0e4c2d7f
@@ -126,7 +126,7 @@ def _of_file(file:Path)->str:
     if is_concept(file.parent):
         return f"{str(file)!r} is a file of a concept: give the concept's folder, {str(file.parent)!r}."
     return (f"{str(file)!r} is a file, and a concept is a folder: give one that sas-nb train made from a "
-            "film, or that Concept.save wrote.")
+            "film, or sas-nb train-together from several.")
 
 # %% ../nbs/parts/folders.ipynb #b0f01d61
 def _of_nothing(folder:Path)->str:
@@ -142,7 +142,7 @@ def _of_nothing(folder:Path)->str:
 # %% ../nbs/parts/folders.ipynb #b0f01d08
 def _not_a_concept(folder:Path)->str:
     if words := _of_prompt(folder): return words
-    if os.path.isfile(folder): return _of_file(folder)
+    if os.path.isfile(film := shipped_film(folder) or folder): return _of_file(film)
     if words := _of_many(folder): return words
     if not os.path.isdir(folder): return _of_nothing(folder)
     if os.path.isfile(folder/"export.json"):

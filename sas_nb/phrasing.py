@@ -41,7 +41,9 @@ def phrased(subject:str,     # one coarse word: "woman", "dog", "paper boat"
 _MOVES = (r"danc|walk|run+|jump|wav|bow|spin+|turn|roll|fly|swim+|rid|cycl|skat|talk|speak|sing|mov|swing|"
           r"climb|crawl|clap+|nod+|shak|stretch|drift|float|bounc|gallop|hop+|march|play|fall")
 _MOVING = re.compile(rf"\b(?:{_MOVES})ing\b", re.I)
-_PLACE = re.compile(r"\b(?:in|on|at|by|under|near|inside|outside|before|beside|behind|against)\s+\w+", re.I)
+_PLACE = re.compile(r"\b(?:in|on|at|by|under|near|inside|outside|before|beside|behind|against|along|through)"
+                    r"\s+\w+"
+                    r"|\b(?:in|out)doors\b|\bunderwater\b", re.I)
 _NO_NAME = r"(?:$|[.,;:]|(?:in|on|at|by|with|wearing|under|near|is|and)\b)"
 
 def _moves_in_look(look:Prompt, motion:Prompt)->str:
@@ -57,7 +59,8 @@ def _nameless(look:Prompt, motion:Prompt)->str:
             "'a [v] man', so that [v] has only to learn what is special about it.")
 
 # %% ../nbs/parts/phrasing.ipynb #28b960b2
-_WORN = re.compile(r"\bin (?:an? )?(?:[\w-]+ )*?(?:shirt|dress|coat|suit|trousers|jeans|skirt|hat|jacket|"
+_WORN = re.compile(r"\bin (?:an? )?(?:(?!in |on |at |with |wearing )[\w-]+ )*?"
+                   r"(?:shirt|dress|coat|suit|trousers|jeans|skirt|hat|jacket|"
                    r"sweater|t-shirt|blouse|shorts|boots|shoes|uniform|costume|gown)s?\b", re.I)
 
 def _placeless(look:Prompt, motion:Prompt)->str:

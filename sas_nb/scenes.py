@@ -73,7 +73,7 @@ def _parsed(path):
 
 # %% ../nbs/parts/scenes.ipynb #4b0f7e83
 def _check_places(path, tables):
-    without = [name for name, t in tables.items() if "place" not in t]
+    without = [name for name, t in tables.items() if t.get("place") is None]
     if 0 < len(without) < len(tables):
         raise UserError(f"In {str(path)!r}, [{without[0]}] has no place, and others have: give a place to "
                         "each table, or to none.")
@@ -202,8 +202,8 @@ _SCENE = typer.Option(help="What to show, with the words of all, such as \\[v1] 
                            "\\[u2]; everybody's own prompt when not given.", show_default=False)
 _WAY = "masked: each in its own place. sum: all everywhere. merged: as sum, over any bases."
 _BOXES = ("Of each in turn: left, right, or left,top,right,bottom in numbers from 0 to 1, as in 0,0,.5,1. "
-          "Side by side when not given. Once the word words looks for each one's word in the picture, and "
-          "often finds one place for two.")
+          "Side by side when not given. --place words, given once, looks for each one's word in the picture, "
+          "and often finds one place for two.")
 _PLACE = typer.Option(help=_BOXES, show_default=False)
 _SIDES = dict(left=(0., 0., .5, 1.), right=(.5, 0., 1., 1.))
 
@@ -222,7 +222,7 @@ def _place(text):
     try: return tuple(float(x) for x in text.split(","))
     except ValueError:
         raise UserError(f"--place {text!r} is no place: give left or right, or four numbers from 0 to 1 with "
-                        "commas between them, as in 0,0,.5,1 for the left half.") from None
+                        "commas between them, as in 0,0,.5,1; or --place words, once for all.") from None
 
 def _strength(given): return 1. if not given else given[0] if len(given) == 1 else given
 
@@ -233,9 +233,7 @@ def _check_concepts(concepts, way, out): # before anything slow
     check_writable(out)
     if len(concepts) < 2:
         raise UserError("Composing takes two concepts or more: give another one, or use sas-nb generate.")
-    if film := next((c for c in map(expanded, concepts) if c.is_file()), None):
-        raise UserError(f"{str(film)!r} is a file, and no concept: learn films together with "
-                        "sas-nb train-together, or each by itself with sas-nb train.")
+
 
 # %% ../nbs/parts/scenes.ipynb #c0m0py02
 @command("sas-nb compose zoo/woman-48 zoo/man-21 --out both.mp4",
@@ -254,8 +252,8 @@ def compose(concepts:Annotated[list[Path], _MEMBERS], prompt:Annotated[Optional[
             frames:Frames=None, size:Size=None, fps:Plays=None, model:Base=None, revision:Revision=None,
             dtype:Dtype=None, apart:Apart=None, weights:Weights=None, swapped:Swapped=None,
             tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None, quiet:Quiet=False):
-    """Make a video of two or more concepts in one scene, put together without training. They must have been
-    learned over one basis, as the zoo was, and your own with --basis zoo."""
+    """Make a video of two or more concepts in one scene, put together without training. For --way masked or
+    sum they must have been learned over one basis: as the zoo was, and your own by train --basis zoo."""
     _check_concepts(concepts, way, out)
     from sas_nb.composing import compose
     strengths = dict(appearance=_strength(appearance), motion=_strength(motion))

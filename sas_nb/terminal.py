@@ -61,17 +61,25 @@ def _name(param)->str:
     if param.param_type_name == "option": return max(param.opts, key=len)
     return param.metavar or param.name.upper()
 
-# %% ../nbs/parts/terminal.ipynb #8303f53a
+# %% ../nbs/parts/terminal.ipynb #0ftg3th1
 _RENAMED = {"--strength": "--motion-guidance", "--against": "--negative-scale", "--preset": "--recipe"}
+# `sas-nb compose` was the command that learns films together
+_OF_TOGETHER = "--prompts", "--template", "--recipe", "--steps1", "--steps2"
+_TOGETHER = "To learn films together is sas-nb train-together now; compose puts concepts together."
+def _told_anew(e, ctx):
+    "A usage error that names what an option, or a command with this option, is called today."
+    option = getattr(e, "option_name", None)
+    if option in _RENAMED: e.possibilities = [_RENAMED[option]]
+    return _UsageError(_TOGETHER, ctx) if option in _OF_TOGETHER and ctx.info_name == "compose" else e
 
+# %% ../nbs/parts/terminal.ipynb #8303f53a
 class Command(TyperCommand):
     "A command that tells all that is missing at once, and today's name of an option that had another."
     def parse_args(self, ctx, args):
         try: return super().parse_args(ctx, list(args))
         except _UsageError as e:
             if type(e).__name__ == "MissingParameter": raise self._missing(ctx, args) from None
-            if new := _RENAMED.get(getattr(e, "option_name", None)): e.possibilities = [new]
-            raise
+            raise _told_anew(e, ctx) from None
     def _missing(self, ctx, args):
         "What to raise where something that must be given is not."
         given = self.make_parser(ctx).parse_args(args=list(args))[0]

@@ -35,14 +35,19 @@ export function numbered(text, vocabulary) {
   return numbers.includes(undefined) ? null : [...numbers, vocabulary["</s>"]]
 }
 
-const isSwapped = text => /\b(?:an?|the) \[u\]/i.test(text) && /\b(?:is|are) \[v\]/i.test(text)
+// Does [u] stand before the noun that [v] has in the concept's own prompt, and [v] behind its pronoun?
+const isSwapped = (text, own) => {
+  const noun = /\[v\] (\w+)/.exec(own)?.[1], pronoun = /(\w+) (?:is|are) \[u\]/i.exec(own)?.[1]
+  const has = pattern => new RegExp(pattern, "i").test(text)
+  return Boolean(noun && pronoun) && has(`\\[u\\] ${noun}\\b`) && has(`\\b${pronoun} (?:is|are) \\[v\\]`)
+}
 
 // What to know of a prompt that lacks a new word whose part is turned on, or has both the wrong way round; Python
 // also completes the prompt.
 export function advice(text, own, strengths) {
   const meanings = { v: "who it is", u: "how it moves" }
   const lacks = placeholders(own).filter(w => strengths[w] && !placeholders(text).includes(w))
-  if (!lacks.length && strengths.v && strengths.u && isSwapped(text) && !isSwapped(own)) {
+  if (!lacks.length && strengths.v && strengths.u && isSwapped(text, own)) {
     return `The prompt has [v] and [u] the wrong way round: write them as in \u201c${own}\u201d.`
   }
   if (!lacks.length) return ""
