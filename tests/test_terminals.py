@@ -184,7 +184,7 @@ BEACH = "a [v1] woman and a [v2] man on a beach. she is [u1] dancing, he is [u2]
     (Prompts(LOOK, MOVE), "a [u] woman. she is [v] dancing", "has [u] and [v] the wrong way round (it has [v] for who it is, [u] for how it moves): type", "a [v] woman. she is [u] dancing"),
     (Prompts(LOOK, MOVE), BEACH, "has [v1], [v2], [u1] and [u2], words that this concept does not have (it has [v] for who it is, [u] for how it moves), so it may show somebody else: write them as in", None),
     (Prompts(LOOK, MOVE), "a [v] woman and a [v2] man. she is [u] dancing", "has [v2], which this concept does not have (it has [v] for who it is, [u] for how it moves): type", "a [v] woman and a man. she is [u] dancing"),
-    (Prompts(LOOK, MOVE), "a [u] woman. she is up", "has no [v] (the new word for who it is), so it", "a [v] woman. she is [u] up"), (Prompts(LOOK, MOVE), "a robot in the snow", "write them as in", None),
+    (Prompts(LOOK, MOVE), "a [u] woman. she is up", "has no [v] (the new word for who it is), so it", None), (Prompts(LOOK, MOVE), "here is [v] and the [u] dance", "", None), (Prompts(LOOK, MOVE), "a robot in the snow", "write them as in", None),
     (Prompts("a [v] man", "the [u] dance"), "a [v] man, the [u] dance", "", None), (PAIR, BEACH, "", None)])
 def test_advice_on_words(own, prompt, says, typed):
     concept = SimpleNamespace(appearance=1., motion=1., prompts=own, tokens={w: torch.ones(2) for w in own.placeholders})
