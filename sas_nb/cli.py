@@ -19,7 +19,7 @@ from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance
                             words_table)
 from .cache import data_path, named_film
 from .command import (app, clip_size, command, ConceptFolder, load_clip, load_concept,
-                            write_video)
+                            LOOK, write_video)
 from .files import expanded, read_about, UserError
 from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_recipe,
                             Counterfactual, Dtype, EditGuidance, Fps, Frames, Guidance, InputsOnHost, Lr,
@@ -37,11 +37,10 @@ def _version(wanted):
         say(f"sas-nb {__version__}")
         raise typer.Exit()
 
-_LOOK = '--appearance "a [v] woman in a red shirt in a park" --motion "she is [u] dancing"'
 _EDIT = '"a [v] woman in a red shirt in the snow. she is [u] dancing"'
 _FOOT = "\n\n".join([
     "[bold]From a video to an edit[/bold]", "$ sas-nb inspect clips/dancer.mp4",
-    escape(f"$ sas-nb train clips/dancer.mp4 {_LOOK} --out run"),
+    escape(f"$ sas-nb train clips/dancer.mp4 {LOOK} --out run"),
     escape(f"$ sas-nb generate run {_EDIT} --out snow.mp4"),
     "The dancer is shipped along; give your own film's name. Each command's --help has more."])
 _VERSION = typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
@@ -125,12 +124,12 @@ _OUT = typer.Option(help="Folder for the concept, checkpoints and logs; a run fo
                     show_default=False)
 _BIG = "--frames 33 --batch 1 --checkpointing --apart --set both.prior=0"
 
-@command(f"sas-nb train clips/dancer.mp4 {_LOOK} --out run",
-         f"sas-nb train clips/dancer.mp4 {_LOOK} --out quick --steps1 50 --set stage1.dropout=0.5",
-         f"sas-nb train other.mp4 {_LOOK} --out other --recipe run",
-         f"sas-nb train friend.mp4 {_LOOK} --out friend --basis zoo --set both.composites=.35",
+@command(f"sas-nb train clips/dancer.mp4 {LOOK} --out run",
+         f"sas-nb train clips/dancer.mp4 {LOOK} --out quick --steps1 50 --set stage1.dropout=0.5",
+         f"sas-nb train other.mp4 {LOOK} --out other --recipe run",
+         f"sas-nb train friend.mp4 {LOOK} --out friend --basis zoo --set both.composites=.35",
          "sas-nb compose friend zoo/man-21 --out both.mp4",
-         f"sas-nb train film.mp4 {_LOOK} --out big --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers {_BIG}")
+         f"sas-nb train film.mp4 {LOOK} --out big --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers {_BIG}")
 def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], motion:Annotated[str, _MOTION],
           out:Annotated[Path, _OUT], model:Model="tiny", revision:Revision=None, dtype:Dtype=None,
           frames:Frames=None, size:Size=None, fps:Fps=None, start:Start=0.,

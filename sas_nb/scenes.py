@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .answers import draw_run, log_of, say_learned
-from .command import clip_size, command, load_clip, load_concepts, write_video
+from .command import clip_size, command, load_clip, load_concepts, LOOK, write_video
 from .files import check_names, expanded, UserError
 from .folders import own_name, told_apart
 from .options import (Apart, AtOnce, Base, Batch, Checkpointing, chosen_recipe, Dtype, EditGuidance,
@@ -195,7 +195,6 @@ def _learn(seen, model, recipe, run, sheet):
     say_learned(concept, run.out, finished, sheet and draw_run(concept, clips, run.out, finished))
 
 # %% ../nbs/parts/scenes.ipynb #c0m0py01
-_LOOK = '--appearance "a [v] woman in a red shirt in a park" --motion "she is [u] dancing"'
 _MEMBERS = typer.Argument(metavar="CONCEPTS...", show_default=False,
                           help="Folders that train wrote, saved concepts, or zoo/man-16 and the like.")
 _SCENE = typer.Option(help="What to show, with the words of all, such as \\[v1] and \\[u1], \\[v2] and "
@@ -240,7 +239,7 @@ def _check_concepts(concepts, way, out): # before anything slow
          'sas-nb compose zoo/woman-48 zoo/man-21 --prompt "a [v1] woman and a [v2] man on a beach. she is '
          '[u1] dancing, he is [u2] dancing" --out beach.mp4',
          "sas-nb compose zoo/woman-48 zoo/man-21 --place right --place left --out swapped.mp4",
-         f"sas-nb train film.mp4 {_LOOK} --out own --basis zoo --set both.composites=.35",
+         f"sas-nb train film.mp4 {LOOK} --out own --basis zoo --set both.composites=.35",
          "sas-nb compose own zoo/man-21 --out with-own.mp4")
 def compose(concepts:Annotated[list[Path], _MEMBERS], prompt:Annotated[Optional[str], _SCENE]=None,
             way:Annotated[str, typer.Option(help=_WAY)]="masked",

@@ -18,21 +18,18 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from response import answers, reference
+from response import likeness, reference
 from sas_nb.atlas.places import zoo_folder
 from sas_nb.explore.maps import Position
 from sas_nb.explore.prompts import without_clothes
 from sas_nb.explore.renderer import Studio
 from sas_nb.hub import fingerprint
 from sas_nb.lab.cases import Case
-from sas_nb.lab.motion import pose_correlation
-from sas_nb.lab.oracle_nets import words_of
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.zoo import spec_of
 from sas_nb.writing import atomic
 
 FPS = 12.
-GARMENTS = "shirt", "trousers"
 EARLY = 2 / 3  # so many of the layers are early ones
 TRIED = dict(look_early=(1., .8, .6), dance_late=(1., .5, .25, 0.), dance_early=(1., 1.25, 1.5),
              look_late=(1., 1.2))
@@ -54,14 +51,8 @@ class Seen:
     def judge(self, place: Position, look: str, dance: str) -> dict[str, float]:
         (spec, face, _), (_, _, steps) = map(self.of, (look, dance))
         clip = self.studio.clip(place, self.steps)
-        said = self.oracles.look(clip.frames[None])
-        words, wanted = answers(said)[0], words_of(spec)
-        joints = torch.as_tensor(steps).float().expand_as(said["joints"])
-        return dict(
-            clothes=float(np.mean([words[k] == wanted[k] for k in GARMENTS])),
-            look=float(said["identity"][0] @ face),
-            dance=float(pose_correlation(said["joints"], joints)[0]),
-        )
+        seen = likeness(self.oracles.look(clip.frames[None]), spec, face, steps)
+        return dict(clothes=seen["clothes"], look=seen["identity"], dance=seen["pose"])
 
 
 def mean(rows: list[dict], key: str) -> float: return float(np.mean([r[key] for r in rows]))

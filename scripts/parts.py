@@ -13,16 +13,13 @@ thrown away first.
 import csv
 from pathlib import Path
 from typing import Annotated
-import numpy as np
 import torch
 import typer
-from response import answers, of_zoo, reference
+from response import likeness, of_zoo, reference
 from sas_nb.atlas.members import CONCEPT_PARTS
 from sas_nb.atlas.mixing import in_layers
 from sas_nb.atlas.places import load_zoo, zoo_folder
 from sas_nb.concept import Concept
-from sas_nb.lab.motion import pose_correlation
-from sas_nb.lab.oracle_nets import words_of
 from sas_nb.lab.oracles import Oracles
 from sas_nb.lab.rows import save_table
 
@@ -45,16 +42,6 @@ def variants(c: Concept) -> list[tuple]:
             made.append((half, part, "without", in_layers(c, half, pattern, without=True)))
             made.append((half, part, "only", in_layers(c, half, pattern)))
     return made
-
-
-def judged(oracles: Oracles, clip, truth) -> dict[str, float]:
-    spec, face, steps = truth
-    said = oracles.look(clip.frames[None])
-    words, wanted = answers(said)[0], words_of(spec)
-    joints = torch.as_tensor(steps).float()[None]
-    return dict(identity=float(said["identity"][0] @ face),
-                pose=float(pose_correlation(said["joints"], joints)[0]),
-                clothes=float(np.mean([words[k] == wanted[k] for k in ("shirt", "trousers")])))
 
 
 def known(path: Path, run: str) -> list[dict]:
@@ -81,7 +68,8 @@ def main(
         if name in done: continue
         truth = reference(oracles, c)
         for half, part, keeps, changed in variants(c):
-            numbers = judged(oracles, changed.generate(seed=0, steps=steps), truth)
+            clip = changed.generate(seed=0, steps=steps)
+            numbers = likeness(oracles.look(clip.frames[None]), *truth)
             rows.append(dict(run=run, concept=name, half=half, part=part, keeps=keeps) | numbers)
         save_table(rows, out, COLUMNS)
         print(f"{name}: {len({row['concept'] for row in rows})} of {concepts} done", flush=True)

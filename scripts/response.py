@@ -103,6 +103,18 @@ def reference(oracles: Oracles, c: Concept):
     return spec, oracles.identity(render(spec, fps=FPS))[0], seen_joints(spec, fps=FPS)
 
 
+GARMENTS = "shirt", "trousers"
+
+
+def likeness(said: dict, spec, face: torch.Tensor, steps) -> dict[str, float]:
+    "How much one clip is a person, dances the steps and wears the clothes of a truth, as of `reference`."
+    words, wanted = answers(said)[0], words_of(spec)
+    joints = torch.as_tensor(steps).float().expand_as(said["joints"])
+    return dict(identity=float(said["identity"][0] @ face),
+                pose=float(pose_correlation(said["joints"], joints)[0]),
+                clothes=float(np.mean([words[k] == wanted[k] for k in GARMENTS])))
+
+
 def rest_of(slider: str) -> float: return 1. if slider in ("appearance", "motion") else 0.
 
 
