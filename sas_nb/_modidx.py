@@ -2543,6 +2543,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'sas_nb.shards.without_weights': ('parts/shards.html#without_weights', 'sas_nb/shards.py')},
             'sas_nb.sheet': { 'sas_nb.sheet._Row': ('parts/sheet.html#_row', 'sas_nb/sheet.py'),
                               'sas_nb.sheet._Row.height': ('parts/sheet.html#_row.height', 'sas_nb/sheet.py'),
+                              'sas_nb.sheet._Row.tall': ('parts/sheet.html#_row.tall', 'sas_nb/sheet.py'),
                               'sas_nb.sheet._blank': ('parts/sheet.html#_blank', 'sas_nb/sheet.py'),
                               'sas_nb.sheet._draw': ('parts/sheet.html#_draw', 'sas_nb/sheet.py'),
                               'sas_nb.sheet._laid_out': ('parts/sheet.html#_laid_out', 'sas_nb/sheet.py'),

@@ -85,7 +85,7 @@ def _draw(concept, rows, sheet, loss):
     with atomic(loss) as tmp: plot_history(concept).savefig(tmp, **look)
 
 # %% ../nbs/parts/answers.ipynb #c3ba36ed
-_PARTS = "appearance |A B1|", "motion |A B2|"
+_PARTS = "appearance |B1 A|", "motion |B2 A|"
 
 _COMPARE = ("Norms of what was added to the weights. Compare appearance with motion, a layer with a layer, "
             "or a concept with another of the same base.")

@@ -44,8 +44,8 @@ class Concept:
     tokens:dict               # placeholder -> vector (D,)
     info:dict                 # provenance: base, prompts, recipe, versions, loss history
     conditioning:Tensor|None=None # self-conditioning projection, if it was trained
-    appearance:float=1.       # scale of A B1
-    motion:float=1.           # scale of A B2
+    appearance:float=1.       # scale of B1 A
+    motion:float=1.           # scale of B2 A
     dit:VideoDiT|None=field(default=None, repr=False) # the base; loaded by name when None
     rank = property(lambda self: self.info["rank"])
     layers = property(lambda self: sorted({k.rsplit(".", 1)[0] for k in self.weights}))
@@ -77,7 +77,7 @@ def of(cls:Concept, adapter:SharedLoRA,
 
 # %% ../nbs/08_concept.ipynb #24ca85c9
 @patch
-def norms(self:Concept)->dict[str, tuple[float, float]]: # layer -> (|A B1|, |A B2|)
+def norms(self:Concept)->dict[str, tuple[float, float]]: # layer -> (|B1 A|, |B2 A|)
     """Frobenius norm of each layer's appearance and motion update, without forming them; before the two
     scales."""
     def of(l, part): return float(norm(self.weights[f"{l}.A"], self.weights[f"{l}.{part}"]))
@@ -234,8 +234,8 @@ def size(self:Concept)->dict: # arguments of `generate`; all None where nothing 
 # %% ../nbs/08_concept.ipynb #f7cedc21
 @patch
 def at(self:Concept,
-       appearance:float|None=None, # scale of A B1
-       motion:float|None=None,     # scale of A B2, the motion residual
+       appearance:float|None=None, # scale of B1 A
+       motion:float|None=None,     # scale of B2 A, the motion residual
       )->Concept:                  # shares weights with this one
     """The same concept with its two parts reweighted (eq. 6 with scales). Raises `UserError` for scales
     beyond 100."""

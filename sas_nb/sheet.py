@@ -62,6 +62,7 @@ def _wrapped(text, font, width):
 # %% ../nbs/parts/sheet.ipynb #d193bef6
 _GAP = 6 # pixels between pictures
 _LINE = 24 # pixels of a line of text
+_LABEL = 22 # pixels of a line of a label
 _TITLE = 400 # pixels that a title may always take, however narrow its rows are
 
 @dataclass
@@ -72,7 +73,9 @@ class _Row:
     headed:bool=True # is that written?
 
     @property
-    def height(self): return self.images[0].height + _GAP + _LINE*self.headed
+    def tall(self): return max(self.images[0].height, _LABEL*len(self.label.splitlines())) # without its heads
+    @property
+    def height(self): return self.tall + _GAP + _LINE*self.headed
 
 # %% ../nbs/parts/sheet.ipynb #b7c40ab7
 def _laid_out(rows, n, height, label, heads):
@@ -88,13 +91,14 @@ def _laid_out(rows, n, height, label, heads):
 def _draw(sheet, row, widths, left, y):
     "Put a row on the sheet, its upper edge at `y`."
     draw = ImageDraw.Draw(sheet)
-    top = y + _LINE*row.headed
+    middle = y + _LINE*row.headed + row.tall/2
+    top = round(middle - row.images[0].height/2)
     x = left
-    for image, head, width in zip(row.images, row.heads, widths):
+    heads = [*row.heads, *[""]*len(row.images)]
+    for image, head, width in zip(row.images, heads, widths):
         if row.headed: draw.text((x + width/2, y + _LINE/2), head, "#444", _font(15), anchor="mm")
         sheet.paste(image, (x + (width - image.width)//2, top))
         x += width + _GAP
-    middle = top + row.images[0].height/2
     draw.multiline_text((_GAP, middle), row.label, "black", _font(15), anchor="lm", spacing=4)
 
 # %% ../nbs/parts/sheet.ipynb #d6da12fa
@@ -121,7 +125,7 @@ def contact_sheet(
     height:int=128, # of a frame, in pixels, at most
     label:int=140, # width of the labels, in pixels
     title:str="", # above everything
-    heads:list[str]|None=None, # above the columns, once; None: times, where they differ from the row before
+    heads:list[str]|None=None, # above the columns, once; []: nothing; None: times, where they differ from above
 ) -> Image.Image:
     "Clips as labelled rows of frames. Raises `UserError`."
     if not rows:

@@ -370,7 +370,7 @@ def test_info(trained):
     assert about["appearance"] == LOOK and all(layer in output for layer in norms)
     for k in (0, 1): assert f"{sum(n[k] ** 2 for n in norms.values()) ** .5:.4f}" in output
     for words in (LOOK, MOVE, "rank", about["fingerprint"], "1 steps", __version__): assert words in output
-    assert "appearance |A B1|" in output and "motion |A B2|" in output and "A1" not in output
+    assert "appearance |B1 A|" in output and "motion |B2 A|" in output and "A1" not in output
     words = " ".join(re.findall(r"[^\s│]+", output))
     assert "default, changed" in output and "rank 2 instead of 8, stage1.steps 1 instead of 75" in words and "both.batch 1 instead of 8" in words
     assert output.index("Provenance") < output.index("How far each layer") < output.index("norm of its vector")

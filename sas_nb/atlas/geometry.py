@@ -231,7 +231,7 @@ def part_slots(atlas:Atlas, part:str)->list[int]:
 # %% ../../nbs/atlas/03_geometry.ipynb #d4d15220
 @patch
 def gram(self:Atlas, part:str="joint")->np.ndarray: # (N, N)
-    """Inner products of the members' updates: of A B1, of A B2, or jointly their sum.
+    """Inner products of the members' updates: of B1 A, of B2 A, or jointly their sum.
     Raises `UserError` for weights that are not finite."""
     slots = part_slots(self, part)
     finite = np.isfinite(np.diagonal(self._inner.grams, axis1=1, axis2=2)).all(0)

@@ -116,8 +116,8 @@ def _checked_mixes(atlas:Atlas, appearance, motion)->list[np.ndarray]: # one (N,
 # %% ../../nbs/atlas/06_mixing.ipynb #9411ee9b
 @patch
 def mix(self:Atlas,
-        appearance:Sequence[float],        # (N,) weights of the members in A B1, or in the whole of a LoRA
-        motion:Sequence[float]|None=None,  # (N,) weights in A B2; the same when None
+        appearance:Sequence[float],        # (N,) weights of the members in B1 A, or in the whole of a LoRA
+        motion:Sequence[float]|None=None,  # (N,) weights in B2 A; the same when None
         rank:int|None=None,                # where bases differ; the largest among the members when None
         name:str="mix",
        )->Concept|Lora:

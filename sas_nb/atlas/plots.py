@@ -148,7 +148,7 @@ def _squares(ax, place, kinds, values, title):
     _whole_numbers(ax.xaxis)
 
 # %% ../../nbs/atlas/07_plots.ipynb #f4e5201b
-_NORMS = dict(appearance="appearance, norm of A B1", motion="motion, norm of A B2", update="norm of B A")
+_NORMS = dict(appearance="appearance, norm of B1 A", motion="motion, norm of B2 A", update="norm of B A")
 
 def _layer_maps(atlas, who, other)->dict[str, dict]: # title -> layer -> value
     i = atlas.index(who)
