@@ -125,7 +125,7 @@ def contact_sheet(
     height:int=128, # of a frame, in pixels, at most
     label:int=140, # width of the labels, in pixels
     title:str="", # above everything
-    heads:list[str]|None=None, # above the columns, once; []: nothing; None: times, where they differ from above
+    heads:list[str]|None=None, # above the columns, once; [] is none; None: times, where they change
 ) -> Image.Image:
     "Clips as labelled rows of frames. Raises `UserError`."
     if not rows:
