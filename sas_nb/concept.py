@@ -80,7 +80,8 @@ def of(cls:Concept, adapter:SharedLoRA,
 def norms(self:Concept)->dict[str, tuple[float, float]]: # layer -> (|B1 A|, |B2 A|)
     """Frobenius norm of each layer's appearance and motion update, without forming them; before the two
     scales."""
-    def of(l, part): return float(norm(self.weights[f"{l}.A"], self.weights[f"{l}.{part}"]))
+    def of(l, part): # several of a scene count together
+        return float(norm(self.weights[f"{l}.A"], self.weights[f"{l}.{part}"]).square().sum().sqrt())
     return {l: (of(l, "B1"), of(l, "B2")) for l in self.layers}
 
 # %% ../nbs/08_concept.ipynb #f4d0f68a
@@ -184,6 +185,7 @@ def generate(self:Concept,
     of, see `advice`. Raises `UserError` for words the base does not know, scales that cannot be, and
     arguments there are none of."""
     _check_arguments(kwargs)
+    kwargs = {k: v for k, v in kwargs.items() if v is not None} # None is as if it were not there
     guidance, *scales = _guidance(self, guidance, negative_scale, edit_guidance)
     motion_guidance = real_number(motion_guidance, "motion_guidance", 0, 4, "1 is as it was learned")
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
@@ -200,7 +202,7 @@ def _latents(concept, prompt, how, negative_scale, edit_guidance, motion_guidanc
     dit = concept.dit
     prompts, _ = paired(prompt, how["seed"])
     edits = edits_of(concept.prompts.both, prompts) if edit_guidance else {}
-    dit.embed([*prompts, how.get("negative") or dit.defaults.negative, *sum(edits.values(), ())])
+    dit.embed([*prompts, how.get("negative", dit.defaults.negative), *sum(edits.values(), ())])
     with concept.attached() as adapter:
         velocity = concept.velocity(adapter, negative_scale, motion_guidance, len(prompts))
         velocity = with_edits(velocity, adapter, edit_guidance, edits, len(prompts))

@@ -11,7 +11,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def strip(nb: dict) -> dict:
-    """The same notebook without `metadata.widgets`, with one picture an output (PNG where there is one).
+    """The same notebook without `metadata.widgets`, with one picture an output.
 
     Cells that are only to be read have no outputs.
     """
@@ -25,10 +25,14 @@ def strip(nb: dict) -> dict:
 
 
 def one_picture(data: dict) -> None:
-    "Keep the PNG, made smaller, of an output that has one; it stands for a widget too."
+    "Keep one picture of an output, which stands for a widget too: of Pillow's two the smaller one."
     if "image/png" not in data: return
-    for other in ("image/jpeg", WIDGET): data.pop(other, None)
-    data["image/png"] = smaller(data["image/png"])
+    data.pop(WIDGET, None)
+    png, jpeg = data["image/png"], data.pop("image/jpeg", None)
+    if jpeg is None: data["image/png"] = smaller(png)
+    elif len("".join(jpeg)) < len("".join(png)):
+        del data["image/png"]
+        data["image/jpeg"] = jpeg
 
 
 def noise(out: dict) -> bool:
@@ -39,8 +43,8 @@ def noise(out: dict) -> bool:
 
 
 def smaller(png: str | list[str], most: int = 40_000) -> str | list[str]:
-    "A large picture in 64 colours: a third of the size, and hardly another picture."
-    raw = base64.b64decode(png if isinstance(png, str) else "".join(png))
+    "A large diagram in 64 colours: a third of the size, and hardly another picture."
+    raw = base64.b64decode("".join(png))
     image = Image.open(io.BytesIO(raw))
     if len(raw) <= most or image.mode == "P": return png
     few = image.convert("RGB").quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)

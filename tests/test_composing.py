@@ -571,3 +571,33 @@ def test_a_composition_is_saved_and_exported_where_it_is_one_concept(zoo, tmp_pa
     assert Concept.load(both.save(tmp_path/"both")).subjects == both.subjects and (both.export(tmp_path/"lora"), (tmp_path/"lora"/"README.md").exists())[1]
     with pytest.raises(UserError, match="cannot be saved as one"): compose(zoo).save(tmp_path/"no")
     with pytest.raises(UserError, match="cannot be saved as one"): compose(zoo).export(tmp_path/"no")
+
+
+def test_a_masked_scene_is_a_concept_like_any_other(zoo):
+    "It shows itself, knows its size and prompt, and answers to its two scales."
+    whole = compose(zoo).concept()
+    assert "norm" in whole.summary()["motion, B2 A"] and "[v1]" in whole._repr_html_()
+    some = dict(seed=1, steps=1, num_frames=5)
+    own = whole.generate(**some)
+    assert torch.equal(own.frames, compose(zoo).generate(**some).frames)
+    assert torch.equal(whole.at(motion=.5).generate(**some).frames, compose(zoo).generate(**some, motion=.5).frames)
+    with whole.attached() as adapter, torch.no_grad():
+        assert adapter.regions is not None
+
+
+def test_no_length_and_no_size_are_the_clips(zoo):
+    "None is as if it were not there, alone and composed: a terminal always gives it."
+    short = {name: replace(c, info=c.info | dict(clip=c.info["clip"] | dict(shape=[9, 3, 64, 64]))) for name, c in zoo.items()}
+    given = dict(seed=1, steps=1, num_frames=None, height=None, negative=None)
+    assert len(next(iter(short.values())).generate(**given)) == len(compose(short).generate(**given)) == 9
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda zoo: compose(zoo, None), "no 'None'"),
+    (lambda zoo: compose(zoo, places=5), "must be a box for each"),
+    (lambda zoo: compose(zoo["woman-00"], "joint", gain=.25), "no equal and no gain"),
+    (lambda zoo: learn_together([("a.mp4", ("a [v1] man", "he is [u1] dancing")), ("b.mp4", ("a [v2] man", "he is [u2] dancing"))], places="words"), "a box for each")])
+def test_arguments_that_composing_cannot_take(zoo, call, says, monkeypatch):
+    monkeypatch.setattr("sas_nb.composing.fit_clip", lambda dit, clip: clip)
+    monkeypatch.setattr("sas_nb.composing.check_alike", lambda clips: None)
+    with pytest.raises(UserError, match=says): call(zoo)

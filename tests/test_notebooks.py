@@ -1,7 +1,8 @@
 """Every notebook keeps the house rules, and the lint that says so notices when one does not."""
-import json, os, re, subprocess, sys
+import base64, json, os, random, re, subprocess, sys
 from fnmatch import fnmatch
 import nbformat, pytest
+from PIL import Image
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 import lint_notebooks, readme, strip
 from lint_notebooks import lint, notebooks
@@ -146,6 +147,15 @@ def test_strip_takes_second_pictures_and_widgets_and_nothing_else(nbs):
     kept = [set(o.data) for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
     assert kept == [{"image/png", "text/plain"}, {"image/jpeg"}]
     assert not strip.strip_file(path)
+
+
+def test_of_a_large_picture_the_jpeg_is_kept(nbs):
+    noise = Image.frombytes("RGB", (200, 200), random.Random(0).randbytes(120_000))
+    both = {kind: base64.b64encode(made).decode() for kind, made in (("image/png", noise._repr_png_()), ("image/jpeg", noise._repr_jpeg_()))}
+    for offered, kept in ((both, "image/jpeg"), ({"image/png": both["image/png"]}, "image/png")):
+        data = dict(offered)
+        strip.one_picture(data)
+        assert list(data) == [kept] and len(data[kept]) < len(both["image/png"])
 
 
 def test_readme_shows_what_a_reader_needs(nbs):
