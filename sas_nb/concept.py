@@ -80,8 +80,7 @@ def of(cls:Concept, adapter:SharedLoRA,
 def norms(self:Concept)->dict[str, tuple[float, float]]: # layer -> (|B1 A|, |B2 A|)
     """Frobenius norm of each layer's appearance and motion update, without forming them; before the two
     scales."""
-    def of(l, part): # several of a scene count together
-        return float(norm(self.weights[f"{l}.A"], self.weights[f"{l}.{part}"]).square().sum().sqrt())
+    def of(l, part): return float(norm(self.weights[f"{l}.A"], self.weights[f"{l}.{part}"]).norm())
     return {l: (of(l, "B1"), of(l, "B2")) for l in self.layers}
 
 # %% ../nbs/08_concept.ipynb #f4d0f68a
@@ -162,8 +161,7 @@ def _with_weaker_negatives(velocity, adapter, scale, samples):
 # %% ../nbs/08_concept.ipynb #9c5e943f
 @patch
 def advice(self:Concept, prompt:str|list[str]|None)->list[str]:
-    """A sentence for each prompt that forgets a word of this concept; none where the word says nothing or
-    its part is turned off."""
+    "A sentence for each prompt that forgets a word of this concept which says something."
     return advice_of(self, prompt)
 
 # %% ../nbs/08_concept.ipynb #0ee0cf95

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 import torch
 from torch import Tensor
+from fastcore.basics import patch
 from .adapter import SharedLoRA
 from .bases import told
+from .clip import Clip
 from .concept import Concept
 from .dit import paired
 from .files import Advice, UserError
@@ -172,22 +174,33 @@ class Placed(Concept):
         if self.asked is None: self.asked = Asked.of(self, self.prompt)
         adapter.regions = regions_of(self)
         with adapter.attached(): yield adapter
-    def generate(self, prompt=None, seed=0, *args, **kwargs):
-        "As of any concept. Warns of places that have no room for anybody."
-        self.asked = Asked.of(self, self.prompt if prompt is None else prompt, seed, **kwargs)
-        for words in no_room(self): warnings.warn(words, Advice, stacklevel=2)
-        return super().generate(prompt, seed, *args, **kwargs)
-    def velocity(self, adapter, *scales, **more):
-        "As of any concept; where places come from the words, it finds them on the way."
-        follow = super().velocity(adapter, *scales, **more)
-        return following_words(self, adapter, follow) if self.places == "words" else follow
-    def save(self, folder):
-        "Raises `UserError`: a file has no places for its parts."
-        raise UserError("A scene of the way 'masked' is not one concept, so it cannot be saved as one: save "
-                        "its concepts, or compose them by another way.")
-    def export(self, folder, *args, **kwargs):
-        "Raises `UserError`, like `save`."
-        return self.save(folder)
+
+
+# %% ../nbs/parts/ways.ipynb #p1acpy01
+@patch
+def generate(self:Placed, prompt=None, seed=0, *args, **kwargs)->Clip|list[Clip]:
+    "As of any concept. Warns of places that have no room for anybody."
+    self.asked = Asked.of(self, self.prompt if prompt is None else prompt, seed, **kwargs)
+    for words in no_room(self): warnings.warn(words, Advice, stacklevel=2)
+    return Concept.generate(self, prompt, seed, *args, **kwargs)
+
+@patch
+def velocity(self:Placed, adapter, *scales, **more):
+    "As of any concept; where places come from the words, it finds them on the way."
+    follow = Concept.velocity(self, adapter, *scales, **more)
+    return following_words(self, adapter, follow) if self.places == "words" else follow
+
+# %% ../nbs/parts/ways.ipynb #p1acpy02
+@patch
+def save(self:Placed, folder):
+    "Raises `UserError`: a file has no places for its parts."
+    raise UserError("A scene of the way 'masked' is not one concept, so it cannot be saved as one: save "
+                    "its concepts, or compose them by another way.")
+
+@patch
+def export(self:Placed, folder, *args, **kwargs):
+    "Raises `UserError`, like `save`."
+    return self.save(folder)
 
 # %% ../nbs/parts/ways.ipynb #2e733efd
 def masked(parts:list[Part], prompts:Prompts, places:list[Box])->Placed:
