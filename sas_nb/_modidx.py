@@ -455,7 +455,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sas_nb.concept.Concept.subjects': ('concept.html#concept.subjects', 'sas_nb/concept.py'),
                                 'sas_nb.concept.Concept.summary': ('concept.html#concept.summary', 'sas_nb/concept.py'),
                                 'sas_nb.concept.Concept.velocity': ('concept.html#concept.velocity', 'sas_nb/concept.py'),
-                                'sas_nb.concept._check_arguments': ('concept.html#_check_arguments', 'sas_nb/concept.py'),
+                                'sas_nb.concept._checked_arguments': ('concept.html#_checked_arguments', 'sas_nb/concept.py'),
                                 'sas_nb.concept._guidance': ('concept.html#_guidance', 'sas_nb/concept.py'),
                                 'sas_nb.concept._latents': ('concept.html#_latents', 'sas_nb/concept.py'),
                                 'sas_nb.concept._plain_velocity': ('concept.html#_plain_velocity', 'sas_nb/concept.py'),

@@ -182,8 +182,7 @@ def generate(self:Concept,
     """Generate videos of the concept. The prompt may hold its new words; one that forgets them is warned
     of, see `advice`. Raises `UserError` for words the base does not know, scales that cannot be, and
     arguments there are none of."""
-    _check_arguments(kwargs)
-    kwargs = {k: v for k, v in kwargs.items() if v is not None} # None is as if it were not there
+    kwargs = _checked_arguments(kwargs)
     guidance, *scales = _guidance(self, guidance, negative_scale, edit_guidance)
     motion_guidance = real_number(motion_guidance, "motion_guidance", 0, 4, "1 is as it was learned")
     for p in [] if prompt is None else checked_prompts(prompt): self.base().check_words(p)
@@ -219,10 +218,11 @@ def _guidance(concept, guidance, negative_scale, edit_guidance)->tuple[float|tup
 _OWN = "self", "kwargs", "tokens", "velocity", "latents" # for `generate` to say, and not the caller
 _RENAMED = dict(strength="motion_guidance", against="negative_scale")
 
-def _check_arguments(given):
+def _checked_arguments(given)->dict: # without those that are None
     "Raise `UserError` for what neither `generate` nor `VideoDiT.sample` is told by the caller."
     names = signature(Concept.generate).parameters | signature(VideoDiT.sample).parameters
     check_names(given, [k for k in names if k not in _OWN], "Concept.generate", _RENAMED)
+    return {k: v for k, v in given.items() if v is not None}
 
 # %% ../nbs/08_concept.ipynb #afb5f471
 @patch(as_prop=True)

@@ -105,7 +105,7 @@ def counterparts(prompt:str|Prompt, n:int=OTHERS)->list[str]: # without `[v]` an
     turns = counterpart(prompt), Prompt.of(prompt).plain
     own = {colour.lower() for _, colour in _COLOURED.findall(turns[1])}
     colours = tuple(c for c in _COLOURS if c not in own) or _COLOURS
-    places = (divmod(i, len(colours)) for i in range(n)) # nobody twice
+    places = (divmod(i, len(colours)) for i in range(n)) # twice as many people as there are colours
     return [_dressed(turns[(k+c) % 2], colours[c:]+colours[:c]) for k, c in places]
 
 # %% ../nbs/07_counterfactual.ipynb #ab0ut007
