@@ -1,8 +1,9 @@
 """The site: its pages name every notebook that readers are to find, and it builds without a warning."""
 import re, shutil, subprocess, sys
-import pytest
+import numpy as np, pytest
 import docs, nbformat
 from lint_notebooks import is_index, is_part, notebooks
+from sas_nb.lab.rows import load_table
 
 
 def listed(root):
@@ -54,3 +55,23 @@ def test_the_site_builds_without_a_warning(root, tmp_path):
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "site" / "nbs" / "02_flow" / "index.html").is_file()
     shutil.rmtree(tmp_path / "site")
+
+
+def measured(rows, method):
+    "What the README's table says of a method, from the rows of the benchmark."
+    own = [r for r in rows if r["method"] == method]
+    words = [r for r in own if r["edit"] not in ("none", "strength")]
+    slid = [r for r in own if r["identity_by_motion"] == r["identity_by_motion"]]
+    def mean(some, column): return float(np.nanmean([r[column] for r in some]))
+    leaks = [("identity_by_motion", "identity_by_appearance"), ("motion_by_appearance", "motion_by_motion")]
+    shares = [f"{mean(slid, wrong)/mean(slid, right):.0%}".replace("%", " %") if slid else "" for wrong, right in leaks]
+    return [f"{mean(words, 'made'):.0%}".replace("%", " %"), f"{mean(words, 'identity'):.2f}", f"{mean(words, 'motion'):.2f}", *shares]
+
+
+def test_the_readmes_figures_are_those_of_the_benchmark(root):
+    rows = load_table(root / "data/bench/long.csv")
+    table = (root / "README.md").read_text("utf-8").split("## What is measured")[1].split("\n\n")[2]
+    told = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()[2:])}
+    names = {"ours": "ours", "ours, without counterfactual pairs": "ours, no pairs", "an ordinary LoRA (DB-LoRA)": "LoRA-8 (DB-LoRA)",
+             "the same LoRA, sampled as ours is": "LoRA-8, our guidance"}
+    assert told == {name: measured(rows, method) for name, method in names.items()}
