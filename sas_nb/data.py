@@ -37,8 +37,7 @@ class Examples:
     reading:type=UnorderedText # how its texts are put together: the family's
     clips:tuple[int, ...]=()   # how many examples are of each clip, where there are several
     composites:"Examples|None"=None # all its subjects in one picture, shown less often
-    # what they were made of, for a run to be known by; `replace` forgets it
-    given:dict|None=field(default=None, init=False)
+    given:dict|None=field(default=None, init=False) # what they were made of; `replace` forgets it
     def __len__(self): return len(self.latents)
     def made_of(self, **given)->"Examples":
         self.given = given
@@ -274,13 +273,14 @@ def sample_batch(stage:Stage,
                  device:torch.device,
                  low:float=0., high:float=1., # times of one expert
                 )->Batch:
-    """The concept's examples, and the shares of its composites and of the prior, with noise and times for
-    each."""
-    def share(p, of): return int(n*p + torch.rand((), generator=generator).item()) if of is not None else 0
+    "Examples of the concept, and the shares of its composites and of the prior, with noise and times."
+    def share(p, of): # a whole number, n p in the mean
+        return int(n*p + torch.rand((), generator=generator).item()) if of is not None else 0
     from_prior = share(stage.prior, prior)
     composed = min(n-from_prior, share(stage.composites, data.composites))
     drawn = (data, n-from_prior-composed), (data.composites, composed), (prior, from_prior)
-    latents, texts, placeholders = zip(*(some.batch(some.draw(k, generator)) for some, k in drawn if k))
+    parts = [examples.batch(examples.draw(count, generator)) for examples, count in drawn if count]
+    latents, texts, placeholders = zip(*parts)
     text = data.reading.add(data.reading.join(texts).to(device), sum(placeholders, []), tokens)
     mask = mask_tokens(torch.ones(*text.shape[:2], 1), stage.token_mask, generator)
     times = sample_times(n, generator=generator, kind=stage.times, shift=stage.shift, low=low, high=high)
