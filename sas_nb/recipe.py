@@ -6,7 +6,7 @@
 __all__ = ['ARRANGEMENTS', 'WORD', 'Stage', 'Sampling', 'Recipe', 'earlier_stage', 'Run']
 
 # %% ../nbs/parts/recipe.ipynb #59937101
-import json
+import json, re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from fastcore.basics import patch
@@ -213,7 +213,7 @@ def together(self:Recipe, n:int, # concepts
              counterfactuals:float=0., # what they are worth to several subjects has not been measured
             )->Recipe:
     "The recipe for n concepts in one adapter, each with its own steps; one that is for several stays."
-    if self.name.endswith("together"): return self
+    if re.search(r", \d+ together", self.name): return self
     parts = {f"stage{i}": dict(steps=n*s.steps, composites=composites) for i, s in enumerate(self.stages, 1)}
     parts["stage2"] |= dict(counterfactuals=counterfactuals)
     return replace(self.with_(**parts), name=f"{self.name}, {n} together")

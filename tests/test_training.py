@@ -215,6 +215,12 @@ def test_nobody_named_has_no_twins_and_hears_why(dit, clip, capsys):
     data = build(dit, [clip], [Prompts("[v] ocean waves", "[u] dancing")], recipe, progress=True)
     assert data["motion"].concepts[0].counterfactuals is None and "counterfactual" in capsys.readouterr().out
 
+@pytest.mark.parametrize("change", [dict(rank=4), dict(stage1=dict(steps=7))])
+def test_a_recipe_for_several_stays_one_however_it_is_changed(change, tmp_path):
+    several = Recipe.default().together(2, composites=.35).with_(**change)
+    kept = Recipe.load(several.save(tmp_path/"scene.json"))
+    assert kept.together(2) == kept == several
+
 
 # what is trained
 
