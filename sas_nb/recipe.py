@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from .advice import GenerationConfig
 from .files import check_names, checked_seed, expanded, one_of, real_number, UserError, whole_number
 from .memory import Memory
+from .prompt import checked_prompts
 from .writing import atomic
 
 # %% ../nbs/parts/recipe.ipynb #cdd7060e
@@ -126,13 +127,16 @@ class Recipe:
     rank:int=8                             # of the basis (appendix 8 has 512, for an 11.5B model)
     # regular expression over layer names; the family's usual ones when None
     layers:str|None=None
-    # two-part prompts for prior preservation; the checkpoint's own when None
-    prior_prompts:tuple[str, ...]|None=None
+    # two-part prompts for prior preservation, one or several; the checkpoint's own when None
+    prior_prompts:str|tuple[str, ...]|None=None
     # both prompts about somebody else, one or several; women and men in other colours when None
     counterfactual:str|tuple[str, ...]|None=None
     # of the pictures that show several concepts: "stitched" side by side, or "cutouts" over one background
     arrangement:str="stitched"
-    def __post_init__(self): one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
+    def __post_init__(self):
+        one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
+        if self.prior_prompts is None: return
+        object.__setattr__(self, "prior_prompts", tuple(p.text for p in checked_prompts(self.prior_prompts)))
     stages = property(lambda self: (self.stage1, self.stage2))
 
 # %% ../nbs/parts/recipe.ipynb #48454558
@@ -231,8 +235,7 @@ def from_dict(cls:Recipe, given:dict)->Recipe:
     parts = {k: v for k, v in given.items() if k not in ("stage1", "stage2", "sampling")}
     given = given | {s: earlier_stage(given.get(s)) for s in ("stage1", "stage2")}
     for s in ("stage1", "stage2"): _check_whole(s, given.get(s))
-    for name in ("prior_prompts", "counterfactual"):
-        if isinstance(parts.get(name), list): parts[name] = tuple(parts[name])
+    if isinstance(parts.get("counterfactual"), list): parts["counterfactual"] = tuple(parts["counterfactual"])
     nested = {k: given[k] for k in ("stage1", "stage2", "sampling") if k in given}
     return replace(start.with_(**nested, **parts), name=str(given.get("name", "from a file")))
 
