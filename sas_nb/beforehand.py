@@ -49,8 +49,8 @@ def over_basis(basis:dict|Concept|None, recipe:Recipe|str, dit:VideoDiT)->tuple[
         basis = basis.weights
     A = {k: v for k, v in basis.items() if k.endswith(".A")}
     if not A:
-        raise UserError("The basis holds no layer's A: give a concept, or its weights, whose names end in .A; "
-                        "without a basis one is drawn.")
+        raise UserError("The basis holds no layer's A: give a concept, or weights whose names end in .A; or "
+                        "give no basis, and one is learned.")
     return recipe.with_(rank=len(next(iter(A.values())))), A
 
 # %% ../nbs/parts/beforehand.ipynb #e318ead4

@@ -189,9 +189,10 @@ class Prompts:
 
 # %% ../nbs/parts/prompt.ipynb #d6a23bbe
 @patch
-def numbered(self:Prompts, n:int)->Prompts:
-    "The same prompts of one concept with the new words `[vn]` and `[un]`."
-    def renamed(prompt): return _PLACEHOLDER.sub(lambda m: f"[{m[0][1]}{n}]", prompt.text)
+def numbered(self:Prompts, n:int|None)->Prompts:
+    "The same prompts of one concept with the new words `[vn]` and `[un]`, or `[v]` and `[u]` for None."
+    number = "" if n is None else n
+    def renamed(prompt): return _PLACEHOLDER.sub(lambda m: f"[{m[0][1]}{number}]", prompt.text)
     return Prompts(renamed(self.appearance), renamed(self.motion))
 
 def check_together(prompts:list[Prompts]):

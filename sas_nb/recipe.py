@@ -60,9 +60,8 @@ class Stage:
 # %% ../nbs/parts/recipe.ipynb #16023bd8
 _WHOLE = dict(steps=(0, 10**7), batch=(1, 10**4))
 _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), counterfactuals=(0, .999),
-             composites=(0, .999),
-             self_conditioning=(0, 1), token_lr=(0, 10), token_init=(0, 100), clip_norm=(0, 1e9),
-             weight_decay=(0, 10), shift=(1e-3, 1e3))
+             composites=(0, .999), self_conditioning=(0, 1), token_lr=(0, 10), token_init=(0, 100),
+             clip_norm=(0, 1e9), weight_decay=(0, 10), shift=(1e-3, 1e3))
 _MAYBE = dict(lr=lambda x: real_number(x, "lr", 1e-12, 10, "the paper's is 1e-4"), # or None
               lr_factor=lambda x: real_number(x, "lr_factor", 1e-6, 1e6),
               warmup=lambda x: whole_number(x, "warmup", 0, 10**7))

@@ -265,6 +265,33 @@ def test_mix_of_other_bases_is_the_best_of_its_rank(strangers):
     whole, left = dense(strangers[:2]).mean(0), dense([a])[0]
     assert a.info["atlas"]["lost"] == pytest.approx(np.linalg.norm(whole-left)/np.linalg.norm(whole), rel=1e-4)
 
+def test_a_mix_of_other_bases_in_narrow_layers_can_be_loaded(tmp_path):
+    narrow, _ = synthetic(3, shared=False, sizes={"narrow": (24, 6), "wide": (20, 32)}, seed=3)
+    made = Atlas(narrow).mix([.3, .3, .3], rank=10)
+    again = Concept.load(made.save(tmp_path/"mix"))
+    assert again.rank == made.rank == 10 and all(len(made.weights[f"{l}.A"]) == 10 for l in made.layers)
+    for k, w in made.weights.items(): torch.testing.assert_close(again.weights[k], w)
+    exact = .3*sum(update(c, "narrow", "B1") for c in narrow)
+    torch.testing.assert_close(update(made, "narrow", "B1"), exact, atol=1e-5, rtol=1e-4)
+
+def renamed(c, n):
+    info = c.info | dict(appearance=f"a [v{n}] man in a park", motion=f"he is [u{n}] dancing")
+    return replace(c, tokens={f"{w[:2]}{n}]": t for w, t in c.tokens.items()}, info=info)
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_words_with_a_number_are_mixed_with_plain_ones(people, tmp_path, saved):
+    mixed = [renamed(people[0], 1), people[1], renamed(people[2], 2)]
+    places = [c.save(tmp_path/f"{i}") for i, c in enumerate(mixed)] if saved else mixed
+    made, plain = (Atlas(x).mix([.5, .3, .2]) for x in (places, people[:3]))
+    assert made.prompts == plain.prompts and made.tokens.keys() == plain.tokens.keys()
+    for w, t in plain.tokens.items(): torch.testing.assert_close(made.tokens[w], t)
+
+def test_a_concept_of_several_subjects_is_mixed_with_none_of_others(people):
+    words = {w: torch.ones(8) for w in ("[v1]", "[u1]", "[v2]", "[u2]")}
+    scene = replace(people[0], tokens=words, info=people[0].info | dict(appearance="a [v1] man and a [v2] dog", motion="he is [u1] up, [u2]"))
+    with pytest.raises(UserError, match="of several subjects"): Atlas([scene, people[1]]).mix([.5, .5])
+    assert Atlas([scene, people[1]])[0].prompts == scene.prompts
+
 def test_a_slider_moves_by_its_unit_and_only_its_part(people, atlas):
     for part, other in (("appearance", "motion"), ("motion", "appearance")):
         d = atlas.axis(2, part)
