@@ -222,6 +222,9 @@ def test_probe_corrects_for_trying_many():
 def test_attributes_that_cannot_be_probed(atlas, values, say):
     with pytest.raises(UserError, match=say): atlas.direction(values)
 
+def test_one_group_cannot_be_left_out(atlas):
+    with pytest.raises(UserError, match="of one group"): atlas.direction(np.arange(24.), groups=["a"]*24)
+
 
 # places and mixes
 

@@ -91,6 +91,9 @@ def _attribute(atlas:Atlas, values, name:str, groups)->tuple[np.ndarray, np.ndar
                         "or make an atlas of those that have one.")
     if len(np.unique(y)) < 2:
         raise UserError(f"All members have the same {name!r}, so there is no direction in it.")
+    if groups is not None and len(np.unique(groups)) < 2:
+        raise UserError("All members are of one group, and a group is left out as a whole: give two groups or "
+                        "more, or none.")
     return y, groups
 
 # %% ../../nbs/atlas/05_probes.ipynb #7678ecbd
