@@ -176,7 +176,7 @@ class Prompts:
     @property
     def both(self)->Prompt:
         "The whole prompt: how it looks, then how it moves."
-        return Prompt(f"{self.appearance}. {self.motion}")
+        return Prompt(f"{self.appearance.text.rstrip(' .')}. {self.motion}")
     @property
     def placeholders(self)->tuple[str, ...]:
         "The new words of the concept, each once, in order."
@@ -254,10 +254,11 @@ def in_one_place(prompts:list[Prompts])->list[Prompts]:
 # %% ../nbs/parts/prompt.ipynb #35bcbb56
 def _joined(own:Prompts, text:str)->str:
     "The prompt of the look with an edit in it; the concept's own prompt where the edit is another scene."
-    if is_phrase(text): return with_phrase(own.appearance.text, text)
-    if re.match(rf"{_PRONOUN}(?!\w)", text): return f"{own.appearance}. {text}"
+    look = own.appearance.text.rstrip(" .")
+    if is_phrase(text): return with_phrase(look, text)
+    if re.match(rf"{_PRONOUN}(?!\w)", text): return f"{look}. {text}"
     is_scene = re.search(r"\[|\. ", text) or place_of(text)
-    return str(own.both) if is_scene else f"{own.appearance}, {text}"
+    return str(own.both) if is_scene else f"{look}, {text}"
 
 def _added(word:str, own:Prompt, text:str)->str:
     "A text with one subject more, or with its movement."

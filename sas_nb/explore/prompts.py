@@ -26,4 +26,5 @@ def sentence(look:dict, dance:dict, # `Concept.info` of whoever weighs most in e
             )->str:
     "What a place is called by itself."
     caption = look["appearance"]
-    return f"{caption if clothes else without_clothes(caption)}. {about(caption, dance['motion'])}"
+    said = caption if clothes else without_clothes(caption)
+    return f"{said.rstrip(' .')}. {about(caption, dance['motion'])}"
