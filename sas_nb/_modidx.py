@@ -439,7 +439,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'sas_nb.composites.check_alike': ('parts/composites.html#check_alike', 'sas_nb/composites.py'),
                                    'sas_nb.composites.composites_of': ('parts/composites.html#composites_of', 'sas_nb/composites.py'),
                                    'sas_nb.composites.cutouts': ('parts/composites.html#cutouts', 'sas_nb/composites.py'),
-                                   'sas_nb.composites.join_prompts': ('parts/composites.html#join_prompts', 'sas_nb/composites.py'),
                                    'sas_nb.composites.paste': ('parts/composites.html#paste', 'sas_nb/composites.py'),
                                    'sas_nb.composites.says_sides': ('parts/composites.html#says_sides', 'sas_nb/composites.py'),
                                    'sas_nb.composites.stitch': ('parts/composites.html#stitch', 'sas_nb/composites.py'),

@@ -260,6 +260,7 @@ def _joined(own:Prompts, text:str)->str:
     is_scene = re.search(r"\[|\. ", text) or place_of(text)
     return str(own.both) if is_scene else f"{look}, {text}"
 
+# %% ../nbs/parts/prompt.ipynb #35bcbb57
 def _added(word:str, own:Prompt, text:str)->str:
     "A text with one subject more, or with its movement."
     if names_motion(word):
