@@ -39,15 +39,19 @@ def _size(clip)->tuple[int, int, int]: # frames, height, width
 
 # %% ../nbs/parts/beforehand.ipynb #2157e266
 def over_basis(basis:dict|Concept|None, recipe:Recipe|str, dit:VideoDiT)->tuple[Recipe, dict|None]:
-    """A given basis decides the rank, and a concept's also the layers. Raises `UserError` for a concept of
-    another base."""
+    """A given basis decides the rank, and a concept's also the layers. Of a concept's weights only the A are
+    its basis. Raises `UserError` for a concept of another base, and where there is no A."""
     if isinstance(recipe, str): recipe = Recipe.named(recipe)
     if basis is None: return recipe, None
     if isinstance(basis, Concept):
         check_base(basis.info, dit)
         recipe = recipe.with_(layers=basis.info["layers"])
-        basis = {k: v for k, v in basis.weights.items() if k.endswith(".A")}
-    return recipe.with_(rank=len(next(iter(basis.values())))), basis
+        basis = basis.weights
+    A = {k: v for k, v in basis.items() if k.endswith(".A")}
+    if not A:
+        raise UserError("The basis holds no layer's A: give a concept, or weights whose names end in .A; or "
+                        "give no basis, and one is learned.")
+    return recipe.with_(rank=len(next(iter(A.values())))), A
 
 # %% ../nbs/parts/beforehand.ipynb #e318ead4
 def concept_place(out:Path, i:int, n:int)->Path:

@@ -58,7 +58,7 @@ def named_folder(
 # %% ../nbs/parts/cache.ipynb #f1lmpy01
 def shipped_film(name:str|Path)->Path|None:
     "The shipped clip of a name such as `clips/dancer.mp4`, where nothing here is called so."
-    is_name = re.fullmatch(r"clips/[\w-]+\.mp4", Path(name).as_posix())
+    is_name = re.fullmatch(r"clips/[\w-]+\.mp4", expanded(name).as_posix())
     if not is_name or os.path.exists(expanded(name)): return None
     return next((root/name for root in _DATA if (root/name).is_file()), None)
 

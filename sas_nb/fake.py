@@ -8,6 +8,7 @@ __all__ = ['Counted', 'standing_in', 'pretended']
 # %% ../nbs/parts/fake.ipynb #d45eb7f7
 from contextlib import contextmanager, ExitStack, nullcontext
 import gc, importlib, weakref
+from threading import RLock
 import numpy as np
 import torch
 from torch import Tensor
@@ -244,10 +245,13 @@ def standing_in(where, name:str, new):
     finally: delattr(where, name) if old is None else setattr(where, name, old)
 
 # %% ../nbs/parts/fake.ipynb #ca6ffbff
+_ALONE = RLock() # what stands in does so for the whole process
+
 @contextmanager
 def pretended():
-    "Inside, tensors have no values, `meta` is a card and `cpu` its host; gives what is `Counted`."
-    with ExitStack() as stack:
+    """Inside, tensors have no values, `meta` is a card and `cpu` its host; gives what is `Counted`. One at a
+    time in a process, and nothing else may train or sample there meanwhile."""
+    with _ALONE, ExitStack() as stack:
         for change in _changes(): stack.enter_context(standing_in(*change))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield stack.enter_context(Counted())

@@ -63,8 +63,11 @@ def checked_seed(seed)->int:
 
 # %% ../nbs/parts/files.ipynb #a635f710
 def expanded(path:str|Path) -> Path:
-    "The path with `~` written out. Raises `UserError` where nobody has that home."
+    "The path with `~` written out. Raises `UserError` where nobody has that home, and for what is no path."
     try: return Path(path).expanduser()
+    except TypeError as e:
+        raise UserError(f"A file or folder is named by a text, and this is {path!r:.60}: give its name in "
+                        "quotes.") from e
     except RuntimeError as e:
         raise UserError(f"There is no home folder for {str(path)!r}: write the path out, "
                         "or choose another.") from e

@@ -12,18 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from .description import place_of
 from .experts import layer_name
 from .files import UserError
 from .prompt import Prompt
 
 # %% ../nbs/parts/folded.ipynb #95b57468
-_PLACE = re.compile(r".*\b((?:in|on|at) (?:a|an|the) [^.,]+)") # the last one in a sentence
-
 def _places(concept)->list[str]: # "in the snow"
-    own = _PLACE.match(concept.prompts.appearance.text)
-    firsts = [p.split(". ")[0] for p in concept.dit.defaults.prior]
-    places = [m[1] for m in map(_PLACE.match, firsts) if m]
-    return [p for p in dict.fromkeys(places) if not own or p != own[1]]
+    places = dict.fromkeys(map(place_of, concept.dit.defaults.prior))
+    return [p for p in places if p not in ("", concept.prompts.place)]
 
 def _prompts(concept)->tuple[list[str], list[str], list[str]]:
     "With words, to learn from; without, to leave as they are; and with words, to try it on."

@@ -7,6 +7,7 @@ __all__ = ['phrased', 'lint']
 
 # %% ../nbs/parts/phrasing.ipynb #2c81aec9
 import re
+from .description import place_of
 from .dit import VideoDiT
 from .files import UserError
 from .prompt import Prompt, Prompts, several
@@ -41,9 +42,6 @@ def phrased(subject:str,     # one coarse word: "woman", "dog", "paper boat"
 _MOVES = (r"danc|walk|run+|jump|wav|bow|spin+|turn|roll|fly|swim+|rid|cycl|skat|talk|speak|sing|mov|swing|"
           r"climb|crawl|clap+|nod+|shak|stretch|drift|float|bounc|gallop|hop+|march|play|fall")
 _MOVING = re.compile(rf"\b(?:{_MOVES})ing\b", re.I)
-_PLACE = re.compile(r"\b(?:in|on|at|by|under|near|inside|outside|before|beside|behind|against|along|through)"
-                    r"\s+\w+"
-                    r"|\b(?:in|out)doors\b|\bunderwater\b", re.I)
 _NO_NAME = r"(?:$|[.,;:]|(?:in|on|at|by|with|wearing|under|near|is|and)\b)"
 
 def _moves_in_look(look:Prompt, motion:Prompt)->str:
@@ -59,12 +57,8 @@ def _nameless(look:Prompt, motion:Prompt)->str:
             "'a [v] man', so that [v] has only to learn what is special about it.")
 
 # %% ../nbs/parts/phrasing.ipynb #28b960b2
-_WORN = re.compile(r"\bin (?:an? )?(?:(?!in |on |at |with |wearing )[\w-]+ )*?"
-                   r"(?:shirt|dress|coat|suit|trousers|jeans|skirt|hat|jacket|"
-                   r"sweater|t-shirt|blouse|shorts|boots|shoes|uniform|costume|gown)s?\b", re.I)
-
 def _placeless(look:Prompt, motion:Prompt)->str:
-    if _PLACE.search(_WORN.sub("", look.plain)): return ""
+    if place_of(look.plain): return ""
     return ("The appearance prompt names no place: say where it is, as in 'in a park', or the background is "
             "learned with the subject, and no prompt can change it later.")
 

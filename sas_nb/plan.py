@@ -142,7 +142,8 @@ def plan(model:str|Path,             # as for `VideoDiT.load`; its weights need 
          dtype:torch.dtype|None=None, revision:str|None=None, # as for `VideoDiT.load`
          n:int=1,                    # concepts at once
         )->Plan:
-    "What a run would need on a card, and what would fit if it does not. Raises `UserError`."
+    """What a run would need on a card, and what would fit if it does not. Functions of torch are replaced
+    while it is rehearsed: nothing else may train or sample in the process meanwhile. Raises `UserError`."""
     where = _card(gpu)
     if host is None and gpu is None: host = host_gib()
     host = None if host is None else real_number(host, "host", .5, 100_000, "GiB of memory")

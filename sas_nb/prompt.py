@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 import html, re, shlex
 from fastcore.basics import patch
+from .description import is_phrase, place_of, with_phrase, without_place
 from .files import UserError
 
 # %% ../nbs/parts/prompt.ipynb #c6ec52fb
@@ -175,7 +176,7 @@ class Prompts:
     @property
     def both(self)->Prompt:
         "The whole prompt: how it looks, then how it moves."
-        return Prompt(f"{self.appearance}. {self.motion}")
+        return Prompt(f"{self.appearance.text.rstrip(' .')}. {self.motion}")
     @property
     def placeholders(self)->tuple[str, ...]:
         "The new words of the concept, each once, in order."
@@ -188,9 +189,10 @@ class Prompts:
 
 # %% ../nbs/parts/prompt.ipynb #d6a23bbe
 @patch
-def numbered(self:Prompts, n:int)->Prompts:
-    "The same prompts of one concept with the new words `[vn]` and `[un]`."
-    def renamed(prompt): return _PLACEHOLDER.sub(lambda m: f"[{m[0][1]}{n}]", prompt.text)
+def numbered(self:Prompts, n:int|None)->Prompts:
+    "The same prompts of one concept with the new words `[vn]` and `[un]`, or `[v]` and `[u]` for None."
+    number = "" if n is None else n
+    def renamed(prompt): return _PLACEHOLDER.sub(lambda m: f"[{m[0][1]}{number}]", prompt.text)
     return Prompts(renamed(self.appearance), renamed(self.motion))
 
 def check_together(prompts:list[Prompts]):
@@ -221,7 +223,6 @@ def together(prompts:list[Prompts], # of several concepts
     return Prompts(*joined_halves(looks, [p.motion.text.strip().rstrip(".") for p in prompts]))
 
 # %% ../nbs/parts/prompt.ipynb #caf0a0ff
-_PLACE = r"\s+(?:in|on|at|by|under|near)\s+\S+(?:\s+\S+){0,2}$" # the words for a place at the end of a prompt
 _PRONOUN = r"(?:he|she|it|they)"
 
 def _put(word:str, own:Prompt, text:str)->str|None:
@@ -235,19 +236,15 @@ def _put(word:str, own:Prompt, text:str)->str|None:
         return f"{text[:m.end()]} {word}{text[m.end():]}"
 
 # %% ../nbs/parts/prompt.ipynb #0aaead69
-_HOUR = r"\s+(?:in|on|at|by|under|near)\s+(?:a|an|the)\s+\w+\s+(?:at|in)\s+\w+$" # 'in a forest at night'
-_ANYWHERE = rf"(?:{_HOUR})|(?:{_PLACE})"
-
 @patch(as_prop=True)
 def place(self:Prompts)->str:
-    "Where the subject is, in the words that end its look: 'in a park'; empty where none do."
-    found = re.search(_ANYWHERE, self.appearance.text.strip().rstrip("."))
-    return found[0].strip() if found else ""
+    "Where the subject is, in the words of its look: 'in a park'; empty where it names no place."
+    return place_of(self.appearance.text)
 
 @patch
 def without_place(self:Prompts)->Prompts:
     "The same subject anywhere."
-    return Prompts(re.sub(_ANYWHERE, "", self.appearance.text.strip().rstrip(".")), self.motion)
+    return Prompts(without_place(self.appearance.text), self.motion)
 
 def in_one_place(prompts:list[Prompts])->list[Prompts]:
     "A place that all of them share is named once, by the last."
@@ -255,15 +252,15 @@ def in_one_place(prompts:list[Prompts])->list[Prompts]:
     return [*(p.without_place() for p in prompts[:-1]), prompts[-1]]
 
 # %% ../nbs/parts/prompt.ipynb #35bcbb56
-_SCENE = r"\[|\. |\s(?:in|on|at|by|under|near)\s" # in a text that is more than a detail
-
 def _joined(own:Prompts, text:str)->str:
-    "The prompt of the look with an edit behind it; the concept's own prompt where the edit is another scene."
-    if re.match(r"(?:in|on|at|by|under|near|with|wearing)(?!\w)", text):
-        return f"{re.sub(_PLACE, '', own.appearance.text)} {text}"
-    if re.match(rf"{_PRONOUN}(?!\w)", text): return f"{own.appearance}. {text}"
-    return str(own.both) if re.search(_SCENE, text) else f"{own.appearance}, {text}"
+    "The prompt of the look with an edit in it; the concept's own prompt where the edit is another scene."
+    look = own.appearance.text.rstrip(" .")
+    if is_phrase(text): return with_phrase(look, text)
+    if re.match(rf"{_PRONOUN}(?!\w)", text): return f"{look}. {text}"
+    is_scene = re.search(r"\[|\. ", text) or place_of(text)
+    return str(own.both) if is_scene else f"{look}, {text}"
 
+# %% ../nbs/parts/prompt.ipynb #35bcbb57
 def _added(word:str, own:Prompt, text:str)->str:
     "A text with one subject more, or with its movement."
     if names_motion(word):

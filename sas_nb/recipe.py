@@ -6,13 +6,14 @@
 __all__ = ['ARRANGEMENTS', 'WORD', 'Stage', 'Sampling', 'Recipe', 'earlier_stage', 'Run']
 
 # %% ../nbs/parts/recipe.ipynb #59937101
-import json
+import json, re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from fastcore.basics import patch
 from .advice import GenerationConfig
 from .files import check_names, checked_seed, expanded, one_of, real_number, UserError, whole_number
 from .memory import Memory
+from .prompt import checked_prompts
 from .writing import atomic
 
 # %% ../nbs/parts/recipe.ipynb #cdd7060e
@@ -59,9 +60,8 @@ class Stage:
 # %% ../nbs/parts/recipe.ipynb #16023bd8
 _WHOLE = dict(steps=(0, 10**7), batch=(1, 10**4))
 _REAL = dict(dropout=(0, .999), token_mask=(0, .999), prior=(0, .999), counterfactuals=(0, .999),
-             composites=(0, .999),
-             self_conditioning=(0, 1), token_lr=(0, 10), token_init=(0, 100), clip_norm=(0, 1e9),
-             weight_decay=(0, 10), shift=(1e-3, 1e3))
+             composites=(0, .999), self_conditioning=(0, 1), token_lr=(0, 10), token_init=(0, 100),
+             clip_norm=(0, 1e9), weight_decay=(0, 10), shift=(1e-3, 1e3))
 _MAYBE = dict(lr=lambda x: real_number(x, "lr", 1e-12, 10, "the paper's is 1e-4"), # or None
               lr_factor=lambda x: real_number(x, "lr_factor", 1e-6, 1e6),
               warmup=lambda x: whole_number(x, "warmup", 0, 10**7))
@@ -126,13 +126,16 @@ class Recipe:
     rank:int=8                             # of the basis (appendix 8 has 512, for an 11.5B model)
     # regular expression over layer names; the family's usual ones when None
     layers:str|None=None
-    # two-part prompts for prior preservation; the checkpoint's own when None
-    prior_prompts:tuple[str, ...]|None=None
+    # two-part prompts for prior preservation, one or several; the checkpoint's own when None
+    prior_prompts:str|tuple[str, ...]|None=None
     # both prompts about somebody else, one or several; women and men in other colours when None
     counterfactual:str|tuple[str, ...]|None=None
     # of the pictures that show several concepts: "stitched" side by side, or "cutouts" over one background
     arrangement:str="stitched"
-    def __post_init__(self): one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
+    def __post_init__(self):
+        one_of(self.arrangement, "arrangement", ARRANGEMENTS, ": correct it")
+        if self.prior_prompts is None: return
+        object.__setattr__(self, "prior_prompts", tuple(p.text for p in checked_prompts(self.prior_prompts)))
     stages = property(lambda self: (self.stage1, self.stage2))
 
 # %% ../nbs/parts/recipe.ipynb #48454558
@@ -213,7 +216,7 @@ def together(self:Recipe, n:int, # concepts
              counterfactuals:float=0., # what they are worth to several subjects has not been measured
             )->Recipe:
     "The recipe for n concepts in one adapter, each with its own steps; one that is for several stays."
-    if self.name.endswith("together"): return self
+    if re.search(r", \d+ together", self.name): return self
     parts = {f"stage{i}": dict(steps=n*s.steps, composites=composites) for i, s in enumerate(self.stages, 1)}
     parts["stage2"] |= dict(counterfactuals=counterfactuals)
     return replace(self.with_(**parts), name=f"{self.name}, {n} together")
@@ -231,8 +234,7 @@ def from_dict(cls:Recipe, given:dict)->Recipe:
     parts = {k: v for k, v in given.items() if k not in ("stage1", "stage2", "sampling")}
     given = given | {s: earlier_stage(given.get(s)) for s in ("stage1", "stage2")}
     for s in ("stage1", "stage2"): _check_whole(s, given.get(s))
-    for name in ("prior_prompts", "counterfactual"):
-        if isinstance(parts.get(name), list): parts[name] = tuple(parts[name])
+    if isinstance(parts.get("counterfactual"), list): parts["counterfactual"] = tuple(parts["counterfactual"])
     nested = {k: given[k] for k in ("stage1", "stage2", "sampling") if k in given}
     return replace(start.with_(**nested, **parts), name=str(given.get("name", "from a file")))
 

@@ -30,8 +30,8 @@ def new_adapter(dit:VideoDiT, recipe:Recipe, prompts:list[Prompts], A:dict|None=
 # %% ../nbs/parts/stages.ipynb #fdf2b3d0
 def set_caption(prompts:Prompts, full:bool)->str:
     "What the set of frames is shown with: how it looks; with `full` also how it moves, but without `[u]`."
-    moving = prompts.motion.plain if full else ""
-    return ". ".join(filter(None, (prompts.appearance.text, moving)))
+    look = prompts.appearance.text
+    return f"{look.rstrip(' .')}. {prompts.motion.plain}" if full and prompts.motion.plain else look
 
 # %% ../nbs/parts/stages.ipynb #7c3e66cd
 def build(dit:VideoDiT, clips:list[Clip], prompts:list[Prompts], recipe:Recipe,

@@ -3,6 +3,10 @@ import json, re, shutil, signal, subprocess, sys, time, wave
 import pytest, torch
 from safetensors import safe_open
 from sas_nb.clip import Clip
+from sas_nb.concept import Concept
+from sas_nb.files import UserError
+from sas_nb.learning import learn
+from sas_nb.recipe import Run
 from test_cli import FEW, LOOK, MOVE, PROMPTS, SHORT, cache, call, dancer, ok, shell, trained  # noqa: F401, the fixtures among them
 
 
@@ -86,6 +90,12 @@ def test_a_wrong_name_is_answered_before_torch_is_loaded(command, tmp_path):
 
 @pytest.mark.parametrize("options, says", [(["--start", 99], "--start 99"), (["--frames", 16], "4n + 1"), (["--fps", 0], "--fps 0"), (["--start", -1], "--start -1"), (["--model", "huge"], "huge")])
 def test_a_wish_that_the_clip_cannot_fulfil(options, says, dancer): assert says in refused("inspect", dancer, *options)
+
+
+@pytest.mark.parametrize("ask", [lambda x: learn(x, (LOOK, MOVE)), lambda x: Clip.load(x), lambda x: Run(out=x if x is not None else 5), lambda x: Concept.load(x)])
+@pytest.mark.parametrize("what", [5, None])
+def test_what_is_no_name_of_a_file(ask, what):
+    with pytest.raises(UserError, match="its name in quotes"): ask(what)
 
 
 # prompts and settings

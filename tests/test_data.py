@@ -7,7 +7,7 @@ import road
 from sas_nb import counterfactual, stages
 from sas_nb.adapter import SharedLoRA
 from sas_nb.clip import Clip
-from sas_nb.composites import join_prompts, stitch, stitched
+from sas_nb.composites import stitch, stitched
 from sas_nb.data import Examples, mask_tokens, prior_examples, sample_batch
 from sas_nb.dit import VideoDiT
 from sas_nb.files import UserError
@@ -227,14 +227,6 @@ def test_stitch_follows_the_subject_and_stays_inside():
     ([ramp(), ramp(w=32)], None, "must be alike"), ([ramp(), ramp()], [.5], "one place per clip"), ([ramp()]*17, None, "fewer clips")])
 def test_stitch_says_what_does_not_match(clips, at, match):
     with pytest.raises(UserError, match=match): stitch(clips, at)
-
-
-def test_joined_prompts(dit):
-    joined = join_prompts(["a [v] man in a red shirt on a beach. he is [u] dancing", "ocean waves on a beach", "a woman in a park. she is walking."])
-    assert joined == "a [v] man in a red shirt on a beach and ocean waves on a beach and a woman in a park. he is [u] dancing, she is walking"
-    assert join_prompts(["a bonfire on a beach"]) == "a bonfire on a beach"
-    assert join_prompts(["a man. they are waving", "a woman. they are waving"]) == "a man and a woman. they are waving"
-    dit.check_words(joined)
 
 
 def test_a_concept_is_shown_beside_strangers_in_a_share_of_the_batch(dit):

@@ -480,7 +480,7 @@ def test_names_of_folders(concepts, tmp_path):
 def test_site_says_what_is_wrong(concepts, tmp_path, monkeypatch):
     import socket
     concepts["ann"].save(tmp_path/"ann")
-    with pytest.raises(UserError, match="is not the folder of a saved concept"), site([tmp_path]): pass
+    with pytest.raises(UserError, match="is not the folder of a saved concept"), site([tmp_path/"ann"/"nothing"]): pass
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0)); s.listen()
         with pytest.raises(UserError, match="cannot be used"), site([tmp_path/"ann"], port=s.getsockname()[1]): pass

@@ -11,6 +11,7 @@ from sas_nb import adapter as adapter_module, fast
 from sas_nb.adapter import SharedLoRA
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.clip import Clip
+from sas_nb.beforehand import over_basis
 from sas_nb.concept import Concept
 from sas_nb.data import Examples, frame_set, sequence, StageData
 from sas_nb.dit import VideoDiT
@@ -179,6 +180,11 @@ def test_learn_many(dit, clips, tmp_path):
         if k.endswith(".A"): assert torch.equal(v, made[0].weights[k])
     assert later.rank == 4 and later.info["layers"] == LAYERS and later.info["recipe"]["rank"] == 4
 
+def test_a_basis_of_weights_brings_nobody_along(dit, A):
+    "A person's weights hold coefficients, too: they are left behind."
+    weights = A | {k.replace(".A", ".B1"): torch.ones(a.shape[1], len(a)) for k, a in A.items()}
+    assert over_basis(weights, "default", dit)[1].keys() == A.keys()
+
 
 ONE = road.recipe(both=dict(steps=1, batch=1, prior=0.), rank=2, layers=r"blocks\.0\.attn1\.to_q")
 
@@ -263,7 +269,8 @@ def many_of(dit, n, data, **run):
     (lambda dit, c: many_of(dit, 2, []), "give one for each"),
     (lambda dit, c: many_of(dit, 2, [None, None], sample_every=3), "without samples"),
     (lambda dit, c: road.trainer(SharedLoRA(dit), [None], stage_of()), "not on the model"),
-    (lambda dit, c: learn(c[0], (LOOKS[0], MOVES), dit, road.recipe(layers=r"blocks\.0\.attn1\.to_q"), basis={"blocks.0.attn1.to_q.A": torch.zeros(4, 7)}), "does not fit")])
+    (lambda dit, c: learn(c[0], (LOOKS[0], MOVES), dit, road.recipe(layers=r"blocks\.0\.attn1\.to_q"), basis={"blocks.0.attn1.to_q.A": torch.zeros(4, 7)}), "does not fit"),
+    (lambda dit, c: learn(c[0], (LOOKS[0], MOVES), dit, basis={}), "no layer's A"), (lambda dit, c: learn_many(c, [(p, MOVES) for p in LOOKS], dit, basis={"x.B1": torch.zeros(7, 4)}), "no layer's A")])
 def test_impossible_fleets(dit, clips, wrong, says):
     with pytest.raises(UserError, match=says): wrong(dit, clips)
     assert not any("lora" in n for n, _ in dit.transformer.named_parameters())

@@ -10,7 +10,7 @@ from sas_nb.advice import GenerationConfig
 from sas_nb.answers import draw_run, log_of
 from sas_nb.atlas.geometry import Atlas
 from sas_nb.atlas.members import synthetic
-from sas_nb.atlas.places import load_zoo, open_concepts, zoo_folder
+from sas_nb.atlas.places import load_zoo, members_of, open_concepts, zoo_folder
 from sas_nb.cache import cache_folder, cached, data_path, lasting_name, model_folder
 from sas_nb.clip import Clip
 from sas_nb.concept import Concept
@@ -74,6 +74,19 @@ def test_what_a_lone_name_stands_for(home, concepts):
     for place in ("runs/ann", concepts[0]):
         with pytest.raises(UserError, match="An atlas of 1"): Atlas(place)
     with pytest.raises(UserError, match="no 'nobody'"): open_concepts(named_concepts("zoo/nobody"))
+
+def test_a_place_stands_for_the_same_in_an_atlas_and_in_the_explorer(home, concepts):
+    for k, c in zip(("ann", "bob"), concepts): c.save(f"runs/{k}/concept")
+    for k, c in zip(("000", "001"), concepts): c.save(f"runs/many/concepts/{k}")
+    os.makedirs("runs/notes")
+    names = ["ann", "bob", "000", "001"]
+    assert Atlas("runs").names == Atlas(["runs"]).names == list(named_concepts("runs")) == list(named_concepts(["runs"])) == names
+    assert [c.rank for c in open_concepts(named_concepts("runs")).values()] == [4]*4
+    for beside in ("zoo/man-02", ["zoo/man-02", "zoo/woman-00"]):
+        assert [m.name for m in members_of(beside)] == list(named_concepts(beside))
+    assert [m.name for m in members_of({"him": "zoo/man-02"})] == ["him"] and len(members_of(["zoo", "zoo/man-02"])) == 73
+    concepts[2].export("runs/lora")
+    assert list(named_concepts("runs")) == names and [m.name for m in members_of("runs")] == ["ann", "bob", "lora", "000", "001"]
 
 @pytest.mark.parametrize("place, says", [
     ("zoo", "'zoo' is a zoo of 72 concepts: name one of them, as in 'zoo/woman-00', or open all with Atlas('zoo') or sas-nb explore zoo."), ("woman-48", "There is no folder 'woman-48': in the shipped zoo it is zoo/woman-48."),

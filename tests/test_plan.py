@@ -1,6 +1,6 @@
 """A plan and a run agree, at small size to a few percent of live bytes; at full size what issues of memory promise holds."""
 from dataclasses import replace
-import json
+import json, threading
 import pytest, torch
 from typer.testing import CliRunner
 import wan_folder
@@ -10,7 +10,7 @@ from sas_nb.cache import data_path, known_models
 from sas_nb.cards import Card, card
 from sas_nb.clip import Clip
 from sas_nb.dit import VideoDiT
-from sas_nb.fake import Counted
+from sas_nb.fake import Counted, pretended
 from sas_nb.files import UserError
 from sas_nb.known_models import HUB
 from sas_nb.learning import learn
@@ -483,3 +483,19 @@ def test_a_step_of_the_largest_model_at_full_size():
     assert inputs < stage.host < inputs+4*2**30, "and nothing of 27 GiB"
     work = 3*2*params*tokens*job.recipe.stage2.steps*job.recipe.stage2.batch  # forward, again, backward
     assert .9*work < sum(stage.operations.values()) < 3*work
+
+
+def test_two_plans_at_once_take_turns_and_leave_nothing_behind():
+    inside, leave, before = threading.Event(), threading.Event(), torch.nn.functional.scaled_dot_product_attention
+    order = []
+    def first():
+        with pretended():
+            inside.set(); leave.wait(10); order.append("first")
+    def second():
+        inside.wait(10)
+        with pretended(): order.append("second")
+    both = [threading.Thread(target=f) for f in (first, second)]
+    for t in both: t.start()
+    inside.wait(10); both[1].join(.2); leave.set()
+    for t in both: t.join(10)
+    assert order == ["first", "second"] and torch.nn.functional.scaled_dot_product_attention is before

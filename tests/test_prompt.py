@@ -2,8 +2,10 @@
 import pickle
 from dataclasses import FrozenInstanceError
 import pytest
+from sas_nb.explore.prompts import sentence
 from sas_nb.files import UserError
 from sas_nb.prompt import checked_prompts, Prompt, Prompts
+from sas_nb.stages import set_caption
 
 LOOK, MOVE = "a [v] woman in a red shirt in a park", "she is [u] dancing"
 
@@ -64,6 +66,14 @@ def test_both_prompts():
     assert p.both == Prompt(f"{LOOK}. {MOVE}") and p.placeholders == ("[v]", "[u]") and p.appearance.plain == "a woman in a red shirt in a park"
     assert Prompts("a [v] man", "[v] is [u] going").placeholders == ("[v]", "[u]")
     assert hash(p) == hash(Prompts(LOOK, MOVE)) and p != Prompts(LOOK, "he is [u] dancing")
+
+
+def test_a_prompt_may_end_in_a_full_stop():
+    p, whole = Prompts("a [v] woman in a park.", "she is [u] dancing."), "a [v] woman in a park. she is [u] dancing."
+    assert str(p.both) == whole and p.place == "in a park" and not any(".." in p.completed(e) or ".," in p.completed(e) for e in ("in the snow", "she is up", "a robot", ""))
+    assert set_caption(p, True) == whole.replace("[u] ", "") and set_caption(p, False) == "a [v] woman in a park." == set_caption(Prompts(p.appearance, "[u]"), True)
+    info = dict(appearance=p.appearance.text, motion=p.motion.text)
+    assert sentence(info, info, True) == sentence(info, info, False) == whole
 
 
 @pytest.mark.parametrize("pair, says", [

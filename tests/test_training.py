@@ -215,6 +215,19 @@ def test_nobody_named_has_no_twins_and_hears_why(dit, clip, capsys):
     data = build(dit, [clip], [Prompts("[v] ocean waves", "[u] dancing")], recipe, progress=True)
     assert data["motion"].concepts[0].counterfactuals is None and "counterfactual" in capsys.readouterr().out
 
+def test_one_prompt_for_prior_preservation_is_no_list_of_letters(tmp_path):
+    one = Recipe.default().with_(prior_prompts="A man. He walks")
+    assert one.prior_prompts == Recipe.load(one.save(tmp_path/"r.json")).prior_prompts == ("A man. He walks",)
+    assert Recipe.default().with_(prior_prompts=["a", "b"]).prior_prompts == ("a", "b")
+    for wrong in (5, (), ["a", 5], "a (v) man"):
+        with pytest.raises(UserError): Recipe.default().with_(prior_prompts=wrong)
+
+@pytest.mark.parametrize("change", [dict(rank=4), dict(stage1=dict(steps=7))])
+def test_a_recipe_for_several_stays_one_however_it_is_changed(change, tmp_path):
+    several = Recipe.default().together(2, composites=.35).with_(**change)
+    kept = Recipe.load(several.save(tmp_path/"scene.json"))
+    assert kept.together(2) == kept == several
+
 
 # what is trained
 

@@ -21,6 +21,7 @@ from ..concept import Concept
 from ..concept_file import check_shapes, read_info, readable
 from ..files import expanded, UserError
 from ..lowrank import reparametrise
+from ..prompt import PLACEHOLDERS, Prompts
 from ..wan import Wan
 from ..writing import atomic
 
@@ -87,6 +88,15 @@ class Member:
     state:Callable  # () -> dict of info, tokens, conditioning and dit: what a concept has beside its weights
     base:str=""     # fingerprint of the base model, if known
 
+# %% ../../nbs/atlas/00_members.ipynb #6a90a8b0
+def _with_plain_words(state:dict)->dict: # as a member's `state`
+    "One subject's words without their number."
+    info, tokens = state["info"], state["tokens"]
+    if len(tokens) > 2 or set(tokens) <= set(PLACEHOLDERS): return state
+    plain = Prompts(info["appearance"], info["motion"]).numbered(None)
+    info = info | dict(appearance=plain.appearance.text, motion=plain.motion.text)
+    return state | dict(info=info, tokens={f"[{w[1]}]": t for w, t in tokens.items()})
+
 # %% ../../nbs/atlas/00_members.ipynb #6a90a8af
 CONCEPT_PARTS = ("appearance", "motion")
 LORA_PARTS = ("update",)
@@ -101,7 +111,7 @@ def from_concept(concept:Concept, name:str)->Member:
     def read(layers):
         return {l: (w[f"{l}.A"], scaled(w[f"{l}.B1"], a), scaled(w[f"{l}.B2"], m)) for l in layers}
     def state():
-        return {k: getattr(concept, k) for k in ("info", "tokens", "conditioning", "dit")}
+        return _with_plain_words({k: getattr(concept, k) for k in ("info", "tokens", "conditioning", "dit")})
     return Member(name, sizes, CONCEPT_PARTS, read, state, concept.info.get("fingerprint", ""))
 
 # %% ../../nbs/atlas/00_members.ipynb #f7bda34f
@@ -145,7 +155,8 @@ def _state(saved:ConceptFile)->dict:
     "What a saved concept has beside its weights."
     others = saved.tensors([k for k in saved.shapes if not k.startswith("weights/")])
     tokens = {k.removeprefix("tokens/"): t for k, t in others.items() if k.startswith("tokens/")}
-    return dict(info=saved.info, tokens=tokens, conditioning=others.get("conditioning"), dit=None)
+    state = dict(info=saved.info, tokens=tokens, conditioning=others.get("conditioning"), dit=None)
+    return _with_plain_words(state)
 
 # %% ../../nbs/atlas/00_members.ipynb #08ab83ed
 @dataclass

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from fastcore.basics import patch
 from .geometry import Atlas, by_basis, layers_of, share_a
 from .members import CONCEPT_PARTS, Lora, LORA_PARTS, Member
@@ -60,10 +61,18 @@ def _follow(tensors:list, weights)->Tensor|None:
     terms = [float(w)*t for w, t in zip(weights, tensors) if t is not None]
     return sum(terms[1:], terms[0]) if terms else None
 
+def _check_words(states):
+    several = next((s["info"]["appearance"] for s in states if len(s["tokens"]) > 2), "")
+    if several and len({frozenset(s["tokens"]) for s in states}) > 1:
+        raise UserError(f"The concept of {several!r} is of several subjects, and cannot be mixed with one of "
+                        "others: leave it out of the atlas, or compose them.")
+
 def _mixed_tokens(states, a, m)->dict[str, Tensor]:
     words = dict.fromkeys(w for s in states for w in s["tokens"])
+    _check_words(states)
     return {w: _follow([s["tokens"].get(w) for s in states], m if names_motion(w) else a) for w in words}
 
+# %% ../../nbs/atlas/06_mixing.ipynb #8f09d5aa
 def _motion_prompt(look, motion:str)->str:
     """The movement in words that suit who is seen: 'he is dancing' becomes 'she is dancing' for a woman's
     look, and 'it is dancing' for a thing's."""
@@ -88,14 +97,22 @@ def _mixed_info(look, dance, rank)->dict:
     rate = {k: v for k, v in dance["info"].get("clip", {}).items() if k == "fps"}
     return info | dict(clip=info["clip"] | rate) if "clip" in info else info
 
+# %% ../../nbs/atlas/06_mixing.ipynb #556057b7
+def _of_rank(rank:int, A, *Bs)->tuple: # A, and its Bs
+    "The same update of a layer that is too narrow for this rank, with zeros."
+    more = rank-len(A)
+    return (F.pad(A, (0, 0, 0, more)), *(F.pad(B, (0, more)) for B in Bs)) if more else (A, *Bs)
+
 # %% ../../nbs/atlas/06_mixing.ipynb #556057b6
 def _concept(members, mixes, layers:dict, error:float)->Concept:
     "A mix as a concept: prompts from whoever weighs most in each part, tokens mixed like their part."
     states = [x.state() for x in members]
     a, m = mixes
     look, dance = (states[int(np.argmax(w))] for w in mixes)
-    weights = {f"{l}.{k}": t for l, ts in layers.items() for k, t in zip(("A", "B1", "B2"), ts)}
-    info = _mixed_info(look, dance, rank=len(next(iter(layers.values()))[0]))
+    rank = max(len(A) for A, *_ in layers.values())
+    padded = {l: _of_rank(rank, *ts) for l, ts in layers.items()}
+    weights = {f"{l}.{k}": t for l, ts in padded.items() for k, t in zip(("A", "B1", "B2"), ts)}
+    info = _mixed_info(look, dance, rank)
     info["atlas"] = dict(members=len(members), appearance=_largest(members, a), motion=_largest(members, m),
                          lost=error)
     conditioning = _follow([s["conditioning"] for s in states], a)
@@ -237,7 +254,7 @@ def _onto_best(pairs, rank)->tuple: # A, per member its Bs, squared loss, square
     stack = torch.cat([A if fits else _as_long(A, [B for i in g for B in pairs[i][1:]])
                        for A, g in zip(bases, groups)])
     _, S, Vh = torch.linalg.svd(stack, full_matrices=False)
-    Q = torch.nn.functional.pad(Vh[:rank], (0, 0, 0, max(0, rank-len(Vh)))) # zeros where a layer is narrower
+    Q = F.pad(Vh[:rank], (0, 0, 0, max(0, rank-len(Vh)))) # zeros where a layer is narrower
     turned = {i: Bs for A, g in zip(bases, groups) for i, Bs in zip(g, _turned(pairs, g, A @ Q.mT))}
     Bs = [turned[i] for i in range(len(pairs))]
     return Q.float(), Bs, float((S[rank:]**2).sum()), float((S**2).sum())

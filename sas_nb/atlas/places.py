@@ -17,7 +17,9 @@ from ..concept import Concept
 from ..concept_file import check_info, updated
 from ..dit import VideoDiT
 from ..files import read_about, UserError
-from ..folders import concept_folder, concepts_of, not_in_zoo, own_name, zoo_of, zoo_place
+from ..folders import (all_in, concept_folder, concepts_of, LORA_FILES, not_in_zoo, own_name, zoo_of,
+                            zoo_place)
+from ..prompt import several
 
 # %% ../../nbs/atlas/02_places.ipynb #6d50be95
 def zoo_folder(folder:str|Path)->Path:
@@ -100,12 +102,10 @@ def open_concepts(named:dict)->dict: # name -> concept; of concepts and places o
     return opened
 
 # %% ../../nbs/atlas/02_places.ipynb #c84ee7b2
-_LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors") # of diffusers, of peft
-
 def _lora_in(path:Path)->Path:
     "A LoRA's file: this one, or the only one of this folder. Raises `UserError`."
     if path.is_file(): return path
-    files = [path/n for n in _LORA_FILES if (path/n).exists()] or sorted(path.glob("*.safetensors"))
+    files = [path/n for n in LORA_FILES if (path/n).exists()] or sorted(path.glob("*.safetensors"))
     if len(files) == 1: return files[0]
     raise UserError(f"{str(path)!r} is neither a concept nor one LoRA (it holds {len(files)} of them): give "
                     "a concept's folder or a LoRA file.")
@@ -139,33 +139,17 @@ def member(x,             # a `Concept`, `Lora` or `Member`, or the folder or fi
     if isinstance(x, Lora): return from_lora(x, name or x.name)
     return _from_path(x, name)
 
-# %% ../../nbs/atlas/02_places.ipynb #7278cd0d
-def _is_zoo(place)->bool:
-    return isinstance(place, (str, Path)) and zoo_place(place) is not None
-
-def _residents(place)->list[tuple]: # (name or None, member)
-    "All in a zoo or a run of many; anything else stands for itself."
-    if _is_zoo(place): return list(load_zoo(place).items())
-    many = concepts_of(place) if isinstance(place, (str, Path)) else []
-    return [(None, x) for x in many or [place]]
-
-# %% ../../nbs/atlas/02_places.ipynb #9895df6a
-def _inside(place:str|Path)->list:
-    "What a lone name stands for: a concept, a LoRA's file, a zoo, a run, a folder of concepts or LoRAs."
-    path = concept_folder(place)
-    if _is_zoo(place) or concepts_of(place): return [place]
-    if path.is_file() or (path/"concept.json").is_file(): return [path]
-    if not path.is_dir():
-        raise UserError(f"{str(path)!r} is not a folder: give a folder of concepts or LoRA files, or a "
-                        "list of them.")
-    marks = ("concept.json", "concept/concept.json", *_LORA_FILES)
-    return sorted(p for p in path.iterdir()
-                  if p.suffix == ".safetensors" or any((p/n).exists() for n in marks))
-
 # %% ../../nbs/atlas/02_places.ipynb #c81ad60c
+def _on_disk(place)->bool: return isinstance(place, (str, Path))
+
+def _named(place)->list[tuple]: # (name or None, what it is)
+    return [(None, x) for x in all_in(place)] if _on_disk(place) else [(None, place)]
+
 def members_of(places:Sequence|dict|str|Path)->list[Member]:
     "All members that places stand for: a list of them, name -> place, or a lone one. Raises `UserError`."
-    if isinstance(places, (str, Path)): places = _inside(places)
-    if isinstance(places, (Concept, Lora)): places = [places]
-    pairs = list(places.items()) if isinstance(places, dict) else [p for x in places for p in _residents(x)]
-    return [member(x, name, i) for i, (name, x) in enumerate(pairs)]
+    if not several(places): places = [places]
+    pairs = list(places.items()) if isinstance(places, dict) else [p for x in places for p in _named(x)]
+    residents = {i: x for i, (_, x) in enumerate(pairs) if _on_disk(x) and zoo_of(x)}
+    opened = open_concepts(residents)
+    names = [name or (own_name(x) if i in residents else None) for i, (name, x) in enumerate(pairs)]
+    return [member(opened.get(i, x), name, i) for i, (name, (_, x)) in enumerate(zip(names, pairs))]

@@ -26,7 +26,7 @@ class Direction:
     score:float=_NAN     # out of sample: R2 of a number, balanced accuracy of a kind
     p:float=_NAN         # share of shufflings that did as well
     null:tuple=()        # their scores
-    per_unit:float=_NAN  # change of the predicted attribute in one unit
+
     q:float=_NAN         # p corrected for the number of attributes tried together (`probe`)
     def __repr__(self):
         return (f"Direction({self.name!r}, {self.part}, score {self.score:.2f}, p {self.p:.3g}; members lie "
@@ -91,6 +91,9 @@ def _attribute(atlas:Atlas, values, name:str, groups)->tuple[np.ndarray, np.ndar
                         "or make an atlas of those that have one.")
     if len(np.unique(y)) < 2:
         raise UserError(f"All members have the same {name!r}, so there is no direction in it.")
+    if groups is not None and len(np.unique(groups)) < 2:
+        raise UserError("All members are of one group, and a group is left out as a whole: give two or more, "
+                        "or none.")
     return y, groups
 
 # %% ../../nbs/atlas/05_probes.ipynb #7678ecbd
@@ -111,10 +114,9 @@ def direction(self:Atlas,
     Y = np.stack([y, *(_shuffled(y, groups, rng) for _ in range(permutations))], 1)
     score, *null = _scores(p.scores/scale, Y, groups, _folds(y, groups, seed, folds))
     slope = _ridge(y).fit(p.scores/scale, y).coef_.ravel()/scale
-    length = float(np.linalg.norm(slope))
-    unit = slope/length
+    unit = slope/np.linalg.norm(slope)
     pvalue = (1 + sum(n >= score for n in null))/(1 + permutations) if permutations else _NAN
-    return Direction(name, part, unit @ p.axes, p.scores @ unit, score, pvalue, tuple(null), length)
+    return Direction(name, part, unit @ p.axes, p.scores @ unit, score, pvalue, tuple(null))
 
 # %% ../../nbs/atlas/05_probes.ipynb #983fa3fe
 @patch

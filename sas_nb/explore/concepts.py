@@ -6,8 +6,7 @@
 from __future__ import annotations
 from pathlib import Path
 from ..files import expanded, read_about
-from ..folders import (concept_folder, concepts_of, is_concept, own_name, told_apart, zoo_list, zoo_of,
-                            zoo_place)
+from ..folders import all_in, concept_folder, is_concept, own_name, told_apart, zoo_of, zoo_place
 from ..prompt import several
 
 # %% auto #0
@@ -28,10 +27,9 @@ def listed(concepts)->dict|list:
 
 # %% ../../nbs/explore/00_concepts.ipynb #e82a60fd
 def _members(x)->list:
-    "A zoo or a run of many stands for all in it; `zoo` is the shipped one where no zoo here is named so."
+    "The concepts that a place stands for; `zoo` is the shipped one where no zoo here is named so."
     if not _on_disk(x): return [x]
-    if zoo := zoo_place(x): return [zoo/name for name in zoo_list(zoo)]
-    return concepts_of(x) or [expanded(x)]
+    return list(filter(is_saved, all_in(x))) or [expanded(x)]
 
 def _name(x, i:int)->str: return own_name(x) if _on_disk(x) else f"concept {i+1}"
 
