@@ -10,6 +10,7 @@ from .clip import Clip
 from .composites import Composites, SIDES, says_sides, stitch
 from .counterfactual import counterparts, names_somebody
 from .data import prior_examples
+from .description import without_place
 from .dit import VideoDiT
 from .prompt import joined_halves, Prompts
 
@@ -35,7 +36,7 @@ def _beside(prompts, other, left:bool, sides)->Prompts:
     look, _, moves = other.partition(". ")
     place = prompts.place
     people = [(prompts.without_place().appearance.text, prompts.motion.text),
-              (look.removesuffix(place).strip(), moves)]
+              (without_place(look), moves)]
     looks, moving = zip(*(people if left else people[::-1]))
     looks, moving = joined_halves([f"{who} {side}".strip() for who, side in zip(looks, sides)], moving)
     return Prompts(f"{looks} {place}".strip(), moving)
