@@ -15,10 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from . import __version__
-from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned,
-                            words_table)
+from .answers import draw_run, log_of, norms_table, provenance, say_learned, words_table
 from .cache import data_path, named_film
-from .command import (app, clip_size, command, ConceptFolder, load_clip, load_concept,
+from .command import (app, check_out, clip_size, command, ConceptFolder, load_clip, load_concept,
                             LOOK, write_video)
 from .files import expanded, read_about, UserError
 from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_recipe,
@@ -29,7 +28,8 @@ from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_r
                             Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Video, VideoSeed, Weights,
                             wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
-from .terminal import as_options, caution, check_name, check_writable, say, show
+from .terminal import as_options, caution, check_writable, say, show
+from .writing import atomic, picture_mark
 
 # %% ../nbs/parts/cli.ipynb #6fbb8334
 def _version(wanted):
@@ -69,9 +69,14 @@ _PICTURE = typer.Option(help="Draw the clip beside what is left of it after the 
                              "no concept can show more.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-def _check_picture(path):
-    check_name(path, (".png", ".jpg", ".webp"), "picture")
-    check_writable(path)
+def _draw(clip, dit, path:Path)->str: # a `VideoDiT`; what it shows
+    "Draw a clip beside its round trip."
+    from sas_nb.sheet import contact_sheet
+    back, psnr = dit.round_trip(clip)
+    rows = {"the clip": clip, f"through the autoencoder of {dit.name}: PSNR {psnr:.1f} dB": back}
+    with atomic(path) as tmp: contact_sheet(rows).save(tmp, exif=picture_mark())
+    return (f"Wrote {path}: the clip, and the most that {dit.name!r} can show of it ({psnr:.1f} dB; at 30 few "
+            "people see a difference, at 20 everybody).")
 
 # %% ../nbs/parts/cli.ipynb #2bd7f2a3
 @command("sas-nb inspect clips/dancer.mp4",
@@ -82,13 +87,13 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
             picture:Annotated[Optional[Path], _PICTURE]=None, as_json:AsJson=False):
     """Say what the model would see of a video: which frames, which part of the picture, and what may spoil
     the training."""
-    if picture: _check_picture(picture)
+    if picture: check_out(picture, (".png", ".jpg", ".webp"), "picture")
     named_dtype(dtype) # told even where no picture is wanted
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     about = clip_size(model, revision=revision).about
     words = as_options(str(seen.report)) + f"\n  model    {model!r} {about}"*bool(about)
     say(json.dumps(seen.report.to_dict(), indent=1) if as_json else words)
-    shown = draw_round_trip(seen, named_model(model, dtype, revision), picture) if picture else ""
+    shown = _draw(seen, named_model(model, dtype, revision), picture) if picture else ""
     if shown and not as_json: say(shown)
 
 # %% ../nbs/parts/cli.ipynb #b7d2e1f3
@@ -218,8 +223,7 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
              dtype:Dtype=None, apart:Apart=None, weights:Weights=None, swapped:Swapped=None,
              tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None, quiet:Quiet=False):
     "Make a video of a concept, as it was trained or edited by a prompt."
-    check_name(out)
-    check_writable(out)
+    check_out(out)
     scaled = load_concept(concept, model, dtype, revision).at(appearance, motion)
     wish = wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled, vae_bits=vae_bits,
                   text_bits=text_bits)

@@ -18,7 +18,7 @@ from .files import expanded, UserError, whole_number
 from .preflight import Preflight
 from .sheet import contact_sheet, to_images
 from .video import checked_fps, read_video
-from .writing import atomic
+from .writing import atomic, MARK
 
 # %% auto #0
 __all__ = ['Clip']
@@ -135,12 +135,12 @@ def _save_gif(path, pixels, fps):
     ends = [round(100*(k + 1)/fps) for k in range(len(pixels))]
     stays = [10*d for d in np.diff([0, *ends]).tolist()] # milliseconds
     first, *others = (Image.fromarray(x) for x in pixels)
-    first.save(path, save_all=True, append_images=others, loop=0, duration=stays)
+    first.save(path, save_all=True, append_images=others, loop=0, duration=stays, comment=MARK)
 
 def _save_video(path, pixels, fps):
     options = {} if path.suffix.lower() == ".webm" else {"movflags": "+faststart"}
     with av.open(str(path), "w", options=options) as f:
-        f.metadata["comment"] = "sas_nb" # so that it is known as ours, and may be written anew
+        f.metadata["comment"] = MARK
         _encode(f, pixels, fps, *_CODECS[path.suffix.lower()])
 
 # %% ../nbs/00_clip.ipynb #b481af16

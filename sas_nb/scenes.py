@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .answers import draw_run, log_of, say_learned
-from .command import clip_size, command, load_clip, load_concepts, LOOK, write_video
+from .command import check_out, clip_size, command, load_clip, load_concepts, LOOK, write_video
 from .files import check_names, expanded, UserError
 from .folders import own_name, told_apart
 from .options import (Apart, AtOnce, Base, Batch, Checkpointing, chosen_recipe, Dtype, EditGuidance,
@@ -20,7 +20,7 @@ from .options import (Apart, AtOnce, Base, Batch, Checkpointing, chosen_recipe, 
                             NegativeScale, Plays, Quiet, Rank, Revision, SampleEvery, SampleSteps, SaveEvery,
                             Seed, Settings, Sheet, Size, Start, Steps, Steps1, Steps2, Swapped, TextBits,
                             Tiled, VaeBits, Video, VideoSeed, Weights, wishes)
-from .terminal import as_options, caution, check_name, check_writable, say
+from .terminal import as_options, caution, check_writable, say
 
 # %% ../nbs/parts/scenes.ipynb #fb05d3b2
 TEMPLATE = """\
@@ -228,8 +228,7 @@ def _strength(given): return 1. if not given else given[0] if len(given) == 1 el
 # %% ../nbs/parts/scenes.ipynb #c0m0py03
 def _check_concepts(concepts, way, out): # before anything slow
     check_names([way], ["masked", "sum", "merged"], "--way")
-    check_name(out)
-    check_writable(out)
+    check_out(out)
     if len(concepts) < 2:
         raise UserError("Composing takes two concepts or more: give another one, or use sas-nb generate.")
 
