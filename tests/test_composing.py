@@ -21,6 +21,7 @@ from sas_nb.folded import fold_words
 from sas_nb.learning import learn
 from sas_nb.lowrank import delta
 from sas_nb.masks import background_mask, background_of, checked_mask, masks_of, read_mask
+from sas_nb.memory import Memory
 from sas_nb.prompt import check_together, Prompt, Prompts, respelt, together
 from sas_nb.recipe import Recipe, Run
 from sas_nb.running import Stopped
@@ -457,6 +458,24 @@ def test_the_command(films, tmp_path):
     assert [s["name"] for s in about["subjects"]] == ["left", "waves"] and about["recipe"]["stage1"]["composites"] == .2
     again = run(*films, "--prompts", tmp_path/"scene.toml", "--out", tmp_path/"out", *some)
     assert again.exit_code == 0 and "finished already" in again.output
+
+
+def test_what_is_wished_of_the_memory_leaves_the_rest_to_the_plan(films, tmp_path, monkeypatch):
+    from sas_nb import plan
+    asked, runs = [], []
+    def fitting(dit, shape, recipe, wishes, **rest):
+        asked.append((shape, wishes))
+        return Memory(tiled=True, **wishes)
+    def learn(pairs, model, recipe, run, **given):
+        runs.append(run)
+        raise UserError("enough")
+    monkeypatch.setattr(plan, "fitting", fitting)
+    monkeypatch.setattr("sas_nb.composing.learn_together", learn)
+    (tmp_path/"scene.toml").write_text(TEMPLATE)
+    some = [*films, "--prompts", tmp_path/"scene.toml", "--out", tmp_path/"out", "--frames", 5, "-q"]
+    for more in ([], ["--apart", "--weights", "int8", "--swapped", 2]): assert "enough" in run(*some, *more).output
+    wished = dict(apart=True, weights="int8", swapped=2)
+    assert asked == [((5, 64, 64), wished)] and [r.memory for r in runs] == [None, Memory(tiled=True, **wished)]
 
 
 @pytest.mark.parametrize("text, says", [
