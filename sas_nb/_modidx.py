@@ -906,6 +906,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sas_nb.explore.serve': { 'sas_nb.explore.serve._await': ('explore/serve.html#_await', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._await_page': ('explore/serve.html#_await_page', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._begun': ('explore/serve.html#_begun', 'sas_nb/explore/serve.py'),
+                                      'sas_nb.explore.serve._changed_at': ('explore/serve.html#_changed_at', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._check_port': ('explore/serve.html#_check_port', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._check_site': ('explore/serve.html#_check_site', 'sas_nb/explore/serve.py'),
                                       'sas_nb.explore.serve._first_is_there': ( 'explore/serve.html#_first_is_there',

@@ -433,6 +433,24 @@ def test_what_is_at_hand(zoo, tmp_path, monkeypatch):
     assert at_hand(most=1)[0] == [Path("runs/many/concepts/000"), "zoo"] and own_concepts("explored") == [Path("explored/mix")]
 
 
+def test_what_may_not_be_read_or_is_gone_is_not_at_hand(tmp_path, monkeypatch):
+    for place in ("locked", "gone", "kept"):
+        (tmp_path/place/"concept").mkdir(parents=True)
+        (tmp_path/place/"concept/concept.json").write_text("{}")
+    stat, getmtime = os.stat, os.path.getmtime
+    def refused(path, *rest, **how):
+        if "locked" in Path(path).parts[:-1]: raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *rest, **how)
+    def gone(path):
+        if "gone" in Path(path).parts: raise FileNotFoundError(2, "No such file", str(path))
+        return getmtime(path)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(os, "stat", refused)
+        m.setattr(os.path, "getmtime", gone)
+        assert own_concepts() == [Path("kept"), Path("gone")] and at_hand() == (["zoo"], [Path("kept"), Path("gone")])
+
+
 def test_the_command_without_names_shows_what_is_at_hand(tmp_path, monkeypatch):
     from typer.testing import CliRunner
     from sas_nb import cli

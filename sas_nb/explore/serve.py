@@ -240,15 +240,19 @@ def own_concepts(folder:str|Path=".", depth:int=4)->list[Path]:
     for _ in range(depth):
         level = [p for f in level for p in _folders(f)]
         for p in level:
-            if (p/"concept.json").is_file() and p.name != "concept": files[p] = p/"concept.json"
-            if (p/"concept"/"concept.json").is_file(): files[p] = p/"concept"/"concept.json"
+            if p.name != "concept" and os.path.isfile(p/"concept.json"): files[p] = p/"concept.json"
+            if os.path.isfile(p/"concept"/"concept.json"): files[p] = p/"concept"/"concept.json"
         level = [p for p in level if p not in files]
-    return sorted(files, key=lambda p: -files[p].stat().st_mtime)
+    return sorted(files, key=lambda p: _changed_at(files[p]), reverse=True)
+
+def _changed_at(file:Path)->float: # in seconds since 1970
+    with suppress(OSError): return os.path.getmtime(file)
+    return 0. # it is gone meanwhile
 
 # %% ../../nbs/explore/05_serve.ipynb #dc18b5b9
 def _folders(folder:Path)->list[Path]:
     with suppress(OSError):
-        return [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith((".", "_"))]
+        return [p for p in sorted(folder.iterdir()) if os.path.isdir(p) and not p.name.startswith((".", "_"))]
     return []
 
 # %% ../../nbs/explore/05_serve.ipynb #d7b1988d
