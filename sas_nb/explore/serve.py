@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 import html, importlib.util, json, os, secrets, signal, socket, subprocess, sys
-import tempfile, threading, time, webbrowser
+import tempfile, threading, time, traceback, webbrowser
 from ..bases import told
 from .concepts import is_saved, is_scene, lasting_places, listed, named_concepts
 from .opening import shape_of_page, STATIC, title_of
 from ..files import expanded, needs, UserError
 from ..folders import concept_folder, zoo_list, zoo_place
+from ..terminal import sentence
 
 # %% ../../nbs/explore/05_serve.ipynb #9a884a13
 _BEGUN, _READY, _QUIET = "begun", "ready", "quiet" # files in the private folder
@@ -34,18 +35,19 @@ def explorer_page(concepts, folder:str|None=None, # where to write that the firs
                   **options): # of `Explorer` or `SceneExplorer`
     "An `Explorer`, or a sentence that says why there is none."
     from IPython.display import HTML
-    from sas_nb.explore.page import Explorer
-    from sas_nb.explore.stage import SceneExplorer
     first = folder is None or _is_first(Path(folder))
     marks = Path(folder) if folder and first else None
     try:
+        from sas_nb.explore.page import Explorer
+        from sas_nb.explore.stage import SceneExplorer
         kind = SceneExplorer if scene or is_scene(concepts) else Explorer
         page = kind(concepts, waits=not first, tell=tell, **options)
         page.worker.ask(background=[lambda stale: _first_is_there(page, marks)])
         return page
-    except UserError as e:
-        _tell(marks, _READY, wrong=str(e))
-        return HTML(f'<p role="alert">{html.escape(str(e))}</p>')
+    except Exception as e: # in a thread, where nobody else would tell it
+        words = traceback.format_exc() if os.environ.get("SAS_NB_DEBUG") == "1" else sentence(e)
+        _tell(marks, _READY, wrong=words)
+        return HTML(f'<p role="alert">{html.escape(words)}</p>')
 
 # %% ../../nbs/explore/05_serve.ipynb #b598bc3b
 def _first_is_there(page, marks:Path|None):
