@@ -55,14 +55,19 @@ def encoded(dit, plain:list[str])->Tensor: # a `VideoDiT`; prompts without place
     return dit.family.embed(pipe, plain, dit.family.text_length)
 
 # %% ../nbs/parts/text.ipynb #fbc925b5
+def _asked(dit, plain:list[str])->list[tuple]: # in fewer bits a prompt is another text
+    return [(prompt, dit.memory.text_bits) for prompt in plain]
+
 def remembered(dit, plain:list[str], most:int=256)->Tensor: # (B, L, D)
     "`encoded`, without all padding but one token; what was read lately is in `dit.texts`."
     encoder = dit.text_encoder if "text_encoder" in dit.loaded else None
     if encoder is not None and dit.texts_by() is not encoder: dit.texts.clear() # another one reads otherwise
-    unread = [p for p in dict.fromkeys(plain) if p not in dit.texts]
-    if unread: dit.texts.update(zip(unread, dit.family.text.short(encoded(dit, unread)).to(dit.dtype)))
-    if unread: dit.texts_by = weakref.ref(dit.text_encoder)
-    rows = [dit.texts[p] for p in plain]
+    unread = [asked for asked in dict.fromkeys(_asked(dit, plain)) if asked not in dit.texts]
+    if unread:
+        texts = dit.family.text.short(encoded(dit, [p for p, _ in unread])).to(dit.dtype)
+        dit.texts.update(zip(unread, texts))
+        dit.texts_by = weakref.ref(dit.text_encoder)
+    rows = [dit.texts[asked] for asked in _asked(dit, plain)]
     while len(dit.texts) > most: dit.texts.pop(next(iter(dit.texts)))
     return dit.family.text.short(dit.family.text.join([r[None] for r in rows]))
 
@@ -75,5 +80,6 @@ def read_once(dit, plain:list[str])->list[Tensor]: # (1, L, D) each, on the CPU
     rows = dict(zip(new, dit.embed(new).split(1))) if new and dit.memory.apart else {} # in one pass
     def make(p): return dict(text=dit.family.text.short(rows[p]) if p in rows else dit.embed(p))
     for p in new: texts[p] = cached(partial(make, p), *who, p)
-    for p, text in texts.items(): dit.texts.setdefault(p, text["text"][0].to(dit.device, dit.dtype))
+    for asked, text in zip(_asked(dit, list(texts)), texts.values()):
+        dit.texts.setdefault(asked, text["text"][0].to(dit.device, dit.dtype))
     return [texts[p]["text"] for p in plain]
