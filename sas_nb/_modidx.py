@@ -377,6 +377,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sas_nb.clip.Clip.to_mp4': ('clip.html#clip.to_mp4', 'sas_nb/clip.py'),
                              'sas_nb.clip.Clip.to_webp': ('clip.html#clip.to_webp', 'sas_nb/clip.py'),
                              'sas_nb.clip._checked_frames': ('clip.html#_checked_frames', 'sas_nb/clip.py'),
+                             'sas_nb.clip._checked_side': ('clip.html#_checked_side', 'sas_nb/clip.py'),
                              'sas_nb.clip._encode': ('clip.html#_encode', 'sas_nb/clip.py'),
                              'sas_nb.clip._pixels': ('clip.html#_pixels', 'sas_nb/clip.py'),
                              'sas_nb.clip._save_gif': ('clip.html#_save_gif', 'sas_nb/clip.py'),

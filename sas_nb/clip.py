@@ -161,13 +161,15 @@ def save(
     return path
 
 # %% ../nbs/00_clip.ipynb #a03398b7
+def _checked_side(side): return whole_number(side, "side", 8, 8192, "give pixels")
+
 @patch
 def to_mp4(
     self:Clip,
-    side:int=480, # a larger short side is scaled down to this
+    side:int=480, # pixels; a larger short side is scaled down to this
 ) -> bytes:
-    "H.264 in memory, for a web page or a widget."
-    factor = side/min(self.shape[2:])
+    "H.264 in memory, for a web page or a widget. Raises `UserError` for a side that cannot be."
+    factor = _checked_side(side)/min(self.shape[2:])
     small = self if factor >= 1 else Clip(
         F.interpolate(self.frames, scale_factor=factor, mode="bilinear", antialias=True), self.fps)
     buffer = BytesIO()
@@ -176,9 +178,9 @@ def to_mp4(
     return buffer.getvalue()
 
 @patch
-def to_webp(self:Clip, side:int=240)->bytes: # a larger short side is scaled down to this
-    "An animated picture in memory, which is quicker to make than a film."
-    scale = min(1., side/min(self.shape[2:]))
+def to_webp(self:Clip, side:int=240)->bytes: # see `to_mp4`
+    "An animated picture in memory, which is quicker to make than a film. Raises `UserError` as `to_mp4`."
+    scale = min(1., _checked_side(side)/min(self.shape[2:]))
     first, *rest = to_images(self.frames, list(range(len(self))), round(self.shape[2]*scale))
     out = BytesIO()
     timing = dict(duration=round(1000/self.fps), loop=0)
