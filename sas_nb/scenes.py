@@ -6,14 +6,14 @@
 __all__ = ['TEMPLATE', 'read_tables', 'train_together', 'compose']
 
 # %% ../nbs/parts/scenes.ipynb #ed4f5d22
-import json
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .command import (check_out, clip_size, command, load_clip, load_concepts, LOOK, run_of,
                             write_concept, write_video)
-from .files import check_names, expanded, UserError
+from .files import check_names, expanded, read_json, UserError
 from .folders import own_name, told_apart
 from .options import (Apart, AtOnce, Base, Batch, Checkpointing, chosen_recipe, Dtype, EditGuidance,
                             Fps, Frames, Guidance, InputsOnHost, Lr, Model, MotionGuidance, Named,
@@ -42,13 +42,7 @@ _KEYS = "appearance", "motion", "mask", "place"
 def read_tables(path:Path)->dict[str, dict]: # by name, in order
     "A file of prompts. Raises `UserError` for one that cannot be read, or says something else."
     path = expanded(path)
-    try: tables = _parsed(path)
-    except OSError as e:
-        raise UserError(f"{str(path)!r} cannot be read ({e.strerror}): write one with "
-                        "sas-nb train-together --template > scene.toml.") from e
-    except ValueError as e:
-        raise UserError(f"{str(path)!r} is not TOML ({str(e)[:100]}): correct it, or begin with "
-                        "sas-nb train-together --template.") from e
+    tables = read_json(path) if path.suffix == ".json" else _read_toml(path)
     for name, table in tables.items(): _check_table(path, name, table)
     return tables
 
@@ -62,12 +56,19 @@ def _check_table(path, name, table):
     if missing: raise UserError(f"In {str(path)!r}, [{name}] has no {missing[0]}: add it, in quotes.")
 
 # %% ../nbs/parts/scenes.ipynb #46b17551
-def _parsed(path):
-    text = path.read_text("utf-8")
-    if path.suffix == ".json": return json.loads(text)
-    for parser in ("tomllib", "tomli"): # the first is Python's own from 3.11 on
-        try: return import_module(parser).loads(text)
-        except ModuleNotFoundError: continue
+def _read_toml(path)->dict:
+    parser = _toml_parser()
+    try: return parser.loads(path.read_text("utf-8"))
+    except OSError as e:
+        raise UserError(f"{str(path)!r} cannot be read ({e.strerror}): write one with "
+                        "sas-nb train-together --template > scene.toml.") from e
+    except ValueError as e:
+        raise UserError(f"{str(path)!r} is not TOML ({str(e)[:100]}): correct it, or begin with "
+                        "sas-nb train-together --template.") from e
+
+def _toml_parser():
+    for name in ("tomllib", "tomli"): # the first is Python's own from 3.11 on
+        with suppress(ModuleNotFoundError): return import_module(name)
     raise UserError("Reading TOML needs Python 3.11 or the package tomli: install it with pip install tomli, "
                     "or write the same as JSON, in a file that ends in .json.")
 

@@ -489,6 +489,20 @@ def test_a_file_of_prompts_that_is_none(films, tmp_path, text, says):
     assert out.exit_code == 1 and says in " ".join(out.output.split()) and not (tmp_path/"out").exists(), out.output
 
 
+@pytest.mark.parametrize("text, says", [("[]", "holds no JSON object"), ("{", "is no JSON"), ('{"a": 1}', "outside a table")])
+def test_a_file_of_prompts_in_json_that_is_none(films, tmp_path, text, says):
+    (tmp_path/"p.json").write_text(text)
+    out = run(*films, "--prompts", tmp_path/"p.json", "--out", tmp_path/"out", "--frames", 5)
+    assert out.exit_code == 1 and says in " ".join(out.output.split()) and "should not have" not in out.output
+
+
+def test_without_a_parser_of_toml_it_is_named(films, tmp_path, monkeypatch):
+    def missing(name): raise ModuleNotFoundError(name)
+    monkeypatch.setattr("sas_nb.scenes.import_module", missing)
+    (tmp_path/"p.toml").write_text(TEMPLATE)
+    assert "is not TOML" not in (said := run(*films, "--prompts", tmp_path/"p.toml", "--out", tmp_path/"out").output) and "pip install tomli" in said
+
+
 def test_films_and_tables_go_together_in_their_order(films, tmp_path):
     (tmp_path/"scene.toml").write_text(TEMPLATE.replace("[dancer]", "[right]").replace("[waves]", "[left]"))
     out = run(*films, "--prompts", tmp_path/"scene.toml", "--out", tmp_path/"out", "--frames", 5, "--set", "both.batch=1.5")
