@@ -27,14 +27,17 @@ from .maps import AVERAGE, in_words, map_of, PARTS, Position
 from .mixtures import apart, brought_out, measured
 from .prompts import sentence
 from .room import keep_together, room_for, Stopwatch
-from ..files import UserError, whole_number
+from ..files import check_names, UserError, whole_number
 from ..prompt import known_words
 _all_ = ["AVERAGE", "PARTS", "Position"]
 
 # %% ../../nbs/explore/01_renderer.ipynb #93ff3440
+_SIZE = "num_frames", "height", "width", "fps"
+
 class Videos:
     "Videos of places on a grid, each made once; a subclass has `snap`, `start` and `clip`."
     def __init__(self, first:Concept, steps:int|None, preview:int, most:int, guidance:float|None, size:dict):
+        check_names(size, _SIZE, type(self).__name__, dict(frames="num_frames"))
         self.dit = first.base() # nothing but its configuration is read yet
         self.steps = checked_steps(self.dit.defaults.steps if steps is None else steps)
         self.preview = checked_steps(preview)

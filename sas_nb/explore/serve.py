@@ -139,7 +139,7 @@ def _write_site(folder:Path, concepts, options:dict, token:str, host:str, port:i
 
 # %% ../../nbs/explore/05_serve.ipynb #7a48d9ef
 def _check_port(host:str, port:int):
-    with socket.socket() as s:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))
         except OSError as e:
@@ -163,7 +163,7 @@ def _check_site(named:dict, host:str, port:int):
 def _await(server, host:str, port:int, log, seconds:float=60):
     "Until somebody answers."
     until = time.time()+seconds
-    reach = "127.0.0.1" if host in ("", "0.0.0.0") else host
+    reach = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     while time.time() < until and server.poll() is None:
         try: return socket.create_connection((reach, port), 1).close()
         except OSError: time.sleep(.1)
