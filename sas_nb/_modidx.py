@@ -2703,6 +2703,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sas_nb.text.UnorderedText.masked': ('parts/text.html#unorderedtext.masked', 'sas_nb/text.py'),
                              'sas_nb.text.UnorderedText.words': ('parts/text.html#unorderedtext.words', 'sas_nb/text.py'),
                              'sas_nb.text._asked': ('parts/text.html#_asked', 'sas_nb/text.py'),
+                             'sas_nb.text._vector': ('parts/text.html#_vector', 'sas_nb/text.py'),
                              'sas_nb.text.add_tokens': ('parts/text.html#add_tokens', 'sas_nb/text.py'),
                              'sas_nb.text.encoded': ('parts/text.html#encoded', 'sas_nb/text.py'),
                              'sas_nb.text.join_texts': ('parts/text.html#join_texts', 'sas_nb/text.py'),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from .cache import cached, in_cache
 from .fast import trim
+from .files import UserError
 
 # %% ../nbs/parts/text.ipynb #6450d882
 def join_texts(texts:list[Tensor], least:int=0)->Tensor:
@@ -21,13 +22,20 @@ def join_texts(texts:list[Tensor], least:int=0)->Tensor:
     return torch.cat([F.pad(t, (0, 0, 0, longest-t.shape[1])) for t in texts])
 
 # %% ../nbs/parts/text.ipynb #da811d9b
+def _vector(word:str, given, text:Tensor)->Tensor: # (D,)
+    shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    if shape != text.shape[-1:]:
+        raise UserError(f"The vector of {word} must be a tensor of shape {tuple(text.shape[-1:])}, and this is "
+                        f"{shape}: give one that was learned on this model.")
+    return given.to(text)
+
 def add_tokens(text:Tensor,              # (B, L, D) as `VideoDiT.embed` gives it
                placeholders:list,        # of each prompt
                tokens:dict[str, Tensor], # their vectors, (D,)
               )->Tensor:                 # (B, L', D)
     """Add the vectors of placeholders to each text, differentiable in them. Text has no order for a DiT, so
-    where they stand does not matter."""
-    given = [[tokens[f].to(text) for f in fs if f in tokens] for fs in placeholders]
+    where they stand does not matter. Raises `UserError` for a vector of another width."""
+    given = [[_vector(f, tokens[f], text) for f in fs if f in tokens] for fs in placeholders]
     if not (longest := max(map(len, given))): return text
     nothing = text.new_zeros(text.shape[-1])
     rows = [torch.stack(vectors + [nothing]*(longest-len(vectors))) for vectors in given]
