@@ -13,6 +13,7 @@ from sas_nb.explore.links import examples_of
 from sas_nb.explore.maps import AVERAGE, in_words, percents, Position
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
+from sas_nb.explore.scene import SceneStudio
 from sas_nb.explore.serve import at_hand, explorer_page, own_concepts
 from sas_nb.explore.sights import between, cell_position, filmed, strip, strip_of
 from sas_nb.explore.widgets import Clips, Strip
@@ -138,6 +139,12 @@ def test_a_strip_holds_all_frames_in_a_row():
     s = strip(frames, 10., side=20, most=15)
     picture = np.asarray(Image.open(BytesIO(s.data)).convert("L"))
     assert (s.frames, s.fps, s.shape, picture.shape) == (15, 5., 2., (20, 600)) and picture[:, :38].min() > 200 and picture[:, 44:].max() < 60
+
+
+def test_room_is_kept_in_the_videos_shape(zoo):
+    some = dict(list(zoo.items())[:2])
+    for kind in (Studio, SceneStudio):
+        assert kind(some).shape == 1. and kind(some, height=32, width=64).shape == 2. and kind(some, width=32).shape == .5
 
 
 def test_a_strip_of_a_preview_and_of_a_film(studio):
@@ -287,6 +294,7 @@ def test_a_face_that_cannot_be_made_leaves_a_gap(studio, tmp_path, monkeypatch):
     monkeypatch.setattr(sights, "filmed", lambda info, *args: None if "woman" in info.get("appearance", "") else 1/0)
     e = Explorer(studio, out=tmp_path); assert e.worker.wait()
     assert list(e.faces.strips) == ["woman-00"] and len(e.gaps) == 4 and e.filmed["woman-00"] is False
+    assert "A part of the page is missing. Something went wrong that should not have (ZeroDivisionError" in e.message.value
     e.close(); e.worker.wait()
 
 

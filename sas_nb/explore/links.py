@@ -8,12 +8,12 @@ __all__ = ['link', 'field', 'link_words', 'examples_of', 'link_all', 'show_view'
 # %% ../../nbs/explore/03_links.ipynb #6e2887cd
 from dataclasses import replace
 from functools import partial
-import html
 from operator import eq
 import traitlets as tr
 from .controls import WORDS
 from .offered import show_sliders, try_sliders
 from .sights import between, show_references, show_table, show_way
+from .widgets import status
 from .words import chosen_chips, fitting, MOVEMENT, toggled
 from ..prompt import unknown_words
 
@@ -157,10 +157,7 @@ def _link_followers(e):
 
 # %% ../../nbs/explore/03_links.ipynb #a16733ae
 def _link_sentences(e):
-    def said(p):
-        says = e.studio.apart(p)
-        return says and f'<span role="status">{html.escape(says)}</span>'
-    tr.dlink((e, "position"), (e.apart, "value"), said)
+    tr.dlink((e, "position"), (e.apart, "value"), lambda p: status(e.studio.apart(p)))
 
 # %% ../../nbs/explore/03_links.ipynb #158d1307
 def show_view(e):

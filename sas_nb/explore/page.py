@@ -19,7 +19,7 @@ from .controls import add_controls, button, show_pins
 from .layout import box, layout, opened, Room
 from .links import link_all
 from .sights import ask_for_faces
-from .widgets import draw, Screen
+from .widgets import draw, Screen, status
 from .words import carried, chips_of
 from .worker import Cancelled, Worker
 from ..files import expanded, UserError
@@ -233,7 +233,7 @@ def _tell(e, write):
     "Do it, and say where it went or why not."
     try: words = f"Wrote {write()}"
     except (UserError, OSError) as error: words = str(error)
-    e.message.value = f'<span role="status">{html.escape(words)}</span>'
+    e.message.value = status(words)
 
 # %% ../../nbs/explore/04_page.ipynb #9fe7ad43
 def _target(e, end:str="")->Path:

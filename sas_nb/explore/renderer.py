@@ -26,7 +26,7 @@ from .concepts import lasting_places, listed, named_concepts
 from .maps import AVERAGE, in_words, map_of, PARTS, Position
 from .mixtures import apart, brought_out, measured
 from .prompts import sentence
-from .room import keep_together, room_for, Stopwatch
+from .room import clip_shape, keep_together, room_for, Stopwatch
 from ..files import check_names, UserError, whole_number
 from ..prompt import known_words
 _all_ = ["AVERAGE", "PARTS", "Position"]
@@ -46,6 +46,8 @@ class Videos:
         self.pace = None          # a `Pace`, once measured
         self.kept = OrderedDict() # (place, is it a preview?) -> video
         self.known = {}           # what was worked out once
+        _, height, width = clip_shape(first, *map(size.get, _SIZE[:3]))
+        self.shape = width/height # of each video, so that room is kept before it comes
         self.room = room_for(first, self.steps, self.preview, **size)
         self.dit.memory = self.room.memory
 
