@@ -74,8 +74,8 @@ def _draw(clip, dit, path:Path)->str: # a `VideoDiT`; what it shows
     back, psnr = dit.round_trip(clip)
     rows = {"the clip": clip, f"through the autoencoder of {dit.name}: PSNR {psnr:.1f} dB": back}
     with atomic(path) as tmp: contact_sheet(rows).save(tmp, exif=picture_mark())
-    return (f"Wrote {path}: the clip, and the most that {dit.name!r} can show of it ({psnr:.1f} dB; at 30 few "
-            "people see a difference, at 20 everybody).")
+    return (f"Wrote {path}: the clip, and the most that {dit.name!r} can show of it ({psnr:.1f} dB; at 30 "
+            "few people see a difference, at 20 everybody).")
 
 # %% ../nbs/parts/cli.ipynb #2bd7f2a3
 @command("sas-nb inspect clips/dancer.mp4",

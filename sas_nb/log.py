@@ -33,11 +33,12 @@ def _is_row(line:str)->bool:
     return isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int)
 
 def check_log(path:Path):
-    "Raise `UserError` where a `log.jsonl` is not what trainings wrote, but for a last line that is cut short."
+    "Raise `UserError` where a `log.jsonl` is not what trainings wrote; its last line may be cut short."
     *whole, last = _lines(path) or [""]
     is_cut = not last.endswith("}") and (_BEGINS.startswith(last) or last.startswith(_BEGINS))
     if not all(map(_is_row, whole if is_cut else [*whole, last])):
-        raise UserError(f"{str(path)!r} is not the log of a training: move it away, or choose another folder.")
+        raise UserError(f"{str(path)!r} is not the log of a training: move it away, or choose another "
+                        "folder.")
 
 # %% ../nbs/parts/log.ipynb #492be89c
 class Log:

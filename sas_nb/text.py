@@ -23,10 +23,10 @@ def join_texts(texts:list[Tensor], least:int=0)->Tensor:
 
 # %% ../nbs/parts/text.ipynb #da811d9b
 def _vector(word:str, given, text:Tensor)->Tensor: # (D,)
-    shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-    if shape != text.shape[-1:]:
-        raise UserError(f"The vector of {word} must be a tensor of shape {tuple(text.shape[-1:])}, and this is "
-                        f"{shape}: give one that was learned on this model.")
+    got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    if got != (shape := tuple(text.shape[-1:])):
+        raise UserError(f"The vector of {word} must be a tensor of shape {shape}, and this is {got}: give one "
+                        "that was learned on this model.")
     return given.to(text)
 
 def add_tokens(text:Tensor,              # (B, L, D) as `VideoDiT.embed` gives it
