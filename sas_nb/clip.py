@@ -102,6 +102,8 @@ def _pixels(clip, scale=None):
     x = (clip.frames*255).round().byte().permute(0, 2, 3, 1)
     return x.repeat_interleave(scale, 1).repeat_interleave(scale, 2).numpy()
 
+def _checked_side(side): return whole_number(side, "side", 8, 8192, "give pixels")
+
 # %% ../nbs/00_clip.ipynb #6d3c042f
 def _stream(container, height, width, rate, codec, options):
     "A stream of yuv420p in the BT.709 colours that browsers expect."
@@ -161,8 +163,6 @@ def save(
     return path
 
 # %% ../nbs/00_clip.ipynb #a03398b7
-def _checked_side(side): return whole_number(side, "side", 8, 8192, "give pixels")
-
 @patch
 def to_mp4(
     self:Clip,

@@ -25,8 +25,8 @@ def join_texts(texts:list[Tensor], least:int=0)->Tensor:
 def _vector(word:str, given, text:Tensor)->Tensor: # (D,)
     got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
     if got != (shape := tuple(text.shape[-1:])):
-        raise UserError(f"The vector of {word} must be a tensor of shape {shape}, and this is {got}: give one "
-                        "that was learned on this model.")
+        raise UserError(f"The vector of {word} must be a tensor of shape {shape}, and this is {got}: give "
+                        "one that was learned on this model.")
     return given.to(text)
 
 def add_tokens(text:Tensor,              # (B, L, D) as `VideoDiT.embed` gives it
@@ -62,10 +62,11 @@ def encoded(dit, plain:list[str])->Tensor: # a `VideoDiT`; prompts without place
     pipe = dit.family.reader(*parts) if dit.checkpoint else dit.pipe
     return dit.family.embed(pipe, plain, dit.family.text_length)
 
-# %% ../nbs/parts/text.ipynb #fbc925b5
+# %% ../nbs/parts/text.ipynb #askd0py1
 def _asked(dit, plain:list[str])->list[tuple]: # in fewer bits a prompt is another text
     return [(prompt, dit.memory.text_bits) for prompt in plain]
 
+# %% ../nbs/parts/text.ipynb #fbc925b5
 def remembered(dit, plain:list[str], most:int=256)->Tensor: # (B, L, D)
     "`encoded`, without all padding but one token; what was read lately is in `dit.texts`."
     encoder = dit.text_encoder if "text_encoder" in dit.loaded else None

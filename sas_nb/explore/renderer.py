@@ -31,9 +31,14 @@ from ..files import check_names, UserError, whole_number
 from ..prompt import known_words
 _all_ = ["AVERAGE", "PARTS", "Position"]
 
-# %% ../../nbs/explore/01_renderer.ipynb #93ff3440
+# %% ../../nbs/explore/01_renderer.ipynb #sz0py001
 _SIZE = "num_frames", "height", "width", "fps"
 
+def _proportions(first:Concept, size:dict)->float: # width by height
+    _, height, width = clip_shape(first, *map(size.get, _SIZE[:3]))
+    return width/height
+
+# %% ../../nbs/explore/01_renderer.ipynb #93ff3440
 class Videos:
     "Videos of places on a grid, each made once; a subclass has `snap`, `start` and `clip`."
     def __init__(self, first:Concept, steps:int|None, preview:int, most:int, guidance:float|None, size:dict):
@@ -46,8 +51,7 @@ class Videos:
         self.pace = None          # a `Pace`, once measured
         self.kept = OrderedDict() # (place, is it a preview?) -> video
         self.known = {}           # what was worked out once
-        _, height, width = clip_shape(first, *map(size.get, _SIZE[:3]))
-        self.shape = width/height # of each video, so that room is kept before it comes
+        self.shape = _proportions(first, size) # of each video, so that room is kept before it comes
         self.room = room_for(first, self.steps, self.preview, **size)
         self.dit.memory = self.room.memory
 

@@ -14,7 +14,7 @@ import tempfile, threading, time, traceback, webbrowser
 from ..bases import told
 from .concepts import is_saved, is_scene, lasting_places, listed, named_concepts
 from .opening import shape_of_page, STATIC, title_of
-from ..files import expanded, needs, UserError
+from ..files import expanded, needs, read_json, UserError
 from ..folders import concept_folder, zoo_list, zoo_place
 from ..terminal import sentence
 
@@ -237,19 +237,16 @@ def site(concepts, host:str="127.0.0.1", port:int=8866, out:str|Path="explored",
 # %% ../../nbs/explore/05_serve.ipynb #b28de66c
 def own_concepts(folder:str|Path=".", depth:int=4)->list[Path]:
     "Runs and saved concepts in a folder and in `out` and other folders in it, the newest first."
-    files = {}
+    times = {}
     level = [Path(folder)]
     for _ in range(depth):
         level = [p for f in level for p in _folders(f)]
         for p in level:
-            if p.name != "concept" and os.path.isfile(p/"concept.json"): files[p] = p/"concept.json"
-            if os.path.isfile(p/"concept"/"concept.json"): files[p] = p/"concept"/"concept.json"
-        level = [p for p in level if p not in files]
-    return sorted(files, key=lambda p: _changed_at(files[p]), reverse=True)
-
-def _changed_at(file:Path)->float: # in seconds since 1970
-    with suppress(OSError): return os.path.getmtime(file)
-    return 0. # it is gone meanwhile
+            for file in [p/"concept.json"]*(p.name != "concept") + [p/"concept"/"concept.json"]:
+                with suppress(OSError): # it may go while we look
+                    if os.path.isfile(file): times[p] = os.path.getmtime(file)
+        level = [p for p in level if p not in times]
+    return sorted(times, key=times.get, reverse=True)
 
 # %% ../../nbs/explore/05_serve.ipynb #dc18b5b9
 def _folders(folder:Path)->list[Path]:
@@ -260,9 +257,7 @@ def _folders(folder:Path)->list[Path]:
 # %% ../../nbs/explore/05_serve.ipynb #d7b1988d
 def _says(place:Path)->dict:
     "What a concept's file says; nothing where it cannot be read."
-    with suppress(OSError, ValueError):
-        about = json.loads((concept_folder(place)/"concept.json").read_text())
-        if isinstance(about, dict): return about
+    with suppress(UserError): return read_json(concept_folder(place)/"concept.json")
     return {}
 
 def _fits(place:Path, base:str)->bool: # fingerprint of a model
