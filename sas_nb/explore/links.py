@@ -28,7 +28,8 @@ def link(e, widget, trait:str, put, get, same=eq):
     widget.observe(take, trait)
     e.observe(follow, "position")
 
-def field(name:str): # put and get of one field of a position
+def field(name:str)->tuple: # two functions
+    "`put` and `get`, as `link` takes them, of one field of a position."
     return lambda p, value: replace(p, **{name: value}), lambda p: getattr(p, name)
 
 # %% ../../nbs/explore/03_links.ipynb #8c7faa27
@@ -47,6 +48,7 @@ def _link_part(e, part:str):
 
 # %% ../../nbs/explore/03_links.ipynb #354b1afb
 def link_words(e):
+    "The prompt and its chips to the position; unknown words are marked."
     def own(): return e.studio.own_prompt(e.position)
     def put(p, text): return replace(p, prompt="" if text.strip() == e.studio.own_prompt(p) else text.strip())
     def get(p): return p.prompt or e.studio.own_prompt(p)

@@ -218,7 +218,8 @@ def _stop(e):
     if e.screen.progress >= 0: e.screen.note = "stopping after this step"
     e.worker.ask()
 
-def buttons_of(e)->dict:
+def buttons_of(e)->dict[str, iw.Button]:
+    "The buttons of a page, by what they do: cancel, full, pin, save, export."
     as_concept = "Write this place as a concept into the output folder"
     as_lora = "Write this place as an ordinary LoRA into the output folder"
     full = "Make the video with all steps: it takes long on this base"

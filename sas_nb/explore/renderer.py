@@ -26,23 +26,17 @@ from .concepts import lasting_places, listed, named_concepts
 from .maps import AVERAGE, in_words, map_of, PARTS, Position
 from .mixtures import apart, brought_out, measured
 from .prompts import sentence
-from .room import clip_shape, keep_together, room_for, Stopwatch
+from .room import keep_together, proportions, room_for, Stopwatch
 from ..files import check_names, UserError, whole_number
 from ..prompt import known_words
 _all_ = ["AVERAGE", "PARTS", "Position"]
-
-# %% ../../nbs/explore/01_renderer.ipynb #sz0py001
-_SIZE = "num_frames", "height", "width", "fps"
-
-def _proportions(first:Concept, size:dict)->float: # width by height
-    _, height, width = clip_shape(first, *map(size.get, _SIZE[:3]))
-    return width/height
 
 # %% ../../nbs/explore/01_renderer.ipynb #93ff3440
 class Videos:
     "Videos of places on a grid, each made once; a subclass has `snap`, `start` and `clip`."
     def __init__(self, first:Concept, steps:int|None, preview:int, most:int, guidance:float|None, size:dict):
-        check_names(size, _SIZE, type(self).__name__, dict(frames="num_frames"))
+        check_names(size, ("num_frames", "height", "width", "fps"), type(self).__name__,
+                    dict(frames="num_frames"))
         self.dit = first.base() # nothing but its configuration is read yet
         self.steps = checked_steps(self.dit.defaults.steps if steps is None else steps)
         self.preview = checked_steps(preview)
@@ -51,7 +45,7 @@ class Videos:
         self.pace = None          # a `Pace`, once measured
         self.kept = OrderedDict() # (place, is it a preview?) -> video
         self.known = {}           # what was worked out once
-        self.shape = _proportions(first, size) # of each video, so that room is kept before it comes
+        self.shape = proportions(first, **size) # of each video, so that room is kept before it comes
         self.room = room_for(first, self.steps, self.preview, **size)
         self.dit.memory = self.room.memory
 
@@ -100,7 +94,9 @@ def __repr__(self:Studio):
 def _nearest(x, step:float)->float: return round(round(float(x)/step)*step, 6) + 0. # no -0
 
 @patch(as_prop=True)
-def grid(self:Studio)->tuple: return tuple(self.maps[part].step for part in PARTS)
+def grid(self:Studio)->tuple[float, float]:
+    "The steps of both maps, to which positions are snapped: appearance, motion."
+    return tuple(self.maps[part].step for part in PARTS)
 
 # %% ../../nbs/explore/01_renderer.ipynb #ffc9243b
 FARTHEST = 3 # standard deviations, either way along a component
@@ -230,7 +226,8 @@ def _make(studio, p, quick:bool, watch)->bytes:
     return video
 
 @patch
-def clip(self:Studio, p:Position, steps:int, **how)->Clip:
+def clip(self:Studio, p:Position, steps:int, **how)->Clip: # of `Concept.generate`
+    "The video at a place, made anew. Raises `UserError`."
     return self.concept(p).generate(p.prompt or self.own_prompt(p), p.seed, steps, **how)
 
 @patch
