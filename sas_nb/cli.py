@@ -6,7 +6,6 @@
 __all__ = ['AsJson', 'main', 'models', 'inspect', 'plan', 'train', 'generate', 'info', 'export', 'explore']
 
 # %% ../nbs/parts/cli.ipynb #06764a38
-from dataclasses import replace
 import filecmp, json
 from pathlib import Path
 from typing import Annotated, Optional
@@ -15,11 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from . import __version__
-from .answers import (draw_round_trip, draw_run, log_of, norms_table, provenance, say_learned,
-                            words_table)
+from .answers import norms_table, provenance, words_table
 from .cache import data_path, named_film
-from .command import (app, clip_size, command, ConceptFolder, load_clip, load_concept,
-                            LOOK, write_video)
+from .command import (app, check_out, clip_size, command, ConceptFolder, load_clip, load_concept,
+                            LOOK, run_of, write_concept, write_video)
 from .files import expanded, read_about, UserError
 from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_recipe,
                             Counterfactual, Dtype, EditGuidance, Fps, Frames, Guidance, InputsOnHost, Lr,
@@ -29,7 +27,8 @@ from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_r
                             Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Video, VideoSeed, Weights,
                             wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
-from .terminal import as_options, caution, check_name, check_writable, say, show
+from .terminal import as_options, caution, say, show
+from .writing import atomic, picture_mark
 
 # %% ../nbs/parts/cli.ipynb #6fbb8334
 def _version(wanted):
@@ -69,9 +68,14 @@ _PICTURE = typer.Option(help="Draw the clip beside what is left of it after the 
                              "no concept can show more.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-def _check_picture(path):
-    check_name(path, (".png", ".jpg", ".webp"), "picture")
-    check_writable(path)
+def _draw(clip, dit, path:Path)->str: # a `VideoDiT`; what it shows
+    "Draw a clip beside its round trip."
+    from sas_nb.sheet import contact_sheet
+    back, psnr = dit.round_trip(clip)
+    rows = {"the clip": clip, f"through the autoencoder of {dit.name}: PSNR {psnr:.1f} dB": back}
+    with atomic(path) as tmp: contact_sheet(rows).save(tmp, exif=picture_mark())
+    return (f"Wrote {path}: the clip, and the most that {dit.name!r} can show of it ({psnr:.1f} dB; at 30 "
+            "few people see a difference, at 20 everybody).")
 
 # %% ../nbs/parts/cli.ipynb #2bd7f2a3
 @command("sas-nb inspect clips/dancer.mp4",
@@ -82,13 +86,13 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
             picture:Annotated[Optional[Path], _PICTURE]=None, as_json:AsJson=False):
     """Say what the model would see of a video: which frames, which part of the picture, and what may spoil
     the training."""
-    if picture: _check_picture(picture)
+    if picture: check_out(picture, (".png", ".jpg", ".webp"), "picture")
     named_dtype(dtype) # told even where no picture is wanted
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     about = clip_size(model, revision=revision).about
     words = as_options(str(seen.report)) + f"\n  model    {model!r} {about}"*bool(about)
     say(json.dumps(seen.report.to_dict(), indent=1) if as_json else words)
-    shown = draw_round_trip(seen, named_model(model, dtype, revision), picture) if picture else ""
+    shown = _draw(seen, named_model(model, dtype, revision), picture) if picture else ""
     if shown and not as_json: say(shown)
 
 # %% ../nbs/parts/cli.ipynb #b7d2e1f3
@@ -151,23 +155,11 @@ def train(clip:Annotated[Path, _FILM], appearance:Annotated[str, _APPEARANCE], m
     wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
                   swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,
                   text_bits=text_bits)
-    run = _run(out, progress=not quiet, save_every=save_every, sample_every=sample_every,
-               sample_steps=sample_steps)
+    run = run_of(out, progress=not quiet, save_every=save_every, sample_every=sample_every,
+                 sample_steps=sample_steps)
     seen = load_clip(clip, model, frames, fps, start, size, revision)
     loaded = named_model(model, dtype, revision) if dtype or revision else model
     _learn(clip, seen, prompts, loaded, chosen, run, sheet, wish, basis)
-
-# %% ../nbs/parts/cli.ipynb #f8321628
-def _run(out, **given): # a `Run` of what was given
-    from sas_nb.recipe import Run
-    return Run(out, **{k: v for k, v in given.items() if v is not None})
-
-def _fitted(model, shape, recipe, wish, progress): # shape of a `Clip`
-    "A `Memory` with what was wished for; the plan chooses the rest."
-    from sas_nb.dit import VideoDiT
-    from sas_nb.plan import fitting
-    T, _, H, W = shape
-    return fitting(VideoDiT.of(model), (T, H, W), recipe, wishes=wish, progress=progress)
 
 # %% ../nbs/parts/cli.ipynb #7b0c1e6b
 def _is_shipped(film:Path)->bool:
@@ -192,12 +184,8 @@ def _learn(film, clip, prompts, model, recipe, run, sheet, wish, basis): # wishe
     basis = basis and _member(basis)
     for words in [f"{w}." for w in clip.report.warnings] + lint(prompts): caution(as_options(words))
     if run.progress: _note(getattr(model, "name", model), film)
-    check_writable(run.out, folder=True)
-    if wish: run = replace(run, memory=_fitted(model, clip.shape, recipe, wish, run.progress))
-    before = log_of(run.out)
-    concept = learn(clip, prompts, model, recipe, run, basis)
-    finished = before is not None and before == log_of(run.out)
-    say_learned(concept, run.out, finished, sheet and draw_run(concept, clip, run.out, finished))
+    def train(run): return learn(clip, prompts, model, recipe, run, basis)
+    write_concept(train, dict(filmed=clip), model, recipe, run, wish, sheet)
 
 # %% ../nbs/parts/cli.ipynb #e7ae545c
 _PROMPT = typer.Argument(help="What to show; the training prompt when not given. \\[v] and \\[u] stand for "
@@ -218,8 +206,7 @@ def generate(concept:ConceptFolder, prompt:Annotated[Optional[str], _PROMPT]=Non
              dtype:Dtype=None, apart:Apart=None, weights:Weights=None, swapped:Swapped=None,
              tiled:Tiled=None, vae_bits:VaeBits=None, text_bits:TextBits=None, quiet:Quiet=False):
     "Make a video of a concept, as it was trained or edited by a prompt."
-    check_name(out)
-    check_writable(out)
+    check_out(out)
     scaled = load_concept(concept, model, dtype, revision).at(appearance, motion)
     wish = wishes(apart=apart, weights=weights, swapped=swapped, tiled=tiled, vae_bits=vae_bits,
                   text_bits=text_bits)

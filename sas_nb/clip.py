@@ -18,7 +18,7 @@ from .files import expanded, UserError, whole_number
 from .preflight import Preflight
 from .sheet import contact_sheet, to_images
 from .video import checked_fps, read_video
-from .writing import atomic
+from .writing import atomic, MARK
 
 # %% auto #0
 __all__ = ['Clip']
@@ -102,6 +102,8 @@ def _pixels(clip, scale=None):
     x = (clip.frames*255).round().byte().permute(0, 2, 3, 1)
     return x.repeat_interleave(scale, 1).repeat_interleave(scale, 2).numpy()
 
+def _checked_side(side): return whole_number(side, "side", 8, 8192, "give pixels")
+
 # %% ../nbs/00_clip.ipynb #6d3c042f
 def _stream(container, height, width, rate, codec, options):
     "A stream of yuv420p in the BT.709 colours that browsers expect."
@@ -135,12 +137,12 @@ def _save_gif(path, pixels, fps):
     ends = [round(100*(k + 1)/fps) for k in range(len(pixels))]
     stays = [10*d for d in np.diff([0, *ends]).tolist()] # milliseconds
     first, *others = (Image.fromarray(x) for x in pixels)
-    first.save(path, save_all=True, append_images=others, loop=0, duration=stays)
+    first.save(path, save_all=True, append_images=others, loop=0, duration=stays, comment=MARK)
 
 def _save_video(path, pixels, fps):
     options = {} if path.suffix.lower() == ".webm" else {"movflags": "+faststart"}
     with av.open(str(path), "w", options=options) as f:
-        f.metadata["comment"] = "sas_nb" # so that it is known as ours, and may be written anew
+        f.metadata["comment"] = MARK
         _encode(f, pixels, fps, *_CODECS[path.suffix.lower()])
 
 # %% ../nbs/00_clip.ipynb #b481af16
@@ -164,10 +166,10 @@ def save(
 @patch
 def to_mp4(
     self:Clip,
-    side:int=480, # a larger short side is scaled down to this
+    side:int=480, # pixels; a larger short side is scaled down to this
 ) -> bytes:
-    "H.264 in memory, for a web page or a widget."
-    factor = side/min(self.shape[2:])
+    "H.264 in memory, for a web page or a widget. Raises `UserError` for a side that cannot be."
+    factor = _checked_side(side)/min(self.shape[2:])
     small = self if factor >= 1 else Clip(
         F.interpolate(self.frames, scale_factor=factor, mode="bilinear", antialias=True), self.fps)
     buffer = BytesIO()
@@ -176,9 +178,9 @@ def to_mp4(
     return buffer.getvalue()
 
 @patch
-def to_webp(self:Clip, side:int=240)->bytes: # a larger short side is scaled down to this
-    "An animated picture in memory, which is quicker to make than a film."
-    scale = min(1., side/min(self.shape[2:]))
+def to_webp(self:Clip, side:int=240)->bytes: # see `to_mp4`
+    "An animated picture in memory, which is quicker to make than a film. Raises `UserError` as `to_mp4`."
+    scale = min(1., _checked_side(side)/min(self.shape[2:]))
     first, *rest = to_images(self.frames, list(range(len(self))), round(self.shape[2]*scale))
     out = BytesIO()
     timing = dict(duration=round(1000/self.fps), loop=0)

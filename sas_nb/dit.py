@@ -108,6 +108,9 @@ def encode(self:VideoDiT,
            frames:Tensor, # (B, T, 3, H, W) in [0, 1]; T = 4n+1, H and W multiples of 16
           )->Tensor:      # (B, C, t, h, w) latents of about unit variance, float32
     "Clips to latents. Images are clips with T = 1. Raises `UserError` for sizes that do not fit."
+    if frames.ndim != 5:
+        raise UserError(f"Clips to encode have the shape (B, T, 3, H, W), and this is {tuple(frames.shape)}: "
+                        "give one clip as frames[None].")
     self.check_size(frames.shape[1], *frames.shape[-2:])
     return encoded_frames(self, frames)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from .cache import named_folder, shipped_film
 from .files import expanded, read_about, UserError
+from .writing import may_replace
 
 # %% ../nbs/parts/folders.ipynb #0e4c2d7f
 def concept_folder(folder:str|Path)->Path:
@@ -55,19 +56,11 @@ def film_of(folder:str|Path)->Path:
     "Where the clip of a concept, or of a run, is kept."
     return run_folder(folder)/"reference.mp4"
 
-def _may_replace(path:Path)->bool:
-    "Is there no film yet, or one that was written here?"
-    import av
-    if not os.path.lexists(path): return True
-    with suppress(OSError, av.FFmpegError), av.open(str(path)) as film:
-        return film.metadata.get("comment") == "sas_nb"
-    return False
-
 def keep_film(clip, folder:str|Path): # a `Clip`, and where its concept is
     "Write the film beside a concept, where it can be: nothing that was learned depends on it."
     path = film_of(folder)
     with suppress(UserError):
-        if _may_replace(path): clip.save(path)
+        if may_replace(path): clip.save(path)
 
 # %% ../nbs/parts/folders.ipynb #5d27eab5
 def zoo_place(name:str|Path)->Path|None:

@@ -168,11 +168,13 @@ def free(self:LazyPipeline, *names:str):
 # %% ../nbs/parts/pipeline.ipynb #adecfeae
 @patch(as_prop=True)
 def device(self:LazyPipeline)->torch.device: # diffusers' own property searches all modules
+    "Where the transformer is, or would be read to."
     held = self._held("transformer")
     return self.checkpoint.device if held is None else self.family.first_weight(held).device
 
 @patch(as_prop=True)
 def dtype(self:LazyPipeline)->torch.dtype:
+    "The precision in which the transformer computes, or would."
     held = self._held("transformer")
     return self.checkpoint.dtype if held is None else self.family.first_weight(held).dtype
 

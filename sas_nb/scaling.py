@@ -13,6 +13,8 @@ from .rates import gradient_norms, move
 
 # %% ../nbs/parts/scaling.ipynb #e20c66e0
 def try_step(trainer)->bool: # False if the gradient was too large for fp16
+    """One optimizer step of a `Trainer`, or half its loss scale. Raises `UserError` for a gradient that is
+    finite at none."""
     times, losses = trainer.accumulate()
     norms = gradient_norms(trainer)
     if finite := bool(torch.isfinite(norms).all()):

@@ -6,21 +6,21 @@
 __all__ = ['TEMPLATE', 'read_tables', 'train_together', 'compose']
 
 # %% ../nbs/parts/scenes.ipynb #ed4f5d22
-import json
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .answers import draw_run, log_of, say_learned
-from .command import clip_size, command, load_clip, load_concepts, LOOK, write_video
-from .files import check_names, expanded, UserError
+from .command import (check_out, clip_size, command, load_clip, load_concepts, LOOK, run_of,
+                            write_concept, write_video)
+from .files import check_names, expanded, read_json, UserError
 from .folders import own_name, told_apart
 from .options import (Apart, AtOnce, Base, Batch, Checkpointing, chosen_recipe, Dtype, EditGuidance,
-                            Fps, Frames, Guidance, Lr, Model, MotionGuidance, Named, named_model, Negative,
-                            NegativeScale, Plays, Quiet, Rank, Revision, SampleEvery, SampleSteps, SaveEvery,
-                            Seed, Settings, Sheet, Size, Start, Steps, Steps1, Steps2, Swapped, TextBits,
-                            Tiled, VaeBits, Video, VideoSeed, Weights, wishes)
-from .terminal import as_options, caution, check_name, check_writable, say
+                            Fps, Frames, Guidance, InputsOnHost, Lr, Model, MotionGuidance, Named,
+                            named_model, Negative, NegativeScale, Plays, Quiet, Rank, Revision, SampleEvery,
+                            SampleSteps, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps, Steps1, Steps2,
+                            Swapped, TextBits, Tiled, VaeBits, Video, VideoSeed, Weights, wishes)
+from .terminal import as_options, caution, say
 
 # %% ../nbs/parts/scenes.ipynb #fb05d3b2
 TEMPLATE = """\
@@ -42,13 +42,7 @@ _KEYS = "appearance", "motion", "mask", "place"
 def read_tables(path:Path)->dict[str, dict]: # by name, in order
     "A file of prompts. Raises `UserError` for one that cannot be read, or says something else."
     path = expanded(path)
-    try: tables = _parsed(path)
-    except OSError as e:
-        raise UserError(f"{str(path)!r} cannot be read ({e.strerror}): write one with "
-                        "sas-nb train-together --template > scene.toml.") from e
-    except ValueError as e:
-        raise UserError(f"{str(path)!r} is not TOML ({str(e)[:100]}): correct it, or begin with "
-                        "sas-nb train-together --template.") from e
+    tables = read_json(path) if path.suffix == ".json" else _read_toml(path)
     for name, table in tables.items(): _check_table(path, name, table)
     return tables
 
@@ -62,12 +56,19 @@ def _check_table(path, name, table):
     if missing: raise UserError(f"In {str(path)!r}, [{name}] has no {missing[0]}: add it, in quotes.")
 
 # %% ../nbs/parts/scenes.ipynb #46b17551
-def _parsed(path):
-    text = path.read_text("utf-8")
-    if path.suffix == ".json": return json.loads(text)
-    for parser in ("tomllib", "tomli"): # the first is Python's own from 3.11 on
-        try: return import_module(parser).loads(text)
-        except ModuleNotFoundError: continue
+def _read_toml(path)->dict:
+    parser = _toml_parser()
+    try: return parser.loads(path.read_text("utf-8"))
+    except OSError as e:
+        raise UserError(f"{str(path)!r} cannot be read ({e.strerror}): write one with "
+                        "sas-nb train-together --template > scene.toml.") from e
+    except ValueError as e:
+        raise UserError(f"{str(path)!r} is not TOML ({str(e)[:100]}): correct it, or begin with "
+                        "sas-nb train-together --template.") from e
+
+def _toml_parser():
+    for name in ("tomllib", "tomli"): # the first is Python's own from 3.11 on
+        with suppress(ModuleNotFoundError): return import_module(name)
     raise UserError("Reading TOML needs Python 3.11 or the package tomli: install it with pip install tomli, "
                     "or write the same as JSON, in a file that ends in .json.")
 
@@ -153,8 +154,10 @@ def train_together(
         model:Model="tiny", revision:Revision=None, dtype:Dtype=None, frames:Frames=None, size:Size=None,
         fps:Fps=None, start:Start=0., recipe:Named="default", settings:Settings=None, steps1:Steps1=None,
         steps2:Steps2=None, rank:Rank=None, batch:Batch=None, lr:Lr=None, seed:Seed=None,
-        checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, save_every:SaveEvery=None,
-        sample_every:SampleEvery=None, sample_steps:SampleSteps=None, sheet:Sheet=True, quiet:Quiet=False,
+        checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, weights:Weights=None,
+        swapped:Swapped=None, inputs_on_host:InputsOnHost=None, tiled:Tiled=None, vae_bits:VaeBits=None,
+        text_bits:TextBits=None, save_every:SaveEvery=None, sample_every:SampleEvery=None,
+        sample_steps:SampleSteps=None, sheet:Sheet=True, quiet:Quiet=False,
         template:Annotated[bool, _TEMPLATE]=False):
     """Learn several concepts in one adapter, to meet in one scene. The same command goes on where it stopped.
     For one subject in a film each, that need not be learned together, see compose."""
@@ -162,37 +165,29 @@ def train_together(
         recipe, settings=settings, concepts=len(clips), steps1=("stage1.steps", steps1),
         steps2=("stage2.steps", steps2), rank=("rank", rank), batch=("both.batch", batch),
         lr=("both.lr", lr), seed=("both.seed", seed))
+    wish = wishes(checkpointing=checkpointing, apart=apart, at_once=at_once, weights=weights,
+                  swapped=swapped, inputs_on_host=inputs_on_host, tiled=tiled, vae_bits=vae_bits,
+                  text_bits=text_bits)
     if not quiet: say(f"Reading {len(clips)} clips.", err=True)
     how = dict(frames=frames, fps=fps, start=start, size=size, revision=revision)
     seen = _scene(clips, prompts, model, _mask_reader(prompts, model, start, revision), quiet,
                   **how)
-    fitted = dict(checkpointing=checkpointing, apart=apart, at_once=at_once)
-    run = _run_of(out, fitted, progress=not quiet, save_every=save_every, sample_every=sample_every,
-                  sample_steps=sample_steps)
-    _learn(seen, named_model(model, dtype, revision) if dtype or revision else model, chosen, run, sheet)
-
-# %% ../nbs/parts/scenes.ipynb #de12967a
-def _run_of(out, fitted, **given):
-    "A `Run`, with a `Memory` only where something was said of it."
-    from sas_nb.memory import Memory
-    from sas_nb.recipe import Run
-    known = {k: v for k, v in fitted.items() if v is not None}
-    given = {k: v for k, v in given.items() if v is not None}
-    return Run(out, memory=Memory(**known) if known else None, **given)
+    run = run_of(out, progress=not quiet, save_every=save_every, sample_every=sample_every,
+                 sample_steps=sample_steps)
+    loaded = named_model(model, dtype, revision) if dtype or revision else model
+    _learn(seen, loaded, chosen, run, sheet, wish)
 
 # %% ../nbs/parts/scenes.ipynb #c624ca53
-def _learn(seen, model, recipe, run, sheet):
+def _learn(seen, model, recipe, run, sheet, wish): # wishes as of `wishes`
     from sas_nb.composing import learn_together
     clips, prompts, masks, places = seen
     for clip in clips.values():
         for words in clip.report.warnings: caution(as_options(f"{clip.name}: {words}."))
-    check_writable(run.out, folder=True)
-    before = log_of(run.out)
     given = dict(masks=masks if any(m is not None for m in masks) else None,
                  places=None if None in places else places)
-    concept = learn_together(list(zip(clips.values(), prompts)), model, recipe, run, **given)
-    finished = before is not None and before == log_of(run.out)
-    say_learned(concept, run.out, finished, sheet and draw_run(concept, clips, run.out, finished))
+    pairs = list(zip(clips.values(), prompts))
+    def train(run): return learn_together(pairs, model, recipe, run, **given)
+    write_concept(train, clips, model, recipe, run, wish, sheet)
 
 # %% ../nbs/parts/scenes.ipynb #c0m0py01
 _MEMBERS = typer.Argument(metavar="CONCEPTS...", show_default=False,
@@ -228,8 +223,7 @@ def _strength(given): return 1. if not given else given[0] if len(given) == 1 el
 # %% ../nbs/parts/scenes.ipynb #c0m0py03
 def _check_concepts(concepts, way, out): # before anything slow
     check_names([way], ["masked", "sum", "merged"], "--way")
-    check_name(out)
-    check_writable(out)
+    check_out(out)
     if len(concepts) < 2:
         raise UserError("Composing takes two concepts or more: give another one, or use sas-nb generate.")
 

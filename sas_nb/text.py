@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from .cache import cached, in_cache
 from .fast import trim
+from .files import UserError
 
 # %% ../nbs/parts/text.ipynb #6450d882
 def join_texts(texts:list[Tensor], least:int=0)->Tensor:
@@ -21,13 +22,20 @@ def join_texts(texts:list[Tensor], least:int=0)->Tensor:
     return torch.cat([F.pad(t, (0, 0, 0, longest-t.shape[1])) for t in texts])
 
 # %% ../nbs/parts/text.ipynb #da811d9b
+def _vector(word:str, given, text:Tensor)->Tensor: # (D,)
+    got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    if got != (shape := tuple(text.shape[-1:])):
+        raise UserError(f"The vector of {word} must be a tensor of shape {shape}, and this is {got}: give "
+                        "one that was learned on this model.")
+    return given.to(text)
+
 def add_tokens(text:Tensor,              # (B, L, D) as `VideoDiT.embed` gives it
                placeholders:list,        # of each prompt
                tokens:dict[str, Tensor], # their vectors, (D,)
               )->Tensor:                 # (B, L', D)
     """Add the vectors of placeholders to each text, differentiable in them. Text has no order for a DiT, so
-    where they stand does not matter."""
-    given = [[tokens[f].to(text) for f in fs if f in tokens] for fs in placeholders]
+    where they stand does not matter. Raises `UserError` for a vector of another width."""
+    given = [[_vector(f, tokens[f], text) for f in fs if f in tokens] for fs in placeholders]
     if not (longest := max(map(len, given))): return text
     nothing = text.new_zeros(text.shape[-1])
     rows = [torch.stack(vectors + [nothing]*(longest-len(vectors))) for vectors in given]
@@ -54,15 +62,21 @@ def encoded(dit, plain:list[str])->Tensor: # a `VideoDiT`; prompts without place
     pipe = dit.family.reader(*parts) if dit.checkpoint else dit.pipe
     return dit.family.embed(pipe, plain, dit.family.text_length)
 
+# %% ../nbs/parts/text.ipynb #askd0py1
+def _asked(dit, plain:list[str])->list[tuple]: # in fewer bits a prompt is another text
+    return [(prompt, dit.memory.text_bits) for prompt in plain]
+
 # %% ../nbs/parts/text.ipynb #fbc925b5
 def remembered(dit, plain:list[str], most:int=256)->Tensor: # (B, L, D)
     "`encoded`, without all padding but one token; what was read lately is in `dit.texts`."
     encoder = dit.text_encoder if "text_encoder" in dit.loaded else None
     if encoder is not None and dit.texts_by() is not encoder: dit.texts.clear() # another one reads otherwise
-    unread = [p for p in dict.fromkeys(plain) if p not in dit.texts]
-    if unread: dit.texts.update(zip(unread, dit.family.text.short(encoded(dit, unread)).to(dit.dtype)))
-    if unread: dit.texts_by = weakref.ref(dit.text_encoder)
-    rows = [dit.texts[p] for p in plain]
+    unread = [asked for asked in dict.fromkeys(_asked(dit, plain)) if asked not in dit.texts]
+    if unread:
+        texts = dit.family.text.short(encoded(dit, [p for p, _ in unread])).to(dit.dtype)
+        dit.texts.update(zip(unread, texts))
+        dit.texts_by = weakref.ref(dit.text_encoder)
+    rows = [dit.texts[asked] for asked in _asked(dit, plain)]
     while len(dit.texts) > most: dit.texts.pop(next(iter(dit.texts)))
     return dit.family.text.short(dit.family.text.join([r[None] for r in rows]))
 
@@ -75,5 +89,6 @@ def read_once(dit, plain:list[str])->list[Tensor]: # (1, L, D) each, on the CPU
     rows = dict(zip(new, dit.embed(new).split(1))) if new and dit.memory.apart else {} # in one pass
     def make(p): return dict(text=dit.family.text.short(rows[p]) if p in rows else dit.embed(p))
     for p in new: texts[p] = cached(partial(make, p), *who, p)
-    for p, text in texts.items(): dit.texts.setdefault(p, text["text"][0].to(dit.device, dit.dtype))
+    for asked, text in zip(_asked(dit, list(texts)), texts.values()):
+        dit.texts.setdefault(asked, text["text"][0].to(dit.device, dit.dtype))
     return [texts[p]["text"] for p in plain]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from .cache import named_film
-from .files import plain_number, UserError, whole_number
+from .files import plain_number, real_number, UserError, whole_number
 from .pictures import on_white, open_folder, open_pages, Source
 from .preflight import complete, Preflight
 from .resample import cover, cover_box, fit_length, resample, rule_words
@@ -25,12 +25,8 @@ __all__ = ['checked_fps', 'read_video', 'preflight']
 
 # %% ../nbs/parts/video.ipynb #3f7d3502
 def checked_fps(fps) -> float:
-    rate = plain_number(fps)
-    if rate is None or not 0 < rate <= 240:
-        shown = f"{fps!r:.60}" if rate is None else f"{rate:g}"
-        raise UserError(f"fps={shown} is not a usable frame rate: give frames per second, above 0 and at "
-                        "most 240.")
-    return float(rate)
+    "A frame rate that a film can have. Raises `UserError`."
+    return real_number(fps, "fps", .01, 240, "give frames per second")
 
 def _checked_size(size):
     if callable(size): return size

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from .files import expanded, read_json, UserError
 
 # %% auto #0
-__all__ = ['destination', 'check_place', 'atomic']
+__all__ = ['MARK', 'destination', 'check_place', 'atomic', 'picture_mark', 'may_replace', 'check_ours']
 
 # %% ../nbs/parts/writing.ipynb #2dda85bf
 _REFUSED = {
@@ -241,3 +241,36 @@ def _about_us(e, tmp, real):
     "Did the system refuse our own file, or a folder above it?"
     name = str(getattr(e, "filename", None) or tmp)
     return str(tmp).startswith(name) or name.startswith((str(tmp), str(real)))
+
+# %% ../nbs/parts/writing.ipynb #markpy01
+MARK = "sas_nb"
+_SOFTWARE = 0x0131 # a tag of Exif
+
+def picture_mark(): # what `save` of a picture takes as `exif`
+    "Who wrote a PNG, JPEG or WebP, for those who look into it."
+    from PIL import Image
+    exif = Image.Exif()
+    exif[_SOFTWARE] = MARK
+    return exif
+
+def _marks(path):
+    "What a film or a picture says of who wrote it; nothing where it cannot be read."
+    import av
+    from PIL import Image
+    with suppress(Exception), Image.open(path) as picture:
+        return {picture.info.get("comment"), picture.info.get("Software"), picture.getexif().get(_SOFTWARE)}
+    with suppress(Exception), av.open(str(path)) as film:
+        return {v for k, v in film.metadata.items() if k.lower() == "comment"}
+    return set()
+
+# %% ../nbs/parts/writing.ipynb #markpy02
+def may_replace(path:str|Path)->bool: # of a film or a picture
+    "Is nothing there yet, or what was written here?"
+    path = expanded(path)
+    return not os.path.exists(path) or bool({MARK, MARK.encode()} & _marks(path))
+
+def check_ours(path:str|Path):
+    "Raise `UserError` where a film or a picture stands that was not written here."
+    if not may_replace(path):
+        raise UserError(f"Will not replace {str(path)!r}: this program did not write it, so move it away or "
+                        "choose another name.")

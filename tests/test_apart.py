@@ -110,6 +110,18 @@ def test_text_in_fewer_bits(folder):
     assert 0 < errors[0] < .02 < errors[1] < .4 and held["layer.0.SelfAttention.relative_attention_bias.weight"].dtype == torch.float32
     with pytest.raises(UserError, match="text_bits=5"): load(folder, text_bits=5)
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_was_read_in_other_bits_is_read_anew(folder, apart):
+    exact, rounded = load(folder).embed("a man"), load(folder, text_bits=4).embed("a man")
+    assert not torch.equal(exact, rounded)
+    dit = load(folder, apart=apart)
+    torch.testing.assert_close(dit.embed("a man"), exact, atol=1e-5, rtol=1e-4)
+    dit.memory = Memory(text_bits=4, apart=apart)
+    assert torch.equal(dit.embed_once("a man"), rounded) and torch.equal(dit.embed("a man"), rounded)
+    assert torch.equal(load(folder, text_bits=4).embed_once("a man"), rounded), "nor is another text kept on disk"
+    dit.memory = Memory(apart=apart)
+    torch.testing.assert_close(dit.embed("a man"), exact, atol=1e-5, rtol=1e-4)
+
 
 # The host's memory
 

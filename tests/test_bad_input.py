@@ -170,6 +170,13 @@ def test_names_and_formats_that_do_not_exist(trained, tmp_path):
 def test_a_folder_with_another_run(dancer, trained): assert "holds another run (another lr: was " in refused("train", dancer, *PROMPTS, "--out", trained, *SHORT, "--lr", .5)
 
 
+def test_a_log_of_ones_own(dancer, tmp_path, monkeypatch):
+    monkeypatch.setattr("sas_nb.learning.learn", None)  # refused before
+    (tmp_path/"log.jsonl").write_text("notes")
+    assert "is not the log of a training" in refused("train", dancer, *PROMPTS, "--out", tmp_path, *SHORT)
+    assert (tmp_path/"log.jsonl").read_text() == "notes"
+
+
 def test_a_damaged_checkpoint(dancer, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "appearance.ckpt.safetensors").write_bytes(b"{}")

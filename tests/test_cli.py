@@ -11,9 +11,10 @@ from pathlib import Path
 
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # or typer colours its help where it believes to be on GitHub
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
-from sas_nb import __version__, cli
+from sas_nb import __version__, cli, scenes
 from sas_nb.answers import changes, provenance
 from sas_nb.atlas.places import load_zoo
 from sas_nb.cache import data_path
@@ -340,6 +341,28 @@ def test_generate(trained, tmp_path):
     calm = tmp_path / "calm.gif"
     ok("generate", trained, "--out", calm, "--motion-guidance", .5, "--negative-scale", 1, *FEW)
     assert calm.stat().st_size
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".webm", ".gif"])
+def test_only_a_video_of_ours_is_replaced(trained, tmp_path, monkeypatch, suffix):
+    out = tmp_path / f"out{suffix}"
+    for seed in (0, 1): ok("generate", trained, "--out", out, "--seed", seed, *FEW)
+    shutil.copy(data_path("clips/dancer.mp4"), out)
+    before = out.read_bytes()
+    for owner in (cli, scenes): monkeypatch.setattr(owner, "write_video", None)  # refused before
+    for words in (["generate", trained], ["compose", "zoo/man-16", "zoo/man-21"]):
+        result = call(*words, "--out", out)
+        assert result.exit_code == 1 and "this program did not write it" in result.output and out.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_only_a_picture_of_ours_is_replaced(dancer, tmp_path, suffix):
+    out = tmp_path / f"seen{suffix}"
+    for start in (0, 1): ok("inspect", dancer, "--start", start, "--picture", out)
+    Image.new("RGB", (8, 8)).save(out)
+    before = out.read_bytes()
+    result = call("inspect", dancer, "--picture", out)
+    assert result.exit_code == 1 and "this program did not write it" in result.output and out.read_bytes() == before
 
 
 def test_somebody_of_a_zoo(tmp_path, monkeypatch):

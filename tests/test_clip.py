@@ -81,9 +81,21 @@ def test_clip_refuses_what_is_not_frames(frames, match):
     with pytest.raises(UserError, match=match): Clip(frames)
 
 
-@pytest.mark.parametrize("fps", [0, -8, 1e6, math.nan, math.inf])
+@pytest.mark.parametrize("fps", [0, -8, 1e-4, 1e6, math.nan, math.inf, "8", True])
 def test_clip_refuses_absurd_rates(fps):
-    with pytest.raises(UserError, match="frame rate"): Clip(torch.zeros(5, 3, 8, 8), fps)
+    with pytest.raises(UserError, match="from 0.01 to 240: give frames per second"): Clip(torch.zeros(5, 3, 8, 8), fps)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".webm", ".gif"])
+def test_the_slowest_is_saved(tmp_path, suffix):
+    slow = Clip(smooth(5).frames, .01)
+    assert Clip.load(slow.save(tmp_path/f"a{suffix}", scale=1)).shape == slow.shape and slow.to_mp4() and slow.to_webp()
+
+
+@pytest.mark.parametrize("side", [0, -1, 7, 99.5, "a"])
+def test_a_side_that_cannot_be(side):
+    for make in (smooth(5).to_mp4, smooth(5).to_webp):
+        with pytest.raises(UserError, match="side=.* must be a whole number from 8"): make(side)
 
 
 def test_empty_slice_is_explained():
@@ -393,8 +405,8 @@ def test_start_beyond_the_end(tmp_path):
 
 @pytest.mark.parametrize("wish, match", [
     (dict(num_frames=16), "13 or 17"), (dict(num_frames=0), "1 or 5"), (dict(num_frames=-3), "1 or 5"), (dict(num_frames=10**9), "1021 or 1025|1025"),
-    (dict(num_frames=17.5), "17 or 21"), (dict(fps=0), "frame rate"), (dict(fps=-1), "frame rate"), (dict(fps=1e5), "frame rate"),
-    (dict(fps=math.nan), "frame rate"), (dict(size=(0, 64)), "picture size"), (dict(size=(64,)), "picture size"),
+    (dict(num_frames=17.5), "17 or 21"), (dict(fps=0), "frames per second"), (dict(fps=-1), "frames per second"), (dict(fps=1e5), "frames per second"),
+    (dict(fps=math.nan), "frames per second"), (dict(size=(0, 64)), "picture size"), (dict(size=(64,)), "picture size"),
     (dict(size=(64, 10**6)), "picture size"), (dict(start=-1), "not a time"), (dict(start=math.inf), "not a time"), (dict(start=math.nan), "not a time")])
 def test_absurd_wishes(tmp_path, wish, match):
     path = write(tmp_path/"a.mp4", levels(24))

@@ -21,6 +21,7 @@ from sas_nb.folded import fold_words
 from sas_nb.learning import learn
 from sas_nb.lowrank import delta
 from sas_nb.masks import background_mask, background_of, checked_mask, masks_of, read_mask
+from sas_nb.memory import Memory
 from sas_nb.prompt import check_together, Prompt, Prompts, respelt, together
 from sas_nb.recipe import Recipe, Run
 from sas_nb.running import Stopped
@@ -459,6 +460,24 @@ def test_the_command(films, tmp_path):
     assert again.exit_code == 0 and "finished already" in again.output
 
 
+def test_what_is_wished_of_the_memory_leaves_the_rest_to_the_plan(films, tmp_path, monkeypatch):
+    from sas_nb import plan
+    asked, runs = [], []
+    def fitting(dit, shape, recipe, wishes, **rest):
+        asked.append((shape, wishes))
+        return Memory(tiled=True, **wishes)
+    def learn(pairs, model, recipe, run, **given):
+        runs.append(run)
+        raise UserError("enough")
+    monkeypatch.setattr(plan, "fitting", fitting)
+    monkeypatch.setattr("sas_nb.composing.learn_together", learn)
+    (tmp_path/"scene.toml").write_text(TEMPLATE)
+    some = [*films, "--prompts", tmp_path/"scene.toml", "--out", tmp_path/"out", "--frames", 5, "-q"]
+    for more in ([], ["--apart", "--weights", "int8", "--swapped", 2]): assert "enough" in run(*some, *more).output
+    wished = dict(apart=True, weights="int8", swapped=2)
+    assert asked == [((5, 64, 64), wished)] and [r.memory for r in runs] == [None, Memory(tiled=True, **wished)]
+
+
 @pytest.mark.parametrize("text, says", [
     (None, "cannot be read"), ("[a", "is not TOML"), ("a = 1", "outside a table"), ("[a]\nlook = 'x'", "has no 'look'"), ("[a]\nappearance = 'a [v1] man'", "has no motion"),
     ("[a]\nappearance = 'a [v1] man'\nmotion = '[u1]'", "2 clips and 1 tables"),
@@ -468,6 +487,20 @@ def test_a_file_of_prompts_that_is_none(films, tmp_path, text, says):
     if text is not None: (tmp_path/"p.toml").write_text(text)
     out = run(*films, "--prompts", tmp_path/"p.toml", "--out", tmp_path/"out", "--frames", 5)
     assert out.exit_code == 1 and says in " ".join(out.output.split()) and not (tmp_path/"out").exists(), out.output
+
+
+@pytest.mark.parametrize("text, says", [("[]", "holds no JSON object"), ("{", "is no JSON"), ('{"a": 1}', "outside a table")])
+def test_a_file_of_prompts_in_json_that_is_none(films, tmp_path, text, says):
+    (tmp_path/"p.json").write_text(text)
+    out = run(*films, "--prompts", tmp_path/"p.json", "--out", tmp_path/"out", "--frames", 5)
+    assert out.exit_code == 1 and says in " ".join(out.output.split()) and "should not have" not in out.output
+
+
+def test_without_a_parser_of_toml_it_is_named(films, tmp_path, monkeypatch):
+    def missing(name): raise ModuleNotFoundError(name)
+    monkeypatch.setattr("sas_nb.scenes.import_module", missing)
+    (tmp_path/"p.toml").write_text(TEMPLATE)
+    assert "is not TOML" not in (said := run(*films, "--prompts", tmp_path/"p.toml", "--out", tmp_path/"out").output) and "pip install tomli" in said
 
 
 def test_films_and_tables_go_together_in_their_order(films, tmp_path):

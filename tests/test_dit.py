@@ -134,6 +134,16 @@ def test_another_text_encoder_reads_otherwise(own):
     assert dit.text_encoder is other and not torch.equal(dit.embed("a man"), text)
 
 
+def test_a_clip_without_its_batch_axis_is_told(dit):
+    with pytest.raises(UserError, match=r"\(B, T, 3, H, W\), and this is \(5, 3, 64, 64\): give one clip as frames\[None\]"): dit.encode(torch.zeros(5, 3, 64, 64))
+
+
+@pytest.mark.parametrize("vector, says", [(torch.zeros(3), r"\(3,\)"), (torch.zeros(1, 8), r"\(1, 8\)"), ([0.]*8, "list"), (1., "float")])
+def test_a_words_vector_that_does_not_fit_is_told(dit, vector, says):
+    with pytest.raises(UserError, match=rf"The vector of \[v\] must be a tensor of shape \({dit.text_width},\), and this is {says}: give"):
+        dit.sample("a [v] man", tokens={"[v]": vector}, num_frames=5, steps=1)
+
+
 # damage
 
 def damaged(folder, out, part, spoil):

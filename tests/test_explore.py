@@ -13,6 +13,7 @@ from sas_nb.explore.concepts import lasting_places, named_concepts
 from sas_nb.explore.maps import AVERAGE, Position
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
+from sas_nb.explore.scene import SceneStudio
 from sas_nb.explore.serve import explorer_page, site
 from sas_nb.explore.widgets import Pad
 from sas_nb.explore.worker import Cancelled, Worker
@@ -484,8 +485,24 @@ def test_site_says_what_is_wrong(concepts, tmp_path, monkeypatch):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0)); s.listen()
         with pytest.raises(UserError, match="cannot be used"), site([tmp_path/"ann"], port=s.getsockname()[1]): pass
+    with pytest.raises(UserError, match="Port 80 of 'no such host' cannot be used"), site([tmp_path/"ann"], "no such host", 80): pass
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .*\[explore\]"), site([tmp_path/"ann"]): pass
+
+
+def test_an_ipv6_address_can_be_listened_on():
+    import socket
+    from sas_nb.explore.serve import _check_port
+    try: s = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError: pytest.skip("this machine has no IPv6")
+    port = s.getsockname()[1]
+    with s, pytest.raises(UserError, match="Port .* of '::1' cannot be used"): _check_port("::1", port)
+    _check_port("::1", port)
+
+
+@pytest.mark.parametrize("kind", [Studio, SceneStudio])
+def test_a_size_by_a_wrong_name_is_told(kind):
+    with pytest.raises(UserError, match=f"{kind.__name__} has no 'frames': try num_frames."): kind(["zoo/man-02", "zoo/man-04"], frames=9)
 
 
 def test_command(concepts, tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ from sas_nb.atlas.places import load_zoo
 from sas_nb.explore.layout import Room, saying
 from sas_nb.explore.opening import shape_of_page, title_of
 from sas_nb.explore.page import Explorer
-from sas_nb.explore.serve import _template, opening_page, site
+from sas_nb.explore.serve import _await_page, _template, opening_page, site
+from sas_nb.files import UserError
 from test_browser import chromium, free_port, MISSING, shots, window # noqa: F401 (fixtures)
 
 SMALL = dict(steps=2, preview=1, guidance=1, num_frames=5)
@@ -53,6 +54,18 @@ def test_why_there_is_no_page_takes_the_signs_place(tmp_path):
     room = opening_page([str(tmp_path/"nowhere")], str(tmp_path), faces=0)
     assert wait_for(lambda: room.opening not in room.children)
     assert "nowhere" in room.children[0].value and 'role="alert"' in room.children[0].value
+
+
+@pytest.mark.parametrize("debug, says", [("0", "Something went wrong that should not have (RuntimeError: out of paint)"), ("1", "Traceback")])
+def test_a_mistake_of_ours_takes_the_signs_place_and_reaches_the_command(tmp_path, monkeypatch, debug, says):
+    def fails(*args, **kwargs): raise RuntimeError("out of paint")
+    monkeypatch.setattr("sas_nb.explore.page.Explorer", fails)
+    monkeypatch.setenv("SAS_NB_DEBUG", debug)
+    room = opening_page(PAIR, str(tmp_path), faces=0)
+    assert wait_for(lambda: room.opening not in room.children, 20)
+    assert says in room.children[0].value and 'role="alert"' in room.children[0].value
+    with pytest.raises(UserError) as told: _await_page(None, tmp_path, 0.)
+    assert says in str(told.value)
 
 
 def test_one_in_store_loads_nothing_until_the_first_is_quiet_or_somebody_looks(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from sas_nb.explore.links import examples_of
 from sas_nb.explore.maps import AVERAGE, in_words, percents, Position
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
+from sas_nb.explore.scene import SceneStudio
 from sas_nb.explore.serve import at_hand, explorer_page, own_concepts
 from sas_nb.explore.sights import between, cell_position, filmed, strip, strip_of
 from sas_nb.explore.widgets import Clips, Strip
@@ -138,6 +139,12 @@ def test_a_strip_holds_all_frames_in_a_row():
     s = strip(frames, 10., side=20, most=15)
     picture = np.asarray(Image.open(BytesIO(s.data)).convert("L"))
     assert (s.frames, s.fps, s.shape, picture.shape) == (15, 5., 2., (20, 600)) and picture[:, :38].min() > 200 and picture[:, 44:].max() < 60
+
+
+def test_room_is_kept_in_the_videos_shape(zoo):
+    some = dict(list(zoo.items())[:2])
+    for kind in (Studio, SceneStudio):
+        assert kind(some).shape == 1. and kind(some, height=32, width=64).shape == 2. and kind(some, width=32).shape == .5
 
 
 def test_a_strip_of_a_preview_and_of_a_film(studio):
@@ -287,6 +294,7 @@ def test_a_face_that_cannot_be_made_leaves_a_gap(studio, tmp_path, monkeypatch):
     monkeypatch.setattr(sights, "filmed", lambda info, *args: None if "woman" in info.get("appearance", "") else 1/0)
     e = Explorer(studio, out=tmp_path); assert e.worker.wait()
     assert list(e.faces.strips) == ["woman-00"] and len(e.gaps) == 4 and e.filmed["woman-00"] is False
+    assert "A part of the page is missing. Something went wrong that should not have (ZeroDivisionError" in e.message.value
     e.close(); e.worker.wait()
 
 
@@ -431,6 +439,24 @@ def test_what_is_at_hand(zoo, tmp_path, monkeypatch):
     own, others = at_hand()
     assert own == [Path("runs/many/concepts/000"), Path("explored/mix"), Path("out/demo"), "zoo"] and others == [Path("out/other")]
     assert at_hand(most=1)[0] == [Path("runs/many/concepts/000"), "zoo"] and own_concepts("explored") == [Path("explored/mix")]
+
+
+def test_what_may_not_be_read_or_is_gone_is_not_at_hand(tmp_path, monkeypatch):
+    for place in ("locked", "gone", "kept"):
+        (tmp_path/place/"concept").mkdir(parents=True)
+        (tmp_path/place/"concept/concept.json").write_text("{}")
+    stat, getmtime = os.stat, os.path.getmtime
+    def refused(path, *rest, **how):
+        if "locked" in Path(path).parts[:-1]: raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *rest, **how)
+    def gone(path):
+        if "gone" in Path(path).parts: raise FileNotFoundError(2, "No such file", str(path))
+        return getmtime(path)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(os, "stat", refused)
+        m.setattr(os.path, "getmtime", gone)
+        assert own_concepts() == [Path("kept")] and at_hand() == (["zoo"], [Path("kept")])
 
 
 def test_the_command_without_names_shows_what_is_at_hand(tmp_path, monkeypatch):

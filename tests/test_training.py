@@ -771,6 +771,13 @@ def test_the_log_is_cut_back_and_keeps_the_other_stage(tmp_path):
     assert [(r["stage"][0], r["step"]) for r in read_log(tmp_path/"log.jsonl")] == [("a", 1), ("a", 2), ("a", 3), ("m", 1), ("m", 2), ("m", 3)]
     assert bool(list((tmp_path/"tensorboard"/"motion").glob("events.*"))) == bool(importlib.util.find_spec("tensorboard"))
 
+@pytest.mark.parametrize("text", ["buy milk\ncall Ann\n", "buy milk", '{"step": 1, "loss": 3}\n', "[1]\n3", '{"stage": 3}', '{"stage": "motion", "step": 1}\nbuy milk\n{"stage": "mo'])
+def test_a_log_of_ones_own_stays_and_no_step_is_taken(tmp_path, text):
+    (tmp_path/"log.jsonl").write_text(text)
+    t = trainer("motion", out=tmp_path)
+    with pytest.raises(UserError, match="log.jsonl' is not the log of a training: move it away"): t.fit()
+    assert t.step == 0 and (tmp_path/"log.jsonl").read_text() == text
+
 @pytest.mark.parametrize("stage, suffix", [("appearance", "png"), ("motion", "mp4")])
 def test_samples_are_written_and_change_nothing(tmp_path, monkeypatch, dit, stage, suffix):
     monkeypatch.setattr(dit.defaults, "steps", 1)

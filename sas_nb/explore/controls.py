@@ -54,7 +54,7 @@ def _add_choices(e):
 
 # %% ../../nbs/explore/03_controls.ipynb #ed4d9f37
 def _add_clips(e, few:list[str]): # names of the table
-    clips = partial(Clips, shape=_shape(e.studio))
+    clips = partial(Clips, shape=e.studio.shape)
     faces = [dict(key=name, label=name) for name in concept_names(e.studio)]
     e.faces = clips(label="faces", cells=faces)
     e.table = clips(label="looks by dances", names=e.studio.names, rows=few, columns=few)
@@ -74,11 +74,7 @@ def button(label:str, tip:str, action)->iw.Button:
     b.on_click(lambda _: action())
     return b
 
-def _shape(studio)->float:
-    "Width by height of the videos."
-    size = studio.atlas.members[0].state()["info"].get("clip", {}).get("shape", (1, 3, 1, 1))
-    height, width = (studio.sampling.get(k) or size[i] for k, i in (("height", 2), ("width", 3)))
-    return width/height
+
 
 # %% ../../nbs/explore/03_controls.ipynb #7b0c1e7b
 NO_PINS = "Nothing is pinned yet: the button Pin, below the video, keeps a video here to compare it."
@@ -92,7 +88,7 @@ def show_pins(e, cards:list):
 
 # %% ../../nbs/explore/03_controls.ipynb #5acd8dbb
 def _add_results(e):
-    e.screen = Screen(shape=_shape(e.studio), busy=True)
+    e.screen = Screen(shape=e.studio.shape, busy=True)
     e.clock = Clock()
     e.code = Code()
     e.pins = iw.Box()

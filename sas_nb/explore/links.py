@@ -8,12 +8,12 @@ __all__ = ['link', 'field', 'link_words', 'examples_of', 'link_all', 'show_view'
 # %% ../../nbs/explore/03_links.ipynb #6e2887cd
 from dataclasses import replace
 from functools import partial
-import html
 from operator import eq
 import traitlets as tr
 from .controls import WORDS
 from .offered import show_sliders, try_sliders
 from .sights import between, show_references, show_table, show_way
+from .widgets import status
 from .words import chosen_chips, fitting, MOVEMENT, toggled
 from ..prompt import unknown_words
 
@@ -28,7 +28,8 @@ def link(e, widget, trait:str, put, get, same=eq):
     widget.observe(take, trait)
     e.observe(follow, "position")
 
-def field(name:str): # put and get of one field of a position
+def field(name:str)->tuple: # two functions
+    "`put` and `get`, as `link` takes them, of one field of a position."
     return lambda p, value: replace(p, **{name: value}), lambda p: getattr(p, name)
 
 # %% ../../nbs/explore/03_links.ipynb #8c7faa27
@@ -47,6 +48,7 @@ def _link_part(e, part:str):
 
 # %% ../../nbs/explore/03_links.ipynb #354b1afb
 def link_words(e):
+    "The prompt and its chips to the position; unknown words are marked."
     def own(): return e.studio.own_prompt(e.position)
     def put(p, text): return replace(p, prompt="" if text.strip() == e.studio.own_prompt(p) else text.strip())
     def get(p): return p.prompt or e.studio.own_prompt(p)
@@ -157,10 +159,7 @@ def _link_followers(e):
 
 # %% ../../nbs/explore/03_links.ipynb #a16733ae
 def _link_sentences(e):
-    def said(p):
-        says = e.studio.apart(p)
-        return says and f'<span role="status">{html.escape(says)}</span>'
-    tr.dlink((e, "position"), (e.apart, "value"), said)
+    tr.dlink((e, "position"), (e.apart, "value"), lambda p: status(e.studio.apart(p)))
 
 # %% ../../nbs/explore/03_links.ipynb #158d1307
 def show_view(e):

@@ -19,7 +19,7 @@ from .controls import add_controls, button, show_pins
 from .layout import box, layout, opened, Room
 from .links import link_all
 from .sights import ask_for_faces
-from .widgets import draw, Screen
+from .widgets import draw, Screen, status
 from .words import carried, chips_of
 from .worker import Cancelled, Worker
 from ..files import expanded, UserError
@@ -218,7 +218,8 @@ def _stop(e):
     if e.screen.progress >= 0: e.screen.note = "stopping after this step"
     e.worker.ask()
 
-def buttons_of(e)->dict:
+def buttons_of(e)->dict[str, iw.Button]:
+    "The buttons of a page, by what they do: cancel, full, pin, save, export."
     as_concept = "Write this place as a concept into the output folder"
     as_lora = "Write this place as an ordinary LoRA into the output folder"
     full = "Make the video with all steps: it takes long on this base"
@@ -233,7 +234,7 @@ def _tell(e, write):
     "Do it, and say where it went or why not."
     try: words = f"Wrote {write()}"
     except (UserError, OSError) as error: words = str(error)
-    e.message.value = f'<span role="status">{html.escape(words)}</span>'
+    e.message.value = status(words)
 
 # %% ../../nbs/explore/04_page.ipynb #9fe7ad43
 def _target(e, end:str="")->Path:

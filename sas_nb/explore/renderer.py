@@ -26,8 +26,8 @@ from .concepts import lasting_places, listed, named_concepts
 from .maps import AVERAGE, in_words, map_of, PARTS, Position
 from .mixtures import apart, brought_out, measured
 from .prompts import sentence
-from .room import keep_together, room_for, Stopwatch
-from ..files import UserError, whole_number
+from .room import keep_together, proportions, room_for, Stopwatch
+from ..files import check_names, UserError, whole_number
 from ..prompt import known_words
 _all_ = ["AVERAGE", "PARTS", "Position"]
 
@@ -35,6 +35,8 @@ _all_ = ["AVERAGE", "PARTS", "Position"]
 class Videos:
     "Videos of places on a grid, each made once; a subclass has `snap`, `start` and `clip`."
     def __init__(self, first:Concept, steps:int|None, preview:int, most:int, guidance:float|None, size:dict):
+        check_names(size, ("num_frames", "height", "width", "fps"), type(self).__name__,
+                    dict(frames="num_frames"))
         self.dit = first.base() # nothing but its configuration is read yet
         self.steps = checked_steps(self.dit.defaults.steps if steps is None else steps)
         self.preview = checked_steps(preview)
@@ -43,6 +45,7 @@ class Videos:
         self.pace = None          # a `Pace`, once measured
         self.kept = OrderedDict() # (place, is it a preview?) -> video
         self.known = {}           # what was worked out once
+        self.shape = proportions(first, **size) # of each video, so that room is kept before it comes
         self.room = room_for(first, self.steps, self.preview, **size)
         self.dit.memory = self.room.memory
 
@@ -91,7 +94,9 @@ def __repr__(self:Studio):
 def _nearest(x, step:float)->float: return round(round(float(x)/step)*step, 6) + 0. # no -0
 
 @patch(as_prop=True)
-def grid(self:Studio)->tuple: return tuple(self.maps[part].step for part in PARTS)
+def grid(self:Studio)->tuple[float, float]:
+    "The steps of both maps, to which positions are snapped: appearance, motion."
+    return tuple(self.maps[part].step for part in PARTS)
 
 # %% ../../nbs/explore/01_renderer.ipynb #ffc9243b
 FARTHEST = 3 # standard deviations, either way along a component
@@ -221,7 +226,8 @@ def _make(studio, p, quick:bool, watch)->bytes:
     return video
 
 @patch
-def clip(self:Studio, p:Position, steps:int, **how)->Clip:
+def clip(self:Studio, p:Position, steps:int, **how)->Clip: # of `Concept.generate`
+    "The video at a place, made anew. Raises `UserError`."
     return self.concept(p).generate(p.prompt or self.own_prompt(p), p.seed, steps, **how)
 
 @patch

@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 import html, importlib.util, json, os, secrets, signal, socket, subprocess, sys
-import tempfile, threading, time, webbrowser
+import tempfile, threading, time, traceback, webbrowser
 from ..bases import told
 from .concepts import is_saved, is_scene, lasting_places, listed, named_concepts
 from .opening import shape_of_page, STATIC, title_of
-from ..files import expanded, needs, UserError
+from ..files import expanded, needs, read_json, UserError
 from ..folders import concept_folder, zoo_list, zoo_place
+from ..terminal import sentence
 
 # %% ../../nbs/explore/05_serve.ipynb #9a884a13
 _BEGUN, _READY, _QUIET = "begun", "ready", "quiet" # files in the private folder
@@ -34,18 +35,19 @@ def explorer_page(concepts, folder:str|None=None, # where to write that the firs
                   **options): # of `Explorer` or `SceneExplorer`
     "An `Explorer`, or a sentence that says why there is none."
     from IPython.display import HTML
-    from sas_nb.explore.page import Explorer
-    from sas_nb.explore.stage import SceneExplorer
     first = folder is None or _is_first(Path(folder))
     marks = Path(folder) if folder and first else None
     try:
+        from sas_nb.explore.page import Explorer
+        from sas_nb.explore.stage import SceneExplorer
         kind = SceneExplorer if scene or is_scene(concepts) else Explorer
         page = kind(concepts, waits=not first, tell=tell, **options)
         page.worker.ask(background=[lambda stale: _first_is_there(page, marks)])
         return page
-    except UserError as e:
-        _tell(marks, _READY, wrong=str(e))
-        return HTML(f'<p role="alert">{html.escape(str(e))}</p>')
+    except Exception as e: # in a thread, where nobody else would tell it
+        words = traceback.format_exc() if os.environ.get("SAS_NB_DEBUG") == "1" else sentence(e)
+        _tell(marks, _READY, wrong=words)
+        return HTML(f'<p role="alert">{html.escape(words)}</p>')
 
 # %% ../../nbs/explore/05_serve.ipynb #b598bc3b
 def _first_is_there(page, marks:Path|None):
@@ -137,7 +139,7 @@ def _write_site(folder:Path, concepts, options:dict, token:str, host:str, port:i
 
 # %% ../../nbs/explore/05_serve.ipynb #7a48d9ef
 def _check_port(host:str, port:int):
-    with socket.socket() as s:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))
         except OSError as e:
@@ -161,7 +163,7 @@ def _check_site(named:dict, host:str, port:int):
 def _await(server, host:str, port:int, log, seconds:float=60):
     "Until somebody answers."
     until = time.time()+seconds
-    reach = "127.0.0.1" if host in ("", "0.0.0.0") else host
+    reach = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     while time.time() < until and server.poll() is None:
         try: return socket.create_connection((reach, port), 1).close()
         except OSError: time.sleep(.1)
@@ -235,28 +237,27 @@ def site(concepts, host:str="127.0.0.1", port:int=8866, out:str|Path="explored",
 # %% ../../nbs/explore/05_serve.ipynb #b28de66c
 def own_concepts(folder:str|Path=".", depth:int=4)->list[Path]:
     "Runs and saved concepts in a folder and in `out` and other folders in it, the newest first."
-    files = {}
+    times = {}
     level = [Path(folder)]
     for _ in range(depth):
         level = [p for f in level for p in _folders(f)]
         for p in level:
-            if (p/"concept.json").is_file() and p.name != "concept": files[p] = p/"concept.json"
-            if (p/"concept"/"concept.json").is_file(): files[p] = p/"concept"/"concept.json"
-        level = [p for p in level if p not in files]
-    return sorted(files, key=lambda p: -files[p].stat().st_mtime)
+            for file in [p/"concept.json"]*(p.name != "concept") + [p/"concept"/"concept.json"]:
+                with suppress(OSError): # it may go while we look
+                    if os.path.isfile(file): times[p] = os.path.getmtime(file)
+        level = [p for p in level if p not in times]
+    return sorted(times, key=times.get, reverse=True)
 
 # %% ../../nbs/explore/05_serve.ipynb #dc18b5b9
 def _folders(folder:Path)->list[Path]:
     with suppress(OSError):
-        return [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith((".", "_"))]
+        return [p for p in sorted(folder.iterdir()) if os.path.isdir(p) and not p.name.startswith((".", "_"))]
     return []
 
 # %% ../../nbs/explore/05_serve.ipynb #d7b1988d
 def _says(place:Path)->dict:
     "What a concept's file says; nothing where it cannot be read."
-    with suppress(OSError, ValueError):
-        about = json.loads((concept_folder(place)/"concept.json").read_text())
-        if isinstance(about, dict): return about
+    with suppress(UserError): return read_json(concept_folder(place)/"concept.json")
     return {}
 
 def _fits(place:Path, base:str)->bool: # fingerprint of a model

@@ -7,15 +7,13 @@ __all__ = ['TRIED', 'ENOUGH', 'Slider', 'frames_of', 'bases', 'effect', 'tried']
 
 # %% ../../nbs/explore/02_sliders.ipynb #0a27a5e1
 from dataclasses import dataclass, replace
-from io import BytesIO
 import numpy as np
 import torch
 from fastcore.basics import patch
-from PIL import Image
 from ..cache import cached
 from .maps import AVERAGE, PARTS, Position, slider_name
 from .renderer import FARTHEST, Studio
-
+from .sights import pictures_of
 
 # %% ../../nbs/explore/02_sliders.ipynb #1342c917
 @dataclass(frozen=True)
@@ -49,12 +47,8 @@ TRIED = 4       # components of each part
 ENOUGH = 1.     # effects of another seed
 
 def frames_of(webp:bytes)->np.ndarray: # (T, H, W, 3) in [0, 1]
-    film = Image.open(BytesIO(webp))
-    frames = []
-    for i in range(film.n_frames):
-        film.seek(i)
-        frames.append(np.asarray(film.convert("RGB"), np.float32)/255)
-    return np.stack(frames)
+    "The frames of a preview, to be compared."
+    return pictures_of(webp)[0].astype(np.float32)/255
 
 def bases(studio, group:str)->list[str]:
     "Where sliders are tried: the average, if the group has one, and its first and last member."

@@ -19,8 +19,8 @@ from .links import field, link, link_words
 from .opening import title_of
 from .page import buttons_of, Explorer, open_page
 from .sights import filmed, settle, strip_of, when_idle
-from .widgets import (Clips, Clock, Code, drawn, Head, Places, Screen, STATIC, Strength,
-                                    Words)
+from .widgets import (Clips, Clock, Code, drawn, Head, Places, Screen, STATIC, status,
+                                    Strength, Words)
 from .words import chips_of
 
 # %% ../../nbs/explore/04_stage.ipynb #0c251bc6
@@ -62,15 +62,15 @@ def _add_controls(e):
                          description="Put together")
     e.says = iw.HTML()
     e.strength = [_strengths(e, i) for i in range(1 if "joint" in e.studio.ways else n)]
-    room = {} if "joint" in e.studio.ways else dict(shape=_shape(e.studio), cells=_film(""))
+    room = {} if "joint" in e.studio.ways else dict(shape=e.studio.shape, cells=_film(""))
     e.films = [Clips(label=f"film of {s.name}", **room) for s in e.studio.subjects]
-    e.boxes = Places(shape=_shape(e.studio))
+    e.boxes = Places(shape=e.studio.shape)
     e.prompt = Words(chips=e.chips)
     e.seed = iw.BoundedIntText(0, 0, 2**31-1, description="Seed", tooltip="Another number, another take")
 
 # %% ../../nbs/explore/04_stage.ipynb #782bd4c2
 def _add_results(e):
-    e.screen = Screen(shape=_shape(e.studio), busy=True)
+    e.screen = Screen(shape=e.studio.shape, busy=True)
     e.clock = Clock()
     e.code = Code()
     e.message = iw.HTML()
@@ -86,11 +86,7 @@ def _names(studio)->str:
     *most, last = [s.name for s in studio.subjects]
     return f"{', '.join(most)} and {last}"
 
-def _shape(studio)->float: # width by height
-    first = next(iter(studio.ways.values())).concepts[0]
-    size = first.info.get("clip", {}).get("shape", (1, 3, 1, 1))
-    height, width = (studio.sampling.get(k) or size[i] for k, i in (("height", 2), ("width", 3)))
-    return width/height
+
 
 # %% ../../nbs/explore/04_stage.ipynb #c5e6745a
 def _boxes(e, p)->list: return [dict(name=s.name, box=list(b)) for s, b in zip(e.studio.subjects, p.places)]
@@ -102,7 +98,7 @@ def _near(one, other)->bool: # two values of `Places.places`
 def _put_boxes(p, boxes): return replace(p, places=tuple(tuple(b["box"]) for b in boxes))
 
 # %% ../../nbs/explore/04_stage.ipynb #62b6f84c
-def _what_it_does(p)->str: return f"<span role='status'>{html.escape(SAYS[p.way])}</span>"
+def _what_it_does(p)->str: return status(SAYS[p.way])
 
 def _link_all(e):
     e.held = [e.boxes]
