@@ -16,7 +16,7 @@ from .files import expanded
 from .options import RECIPES
 from .recipe import Recipe
 from .terminal import caution, say
-from .writing import atomic
+from .writing import atomic, may_replace, picture_mark
 
 # %% ../nbs/parts/answers.ipynb #5e1f0d07
 _ROUND = ("the clip, and the most that {model!r} can show of it ({psnr:.1f} dB; at 30 few people see a "
@@ -27,7 +27,7 @@ def draw_round_trip(clip, dit, path:Path)->str: # a `VideoDiT`; what it shows
     from sas_nb.sheet import contact_sheet
     back, psnr = dit.round_trip(clip)
     rows = {"the clip": clip, f"through the autoencoder of {dit.name}: PSNR {psnr:.1f} dB": back}
-    with atomic(path) as tmp: contact_sheet(rows).save(tmp)
+    with atomic(path) as tmp: contact_sheet(rows).save(tmp, exif=picture_mark())
     return f"Wrote {path}: {_ROUND.format(model=dit.name, psnr=psnr)}."
 
 # %% ../nbs/parts/answers.ipynb #ee758314
@@ -48,22 +48,13 @@ def say_learned(concept, out:Path, finished:bool, drawn:bool):
             "losses.")
     say(f"The concept is in {out/'concept'}. See it move: sas-nb generate {out} --out clip.mp4")
 
-# %% ../nbs/parts/answers.ipynb #b6cdbb2d
-def _may_replace(path):
-    "Is there no picture yet, or one that was made here?"
-    from PIL import Image
-    if not path.exists(): return True
-    try:
-        with Image.open(path) as picture: return picture.info.get("Software") == "sas_nb"
-    except OSError: return False
-
 # %% ../nbs/parts/answers.ipynb #5e1f0d09
 def draw_run(concept,
              clip,     # or several, by name
              out:Path, finished:bool)->bool: # whether both are there and ours
     "Write `sheet.png` and `loss.png` into a run's folder."
     sheet, loss = (expanded(out)/f"{name}.png" for name in ("sheet", "loss"))
-    if not (_may_replace(sheet) and _may_replace(loss)): return False
+    if not (may_replace(sheet) and may_replace(loss)): return False
     if finished and sheet.exists() and loss.exists(): return True
     filmed = clip if isinstance(clip, dict) else {"filmed": clip}
     try: rows = filmed | {"learned": concept.generate(seed=0)}

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from . import __version__
-from .answers import norms_table, provenance, words_table
+from .answers import draw_round_trip, norms_table, provenance, words_table
 from .cache import data_path, named_film
 from .command import (app, check_out, clip_size, command, ConceptFolder, load_clip, load_concept,
                             LOOK, run_of, write_concept, write_video)
@@ -28,7 +28,6 @@ from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_r
                             wishes)
 from .planned import film_shape, Gpu, Host, plan_table, plan_words
 from .terminal import as_options, caution, say, show
-from .writing import atomic, picture_mark
 
 # %% ../nbs/parts/cli.ipynb #6fbb8334
 def _version(wanted):
@@ -68,15 +67,6 @@ _PICTURE = typer.Option(help="Draw the clip beside what is left of it after the 
                              "no concept can show more.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-def _draw(clip, dit, path:Path)->str: # a `VideoDiT`; what it shows
-    "Draw a clip beside its round trip."
-    from sas_nb.sheet import contact_sheet
-    back, psnr = dit.round_trip(clip)
-    rows = {"the clip": clip, f"through the autoencoder of {dit.name}: PSNR {psnr:.1f} dB": back}
-    with atomic(path) as tmp: contact_sheet(rows).save(tmp, exif=picture_mark())
-    return (f"Wrote {path}: the clip, and the most that {dit.name!r} can show of it ({psnr:.1f} dB; at 30 "
-            "few people see a difference, at 20 everybody).")
-
 # %% ../nbs/parts/cli.ipynb #2bd7f2a3
 @command("sas-nb inspect clips/dancer.mp4",
          "sas-nb inspect clips/dancer.mp4 --start 0.5 --fps 8 --picture seen.png",
@@ -92,7 +82,7 @@ def inspect(clip:Annotated[Path, _SEEN], model:Model="tiny", frames:Frames=None,
     about = clip_size(model, revision=revision).about
     words = as_options(str(seen.report)) + f"\n  model    {model!r} {about}"*bool(about)
     say(json.dumps(seen.report.to_dict(), indent=1) if as_json else words)
-    shown = _draw(seen, named_model(model, dtype, revision), picture) if picture else ""
+    shown = draw_round_trip(seen, named_model(model, dtype, revision), picture) if picture else ""
     if shown and not as_json: say(shown)
 
 # %% ../nbs/parts/cli.ipynb #b7d2e1f3
