@@ -105,8 +105,9 @@ def counterparts(prompt:str|Prompt, n:int=OTHERS)->list[str]: # without `[v]` an
     turns = counterpart(prompt), Prompt.of(prompt).plain
     own = {colour.lower() for _, colour in _COLOURED.findall(turns[1])}
     colours = tuple(c for c in _COLOURS if c not in own) or _COLOURS
-    places = (divmod(i, len(colours)) for i in range(n)) # twice as many people as there are colours
-    return [_dressed(turns[(k+c) % 2], colours[c:]+colours[:c]) for k, c in places]
+    rounds = (divmod(i, len(colours)) for i in range(n)) # nobody twice in the first two
+    # person i of a round wears the colours from the i-th on; in the next round the other one wears them
+    return [_dressed(turns[(k+i) % 2], colours[i:]+colours[:i]) for k, i in rounds]
 
 # %% ../nbs/07_counterfactual.ipynb #ab0ut007
 def _shown(prompt:str)->set[int]: # 0 for words about a man, 1 for a woman
