@@ -661,7 +661,8 @@ def unpack(results: Path, folder: Path):
             raise UserError(f"{name} is not the shard that weights.json lists: bring all files back again.")
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(b"".join(shards))) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # older Pythons have none
+        tar.extractall(folder)
         print(folder/tar.getnames()[0])
 
 

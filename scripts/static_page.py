@@ -212,7 +212,9 @@ def runtime() -> Path:
             f"({getattr(e, 'stderr', '') or e}): install npm, or give --no-model."
         ) from e
     archive = next(place.glob("*.tgz"))
-    with tarfile.open(archive) as tar: tar.extractall(place, filter="data")
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # older Pythons have none
+        tar.extractall(place)
     archive.unlink()
     return place / "package"
 
