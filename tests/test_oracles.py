@@ -17,7 +17,7 @@ from sas_nb.lab.oracle_nets import (as_seen, bone_lengths, CODE, FrameNet, HELD_
                                     visible_code, words_of)
 from sas_nb.lab.oracle_training import (degrade, example, oracle_loss, place_loss, random_codes, Renders,
                                         RoundTrips, train_oracles, train_step)
-from sas_nb.lab.oracles import (auc, held_specs, named_answers, one_person, ORACLE_BARS, Oracles, round_trip,
+from sas_nb.lab.oracles import (auc, held_specs, meets, named_answers, one_person, ORACLE_BARS, Oracles, round_trip,
                                 score, verification)
 from sas_nb.lab.specs import edit, HELDOUT
 from sas_nb.lab.tiny import FPS, TEST_SEED
@@ -294,6 +294,12 @@ def test_the_score_of_true_answers_is_full(clips, specs):
             return {n: eye(n) for n in LABELS} | dict(identity=who, joints=torch.stack([torch.from_numpy(seen_joints(s)).float() for s in specs]))
     rows = score(Knows(), clips, specs)
     assert all(rows[n]["value"] == 1 for n in [*LABELS, "identity"]) and rows["joints"]["value"] == 0
+
+
+@pytest.mark.parametrize("name", ORACLE_BARS)
+def test_the_shipped_judges_meet_their_bars(oracles, name):
+    for kind, bar in zip(("renders", "round_trips"), ORACLE_BARS[name]):
+        assert meets(name, oracles.accuracy[kind][name], bar), f"{name} on {kind}: {oracles.accuracy[kind][name]['value']}, asked {bar}"
 
 
 def test_identity_is_of_length_one_and_tells_people_apart(oracles):
