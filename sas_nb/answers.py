@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from rich.table import Table
 from rich.text import Text
-from .bases import told, weights_of
+from .bases import missing_weights, weights_of
 from .files import expanded
 from .options import RECIPES
 from .recipe import Recipe
@@ -163,7 +163,8 @@ def _subjects(info): # of several
 def _origin(info):
     yield from ((k, info[k]) for k in ("appearance", "motion"))
     yield from _subjects(info)
-    known = [told(info) or weights_of(info)[0], f"weights of its transformer: {info['fingerprint']}"]
+    weights = missing_weights(info) or weights_of(info)[0]
+    known = [weights, f"weights of its transformer: {info['fingerprint']}"]
     if "revision" in info: known.append(f"commit {info['revision'][:12]}")
     yield "base", f"{info['base']} ({', '.join(filter(None, known))})"
     if "clip" in info: yield _clips(info)

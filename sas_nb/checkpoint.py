@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from . import __version__
 from .adapter import SharedLoRA
-from .bases import told
+from .bases import missing_weights
 from .data import hashed, StageData
 from .files import UserError
 from .recipe import earlier_stage, Recipe, Stage
@@ -117,7 +117,7 @@ def _short(x)->str:
 
 def _sentence(name, was, now)->str:
     if "#" not in (str(was)[:1], str(now)[:1]): return f"another {name}: was {_short(was)}, is {_short(now)}"
-    words = told(dict(fingerprint=str(was)[1:])) # of a base
+    words = missing_weights(dict(fingerprint=str(was)[1:])) # of a base
     return f"another {name}{words and f': {words}'}"
 
 # %% ../nbs/parts/checkpoint.ipynb #14b28b56

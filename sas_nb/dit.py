@@ -23,7 +23,7 @@ from .hub import Checkpoint
 from .memory import Memory
 from .passes import decoded_latents, encoded_frames, encoded_once
 from .pipeline import LazyPipeline
-from .progress import told
+from .progress import with_progress
 from .prompt import beyond, check_vocabulary, checked_prompts, Prompt, several
 from .text import read_once, remembered
 from .video import checked_fps
@@ -244,7 +244,7 @@ def denoise(self:VideoDiT,
     scheduler = self.schedule(steps, x.device)
     x = x.float()
     with self.lock:
-        for timestep in told(scheduler.timesteps, progress, "sampling"):
+        for timestep in with_progress(scheduler.timesteps, progress, "sampling"):
             t = self.family.time_of(timestep).expand(len(x)).to(x)
             at = guidance_at(self.experts, t, guidance, text)
             v = guided(velocity or self.velocity, x, t, *at)

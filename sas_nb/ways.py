@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from .adapter import SharedLoRA
-from .bases import told
+from .bases import missing_weights
 from .clip import Clip
 from .concept import Concept
 from .dit import paired
@@ -53,7 +53,7 @@ def _check_one(c):
 # %% ../nbs/parts/ways.ipynb #86c5d181
 def _check_two(first, c, way):
     if c.info["fingerprint"] != first.info["fingerprint"]:
-        words = told(first.info, c.info)
+        words = missing_weights(first.info, c.info)
         raise UserError(f"The concepts are of different bases, {first.info['base']!r} and "
                         f"{c.info['base']!r}, or of other weights of one{words and f' ({words})'}: "
                         "learn them over the same one.")

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from sas_nb import bases
 from sas_nb.atlas import Atlas, synthetic
-from sas_nb.bases import SHIPPED, told, weights_of
+from sas_nb.bases import SHIPPED, missing_weights, weights_of
 from sas_nb.concept import Concept
 from sas_nb.dit import VideoDiT
 from sas_nb.files import read_about, UserError
@@ -112,7 +112,7 @@ def test_a_concept_and_its_description_say_which_weights(dit, tmp_path):
     now = dit.defaults.version
     assert made.info["base_version"] == now and f"tiny ({now}, weights of its transformer: " in dict(provenance(made))["base"]
     older = replace(made, info=made.info | dict(fingerprint=TINY_0))
-    assert f"tiny ({told(older.info)}, weights of its transformer: {TINY_0})" == dict(provenance(older))["base"]
+    assert f"tiny ({missing_weights(older.info)}, weights of its transformer: {TINY_0})" == dict(provenance(older))["base"]
     again = Concept.load(made.save(tmp_path/"c"))
     assert again.info["base_version"] == now
     (tmp_path/"c/concept.json").write_text(json.dumps(json.loads((tmp_path/"c/concept.json").read_text()) | dict(base_version=3)))

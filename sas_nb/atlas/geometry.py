@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .members import LORA_PARTS, Member
 from .places import members_of
-from ..bases import told
+from ..bases import missing_weights
 from ..files import UserError
 from ..lowrank import canonical, principal_angles
 
@@ -169,7 +169,7 @@ def _check(members:list[Member], names:list[str]):
             raise UserError(f"{a!r} and {names[0]!r} are not of one kind, concept and LoRA: export the "
                             "concepts as LoRAs (Concept.export) to compare them with other people's.")
         if m.base != first.base:
-            words = told(dict(fingerprint=m.base), dict(fingerprint=first.base))
+            words = missing_weights(dict(fingerprint=m.base), dict(fingerprint=first.base))
             raise UserError(f"{a!r} and {names[0]!r} were trained on different bases"
                             f"{words and f' ({words})'}, so their updates have nothing in common: make an "
                             "atlas of each.")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 import html, importlib.util, json, os, secrets, signal, socket, subprocess, sys
 import tempfile, threading, time, traceback, webbrowser
-from ..bases import told
+from ..bases import missing_weights
 from .concepts import is_saved, is_scene, lasting_places, listed, named_concepts
 from .opening import shape_of_page, STATIC, title_of
 from ..files import expanded, needs, read_json, UserError
@@ -278,7 +278,7 @@ def left_out(places:list[Path])->str:
     infos = []
     for p in places:
         with suppress(UserError): infos.append(read_info(concept_folder(p)))
-    words = told(*infos)
+    words = missing_weights(*infos)
     return (f"Left out, of another base, older, or scenes: {', '.join(map(str, places))}"
             f"{words and f' ({words})'}.")
 
