@@ -49,7 +49,7 @@ def compose(concepts:dict|list|Concept,    # by name, or in order; one that was 
             gain:float=1.,                 # of all updates
            )->Composition:
     "Put concepts together. Raises `UserError` for those that do not fit."
-    check_names([str(way)], ["joint", *WAYS], "compose")
+    _check_way(way)
     given = concepts if isinstance(concepts, dict) else dict(enumerate(_listed(concepts)))
     _check_has_places(places, way)
     if way == "joint": return _joint(list(given.values()), equal, gain)
@@ -58,6 +58,11 @@ def compose(concepts:dict|list|Concept,    # by name, or in order; one that was 
     subjects = _subjects(given, members, _boxes(places, len(members)))
     if way == "masked": _advise_company(subjects, members)
     return Composition(subjects, way, tuple(members), _factors(members, way, equal, gain), places == "words")
+
+# %% ../nbs/10_composing.ipynb #chkw4y01
+def _check_way(way):
+    if isinstance(way, Concept): raise UserError("Give all concepts as one list: compose([one, other]).")
+    check_names([str(way)], ["joint", *WAYS], "compose")
 
 # %% ../nbs/10_composing.ipynb #ce03626f
 def _listed(concepts)->list: return list(concepts) if several(concepts) else [concepts]

@@ -20,7 +20,9 @@ def summary_of(concept)->dict[str, str]:
     total = [sum(n[i]**2 for n in concept.norms().values())**.5 for i in (0, 1)]
     recipe = concept.info.get("recipe", {})
     steps = [str(recipe[k]["steps"]) for k in ("stage1", "stage2") if k in recipe]
-    return {
+    rows = {
+        "subjects": ", ".join(s.name for s in concept.subjects) if "subjects" in concept.info else "",
+        "put together": concept.info.get("way", ""),
         "appearance prompt": concept.info["appearance"],
         "motion prompt": concept.info["motion"],
         "base model": concept.info["base"],
@@ -31,6 +33,7 @@ def summary_of(concept)->dict[str, str]:
         "recipe": ", ".join(filter(None, (recipe.get("name"), concept.info.get("untested")))),
         "made": concept.info.get("made", ""),
     }
+    return {label: text for label, text in rows.items() if text}
 
 # %% ../nbs/parts/concept_words.ipynb #a6cf66fa
 def as_html(summary:dict[str, str])->str:
@@ -167,7 +170,14 @@ def advice_of(concept, prompt:str|list[str]|None)->list[str]:
     def scale(word): return concept.motion if names_motion(word) else concept.appearance
     speaking = [w for w, vector in concept.tokens.items() if scale(w) and vector.any()]
     prompts = dict.fromkeys([] if prompt is None else checked_prompts(prompt))
-    return list(filter(None, (_sentence(p, concept.prompts, speaking) for p in prompts)))
+    said = [_sentence(p, concept.prompts, speaking) for p in prompts] + [_twin(p) for p in prompts]
+    return list(filter(None, said))
+
+def _twin(prompt:Prompt)->str: # empty where nobody is there twice
+    looks = [w for w in prompt.placeholders if not names_motion(w)]
+    if len(looks) == len(set(looks)): return ""
+    return (f"The prompt {shorten(prompt.text, 60, placeholder=' ...')!r} has a word twice, and so shows one "
+            "person twice: put two concepts together (compose, or sas-nb explore ... --compose).")
 
 # %% ../nbs/parts/concept_words.ipynb #9d0b1c1b
 def size_advice(concept, given:dict)->list[str]: # arguments of `generate`

@@ -18,7 +18,7 @@ Host = _option(float, "GiB of host memory \\[this machine's with its own card]."
 # %% ../nbs/parts/planned.ipynb #a236a169
 def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, start:float=0.,
                size:str|None=None, revision:str|None=None)->tuple[tuple[int, int, int], str]:
-    """Frames, height and width that a run would have; and a sentence if the film is enlarged to that.
+    """Frames, height and width that a run would have; and sentences if the film is enlarged to that, or cut.
     Raises `UserError`."""
     named_film(path)
     model_folder(model)
@@ -33,7 +33,9 @@ def film_shape(path:Path, model:str, frames:int|None=None, fps:float|None=None, 
     frames = r.num_frames if frames is None else frames
     fps = r.fps if fps is None else fps
     clip = Clip.load(path, size=small, num_frames=frames, fps=fps, start=start, rule=r.frame_rule)
-    return (len(clip), *chosen[0]), _enlarged(clip.report.native_size, chosen[0])
+    film = clip.report.native_size
+    said = filter(None, (_enlarged(film, chosen[0]), _cut(film, chosen[0])))
+    return (len(clip), *chosen[0]), "\n".join(said)
 
 # %% ../nbs/parts/planned.ipynb #5771abd3
 def _enlarged(own:tuple[int, int], size:tuple[int, int])->str: # heights and widths
@@ -42,6 +44,13 @@ def _enlarged(own:tuple[int, int], size:tuple[int, int])->str: # heights and wid
     (h, w), (H, W) = own, size
     return (f"The film is {h}x{w} (height x width), and is enlarged {scale:.1f} times to {H}x{W}, which "
             "shows no more of it: a smaller --size is quicker.")
+
+def _cut(own:tuple[int, int], size:tuple[int, int])->str: # heights and widths
+    from sas_nb.advice import lost
+    share = lost(size, *own)
+    if share < .02: return ""
+    return (f"{share:.0%} of its picture is cut away for {size[0]}x{size[1]}: choose a --size of the film's "
+            "proportions to keep all of it, or none.")
 
 # %% ../nbs/parts/planned.ipynb #0bd81ebc
 def plan_table(plan)->Table:

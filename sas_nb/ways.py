@@ -59,8 +59,9 @@ def _check_two(first, c, way):
                         "learn them over the same one.")
     if way != "merged" and not _share_basis(first, c):
         raise UserError("The concepts were learned over bases of their own, and need one basis A: learn them "
-                        "again over one (basis=), such as the zoo's, or learn their films together. The way "
-                        "'merged' takes any bases, but adds up all of them everywhere.")
+                        "again over one, as in sas-nb train --basis zoo --set both.composites=.35 (in Python "
+                        "basis=), or learn their films together. The way 'merged' takes any bases, but adds "
+                        "up all of them everywhere.")
 
 def _share_basis(a:Concept, b:Concept)->bool:
     if a.layers != b.layers: return False

@@ -609,7 +609,9 @@ def test_a_composition_is_saved_and_exported_where_it_is_one_concept(zoo, tmp_pa
 def test_a_masked_scene_is_a_concept_like_any_other(zoo):
     "It shows itself, knows its size and prompt, and answers to its two scales."
     whole = compose(zoo).concept()
-    assert "norm" in whole.summary()["motion, B2 A"] and "[v1]" in whole._repr_html_()
+    summary = whole.summary()
+    assert "norm" in summary["motion, B2 A"] and "[v1]" in whole._repr_html_() and all(summary.values())
+    assert (summary["put together"], summary["subjects"]) == ("masked", ", ".join(zoo))
     some = dict(seed=1, steps=1, num_frames=5)
     own = whole.generate(**some)
     assert torch.equal(own.frames, compose(zoo).generate(**some).frames)
@@ -627,6 +629,7 @@ def test_no_length_and_no_size_are_the_clips(zoo):
 
 @pytest.mark.parametrize("call, says", [
     (lambda zoo: compose(zoo, None), "no 'None'"),
+    (lambda zoo: compose(*zoo.values()), "as one list"),
     (lambda zoo: compose(zoo, places=5), "must be a box for each"),
     (lambda zoo: compose(zoo["woman-00"], "joint", gain=.25), "no equal and no gain"),
     (lambda zoo: learn_together([("a.mp4", ("a [v1] man", "he is [u1] dancing")), ("b.mp4", ("a [v2] man", "he is [u2] dancing"))], places="words"), "a box for each")])
@@ -634,3 +637,9 @@ def test_arguments_that_composing_cannot_take(zoo, call, says, monkeypatch):
     monkeypatch.setattr("sas_nb.composing.fit_clip", lambda dit, clip: clip)
     monkeypatch.setattr("sas_nb.composing.check_alike", lambda clips: None)
     with pytest.raises(UserError, match=says): call(zoo)
+
+
+def test_one_person_twice_is_told(zoo):
+    she = zoo["woman-00"]
+    assert "one person twice" in " ".join(she.advice("a [v] woman and a [v] woman in a park. they are [u] dancing"))
+    assert not she.advice(she.prompt)

@@ -288,7 +288,7 @@ def test_a_size_of_any_film_fits_the_model_and_is_no_larger(sides, clip):
     r = GenerationConfig(height=704, width=1280, sides=sides)
     h, w = size_for(r, *clip)
     assert h % sides[0] == w % sides[1] == 0 and h*w <= r.height*r.width and (h > w) == (clip[0] > clip[1]) or clip[0] == clip[1]
-    assert advice._lost((h, w), *clip) < .12
+    assert advice.lost((h, w), *clip) < .12
 
 @pytest.mark.parametrize("text, says", [("832", "is not a size"), ("480x", "is not a size"), ("480x-832", "is not a size"), ("480x830", "ask for 480x832"), ("1x1", "ask for 16x16"), ("axb", "is not a size")])
 def test_a_size_that_does_not_fit_is_refused(text, says):

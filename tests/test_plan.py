@@ -193,15 +193,17 @@ def told(monkeypatch):
     plan._planned.cache_clear()
 
 
-@pytest.mark.parametrize("args, times", [((), 2.4), (("--size", "256x256"), None), (("--size", "320x512"), 2.0), (("--size", "272x256"), 1.1)], ids=str)
-def test_an_enlarged_film_is_said(told, args, times, root, monkeypatch):
+@pytest.mark.parametrize("args, times, cut", [((), 2.4, 0), (("--size", "256x256"), None, 0), (("--size", "320x512"), 2.0, 38),
+                                              (("--size", "272x256"), 1.1, 6), (("--size", "128x256"), None, 50)], ids=str)
+def test_a_film_that_is_enlarged_or_cut_is_said(told, args, times, cut, root, monkeypatch):
     "The dancer is 256x256; the model's own size for a square film is 624x624."
     monkeypatch.chdir(root)
     said = told(*args)
     assert ("The film is 256x256 (height x width), and is enlarged" in said) is (times is not None)
     assert times is None or f"enlarged {times} times to {'624x624' if not args else args[1]}" in said
     film = json.loads(run(DANCER, "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "--gpu", "t4", "--json", *args).output)["film"]
-    assert (film in said) if film else times is None
+    assert (" ".join(film.split()) in said) if film else times is None
+    assert (f"{cut}% of its picture is cut away" in said) if cut else "cut away" not in said
 
 
 def test_what_would_be_done_sooner(told, root, monkeypatch):
