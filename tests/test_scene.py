@@ -91,11 +91,11 @@ def test_films_of_each(scene):
 
 def test_what_cannot_be_saved_is_a_sentence(scene):
     scene.buttons["save"].click()
-    assert "cannot be saved as one" in scene.message.value
+    assert "cannot be saved as one" in scene.saved.value
     scene.ways.value = "sum"
     scene.name.value = "both"
     scene.buttons["save"].click()
-    assert "Wrote" in scene.message.value and (scene.out/"both"/"concept.json").exists()
+    assert "Wrote" in scene.saved.value and (scene.out/"both"/"concept.json").exists()
     scene.worker.wait()
 
 

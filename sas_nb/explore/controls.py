@@ -94,6 +94,7 @@ def _add_results(e):
     e.pins = iw.Box()
     e.unpinned = iw.HTML(NO_PINS)
     e.message = iw.HTML()
+    e.saved = iw.HTML() # where it was written, or why it was not
     e.parted = iw.HTML() # why there is no line
     e.apart = iw.HTML() # where updates over different bases are added
     e.name = iw.Text("mix", description="Name", continuous_update=False)

@@ -160,6 +160,7 @@ def _link_followers(e):
 # %% ../../nbs/explore/03_links.ipynb #a16733ae
 def _link_sentences(e):
     tr.dlink((e, "position"), (e.apart, "value"), lambda p: status(e.studio.apart(p)))
+    for moved in ((e, "position"), (e.views, "chosen")): tr.dlink(moved, (e.saved, "value"), lambda _: "")
 
 # %% ../../nbs/explore/03_links.ipynb #158d1307
 def show_view(e):

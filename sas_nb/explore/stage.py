@@ -74,6 +74,7 @@ def _add_results(e):
     e.clock = Clock()
     e.code = Code()
     e.message = iw.HTML()
+    e.saved = iw.HTML()
     e.name = iw.Text("scene", description="Name", continuous_update=False)
     e.format = iw.Dropdown(options=["diffusers", "peft", "comfyui"], description="Format")
     needs = [e.studio.room.sentence] if e.studio.room.sentence else []
@@ -111,6 +112,7 @@ def _link_all(e):
     tr.dlink((e, "position"), (e.code, "text"), e.studio.code)
     tr.dlink((e, "position"), (e.boxes, "shown"), e.studio.has_places)
     tr.dlink((e, "position"), (e.says, "value"), _what_it_does)
+    tr.dlink((e, "position"), (e.saved, "value"), lambda p: "")
 
 # %% ../../nbs/explore/04_stage.ipynb #6899431a
 def _one(e, i:int)->iw.Box:
@@ -126,7 +128,7 @@ def _layout(e)->iw.Box:
     acts = box("row", e.buttons["full"], e.buttons["cancel"], e.clock, e.seed)
     everybody = [_one(e, i) for i in range(len(e.studio.subjects))]
     all_ = () if len(e.strength) > 1 else (box("subject", *e.strength[0].values()),)
-    keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.code]
+    keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.saved, e.code]
     side = box("side", e.ways, e.says, box("everybody", *everybody), *all_, *keep, e.message)
     stage = box("show", box("stage-of-places", e.screen, e.boxes))
     stage.add_class("sas-show-scene")
