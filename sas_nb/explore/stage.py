@@ -99,8 +99,6 @@ def _near(one, other)->bool: # two values of `Places.places`
 def _put_boxes(p, boxes): return replace(p, places=tuple(tuple(b["box"]) for b in boxes))
 
 # %% ../../nbs/explore/04_stage.ipynb #62b6f84c
-def _what_it_does(p)->str: return status(SAYS[p.way])
-
 def _link_all(e):
     e.held = [e.boxes]
     link(e, e.ways, "value", *field("way"))
@@ -111,8 +109,22 @@ def _link_all(e):
     link(e, e.seed, "value", *field("seed"))
     tr.dlink((e, "position"), (e.code, "text"), e.studio.code)
     tr.dlink((e, "position"), (e.boxes, "shown"), e.studio.has_places)
+    _link_way(e)
+
+# %% ../../nbs/explore/04_stage.ipynb #5a7e0d02
+def _what_it_does(p)->str: return status(SAYS[p.way])
+
+def _unsaved(e, p)->str:
+    "A sentence where a scene cannot be saved; else nothing."
+    if not e.studio.has_places(p): return ""
+    others = " and ".join(repr(words) for words, way in e.ways.options if way != p.way)
+    return status(f"Only {others} can be saved as one concept. Copy code keeps this scene.")
+
+def _link_way(e):
     tr.dlink((e, "position"), (e.says, "value"), _what_it_does)
-    tr.dlink((e, "position"), (e.saved, "value"), lambda p: "")
+    tr.dlink((e, "position"), (e.saved, "value"), partial(_unsaved, e))
+    for name in ("save", "export"):
+        tr.dlink((e, "position"), (e.buttons[name], "disabled"), e.studio.has_places)
 
 # %% ../../nbs/explore/04_stage.ipynb #6899431a
 def _one(e, i:int)->iw.Box:
