@@ -9,6 +9,7 @@ from PIL import Image
 from sas_nb.files import UserError
 from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
+from sas_nb.explore.controls import help_of
 from sas_nb.explore.links import examples_of
 from sas_nb.explore.maps import AVERAGE, in_words, percents, Position
 from sas_nb.explore.page import Explorer
@@ -80,6 +81,11 @@ def test_a_word_that_only_begins_like_a_chip_is_none(): assert chosen_chips("a c
 
 
 WAVES = "a [v] ocean waves at sea. it is [u] rolling"
+
+def test_help_speaks_of_the_chips_that_there_are(explorer):
+    assert explorer.head.help[1] == "Words: edit the sentence, or click what is below it: hat, place, light."
+    assert help_of({})[1] == "Words: edit the sentence." and help_of(dict(Weather=["in fog"]))[1].endswith("below it: weather.")
+
 
 def test_chips_fit_the_subject(chips):
     assert fitting(chips, WOMAN) == fitting(chips, "two [v] dancers are people") == chips
