@@ -12,6 +12,7 @@ from sas_nb.dit import VideoDiT
 from sas_nb.explore.controls import help_of
 from sas_nb.explore.links import examples_of
 from sas_nb.explore.maps import AVERAGE, in_words, percents, Position
+from sas_nb.explore.other_bases import grouped_by_basis
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
 from sas_nb.explore.scene import SceneStudio
@@ -205,6 +206,14 @@ def test_one_of_another_basis_has_its_own_map_and_one_sentence(beside, tmp_path)
     e.start["appearance"].value = "woman-00"
     assert not e.apart.value
     e.close(); e.worker.wait()
+
+
+@pytest.mark.parametrize("own, title", [(["me"], "me"), (["me", "you"], "me and you"), (["me", "you", "she"], "me and 2 others"), (["people"], "people'")])
+def test_the_map_of_ones_own_has_their_names(zoo, own, title):
+    zoos = ["ann", "bob", "cleo", "dan"]
+    for number in (lambda i: 1, lambda i: i+1):  # learned together, or each alone
+        basis = dict.fromkeys(zoos, 0) | {name: number(i) for i, name in enumerate(own)}
+        assert grouped_by_basis(dict.fromkeys(basis, zoo["woman-00"].info), basis) == {"people": zoos, title: own}
 
 
 def test_the_page_begins_where_a_map_leads_somewhere(zoo):
