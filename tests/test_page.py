@@ -10,7 +10,7 @@ from sas_nb.files import UserError
 from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
 from sas_nb.explore.controls import help_of
-from sas_nb.explore.links import examples_of
+from sas_nb.explore.links import examples_of, SEEN
 from sas_nb.explore.maps import AVERAGE, in_words, percents, Position
 from sas_nb.explore.other_bases import grouped_by_basis
 from sas_nb.explore.page import Explorer
@@ -506,6 +506,14 @@ def test_the_best_measured_pair_is_the_first_example(explorer, monkeypatch):
     (label, place), *others = examples_of(s, explorer.chips)
     assert label == f"{other} dances like {one}" and (place.look, place.dance) == (other, one)
     assert all((p.look, p.dance) == (other, other) and p.prompt for _, p in others)
+
+
+def test_a_pair_chosen_by_eye_comes_before_what_was_measured(zoo):
+    look, dance = SEEN[0]
+    chosen = load_zoo("zoo", [look, dance], zoo["woman-00"].dit)
+    s = Studio(chosen | {name: zoo[name] for name in ("woman-00", "man-02")}, **SMALL)
+    s.mixing = dict(best=[["woman-00", "man-02"]])
+    assert examples_of(s, {})[0][0] == f"{look} dances like {dance}"
 
 
 def test_a_look_with_anothers_dance_is_brought_out_as_was_measured(explorer, monkeypatch):
