@@ -397,7 +397,7 @@ def test_save_export_and_code_give_the_same_concept(explorer, concepts):
     explorer.name.value = "my mix"
     explorer.buttons["save"].click(); explorer.buttons["export"].click()
     saved, here = Concept.load(explorer.out/"my mix", explorer.studio.dit), explorer.studio.concept(explorer.position)
-    assert "Wrote" in explorer.message.value and (explorer.out/"my mix-diffusers/pytorch_lora_weights.safetensors").exists()
+    assert "Wrote" in explorer.saved.value and (explorer.out/"my mix-diffusers/pytorch_lora_weights.safetensors").exists()
     assert (saved.appearance, saved.motion, saved.info["position"]["dance"]) == (1.2, 1., "dan")
     for k, w in here.weights.items(): assert w.equal(saved.weights[k])
     lines = explorer.code.text.splitlines(keepends=True)
@@ -405,11 +405,19 @@ def test_save_export_and_code_give_the_same_concept(explorer, concepts):
     for k, w in here.weights.items(): assert w.equal(space["concept"].weights[k])
 
 
+def test_what_was_said_of_saving_goes_with_the_place_and_the_view(explorer):
+    for leave in (lambda: explorer.go(Position("dan", "dan")), lambda: setattr(explorer.views, "chosen", "faces")):
+        explorer.views.chosen, explorer.name.value = "keep", f"only {explorer.position.look}"
+        explorer.buttons["save"].click(); assert "Wrote" in explorer.saved.value and not explorer.message.value
+        leave()
+        assert not explorer.saved.value
+
+
 @pytest.mark.parametrize("name, says", [("../out", "no name for a folder"), ("", "no name"), ("a/b", "no name"), ("taken", "exists already")])
 def test_a_bad_name_is_a_sentence(explorer, name, says):
     (explorer.out/"taken").mkdir(parents=True)
     explorer.name.value = name; explorer.buttons["save"].click()
-    assert says in explorer.message.value and len(list(explorer.out.iterdir())) == 1
+    assert says in explorer.saved.value and len(list(explorer.out.iterdir())) == 1
 
 
 def test_stop(explorer, monkeypatch):

@@ -9,8 +9,10 @@ from PIL import Image
 from sas_nb.files import UserError
 from sas_nb.atlas.places import load_zoo
 from sas_nb.dit import VideoDiT
-from sas_nb.explore.links import examples_of
+from sas_nb.explore.controls import help_of
+from sas_nb.explore.links import examples_of, SEEN
 from sas_nb.explore.maps import AVERAGE, in_words, percents, Position
+from sas_nb.explore.other_bases import grouped_by_basis
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.renderer import Studio
 from sas_nb.explore.scene import SceneStudio
@@ -80,6 +82,11 @@ def test_a_word_that_only_begins_like_a_chip_is_none(): assert chosen_chips("a c
 
 
 WAVES = "a [v] ocean waves at sea. it is [u] rolling"
+
+def test_help_speaks_of_the_chips_that_there_are(explorer):
+    assert explorer.head.help[1] == "Words: edit the sentence, or click what is below it: hat, place, light."
+    assert help_of({})[1] == "Words: edit the sentence." and help_of(dict(Weather=["in fog"]))[1].endswith("below it: weather.")
+
 
 def test_chips_fit_the_subject(chips):
     assert fitting(chips, WOMAN) == fitting(chips, "two [v] dancers are people") == chips
@@ -199,6 +206,14 @@ def test_one_of_another_basis_has_its_own_map_and_one_sentence(beside, tmp_path)
     e.start["appearance"].value = "woman-00"
     assert not e.apart.value
     e.close(); e.worker.wait()
+
+
+@pytest.mark.parametrize("own, title", [(["me"], "me"), (["me", "you"], "me and you"), (["me", "you", "she"], "me and 2 others"), (["people"], "people'")])
+def test_the_map_of_ones_own_has_their_names(zoo, own, title):
+    zoos = ["ann", "bob", "cleo", "dan"]
+    for number in (lambda i: 1, lambda i: i+1):  # learned together, or each alone
+        basis = dict.fromkeys(zoos, 0) | {name: number(i) for i, name in enumerate(own)}
+        assert grouped_by_basis(dict.fromkeys(basis, zoo["woman-00"].info), basis) == {"people": zoos, title: own}
 
 
 def test_the_page_begins_where_a_map_leads_somewhere(zoo):
@@ -491,6 +506,14 @@ def test_the_best_measured_pair_is_the_first_example(explorer, monkeypatch):
     (label, place), *others = examples_of(s, explorer.chips)
     assert label == f"{other} dances like {one}" and (place.look, place.dance) == (other, one)
     assert all((p.look, p.dance) == (other, other) and p.prompt for _, p in others)
+
+
+def test_a_pair_chosen_by_eye_comes_before_what_was_measured(zoo):
+    look, dance = SEEN[0]
+    chosen = load_zoo("zoo", [look, dance], zoo["woman-00"].dit)
+    s = Studio(chosen | {name: zoo[name] for name in ("woman-00", "man-02")}, **SMALL)
+    s.mixing = dict(best=[["woman-00", "man-02"]])
+    assert examples_of(s, {})[0][0] == f"{look} dances like {dance}"
 
 
 def test_a_look_with_anothers_dance_is_brought_out_as_was_measured(explorer, monkeypatch):

@@ -89,13 +89,17 @@ def test_films_of_each(scene):
     assert [f.cells[0]["label"] for f in scene.films] == ["its own clip"]*2 and all(f.strips for f in scene.films) and not scene.gaps
 
 
-def test_what_cannot_be_saved_is_a_sentence(scene):
-    scene.buttons["save"].click()
-    assert "cannot be saved as one" in scene.message.value
+def test_what_cannot_be_saved_is_not_offered(scene):
+    save, export = (scene.buttons[name] for name in ("save", "export"))
+    assert save.disabled and export.disabled and "Only &#x27;all added up&#x27; and &#x27;one behind the other&#x27; can be saved as one concept. Copy code" in scene.saved.value
+    with pytest.raises(UserError, match="cannot be saved as one"): scene.save()
     scene.ways.value = "sum"
+    assert not save.disabled and not export.disabled and not scene.saved.value
     scene.name.value = "both"
-    scene.buttons["save"].click()
-    assert "Wrote" in scene.message.value and (scene.out/"both"/"concept.json").exists()
+    save.click(); assert "Wrote" in scene.saved.value and (scene.out/"both"/"concept.json").exists()
+    export.click(); assert "Wrote" in scene.saved.value and (scene.out/"both-diffusers").is_dir()
+    scene.ways.value = "masked"
+    assert save.disabled and "Wrote" not in scene.saved.value
     scene.worker.wait()
 
 
@@ -159,6 +163,7 @@ def test_a_scene_in_chromium(served, chromium, tmp_path, name, size, options):
         page.wait_for_function(code, arg="(0.3, 0.0, 0.8, 1.0)")
         page.wait_for_function("n => document.querySelector('.sas-screen').dataset.shown > n", arg=shown)
         page.wait_for_function(status, arg="full video: woman-00 in the middle")
+        assert page.get_by_role("button", name="Save as concept").is_disabled() and page.get_by_text("can be saved as one concept").is_visible()
         page.screenshot(path=tmp_path/f"scene-{name}.png", full_page=True)
         assert page.evaluate("document.querySelector('#rendered_cells').scrollWidth") <= size[0]
         if name == "desk": assert not serious(page)

@@ -34,7 +34,7 @@ def _maps(e)->list[iw.Box]:
     return [box("map", titles[part], e.pad[part], box("sliders", e.sliders[part])) for part in e.pad]
 
 def _views(e)->list[iw.Box]:
-    keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.code]
+    keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.saved, e.code]
     return [_view("faces", e.takes, e.faces), _view("maps", *_maps(e)), _view("table", e.table),
             _view("line", box("row", *e.ends), e.parted, e.line, e.way), _view("pins", e.unpinned, e.pins),
             _view("keep", *keep)]

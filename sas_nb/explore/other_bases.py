@@ -39,6 +39,11 @@ def bases_of(concepts:dict[str, Concept])->dict[str, int]: # a number for each b
         if numbers[name] == len(known): known.append(A)
     return numbers
 
+# %% ../../nbs/explore/01_other_bases.ipynb #5a7e0d04
+def _listed(names:list[str])->str: # as the button of their map says it
+    if len(names) < 3: return " and ".join(names)
+    return f"{names[0]} and {len(names)-1} others"
+
 # %% ../../nbs/explore/01_other_bases.ipynb #474221ef
 def _families(basis:dict)->list[list[str]]: # names, the largest family first
     count = Counter(basis.values())
@@ -49,11 +54,11 @@ def _families(basis:dict)->list[list[str]]: # names, the largest family first
 def grouped_by_basis(infos:dict,         # name -> what is known of a concept
                      basis:dict,         # of `bases_of`
                     )->dict[str, list[str]]:
-    "People and things of each basis; a group of one other has its name."
+    "People and things of each basis; a group of others is called by who is in it."
     groups = {}
     for i, family in enumerate(_families(basis)):
         for kind, names in grouped({n: infos[n] for n in family}).items():
-            title = kind if not i else names[0] if len(names) == 1 else f"other {kind}"
+            title = _listed(names) if i else kind
             while title in groups: title += "'"
             groups[title] = names
     return groups

@@ -234,7 +234,7 @@ def _tell(e, write):
     "Do it, and say where it went or why not."
     try: words = f"Wrote {write()}"
     except (UserError, OSError) as error: words = str(error)
-    e.message.value = status(words)
+    e.saved.value = status(words)
 
 # %% ../../nbs/explore/04_page.ipynb #9fe7ad43
 def _target(e, end:str="")->Path:

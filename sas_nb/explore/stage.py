@@ -74,6 +74,7 @@ def _add_results(e):
     e.clock = Clock()
     e.code = Code()
     e.message = iw.HTML()
+    e.saved = iw.HTML()
     e.name = iw.Text("scene", description="Name", continuous_update=False)
     e.format = iw.Dropdown(options=["diffusers", "peft", "comfyui"], description="Format")
     needs = [e.studio.room.sentence] if e.studio.room.sentence else []
@@ -98,8 +99,6 @@ def _near(one, other)->bool: # two values of `Places.places`
 def _put_boxes(p, boxes): return replace(p, places=tuple(tuple(b["box"]) for b in boxes))
 
 # %% ../../nbs/explore/04_stage.ipynb #62b6f84c
-def _what_it_does(p)->str: return status(SAYS[p.way])
-
 def _link_all(e):
     e.held = [e.boxes]
     link(e, e.ways, "value", *field("way"))
@@ -110,7 +109,22 @@ def _link_all(e):
     link(e, e.seed, "value", *field("seed"))
     tr.dlink((e, "position"), (e.code, "text"), e.studio.code)
     tr.dlink((e, "position"), (e.boxes, "shown"), e.studio.has_places)
+    _link_way(e)
+
+# %% ../../nbs/explore/04_stage.ipynb #5a7e0d02
+def _what_it_does(p)->str: return status(SAYS[p.way])
+
+def _unsaved(e, p)->str:
+    "A sentence where a scene cannot be saved; else nothing."
+    if not e.studio.has_places(p): return ""
+    others = " and ".join(repr(words) for words, way in e.ways.options if way != p.way)
+    return status(f"Only {others} can be saved as one concept. Copy code keeps this scene.")
+
+def _link_way(e):
     tr.dlink((e, "position"), (e.says, "value"), _what_it_does)
+    tr.dlink((e, "position"), (e.saved, "value"), partial(_unsaved, e))
+    for name in ("save", "export"):
+        tr.dlink((e, "position"), (e.buttons[name], "disabled"), e.studio.has_places)
 
 # %% ../../nbs/explore/04_stage.ipynb #6899431a
 def _one(e, i:int)->iw.Box:
@@ -126,7 +140,7 @@ def _layout(e)->iw.Box:
     acts = box("row", e.buttons["full"], e.buttons["cancel"], e.clock, e.seed)
     everybody = [_one(e, i) for i in range(len(e.studio.subjects))]
     all_ = () if len(e.strength) > 1 else (box("subject", *e.strength[0].values()),)
-    keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.code]
+    keep = [box("row", e.name, e.buttons["save"]), box("row", e.format, e.buttons["export"]), e.saved, e.code]
     side = box("side", e.ways, e.says, box("everybody", *everybody), *all_, *keep, e.message)
     stage = box("show", box("stage-of-places", e.screen, e.boxes))
     stage.add_class("sas-show-scene")
