@@ -74,8 +74,6 @@ def button(label:str, tip:str, action)->iw.Button:
     b.on_click(lambda _: action())
     return b
 
-
-
 # %% ../../nbs/explore/03_controls.ipynb #7b0c1e7b
 NO_PINS = "Nothing is pinned yet: the button Pin, below the video, keeps a video here to compare it."
 
