@@ -170,11 +170,11 @@ def advice_of(concept, prompt:str|list[str]|None)->list[str]:
     def scale(word): return concept.motion if names_motion(word) else concept.appearance
     speaking = [w for w, vector in concept.tokens.items() if scale(w) and vector.any()]
     prompts = dict.fromkeys([] if prompt is None else checked_prompts(prompt))
-    said = [_sentence(p, concept.prompts, speaking) for p in prompts] + [_twin(p) for p in prompts]
+    said = [_sentence(p, concept.prompts, speaking) for p in prompts] + [_twin(p, speaking) for p in prompts]
     return list(filter(None, said))
 
-def _twin(prompt:Prompt)->str: # empty where nobody is there twice
-    looks = [w for w in prompt.placeholders if not names_motion(w)]
+def _twin(prompt:Prompt, speaking:list[str])->str: # empty where nobody is there twice
+    looks = [w for w in prompt.placeholders if w in speaking and not names_motion(w)]
     if len(looks) == len(set(looks)): return ""
     return (f"The prompt {shorten(prompt.text, 60, placeholder=' ...')!r} has a word twice, and so shows one "
             "person twice: put two concepts together (compose, or sas-nb explore ... --compose).")
