@@ -66,12 +66,9 @@ def draw_run(concept,
 
 # %% ../nbs/parts/answers.ipynb #58358c9e
 def _draw(concept, rows, sheet, loss):
-    from PIL.PngImagePlugin import PngInfo
     from sas_nb.log import plot_history
     from sas_nb.sheet import contact_sheet
-    mark = PngInfo()
-    mark.add_text("Software", "sas_nb")
-    with atomic(sheet) as tmp: contact_sheet(rows, title=concept.prompt).save(tmp, pnginfo=mark)
+    with atomic(sheet) as tmp: contact_sheet(rows, title=concept.prompt).save(tmp, exif=picture_mark())
     look = dict(dpi=120, bbox_inches="tight", metadata=dict(Software="sas_nb"))
     with atomic(loss) as tmp: plot_history(concept).savefig(tmp, **look)
 

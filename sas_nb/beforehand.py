@@ -15,6 +15,7 @@ from .concept import Concept
 from .concept_file import FILES
 from .dit import VideoDiT
 from .files import UserError
+from .log import check_log
 from .prompt import Prompts
 from .recipe import Recipe, Run
 from .running import check_folder
@@ -63,11 +64,12 @@ def checked_adapter(dit:VideoDiT, prompts:list[Prompts], recipe:Recipe, run:Run,
                     A:dict|None, # a given basis
                    )->SharedLoRA: # not on the model yet
     """All that can fail is seen to before anything is computed or loaded: words, rank and layers, the basis,
-    room on the disk. Raises `UserError`."""
+    the folder, room on the disk. Raises `UserError`."""
     for p in prompts: dit.check_words(p.both)
     adapter = new_adapter(dit, recipe, prompts, A)
     if run.out is None: return adapter
     check_count(run.out, len(prompts))
+    check_log(run.out/"log.jsonl")
     for i in range(len(prompts)):
         check_place(concept_place(run.out, i, len(prompts)), FILES["names"], **FILES)
     size = 4*sum(p.numel() for p in adapter.weights.values())

@@ -104,7 +104,9 @@ def all_in(place:str|Path)->list[Path]:
 def not_in_zoo(name:str, zoo:Path, names)->UserError: # of all its members
     "What to raise for somebody whom a zoo does not have."
     place = "zoo" if zoo == zoo_place("zoo") else str(zoo)
-    near = ", ".join(get_close_matches(name, names, 5))
+    number = re.search(r"\d+$", name)
+    alike = [n for n in names if number and n.endswith(f"-{number[0]}")] # man-02 where woman-02 was asked for
+    near = ", ".join(dict.fromkeys([*alike, *get_close_matches(name, names, 5)]))
     instead = f"try {near}, or see" if near else "see"
     return UserError(f"There is no {name!r} in the zoo {place!r}: {instead} all {len(names)} names with "
                      f"Atlas({place!r}).names or sas-nb explore {place}.")

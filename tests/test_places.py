@@ -90,7 +90,7 @@ def test_a_place_stands_for_the_same_in_an_atlas_and_in_the_explorer(home, conce
 
 @pytest.mark.parametrize("place, says", [
     ("zoo", "'zoo' is a zoo of 72 concepts: name one of them, as in 'zoo/woman-00', or open all with Atlas('zoo') or sas-nb explore zoo."), ("woman-48", "There is no folder 'woman-48': in the shipped zoo it is zoo/woman-48."),
-    ("zoo/woman-48", "'zoo/woman-48' is in a zoo: open it with load_zoo('zoo')['woman-48']."), ("zoo/womn-48", "There is no 'womn-48' in the zoo 'zoo': try woman-48, "), ("runs/dncer", "There is no folder 'runs/dncer': is 'runs/dancer' meant?"),
+    ("zoo/woman-48", "'zoo/woman-48' is in a zoo: open it with load_zoo('zoo')['woman-48']."), ("zoo/womn-48", "There is no 'womn-48' in the zoo 'zoo': try woman-48, "), ("zoo/woman-02", "There is no 'woman-02' in the zoo 'zoo': try man-02, "), ("runs/dncer", "There is no folder 'runs/dncer': is 'runs/dancer' meant?"),
     ("runs/x", "There is no folder 'runs/x': check the spelling and the folder you are in."), ("runs/dancer.mp4", "'runs/dancer.mp4' is a file, and a concept is a folder: give one that sas-nb train made from a film, or"),
     ("runs/dancer/concept/concept.json", "is a file of a concept: give the concept's folder, 'runs/dancer/concept'."), ("lora", "'lora' holds a LoRA for other programs, which sas-nb export wrote: give the folder of the concept"),
     ("runs", "'runs' is not a concept: give a folder that sas-nb train or Concept.save wrote"), ("a [v] woman. she is [u] dancing", "is a prompt, and no concept's folder: sas-nb generate takes the prompt after the folder, and sas-nb compose takes it behind --prompt."),

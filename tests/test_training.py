@@ -778,6 +778,11 @@ def test_a_log_of_ones_own_stays_and_no_step_is_taken(tmp_path, text):
     with pytest.raises(UserError, match="log.jsonl' is not the log of a training: move it away"): t.fit()
     assert t.step == 0 and (tmp_path/"log.jsonl").read_text() == text
 
+def test_a_log_of_ones_own_is_refused_before_anything_is_encoded(tmp_path, dit, clip, monkeypatch):
+    monkeypatch.setattr("sas_nb.learning.build", None)
+    (tmp_path/"log.jsonl").write_text("buy milk")
+    with pytest.raises(UserError, match="is not the log of a training"): learn(clip, (STATIC, "he is [u] dancing"), dit, run=Run(tmp_path, progress=False))
+
 @pytest.mark.parametrize("stage, suffix", [("appearance", "png"), ("motion", "mp4")])
 def test_samples_are_written_and_change_nothing(tmp_path, monkeypatch, dit, stage, suffix):
     monkeypatch.setattr(dit.defaults, "steps", 1)
