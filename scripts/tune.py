@@ -56,6 +56,7 @@ def variants() -> dict:
         "no pairs": dict(stage2=dict(counterfactuals=0.0)),
         "pairs 1/4": dict(stage2=dict(counterfactuals=0.25)),
         "stage 2 no prior": dict(stage2=dict(prior=0.0)), "stage 2 shift 8": dict(stage2=dict(shift=8.0)),
+        "each stage in its noise": dict(stage1=dict(shift=1.0), stage2=dict(shift=8.0)),
         "prior 1/4, then none": dict(stage1=dict(prior=0.25), stage2=dict(prior=0.0))
     }
     changed |= {"silent words": dict(token_init=0.), "words of full length": dict(token_init=1.)}
@@ -96,7 +97,8 @@ _BRIEFLY = (
 _SAMPLED = (
     "ours", "ours, two thirds guidance", "ours, two thirds guidance, against 0.7", "ours, edits 3",
     "ours, two thirds guidance, against 0.7, edits 1", "ours, two thirds guidance, against 0.7, edits 3",
-    "ours, two thirds guidance, against 0.7, edits 6", "LoRA-8, edits 3", "LoRA-8, rate x 4"
+    "ours, two thirds guidance, against 0.7, edits 6", "LoRA-8, edits 3", "LoRA-8, rate x 4",
+    "ours, each stage in its noise"
 )
 SETS = dict(
     tune=dict(people=4, only=_BRIEFLY, steps1=50, steps2=100, batch=4, sampling_steps=10),
