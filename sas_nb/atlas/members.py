@@ -107,7 +107,7 @@ def from_concept(concept:Concept, name:str)->Member:
     a = concept.appearance
     m = concept.motion
     sizes = {l: (len(w[f"{l}.B1"]), *w[f"{l}.A"].shape[::-1]) for l in concept.layers}
-    def scaled(B, scale): return B if scale == 1 else scale*B # copies cost a hand its time
+    def scaled(B, scale): return B if scale == 1 else scale*B # at 1 no copy: a slider must answer at once
     def read(layers):
         return {l: (w[f"{l}.A"], scaled(w[f"{l}.B1"], a), scaled(w[f"{l}.B2"], m)) for l in layers}
     def state():

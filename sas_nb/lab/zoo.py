@@ -49,7 +49,7 @@ def _check_members(concepts):
     for n, c in concepts.items():
         if not _same_basis(c, first):
             raise UserError(f"{n!r} and {name!r} do not share a basis A on one base: "
-                            "learn them together with learn_many, or rewrite them with Atlas.rebase.")
+                            "learn them together with learn_many, or rewrite them with Atlas.project_onto.")
         if not _plain(c) or set(c.tokens) != set(first.tokens):
             raise UserError(f"{n!r} is reweighted, self-conditioned or has other placeholders than {name!r}: "
                             "a zoo keeps plain concepts.")
