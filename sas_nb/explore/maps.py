@@ -27,8 +27,8 @@ class Position:
     dance:str=AVERAGE        # whose motion to start from
     look_by:tuple=(0., 0.)   # from there, on the map of looks
     dance_by:tuple=(0., 0.)  # and on the map of dances
-    appearance:float=1.      # strength of A1 B1; 1 is as learned
-    motion:float=1.          # strength of A1 B2
+    appearance:float=1.      # strength of B1 A; 1 is as learned
+    motion:float=1.          # strength of B2 A
     prompt:str=""            # the concept's own, without clothes, when empty
     seed:int=0
     look_along:tuple=()      # standard deviations along the components of appearance

@@ -31,7 +31,7 @@ from ..recipe import Recipe, Run
 from ..writing import atomic
 
 # %% ../../nbs/lab/30_compose_bench.ipynb #41f4d436
-# of the zoo's members, too; beside strangers, or nobody could stand beside anybody
+# the zoo's members were trained by it, too; a share of the pictures shows them beside others (`composites`)
 MEMBER = Recipe.default().with_(
     both=dict(batch=2, lr_factor=8., full_caption=False, bf16=True, decay="cosine",
               composites=.35),
