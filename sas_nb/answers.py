@@ -16,7 +16,7 @@ from .files import expanded
 from .options import RECIPES
 from .recipe import Recipe
 from .terminal import caution, say
-from .writing import atomic, may_replace, picture_mark
+from .writing import atomic, MARK, may_replace, picture_mark
 
 # %% ../nbs/parts/answers.ipynb #5e1f0d07
 _ROUND = ("the clip, and the most that {model!r} can show of it ({psnr:.1f} dB; at 30 few people see a "
@@ -69,7 +69,7 @@ def _draw(concept, rows, sheet, loss):
     from sas_nb.log import plot_history
     from sas_nb.sheet import contact_sheet
     with atomic(sheet) as tmp: contact_sheet(rows, title=concept.prompt).save(tmp, exif=picture_mark())
-    look = dict(dpi=120, bbox_inches="tight", metadata=dict(Software="sas_nb"))
+    look = dict(dpi=120, bbox_inches="tight", metadata=dict(Software=MARK))
     with atomic(loss) as tmp: plot_history(concept).savefig(tmp, **look)
 
 # %% ../nbs/parts/answers.ipynb #c3ba36ed

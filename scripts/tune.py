@@ -25,7 +25,7 @@ from sas_nb.files import check_names, UserError
 from sas_nb.hub import fingerprint
 from sas_nb.lab.bench import LEAKS, losses, measured, row_files, run, TABLE, table
 from sas_nb.lab.cases import case, in_words
-from sas_nb.lab.methods import Budget, one_stage, set_and_sequence
+from sas_nb.lab.methods import ABLATIONS, Budget, one_stage, set_and_sequence
 from sas_nb.lab.oracles import Oracles
 from sas_nb.recipe import Recipe, Sampling
 from sas_nb.writing import atomic
@@ -56,7 +56,6 @@ def variants() -> dict:
         "no pairs": dict(stage2=dict(counterfactuals=0.0)),
         "pairs 1/4": dict(stage2=dict(counterfactuals=0.25)),
         "stage 2 no prior": dict(stage2=dict(prior=0.0)), "stage 2 shift 8": dict(stage2=dict(shift=8.0)),
-        "each stage in its noise": dict(stage1=dict(shift=1.0), stage2=dict(shift=8.0)),
         "prior 1/4, then none": dict(stage1=dict(prior=0.25), stage2=dict(prior=0.0))
     }
     changed |= {"silent words": dict(token_init=0.), "words of full length": dict(token_init=1.)}
@@ -82,6 +81,7 @@ def variants() -> dict:
             "paper's recipe": set_and_sequence(Recipe.paper()),
             **{f"LoRA-8, rate x {k}": one_stage(lr_factor=float(k)) for k in (1, 2, 4, 8, 16)},
             "LoRA-8, rate x 4, shift 4": one_stage(lr_factor=4., shift=4.),
+            "ours, each stage in its noise": ABLATIONS["each stage in its noise"],
             **{f"ours, {name}": set_and_sequence(sampling=Sampling(), **how) for name, how in parts.items()}}
 
 
