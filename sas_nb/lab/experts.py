@@ -41,7 +41,7 @@ def two_experts(folder:str|Path,     # to write; it must not be there
     if source is None:
         raise UserError(f"{str(model)!r} is not a folder: give 'tiny', or a downloaded model's.")
     if folder.exists(): raise UserError(f"{str(folder)!r} is there already: choose another name.")
-    with atomic(folder, marker="model_index.json") as tmp: _doubled(source, tmp, boundary)
+    with atomic(folder, marker="sas_nb.json") as tmp: _doubled(source, tmp, boundary)
     return folder
 
 # %% ../../nbs/lab/24_experts.ipynb #4e58e902
