@@ -204,13 +204,17 @@ def export(self:Placed, folder, *args, **kwargs):
     return self.save(folder)
 
 # %% ../nbs/parts/ways.ipynb #2e733efd
+_IN_A_SCENE = dict(negative_scale=.35, edit_guidance=0.) # where `generate` is not told otherwise
+
 def masked(parts:list[Part], prompts:Prompts, places:list[Box])->Placed:
     "Each acts in its own place, and on its own words."
     weights = _basis(parts[0])
     for layer in parts[0].concept.layers:
         weights[f"{layer}.B1"] = torch.stack([p.B1(layer) for p in parts])
         weights[f"{layer}.B2"] = torch.stack([p.B2(layer) for p in parts])
-    return _whole(parts, prompts, weights, "masked", Placed, places=places)
+    placed = _whole(parts, prompts, weights, "masked", Placed, places=places)
+    placed.info["sampling"] = placed.info.get("sampling", {}) | _IN_A_SCENE
+    return placed
 
 # %% ../nbs/parts/ways.ipynb #r00mpy01
 _ROOM = 3 # tokens of a picture's width that a subject needs

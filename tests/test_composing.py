@@ -270,6 +270,15 @@ def test_masked_alone_in_the_picture_is_the_concept_itself(zoo):
     assert (seen-own).abs().max() < .05 < (scene.generate(places=[(0, .999, .001, 1), (0, 0, 1, 1)], **how).frames-own).abs().max()
 
 
+def test_a_scene_is_sampled_in_its_own_way_unless_told_otherwise(zoo):
+    scene, size = compose(zoo, "masked"), dict(seed=3, steps=2, num_frames=5)
+    prompt = scene.concept().prompt.replace("park", "forest")
+    usual, said = (scene.generate(prompt, **size, **how).frames for how in ({}, dict(negative_scale=.35, edit_guidance=0.)))
+    assert torch.equal(usual, said)
+    for other in (dict(negative_scale=.7), dict(edit_guidance=3.)): assert not torch.equal(usual, scene.generate(prompt, **size, **other).frames)
+    assert compose(zoo, "sum").concept().info["sampling"] == next(iter(zoo.values())).info["sampling"] # theirs is as it was
+
+
 def test_masked_halves(zoo):
     "A strength of the one on the left changes the left half more."
     scene = compose(zoo, "masked")

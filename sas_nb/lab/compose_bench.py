@@ -27,7 +27,7 @@ from .oracles import round_trip
 from .zoo import spec_of
 from ..learning import learn
 from ..prompt import Prompts
-from ..recipe import Recipe, Run
+from ..recipe import Recipe, Run, Sampling
 from ..writing import atomic
 
 # %% ../../nbs/lab/30_compose_bench.ipynb #41f4d436
@@ -85,11 +85,13 @@ def _boxes(g, grown=.04)->list: # where each subject is in the exact answer, wit
 # %% ../../nbs/lab/30_compose_bench.ipynb #1d1418e5
 def together_of(way:str,
                 places:str|None=None, # "boxes" of the exact answer, or as for `compose`
+                sampling:Sampling|None=None, # as the way is usually sampled when None
                 **options)->Callable:
     "Concepts that were learned apart, put together."
+    told = sampling and dict(negative_scale=sampling.negative_scale, edit_guidance=sampling.edit_guidance)
     def make(g, cast, seed):
         where = _boxes(g) if places == "boxes" else places
-        return [compose(cast.of(g), way, where, **options).generate(prompt_of(g), seed)]
+        return [compose(cast.of(g), way, where, **options).generate(prompt_of(g), seed, **told or {})]
     return make
 
 def _own_masks(g)->list: # exact, (T, H, W) of each single clip
@@ -122,6 +124,7 @@ COMPOSED = {"sum": together_of("sum"), "sum, gain 1.5": together_of("sum", gain=
 PLACES = {"masked by boxes": "boxes", "masked by words": "words", "masked side by side": None}
 COMPOSED |= {name: together_of("masked", where) for name, where in PLACES.items()}
 COMPOSED |= {f"{name}, gain 1.5": together_of("masked", where, gain=1.5) for name, where in PLACES.items()}
+COMPOSED |= {"masked side by side, sampled as alone": together_of("masked", sampling=MEMBER.sampling)}
 COMPOSED |= {"joint": jointly(), "joint, stitched": jointly(.2, arrangement="stitched"),
              "joint, cut-outs": jointly(.2, arrangement="cutouts")}
 COMPOSED |= {f"joint, stitched, share {s:g}": jointly(s, arrangement="stitched") for s in (.1, .33)}
