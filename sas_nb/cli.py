@@ -16,9 +16,9 @@ from rich.text import Text
 from . import __version__
 from .answers import draw_round_trip, norms_table, provenance, words_table
 from .cache import data_path, named_film
-from .command import (app, check_out, clip_size, command, ConceptFolder, load_clip, load_concept,
-                            LOOK, run_of, write_concept, write_video)
-from .files import expanded, read_about, UserError
+from .command import (app, basis_of, check_out, clip_size, command, ConceptFolder, load_clip,
+                            load_concept, LOOK, run_of, write_concept, write_video)
+from .files import expanded, read_about
 from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_recipe,
                             Counterfactual, Dtype, EditGuidance, Fps, Frames, Guidance, InputsOnHost, Lr,
                             Model, MotionGuidance, Named, named_dtype, named_model, Negative,
@@ -161,17 +161,11 @@ def _note(model, film):
     about = clip_size(model, download=False).about
     if about and not _is_shipped(film): say(f"Note: {model!r} {about}.", err=True)
 
-# %% ../nbs/parts/cli.ipynb #ba515of1
-def _member(place): # all members of a zoo share one basis
-    from sas_nb.atlas.places import load_zoo, zoo_place
-    try: return next(iter(load_zoo(place).values())) if zoo_place(place) else load_concept(place)
-    except UserError as e: raise UserError(f"--basis takes a concept's folder, or the word zoo; {e}") from e
-
 # %% ../nbs/parts/cli.ipynb #476acd4c
 def _learn(film, clip, prompts, model, recipe, run, sheet, wish, basis): # wishes as of `wishes`
     from sas_nb.learning import learn
     from sas_nb.phrasing import lint
-    basis = basis and _member(basis)
+    basis = basis_of(basis)
     for words in [f"{w}." for w in clip.report.warnings] + lint(prompts): caution(as_options(words))
     if run.progress: _note(getattr(model, "name", model), film)
     def train(run): return learn(clip, prompts, model, recipe, run, basis)

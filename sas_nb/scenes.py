@@ -11,15 +11,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .command import (check_out, clip_size, command, load_clip, load_concepts, LOOK, run_of,
-                            write_concept, write_video)
+from .command import (basis_of, check_out, clip_size, command, load_clip, load_concepts, LOOK,
+                            run_of, write_concept, write_video)
 from .files import check_names, expanded, read_json, UserError
 from .folders import own_name, told_apart
-from .options import (Apart, AtOnce, Base, Batch, Checkpointing, chosen_recipe, Dtype, EditGuidance,
-                            Fps, Frames, Guidance, InputsOnHost, Lr, Model, MotionGuidance, Named,
-                            named_model, Negative, NegativeScale, Plays, Quiet, Rank, Revision, SampleEvery,
-                            SampleSteps, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps, Steps1, Steps2,
-                            Swapped, TextBits, Tiled, VaeBits, Video, VideoSeed, Weights, wishes)
+from .options import (Apart, AtOnce, Base, Basis, Batch, Checkpointing, chosen_recipe, Dtype,
+                            EditGuidance, Fps, Frames, Guidance, InputsOnHost, Lr, Model, MotionGuidance,
+                            Named, named_model, Negative, NegativeScale, Plays, Quiet, Rank, Revision,
+                            SampleEvery, SampleSteps, SaveEvery, Seed, Settings, Sheet, Size, Start, Steps,
+                            Steps1, Steps2, Swapped, TextBits, Tiled, VaeBits, Video, VideoSeed, Weights,
+                            wishes)
 from .terminal import as_options, caution, say
 
 # %% ../nbs/parts/scenes.ipynb #fb05d3b2
@@ -153,7 +154,7 @@ def train_together(
         clips:Annotated[list[Path], _CLIPS], prompts:Annotated[Path, _PROMPTS], out:Annotated[Path, _OUT],
         model:Model="tiny", revision:Revision=None, dtype:Dtype=None, frames:Frames=None, size:Size=None,
         fps:Fps=None, start:Start=0., recipe:Named="default", settings:Settings=None, steps1:Steps1=None,
-        steps2:Steps2=None, rank:Rank=None, batch:Batch=None, lr:Lr=None, seed:Seed=None,
+        steps2:Steps2=None, rank:Rank=None, batch:Batch=None, lr:Lr=None, seed:Seed=None, basis:Basis=None,
         checkpointing:Checkpointing=None, apart:Apart=None, at_once:AtOnce=None, weights:Weights=None,
         swapped:Swapped=None, inputs_on_host:InputsOnHost=None, tiled:Tiled=None, vae_bits:VaeBits=None,
         text_bits:TextBits=None, save_every:SaveEvery=None, sample_every:SampleEvery=None,
@@ -175,18 +176,19 @@ def train_together(
     run = run_of(out, progress=not quiet, save_every=save_every, sample_every=sample_every,
                  sample_steps=sample_steps)
     loaded = named_model(model, dtype, revision) if dtype or revision else model
-    _learn(seen, loaded, chosen, run, sheet, wish)
+    _learn(seen, loaded, chosen, run, sheet, wish, basis)
 
 # %% ../nbs/parts/scenes.ipynb #c624ca53
-def _learn(seen, model, recipe, run, sheet, wish): # wishes as of `wishes`
+def _learn(seen, model, recipe, run, sheet, wish, basis): # wishes as of `wishes`
     from sas_nb.composing import learn_together
+    basis = basis_of(basis)
     clips, prompts, masks, places = seen
     for clip in clips.values():
         for words in clip.report.warnings: caution(as_options(f"{clip.name}: {words}."))
     given = dict(masks=masks if any(m is not None for m in masks) else None,
                  places=None if None in places else places)
     pairs = list(zip(clips.values(), prompts))
-    def train(run): return learn_together(pairs, model, recipe, run, **given)
+    def train(run): return learn_together(pairs, model, recipe, run, basis=basis, **given)
     write_concept(train, clips, model, recipe, run, wish, sheet)
 
 # %% ../nbs/parts/scenes.ipynb #c0m0py01

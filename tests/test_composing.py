@@ -469,6 +469,16 @@ def test_the_command(films, tmp_path):
     assert again.exit_code == 0 and "finished already" in again.output
 
 
+def test_the_command_learns_over_a_basis(films, tmp_path):
+    (tmp_path/"scene.toml").write_text(TEMPLATE)
+    words = films[:2]+["--prompts", tmp_path/"scene.toml", "--frames", 5, "--steps1", 1, "--steps2", 1, "--batch", 2, "--set", "both.prior=0", "--no-sheet", "-q"]
+    out = run(*words, "--out", tmp_path/"out", "--basis", "zoo")
+    assert out.exit_code == 0, out.output
+    ours, member = Concept.load(tmp_path/"out"), load_zoo(names=["woman-00"])["woman-00"]
+    assert ours.layers == member.layers and all(torch.equal(ours.weights[k], w) for k, w in member.weights.items() if k.endswith(".A"))
+    assert "--basis takes a concept's folder, or the word zoo; " in run(*words, "--out", tmp_path/"other", "--basis", tmp_path/"nobody").output
+
+
 def test_what_is_wished_of_the_memory_leaves_the_rest_to_the_plan(films, tmp_path, monkeypatch):
     from sas_nb import plan
     asked, runs = [], []
