@@ -447,7 +447,7 @@ def test_faces(studio, tmp_path):
 
 def test_widgets_come_with_a_picture(explorer):
     bundle = explorer._repr_mimebundle_()
-    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.room.model_id
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.pane.model_id
     assert Image.open(BytesIO(base64.b64decode(bundle["image/png"]))).size[0] > 400
 
 

@@ -2,7 +2,7 @@
 import json, re, time
 import pytest
 from sas_nb.atlas.places import load_zoo
-from sas_nb.explore.layout import Room, saying
+from sas_nb.explore.layout import Pane, saying
 from sas_nb.explore.opening import shape_of_page, title_of
 from sas_nb.explore.page import Explorer
 from sas_nb.explore.serve import _await_page, _template, opening_page, site
@@ -40,20 +40,20 @@ def test_loading_pytorch_is_said_before_it_is_loaded():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
-def test_a_room_shows_its_words_until_the_page_comes(monkeypatch, tmp_path):
+def test_a_pane_shows_its_words_until_the_page_comes(monkeypatch, tmp_path):
     told = []
-    monkeypatch.setattr(Room, "say", lambda self, words: told.append(words))
-    room = opening_page(PAIR, str(tmp_path), faces=0, out=str(tmp_path/"out"), **SMALL)
-    assert room.children == (room.opening,) and room.opening.words == "Opening the page"  # at once
-    assert wait_for(lambda: len(room.children) == 2) and "sas-explorer" in room.children[1]._dom_classes
+    monkeypatch.setattr(Pane, "say", lambda self, words: told.append(words))
+    pane = opening_page(PAIR, str(tmp_path), faces=0, out=str(tmp_path/"out"), **SMALL)
+    assert pane.children == (pane.opening,) and pane.opening.words == "Opening the page"  # at once
+    assert wait_for(lambda: len(pane.children) == 2) and "sas-explorer" in pane.children[1]._dom_classes
     assert told == ["Loading PyTorch", "Reading the concepts and drawing their maps"]
     assert wait_for((tmp_path/"quiet").exists) and json.loads((tmp_path/"ready").read_text())["note"]
 
 
 def test_why_there_is_no_page_takes_the_signs_place(tmp_path):
-    room = opening_page([str(tmp_path/"nowhere")], str(tmp_path), faces=0)
-    assert wait_for(lambda: room.opening not in room.children)
-    assert "nowhere" in room.children[0].value and 'role="alert"' in room.children[0].value
+    pane = opening_page([str(tmp_path/"nowhere")], str(tmp_path), faces=0)
+    assert wait_for(lambda: pane.opening not in pane.children)
+    assert "nowhere" in pane.children[0].value and 'role="alert"' in pane.children[0].value
 
 
 @pytest.mark.parametrize("debug, says", [("0", "Something went wrong that should not have (RuntimeError: out of paint)"), ("1", "Traceback")])
@@ -61,9 +61,9 @@ def test_a_mistake_of_ours_takes_the_signs_place_and_reaches_the_command(tmp_pat
     def fails(*args, **kwargs): raise RuntimeError("out of paint")
     monkeypatch.setattr("sas_nb.explore.page.Explorer", fails)
     monkeypatch.setenv("SAS_NB_DEBUG", debug)
-    room = opening_page(PAIR, str(tmp_path), faces=0)
-    assert wait_for(lambda: room.opening not in room.children, 20)
-    assert says in room.children[0].value and 'role="alert"' in room.children[0].value
+    pane = opening_page(PAIR, str(tmp_path), faces=0)
+    assert wait_for(lambda: pane.opening not in pane.children, 20)
+    assert says in pane.children[0].value and 'role="alert"' in pane.children[0].value
     with pytest.raises(UserError) as told: _await_page(None, tmp_path, 0.)
     assert says in str(told.value)
 
@@ -95,11 +95,11 @@ def test_a_notebooks_cell_says_what_is_done_and_takes_it_back(monkeypatch):
     assert len(seen) == 2 and told == []
 
 
-def test_an_explorer_over_a_studio_says_nothing_and_stands_in_a_room(tmp_path):
+def test_an_explorer_over_a_studio_says_nothing_and_stands_in_a_pane(tmp_path):
     from sas_nb.explore.renderer import Studio
     told = []
     e = Explorer(Studio(load_zoo("zoo", ["woman-00", "man-02"]), **SMALL), out=tmp_path, faces=0, tell=told.append)
-    assert e.room.children == (e.room.opening, e.view) and e.room.opening.page == shape_of_page(e.head.title)
+    assert e.pane.children == (e.pane.opening, e.view) and e.pane.opening.page == shape_of_page(e.head.title)
     assert e.worker.wait() and not e.screen.busy
     e.close(); e.worker.wait()
 

@@ -16,7 +16,7 @@ import traitlets as tr
 from fastcore.basics import patch
 from PIL import Image
 from .controls import add_controls, button, show_pins
-from .layout import box, layout, opened, Room
+from .layout import box, layout, opened, Pane
 from .links import link_all
 from .sights import ask_for_faces
 from .widgets import draw, Screen, status
@@ -101,7 +101,7 @@ def _furnish(e):
     e.buttons = buttons_of(e)
     link_all(e)
     e.view = layout(e)
-    e.room = Room(e.head.title, page=e.view)
+    e.pane = Pane(e.head.title, page=e.view)
 
 # %% ../../nbs/explore/04_page.ipynb #a6d2bc72
 @patch
@@ -281,7 +281,7 @@ def pin(self:Explorer):
 def close(self:Explorer):
     "Stop working, and take the widgets away."
     self.worker.close()
-    self.room.close()
+    self.pane.close()
     self.view.close()
 
 # %% ../../nbs/explore/04_page.ipynb #ee34ae67
@@ -297,4 +297,4 @@ def _repr_mimebundle_(self:Explorer, **kwargs):
     "The widgets; where they cannot live, the picture."
     out = BytesIO()
     self.picture().save(out, "png")
-    return self.room._repr_mimebundle_(**kwargs) | {"image/png": base64.b64encode(out.getvalue()).decode()}
+    return self.pane._repr_mimebundle_(**kwargs) | {"image/png": base64.b64encode(out.getvalue()).decode()}

@@ -62,18 +62,18 @@ def _tell(marks:Path|None, mark:str, **said):
 
 # %% ../../nbs/explore/05_serve.ipynb #3f792809
 def opening_page(concepts, folder:str, scene:bool=False, **options): # as of `explorer_page`
-    "A room that says what is being done, into which the page comes."
+    "A pane that says what is being done, into which the page comes."
     import ipywidgets as iw
-    from sas_nb.explore.layout import Room
-    room = Room(title_of(scene or is_scene(concepts)))
+    from sas_nb.explore.layout import Pane
+    pane = Pane(title_of(scene or is_scene(concepts)))
     looked = threading.Event()
-    room.opening.on_msg(lambda *message: looked.set())
+    pane.opening.on_msg(lambda *message: looked.set())
     def fill():
         while (Path(folder)/_BEGUN).exists() and not (looked.wait(.2) or (Path(folder)/_QUIET).exists()): pass
-        page = explorer_page(concepts, folder, scene, room.say, **options)
-        room.children = (room.opening, page.view) if hasattr(page, "view") else (iw.HTML(page.data),)
+        page = explorer_page(concepts, folder, scene, pane.say, **options)
+        pane.children = (pane.opening, page.view) if hasattr(page, "view") else (iw.HTML(page.data),)
     threading.Thread(target=fill, daemon=True).start()
-    return room
+    return pane
 
 # %% ../../nbs/explore/05_serve.ipynb #4bc4ab62
 def _notebook(concepts, options:dict)->str:

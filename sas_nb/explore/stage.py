@@ -14,7 +14,7 @@ import ipywidgets as iw
 import traitlets as tr
 from fastcore.basics import patch
 from PIL import Image
-from .layout import box, opened, Room
+from .layout import box, opened, Pane
 from .links import field, link, link_words
 from .opening import title_of
 from .page import buttons_of, Explorer, open_page
@@ -204,7 +204,7 @@ def _furnish(e):
     for w in e.held: w.observe(lambda change: change.new or e.refresh(), "dragging")
     e.observe(lambda change: e.refresh(), "position")
     e.view = _layout(e)
-    e.room = Room(e.head.title, page=e.view)
+    e.pane = Pane(e.head.title, page=e.view)
 
 # %% ../../nbs/explore/04_stage.ipynb #c88955ee
 @patch

@@ -6,7 +6,7 @@ const LATEST = 5000 // ms: shown then as it is
 
 function render({ model, el }) {
   const tell = () => { el.querySelector("[role=status]")?.replaceChildren(model.get("words")) }
-  const room = () => el.closest(".sas-room")
+  const pane = () => el.closest(".sas-pane")
   let timer
   let last
 
@@ -16,7 +16,7 @@ function render({ model, el }) {
     el.hidden = true
   }
   const look = () => {
-    const page = room()?.querySelector(".sas-explorer")
+    const page = pane()?.querySelector(".sas-explorer")
     if (!page) return
     last ??= setTimeout(show, LATEST)
     clearTimeout(timer)
@@ -28,9 +28,9 @@ function render({ model, el }) {
   el.classList.add("sas-opening")
   tell()
   model.on("change:words", tell)
-  requestAnimationFrame(() => { // it stands in its room only now
+  requestAnimationFrame(() => { // it stands in its pane only now
     document.querySelector(".sas-ahead")?.remove()
-    if (room()) watch.observe(room(), { childList: true, subtree: true })
+    if (pane()) watch.observe(pane(), { childList: true, subtree: true })
     look()
   })
   model.send({ drawn: true })
