@@ -38,6 +38,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'sas_nb.advice.size_for': ('parts/advice.html#size_for', 'sas_nb/advice.py')},
             'sas_nb.answers': { 'sas_nb.answers._clips': ('parts/answers.html#_clips', 'sas_nb/answers.py'),
                                 'sas_nb.answers._draw': ('parts/answers.html#_draw', 'sas_nb/answers.py'),
+                                'sas_nb.answers._few_steps': ('parts/answers.html#_few_steps', 'sas_nb/answers.py'),
                                 'sas_nb.answers._numbers': ('parts/answers.html#_numbers', 'sas_nb/answers.py'),
                                 'sas_nb.answers._origin': ('parts/answers.html#_origin', 'sas_nb/answers.py'),
                                 'sas_nb.answers._recipe': ('parts/answers.html#_recipe', 'sas_nb/answers.py'),

@@ -46,7 +46,16 @@ def say_learned(concept, out:Path, finished:bool, drawn:bool):
     if drawn:
         say(f"Look at {out/'sheet.png'}, the clip beside what was learned of it; {out/'loss.png'} has the "
             "losses.")
+    if few := _few_steps(concept.info.get("recipe", {})): say(few)
     say(f"The concept is in {out/'concept'}. See it move: sas-nb generate {out} --out clip.mp4")
+
+# %% ../nbs/parts/answers.ipynb #fewst3ps
+def _few_steps(recipe:dict)->str: # a sentence where there were less than half of the usual ones
+    asked = [recipe.get(stage, {}).get("steps", 0) for stage in ("stage1", "stage2")]
+    usual = [stage.steps for stage in (Recipe.default().stage1, Recipe.default().stage2)]
+    if 2*sum(asked) >= sum(usual): return ""
+    return (f"In {asked[0]} + {asked[1]} steps little is learned: this is to see that it works, and the "
+            f"default recipe has {usual[0]} + {usual[1]}.")
 
 # %% ../nbs/parts/answers.ipynb #5e1f0d09
 def draw_run(concept,

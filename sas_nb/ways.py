@@ -58,10 +58,10 @@ def _check_two(first, c, way):
                         f"{c.info['base']!r}, or of other weights of one{words and f' ({words})'}: "
                         "learn them over the same one.")
     if way != "merged" and not _share_basis(first, c):
-        raise UserError("The concepts were learned over bases of their own, and need one basis A: learn them "
-                        "again over one, as in sas-nb train --basis zoo --set both.composites=.35 (in Python "
-                        "basis=), or learn their films together. The way 'merged' takes any bases, but adds "
-                        "up all of them everywhere.")
+        raise UserError("The concepts were learned over different bases, and need one basis A: learn one "
+                        "again over the other's, as in sas-nb train --basis zoo --set both.composites=.35, "
+                        "or learn their films together. The way 'merged' takes any bases, but adds up all "
+                        "of them everywhere.")
 
 def _share_basis(a:Concept, b:Concept)->bool:
     if a.layers != b.layers: return False

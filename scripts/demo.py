@@ -148,7 +148,7 @@ def main(
     if report(written, seconds): raise typer.Exit(1)
     edit = f"{command()} generate {out} \"{EDITS['in the snow']}\" --out edit.mp4"
     say(f"Look at {out / 'sheet.png'} first. More edits: {edit}")
-    say(f"See it dance beside 72 others, and mix their looks and dances with the mouse: {command()} explore")
+    say(f"See it dance beside 72 others, whose looks and dances you can mix: {command()} explore")
 
 
 if __name__ == "__main__": typer.run(main)

@@ -106,7 +106,7 @@ def help_of(chips:dict)->list[str]: # kind -> phrases
             "strong.",
             f"Words: edit the sentence{kinds}.",
             "Maps: drag the ring. On a face it is that concept, between faces a mixture. Arrow keys move it "
-            "too.",
+            "too. Sliders below a map push one component, the strongest first.",
             "Look \u00d7 dance: every look with every dance, playing in step. A click goes there.",
             "A to B: drag along the line from one concept to another.",
             "Pin a video to compare it. Keep writes what you see as a concept, a LoRA or code.",
