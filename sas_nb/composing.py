@@ -156,7 +156,8 @@ def generate(self:Composition, prompt:str|list[str]|None=None, # with the words 
              appearance=1., motion=1., places:list[Box]|None=None, # as for `concept`
              **kwargs, # of `Concept.generate`
             )->Clip|list[Clip]:
-    "Generate the scene. A prompt that forgets somebody is warned of. Raises `UserError`."
+    """Generate the scene. With places, edit guidance is none and the concepts are at .35 on guidance's
+    negative side, unless told otherwise. A prompt that forgets somebody is warned of. Raises `UserError`."""
     return self.concept(appearance, motion, places).generate(prompt, seed, steps, guidance, **kwargs)
 
 @patch

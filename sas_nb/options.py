@@ -203,10 +203,12 @@ Base = _option(str, _BASE)
 # %% ../nbs/parts/options.ipynb #smpl0py2
 _GUIDANCE = "Classifier-free guidance, 1 is none; what suits the concept when not given."
 Guidance = _option(float, _GUIDANCE)
-_SCALE = "Scale of the concept on guidance's negative side, 0 to 1; 1 is ordinary guidance."
+_SCALE = ("Scale of the concept on guidance's negative side, 0 to 1; 1 is ordinary guidance. The concept's "
+          "own if not given; .35 for several in their places.")
 NegativeScale = _option(float, _SCALE)
 MotionGuidance = Annotated[float, typer.Option(help="Below 1 calmer, above 1 livelier.")]
-_EDITS = "Higher follows an edit more, at the cost of the person; 0 is none. The concept's own if not given."
+_EDITS = ("Higher follows an edit more, at the cost of the person; 0 is none. The concept's own if not "
+          "given; none for several in their places.")
 EditGuidance = _option(float, _EDITS)
 Negative = _option(str, "What to move away from.")
 
