@@ -314,6 +314,14 @@ def test_train_writes_a_run_and_finds_it_again(dancer, trained):
     output = ok("train", dancer, *PROMPTS, "--out", trained, *SHORT)
     after = load_file(trained / "concept/concept.safetensors")
     assert str(trained / "concept") in output and all(before[k].equal(after[k]) for k in before)
+    assert "In 1 + 1 steps little is learned" in " ".join(output.split())
+
+
+def test_only_few_steps_are_told():
+    from sas_nb.answers import _few_steps
+    usual = Recipe.default()
+    assert not _few_steps(usual.to_dict()) and not _few_steps(Recipe.paper().to_dict())
+    assert _few_steps(usual.with_(stage1=dict(steps=0), stage2=dict(steps=20)).to_dict()).startswith("In 0 + 20 steps")
 
 
 def test_train_over_the_basis_of_another(dancer, trained, tmp_path):
