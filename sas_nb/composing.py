@@ -231,5 +231,5 @@ def _check_capacity(n:int, rank:int):
     "Warn where concepts have less than two vectors of the basis each; data/bench/capacity.csv says why."
     if 2*n <= rank: return
     warnings.warn(f"{n} concepts share a basis of {rank} vectors, less than two for each. With one for each, "
-                  "half of the movement was lost on the tiny model: "
+                  "more than half of the movement was lost on the tiny model: "
                   f"set rank={2*n} or more, or learn fewer together.", Advice, stacklevel=3)
